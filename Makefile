@@ -1,0 +1,33 @@
+# The two commands of the README are `make demo` and `make test`; both build their own environment in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := runs/demo
+
+.PHONY: demo test bench clean lint
+
+# pip, not uv: with the constraint it takes the CPU build of torch where the machine offers one (README, "Set-up").
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+demo: $(VENV)/installed
+	rm -rf $(DEMO)
+	$(BIN)/espalier fit --config examples/digits-rigl.yaml --out $(DEMO)/rigl
+	$(BIN)/espalier fit --config examples/digits-cigl.yaml --out $(DEMO)/cigl
+	$(BIN)/espalier evaluate $(DEMO)/cigl $(DEMO)/rigl --picture $(DEMO)/reliability.png
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest -q -n 2 -m "not slow"
+
+bench: $(VENV)/installed
+	$(BIN)/python examples/benchmarks/step_time.py
+	$(BIN)/python examples/benchmarks/state_bytes.py
+
+clean:
+	rm -rf $(VENV) runs dist .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,54 @@
+"""CigL (Lei et al., ICLR 2023): sparse training under a random mask, and the average of the masked weights it visits."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from espalier import schedules
+from espalier.contracts import Data
+from espalier.distributions import effective_keep_prob
+from espalier.fit import Fit
+from espalier.guides import MaskedGuide
+from espalier.network import BayesianNetwork
+from espalier.options import Training, prepare
+from espalier.streams import Streams, find_device
+from espalier.topology import initial
+from espalier.training import Watch, train
+
+
+def infer(
+    model: BayesianNetwork,
+    data: Data,
+    *,
+    sparsity: float = 0.9,
+    drop_rate: float = 0.1,
+    rescale: bool = False,
+    rule: Literal["rigl", "set", "static"] = "rigl",
+    allocation: Literal["erk", "uniform"] = "erk",
+    start: Literal["random", "magnitude"] = "random",
+    delta_t: int = 100,
+    drop_fraction: float = 0.3,
+    freeze: float = 0.75,
+    average_from: float = 0.8,
+    kl_scale: float = 1.0,
+    training: Training = Training(),  # noqa: B008 - frozen
+    seed: int = 0,
+    watch: Watch | None = None,
+) -> Fit:
+    """Algorithm 1: at every step a fresh Z ~ Bernoulli(1 - drop_rate) on the active weights; every `delta_t` steps a
+    topology move; after `average_from` of training one pair (Z, u) per epoch, whose mean is the ticket.
+
+    sparsity: fraction of the maskable weights at zero. drop_rate: P(Z = 0), the paper's "mask sparsity".
+    rescale: weights are Z * u / keep_prob instead of Z * u. rule, allocation, start: how the topology moves, shares its
+    weights between layers and begins. drop_fraction: of each layer's active weights, exchanged at the first moves.
+    freeze: fraction of training after which the topology stands still. kl_scale: tempering of the KL.
+    """
+    streams = Streams(seed, find_device(training.device))
+    keep_prob = effective_keep_prob(1 - drop_rate)
+    model = prepare(model, data, training, keep_prob=keep_prob, rescale=rescale)
+    topology = initial(model.shapes, sparsity, allocation, start, model.initial, streams.topology)
+    guide = MaskedGuide(model, topology, keep_prob, rescale=rescale, kl_scale=kl_scale, generator=streams.mask)
+    schedule = schedules.rule(rule, delta_t, round(freeze * training.steps(data)), drop_fraction)
+    return train(
+        model, guide, schedule, data, training=training, streams=streams, average_from=average_from, watch=watch
+    )

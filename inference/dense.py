@@ -1,0 +1,28 @@
+"""Dense training: every weight active, the yardstick of the sparse methods."""
+
+from __future__ import annotations
+
+from espalier import schedules
+from espalier.contracts import Data
+from espalier.fit import Fit
+from espalier.guides import MaskedGuide
+from espalier.network import BayesianNetwork
+from espalier.options import Training, prepare
+from espalier.streams import Streams, find_device
+from espalier.topology import initial
+from espalier.training import Watch, train
+
+
+def infer(
+    model: BayesianNetwork,
+    data: Data,
+    *,
+    training: Training = Training(),  # noqa: B008 - frozen
+    seed: int = 0,
+    watch: Watch | None = None,
+) -> Fit:
+    """Train all weights: the same loop at sparsity 0."""
+    streams = Streams(seed, find_device(training.device))
+    model = prepare(model, data, training)
+    guide = MaskedGuide(model, initial(model.shapes, 0.0))
+    return train(model, guide, schedules.static(), data, training=training, streams=streams, watch=watch)

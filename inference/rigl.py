@@ -1,0 +1,42 @@
+"""RigL (Evci et al. 2020): sparse training whose topology drops small weights and grows where the gradient is large."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from espalier import schedules
+from espalier.contracts import Data
+from espalier.fit import Fit
+from espalier.guides import MaskedGuide
+from espalier.network import BayesianNetwork
+from espalier.options import Training, prepare
+from espalier.streams import Streams, find_device
+from espalier.topology import initial
+from espalier.training import Watch, train
+
+
+def infer(
+    model: BayesianNetwork,
+    data: Data,
+    *,
+    sparsity: float = 0.9,
+    allocation: Literal["erk", "uniform"] = "erk",
+    start: Literal["random", "magnitude"] = "random",
+    delta_t: int = 100,
+    drop_fraction: float = 0.3,
+    freeze: float = 0.75,
+    training: Training = Training(),  # noqa: B008 - frozen
+    seed: int = 0,
+    watch: Watch | None = None,
+) -> Fit:
+    """Every `delta_t` steps until `freeze` of training, exchange a cosine-decayed `drop_fraction` of each layer's weights.
+
+    sparsity: fraction of the maskable weights at zero. allocation, start: how the active weights are shared between layers
+    and where they begin. One point estimate: all five ways to predict are the same network.
+    """
+    streams = Streams(seed, find_device(training.device))
+    model = prepare(model, data, training)
+    topology = initial(model.shapes, sparsity, allocation, start, model.initial, streams.topology)
+    guide = MaskedGuide(model, topology)
+    schedule = schedules.rigl(delta_t, round(freeze * training.steps(data)), drop_fraction)
+    return train(model, guide, schedule, data, training=training, streams=streams, watch=watch)

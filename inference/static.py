@@ -1,0 +1,39 @@
+"""Static sparse training: a topology drawn once and kept."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from espalier import schedules
+from espalier.contracts import Data
+from espalier.fit import Fit
+from espalier.guides import MaskedGuide
+from espalier.network import BayesianNetwork
+from espalier.options import Training, prepare
+from espalier.streams import Streams, find_device
+from espalier.topology import initial
+from espalier.training import Watch, train
+
+
+def infer(
+    model: BayesianNetwork,
+    data: Data,
+    *,
+    sparsity: float = 0.9,
+    allocation: Literal["erk", "uniform"] = "erk",
+    start: Literal["random", "magnitude"] = "random",
+    training: Training = Training(),  # noqa: B008 - frozen
+    seed: int = 0,
+    watch: Watch | None = None,
+) -> Fit:
+    """Train the weights of one fixed sparse topology.
+
+    sparsity: fraction of the maskable weights at zero. allocation, start: how the active weights are shared between layers
+    and where they stand. One point estimate: all five ways to predict are the same network.
+    """
+    streams = Streams(seed, find_device(training.device))
+    model = prepare(model, data, training)
+    topology = initial(model.shapes, sparsity, allocation, start, model.initial, streams.topology)
+    guide = MaskedGuide(model, topology)
+    schedule = schedules.static()
+    return train(model, guide, schedule, data, training=training, streams=streams, watch=watch)

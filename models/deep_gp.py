@@ -1,0 +1,43 @@
+"""The finite-width deep Gaussian process of Gal & Ghahramani 2016, for regression: layers scaled by sqrt(1 / K)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from espalier.network import BayesianNetwork, Normal
+
+
+class DeepGP(nn.Module):
+    """y = sqrt(1/K_L) W_L s(... sqrt(1/K_1) W_2 s(W_1 x + b_1)), s = relu (Lei et al. 2023, sec. 3.1)."""
+
+    def __init__(self, inputs: int, widths: tuple[int, ...], outputs: int) -> None:
+        super().__init__()
+        sizes = [inputs, *widths]
+        self.hidden = nn.ModuleList(nn.Linear(fan, width) for fan, width in zip(sizes, widths, strict=False))
+        self.top = nn.Linear(widths[-1], outputs, bias=False)
+        for layer in [*self.hidden, self.top]:
+            nn.init.normal_(layer.weight)  # the scale is in the forward pass, so a prior of scale 1 is the natural one
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)
+        for index, layer in enumerate(self.hidden):
+            scale = 1.0 if index == 0 else math.sqrt(1 / x.shape[1])
+            x = torch.relu(scale * nn.functional.linear(x, layer.weight) + layer.bias)
+        return math.sqrt(1 / x.shape[1]) * self.top(x)  # type: ignore[no-any-return]
+
+
+def model(
+    shape: tuple[int, ...],
+    num_outputs: int,
+    *,
+    widths: tuple[int, ...] = (50,),
+    precision: float = 1.0,
+    learn_precision: bool = True,
+    prior_scale: float | None = 1.0,
+) -> BayesianNetwork:
+    """widths: K_1, K_2, ... of the hidden layers. precision: tau of y ~ N(mean, 1/tau), where it starts."""
+    net = DeepGP(math.prod(shape), widths, num_outputs)
+    return BayesianNetwork(net, likelihood=Normal(precision, learn=learn_precision), prior_scale=prior_scale)

@@ -1,0 +1,65 @@
+"""Batch-norm statistics re-estimated for one weight vector.
+
+Running averages collected during training mix the statistics of many random masks Z, so every way to predict
+re-estimates them for its own weights (Lei et al. 2023 refresh them for the averaged net; Izmailov et al. 2018, SWA).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from espalier.network import BayesianNetwork
+
+
+def has_batchnorm(model: BayesianNetwork) -> bool:
+    """Is there a normalisation that keeps running statistics?"""
+    return any(True for _ in _norms(model.net))
+
+
+@torch.no_grad()
+def estimate(
+    model: BayesianNetwork, weights: Tensor, state: Mapping[str, Tensor], batches: Sequence[Tensor]
+) -> dict[str, Tensor]:
+    """Statistics of `batches` under `weights` and `state`: `state` with its batch-norm buffers replaced.
+
+    Reset, then the cumulative mean over the batches; normalisation in train mode and everything else (the network's own
+    dropout, say) as in prediction. A network without batch norm gets `state` back.
+    """
+    fresh = dict(state)
+    for name, module in _norms(model.net):
+        fresh[f"{name}running_mean"] = torch.zeros_like(module.running_mean)
+        fresh[f"{name}running_var"] = torch.ones_like(module.running_var)
+        fresh[f"{name}num_batches_tracked"] = torch.zeros_like(module.num_batches_tracked)
+    if not has_batchnorm(model):
+        return fresh
+    with _cumulative(model):
+        for batch in batches:
+            model.evaluate(weights, batch, fresh)
+    return fresh
+
+
+def _norms(net: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    for name, module in net.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
+            yield (f"net.{name}." if name else "net."), module
+
+
+@contextmanager
+def _cumulative(model: BayesianNetwork) -> Iterator[None]:
+    training = {module: module.training for module in model.net.modules()}
+    momenta = {module: module.momentum for _, module in _norms(model.net)}
+    model.net.eval()
+    for module in momenta:
+        module.train()
+        module.momentum = None  # torch's own sign for a cumulative mean
+    try:
+        yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+        for module, momentum in momenta.items():
+            module.momentum = momentum

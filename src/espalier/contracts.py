@@ -1,0 +1,121 @@
+"""The words of the project that are plain data, in one place, with their reasons.
+
+The seven words (README, "The idea"): model, topology, schedule, guide, infer, fit, certificate. `BayesianNetwork`
+(network.py), `MaskedGuide` (guides.py) and `Fit` (fit.py) are classes with their own files; what they exchange is here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Rows(Protocol):
+    """Inputs that are indexed by row numbers: a tensor, or a folder of images that decodes what is asked for.
+
+    `rows[index]` with an int64 tensor `(b,)` returns a tensor `(b, *shape)`.
+    """
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: Tensor, /) -> Tensor: ...
+
+
+class Split(NamedTuple):
+    """One part of a data set: `x` `(n, *shape)` float32, standardised; `y` `(n,)` int64 labels or float32 targets."""
+
+    x: Rows
+    y: Tensor
+
+
+class Data(NamedTuple):
+    """A data set cut into its four parts. Only `train` is fitted, `validation` may guide choices, `calibration` is for
+    certificates and `test` for the last word.
+
+    Regression targets are standardised by the training rows: `y * target_scale + target_shift` is in the user's units.
+    """
+
+    name: str
+    train: Split
+    validation: Split
+    calibration: Split
+    test: Split
+    shape: tuple[int, ...]
+    num_classes: int | None
+    """None for regression."""
+    target_shift: float = 0.0
+    target_scale: float = 1.0
+    hashes: dict[str, str] = {}
+    """Split name -> SHA-256 of its rows (inputs as stored, and labels): what the record keeps."""
+
+    @property
+    def num_outputs(self) -> int:
+        """Width of the network's last layer: one per class, or one mean."""
+        return 1 if self.num_classes is None else self.num_classes
+
+
+class Topology(NamedTuple):
+    """The deterministic mask M: which of the network's maskable weights are active.
+
+    `positions` `(k,)` int64, sorted: places in the flat weight vector (the layers one after the other).
+    `counts[l]` of them lie in layer `l`, which has `sizes[l]` weights.
+    """
+
+    positions: Tensor
+    counts: tuple[int, ...]
+    sizes: tuple[int, ...]
+
+    @property
+    def num_active(self) -> int:
+        return sum(self.counts)
+
+    @property
+    def num_weights(self) -> int:
+        return sum(self.sizes)
+
+    @property
+    def density(self) -> float:
+        return self.num_active / self.num_weights
+
+
+class Evidence(NamedTuple):
+    """What a schedule may look at when it moves the topology at step `step` (counted from 1)."""
+
+    step: int
+    values: Tensor
+    """u, `(k,)`: the unmasked values of the active weights, never Z * u."""
+    gradient: Tensor
+    """`(num_weights,)`: gradient of the mean likelihood loss of this batch at Z * u."""
+    generator: torch.Generator
+    """For rules that grow at random."""
+
+
+class Move(NamedTuple):
+    """A new topology and where its weights come from.
+
+    `source` `(k,)` int64: for each new active weight its place among the old ones, or -1 where it has just grown.
+    """
+
+    topology: Topology
+    source: Tensor
+
+    @property
+    def num_grown(self) -> int:
+        return int((self.source < 0).sum())
+
+
+class Schedule(NamedTuple):
+    """When the topology moves and how.
+
+    A schedule keeps no state of its own. All it depends on is the step and the evidence, so a checkpoint needs nothing
+    from it and a schedule can be replayed from any point.
+    """
+
+    last: int
+    """No move happens at or after this step: from here on the topology is frozen."""
+    due: Callable[[int], bool]
+    """Does the topology move at this step, in place of the optimiser's step?"""
+    move: Callable[[Topology, Evidence], Move]
+    """The exchange of weights at a step that is due."""

@@ -1,0 +1,215 @@
+"""The result of an inference: collected draws, the averaged ticket, the topology and the record of how they came to be.
+
+A fit predicts in five ways (Lei et al. 2023, sec. 3.2 and 5.4; names of the paper in brackets):
+
+    ticket    one sparse net, the running mean of Z * u over the pairs      (CigL)
+    pairs     mean prediction over the collected (Z, u) pairs               (CigL without weight & mask averaging)
+    redraw    the last u with fresh masks Z                                 (MC dropout)
+    mean      the last u times E[Z]: the posterior mean of the last guide
+    unmasked  the last u, no Z, no factor                                   (weight dropout; RigL where keep_prob = 1)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+
+from espalier import batchnorm, store
+from espalier.contracts import Rows, Topology
+from espalier.distributions import draw_keep, scatter
+from espalier.network import BayesianNetwork
+from espalier.predict import predictive
+from espalier.store import Bundle
+from espalier.topology import from_bits, pack_bits, to_bits, unpack_bits
+
+How = Literal["ticket", "pairs", "redraw", "mean", "unmasked"]
+WAYS: tuple[How, ...] = get_args(How)
+State = dict[str, Tensor]
+
+
+class Pairs(NamedTuple):
+    """Collected draws of the variational posterior: P pairs (Z, u), each with its epoch's other parameters.
+
+    values: u `(P, k)`; keep: Z `(P, k)` bool; states: the model's other parameters and buffers by name, `(P, ...)`, with
+    batch-norm statistics re-estimated for that pair.
+    """
+
+    values: Tensor
+    keep: Tensor
+    states: State
+
+    def state(self, index: int) -> State:
+        return {name: tensor[index] for name, tensor in self.states.items()}
+
+    def mean_state(self) -> State:
+        """Averages of the floating-point states; counters as they were last."""
+        return {n: t.mean(0) if t.is_floating_point() else t[-1] for n, t in self.states.items()}
+
+
+class Fit:
+    """What `infer` returns.
+
+    model, topology, pairs: see their classes. keep_prob, rescale: the guide's. record: what was run, JSON-able.
+    history: one row per epoch. inputs: batches of training inputs for batch-norm statistics; a loaded fit has none until
+    it is given some, and then only `redraw` of a network with batch norm asks for them.
+    """
+
+    def __init__(
+        self,
+        model: BayesianNetwork,
+        topology: Topology,
+        pairs: Pairs,
+        *,
+        keep_prob: float,
+        rescale: bool,
+        record: dict[str, Any],
+        history: list[dict[str, Any]],
+        inputs: Sequence[Tensor] | None = None,
+        statistics: Mapping[str, State] | None = None,
+    ) -> None:
+        self.model, self.topology, self.pairs = model, topology, pairs
+        self.keep_prob, self.rescale = keep_prob, rescale
+        self.record, self.history = record, history
+        self.inputs = inputs
+        self.statistics = dict(statistics) if statistics is not None else self._estimate_statistics()
+
+    def predict(self, x: Rows, how: How = "ticket", *, num_samples: int = 16, seed: int = 0) -> Tensor:
+        """Predictive draws `(S, n, C)` of class probabilities, on the CPU; average over the first dimension.
+
+        For regression `(S, n, 2)`: mean and standard deviation in the units of the data. S is 1 for `ticket`, `mean`
+        and `unmasked`, the number of collected pairs for `pairs`, and `num_samples` for `redraw`.
+        Raises ValueError for an unknown `how`, or for rows that the network does not take.
+        """
+        return torch.stack(list(self.draws(x, how, num_samples=num_samples, seed=seed)))
+
+    def draws(self, x: Rows, how: How = "ticket", *, num_samples: int = 16, seed: int = 0) -> Iterator[Tensor]:
+        """`predict`, one draw `(n, C)` at a time: nothing of size S is held."""
+        if how not in WAYS:
+            raise ValueError(f"expected one of {', '.join(WAYS)}, got {how!r}")
+        if num_samples < 1:
+            raise ValueError(f"expected num_samples of at least 1, got {num_samples}")
+        shift, scale = self.record.get("target", (0.0, 1.0))
+        for weights, state in self.weights(how, num_samples=num_samples, seed=seed):
+            parameters = predictive(self.model, weights, x, state)
+            if self.record.get("task") == "regression":
+                parameters = parameters * scale + torch.tensor([shift, 0.0])
+            yield parameters
+
+    def weights(self, how: How, *, num_samples: int = 16, seed: int = 0) -> Iterator[tuple[Tensor, State]]:
+        """The flat dense weight vectors `(num_weights,)` that a way to predict evaluates, each with its other state."""
+        factor = 1 / self.keep_prob if self.rescale else 1.0
+        last, state = self.pairs.values[-1], self.pairs.state(-1)
+        if how == "ticket":
+            averaged = (self.pairs.values * self.pairs.keep).mean(0) * factor
+            yield self._dense(averaged), {**self.pairs.mean_state(), **self.statistics[how]}
+        elif how == "mean":
+            yield self._dense(last * (self.keep_prob * factor)), {**state, **self.statistics[how]}
+        elif how == "unmasked":
+            yield self._dense(last), {**state, **self.statistics[how]}
+        elif how == "pairs":
+            for index, (values, keep) in enumerate(zip(self.pairs.values, self.pairs.keep, strict=True)):
+                yield self._dense(values * keep * factor), self.pairs.state(index)
+        else:
+            generator = torch.Generator(last.device).manual_seed(seed)
+            for _ in range(num_samples):
+                keep = draw_keep(len(last), self.keep_prob, last.device, generator)
+                weights = self._dense(last * keep * factor)
+                yield weights, self._with_statistics(weights, state)
+
+    def ticket(self) -> nn.Module:
+        """The averaged sparse network as a plain dense `nn.Module` with zeros, in evaluation mode."""
+        weights, state = next(self.weights("ticket"))
+        return self.model.network(weights, state).eval()
+
+    def __getitem__(self, name: str) -> Tensor:
+        """The collected draws Z * u of one tensor of the network, dense: `(P, *shape)`."""
+        named = [self.model.unflatten(weights) for weights, _ in self.weights("pairs")]
+        if name not in named[0]:
+            raise KeyError(f"expected a masked tensor of {', '.join(named[0])}, got {name!r}")
+        return torch.stack([tensors[name] for tensors in named])
+
+    def _dense(self, values: Tensor) -> Tensor:
+        return scatter(values, self.topology.positions, self.topology.num_weights)
+
+    def _with_statistics(self, weights: Tensor, state: State) -> State:
+        if self.record.get("batchnorm") == "running" or not batchnorm.has_batchnorm(self.model):
+            return state
+        if not self.inputs:
+            raise ValueError("expected training inputs for batch-norm statistics of fresh masks: set fit.inputs first")
+        return batchnorm.estimate(self.model, weights, state, self.inputs)
+
+    def _estimate_statistics(self) -> dict[str, State]:
+        """Batch-norm buffers of the three single networks."""
+        self.statistics = {"ticket": {}, "mean": {}, "unmasked": {}}
+        result: dict[str, State] = {}
+        for how in ("ticket", "mean", "unmasked"):
+            weights, state = next(self.weights(how))
+            estimated = self._with_statistics(weights, state)
+            result[how] = {name: tensor for name, tensor in estimated.items() if tensor is not state[name]}
+        return result
+
+    def bundle(self) -> Bundle:
+        """Everything as tensors and JSON: bit-packed masks, values for active weights only."""
+        tensors = {"topology": to_bits(self.topology), "values": self.pairs.values}
+        if self.keep_prob < 1:
+            tensors["keep"] = pack_bits(self.pairs.keep)
+        tensors |= {f"state.{name}": tensor for name, tensor in self.pairs.states.items()}
+        for how, state in self.statistics.items():
+            tensors |= {f"statistics.{how}.{name}": tensor for name, tensor in state.items()}
+        facts = {"sizes": self.topology.sizes, "keep_prob": self.keep_prob, "rescale": self.rescale}
+        return Bundle(tensors, facts)
+
+    def save(self, folder: str | Path) -> None:
+        """Write `fit.safetensors`, `history.json` and, last, the signed `record.json` with their digests.
+
+        Raises ValueError where the folder already holds a fit: nothing is overwritten.
+        """
+        folder = Path(folder)
+        if (folder / "record.json").exists():
+            raise ValueError(f"expected a folder without a fit, but {folder} holds one: choose another or remove it")
+        digest = store.write_bundle(folder / "fit.safetensors", self.bundle())
+        history = store.canonical(self.history).encode()
+        store.write_bytes(folder / "history.json", history)
+        files = {"fit.safetensors": digest, "history.json": store.sha256(history)}
+        store.write_bytes(folder / "record.json", store.canonical(store.signed({**self.record, "files": files})).encode())
+
+    @classmethod
+    def load(cls, folder: str | Path, model: BayesianNetwork) -> Fit:
+        """Read a saved fit of `model`, a program of the same network. Nothing is unpickled.
+
+        Raises FileNotFoundError where there is no finished fit, and ValueError where a file was cut short or altered or
+        belongs to another network.
+        """
+        folder = Path(folder)
+        if not (folder / "record.json").is_file():
+            raise FileNotFoundError(f"expected a finished run in {folder}, but it has no record.json")
+        record = store.check_signed(folder / "record.json")
+        for name, digest in record["files"].items():
+            if store.sha256((folder / name).read_bytes()) != digest:
+                raise ValueError(f"expected {folder / name} as it was written, but its SHA-256 differs: it was altered")
+        tensors, facts = store.read_bundle(folder / "fit.safetensors")
+        if tuple(facts["sizes"]) != model.sizes:
+            raise ValueError(f"expected a network with layers of {tuple(facts['sizes'])} weights, got {model.sizes}")
+        topology = from_bits(tensors["topology"], facts["sizes"])
+        values = tensors["values"]
+        keep = unpack_bits(tensors["keep"], topology.num_active) if "keep" in tensors else values.new_ones(values.shape, dtype=torch.bool)
+        statistics: dict[str, State] = {"ticket": {}, "mean": {}, "unmasked": {}}
+        for name, tensor in tensors.items():
+            if name.startswith("statistics."):
+                _, how, key = name.split(".", 2)
+                statistics[how][key] = tensor
+        states = {name.removeprefix("state."): tensor for name, tensor in tensors.items() if name.startswith("state.")}
+        return cls(
+            model,
+            topology,
+            Pairs(values, keep, states),
+            keep_prob=facts["keep_prob"],
+            rescale=facts["rescale"],
+            record={key: value for key, value in record.items() if key != "files"},
+            history=store.read_json(folder / "history.json"),
+            statistics=statistics,
+        )

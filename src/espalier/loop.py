@@ -1,0 +1,117 @@
+"""One step of training: an optimiser's step on the ELBO, or a move of the topology in its place."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
+
+import torch
+from pyro.infer import TraceMeanField_ELBO
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from espalier import schedules, store
+from espalier.contracts import Evidence, Schedule
+from espalier.distributions import FlatNormal
+from espalier.guides import MaskedGuide
+from espalier.network import BayesianNetwork
+from espalier.store import Bundle
+from espalier.topology import from_bits, to_bits
+
+
+class Info(NamedTuple):
+    """What one step did; for readers, never fed back."""
+
+    step: int
+    loss: Tensor
+    """-ELBO / N of the batch, before the step; nats per example, up to the guide's constant."""
+    log_likelihood: Tensor
+    """Expected log-likelihood per example, nats."""
+    kl: Tensor
+    """KL bound per example (times kl_scale), nats."""
+    grown: int
+    """Weights exchanged, where the step was a topology move."""
+
+
+class Loop:
+    """One step at a time: `step(x, y)` is a step of the optimiser on the ELBO, or a move of the topology in its place."""
+
+    def __init__(
+        self,
+        model: BayesianNetwork,
+        guide: MaskedGuide,
+        schedule: Schedule,
+        learning_rate: schedules.Rate,
+        *,
+        optimizer: str = "sgd",
+        momentum: float = 0.9,
+        precision: str = "float32",
+        topology_stream: torch.Generator | None = None,
+    ) -> None:
+        self.model, self.guide, self.schedule, self.learning_rate = model, guide, schedule, learning_rate
+        self.precision, self.topology_stream = precision, topology_stream or torch.Generator()
+        self.elbo = TraceMeanField_ELBO()
+        points = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        parameters = [guide.values, *points]  # their decay is in the ELBO, so the optimiser has none
+        if optimizer == "adam":
+            self.optimizer: torch.optim.Optimizer = torch.optim.Adam(parameters)
+        else:
+            self.optimizer = torch.optim.SGD(parameters, momentum=momentum, nesterov=momentum > 0)
+        self.taken = 0
+
+    def step(self, x: Tensor, y: Tensor) -> Info:
+        """One step on a batch x `(b, *shape)`, y `(b, ...)`: the same Z in the forward pass, the gradient and the guide."""
+        self.taken += 1
+        num_data = self.model.num_data or len(x)
+        moving = self.schedule.due(self.taken)
+        self.guide.tapped = moving
+        self.optimizer.zero_grad()
+        with self._autocast(x.device):
+            loss = self.elbo.differentiable_loss(self.model, self.guide, x, y) / num_data
+        loss.backward()
+        kl, l2 = self._regularisers()
+        log_likelihood = kl / num_data + l2 - loss.detach()
+        grown = 0
+        if moving:
+            evidence = Evidence(self.taken, self.guide.values.data, self.guide.gradient() / num_data, self.topology_stream)
+            move = self.schedule.move(self.guide.topology, evidence)
+            self.guide.move(move, self.optimizer)
+            grown = move.num_grown
+        else:
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.learning_rate(self.taken)
+            self.optimizer.step()
+        return Info(self.taken, loss.detach(), log_likelihood, kl / num_data, grown)
+
+    @torch.no_grad()
+    def _regularisers(self) -> tuple[Tensor, Tensor]:
+        """KL of the weights (nats, whole data set) and L2 of the point estimates (nats per datum): closed forms."""
+        prior = FlatNormal(self.model.prior_scale or 1.0, self.model.num_weights)
+        kl = self.guide.kl_scale * kl_divergence(self.guide.distribution(), prior)
+        return kl, self.model.l2() if self.model.weight_decay else torch.zeros_like(kl)
+
+    def _autocast(self, device: torch.device) -> AbstractContextManager[object]:
+        return torch.autocast(device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
+
+    def state(self) -> Bundle:
+        """Everything that the next step depends on, but for the random streams."""
+        tensors = {"topology": to_bits(self.guide.topology), "values": self.guide.values.data}
+        tensors |= {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        for index, slots in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": slot for name, slot in slots.items() if slot is not None}
+        return Bundle(tensors, {"step": self.taken})
+
+    def restore(self, state: Bundle) -> None:
+        """Continue from `state`."""
+        tensors = state.tensors
+        topology = from_bits(tensors["topology"], self.guide.sizes)
+        device = self.guide.values.device
+        self.guide.positions, self.guide.counts = topology.positions.to(device), topology.counts
+        self.guide.values.data = tensors["values"].to(device)
+        self.model.load_state_dict(store.under("model.", tensors))
+        slots: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in store.under("optimizer.", tensors).items():
+            index, key = name.split(".", 1)
+            slots.setdefault(int(index), {})[key] = tensor
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": slots})
+        self.taken = state.facts["step"]

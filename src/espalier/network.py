@@ -1,0 +1,286 @@
+"""The model: any plain `nn.Module`, a prior on its maskable weights, a likelihood; one Pyro program.
+
+The program has one latent site, `weights`: the maskable weights of the whole network as one flat vector, layer after
+layer. It is put back into a copy of the network by `functional_call`, so that the network needs no custom layers and is
+never edited. Biases and normalisation stay parameters, point estimates with an L2 of their own.
+"""
+
+from __future__ import annotations
+
+import copy
+import fnmatch
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from typing import NamedTuple
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.utils import parametrize
+
+from espalier.distributions import FlatNormal
+from espalier.store import under
+
+Likelihood = Callable[[Tensor], dist.TorchDistribution]
+"""From the network's output `(n, ...)` to the distribution of `y`."""
+
+_LINEAR_OR_CONV = (
+    nn.Linear,
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+)
+
+
+class Categorical(nn.Module):
+    """Labels 0 .. C-1 from logits `(n, C)`."""
+
+    def forward(self, output: Tensor) -> dist.TorchDistribution:
+        return dist.Categorical(logits=output)
+
+
+class Bernoulli(nn.Module):
+    """Labels 0 or 1 from one logit: `(n, 1)` -> y `(n,)`; wider outputs (masks of images) keep their shape."""
+
+    def forward(self, output: Tensor) -> dist.TorchDistribution:
+        return dist.Bernoulli(logits=_one_column(output))
+
+
+class Normal(nn.Module):
+    """Targets `(n,)` from means `(n, 1)` with one learned precision tau: y ~ N(mean, 1/tau).
+
+    `precision` is where it starts; `learn=False` fixes it there.
+    """
+
+    def __init__(self, precision: float = 1.0, learn: bool = True) -> None:
+        super().__init__()
+        self.log_precision = nn.Parameter(torch.tensor(math.log(precision)), requires_grad=learn)
+
+    def forward(self, output: Tensor) -> dist.TorchDistribution:
+        return dist.Normal(_one_column(output), torch.exp(-0.5 * self.log_precision))
+
+
+LIKELIHOODS: dict[str, type[nn.Module]] = {"categorical": Categorical, "bernoulli": Bernoulli, "normal": Normal}
+
+
+def _one_column(output: Tensor) -> Tensor:
+    return output.squeeze(-1) if output.dim() == 2 and output.shape[-1] == 1 else output
+
+
+class Weight(NamedTuple):
+    """A maskable tensor: its names in the network (several where it is tied) and its shape."""
+
+    names: tuple[str, ...]
+    shape: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        return self.names[0]
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+
+class BayesianNetwork(PyroModule):  # type: ignore[misc]
+    """A Pyro program `model(x, y=None)` of a plain network.
+
+    Sites: `weights` ~ N(0, prior_scale^2) of event shape `(num_weights,)`, dense; `l2`, the factor
+    -num_data * weight_decay / 2 * sum b^2 of the point-estimated parameters; `y`, observed, scaled by num_data / len(x).
+
+    net: an `nn.Module` from x `(n, *shape)` to outputs `(n, ...)`. It is copied; its maskable weights become `initial`.
+    prior_scale: standard deviation of the prior, or None for "1, unless an inference's weight_decay implies another".
+    likelihood: 'categorical', 'bernoulli', 'normal', or any callable from outputs to a Pyro distribution (a GPyTorch
+        likelihood is one).
+    num_data: training examples N that a mini-batch stands for; None takes each batch for the whole data set.
+    weight_decay: L2 of the point-estimated parameters, per datum.
+    maskable: glob patterns of tensor names. By default every Linear and Conv weight that is a parameter of its own;
+        others (parametrised weights, say) stay dense, with a warning. Naming one that cannot be masked is refused.
+    """
+
+    num_data: int | None
+    weight_decay: float
+
+    def __init__(
+        self,
+        net: nn.Module,
+        *,
+        prior_scale: float | None = None,
+        likelihood: str | Likelihood = "categorical",
+        num_data: int | None = None,
+        weight_decay: float = 0.0,
+        maskable: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__()
+        if prior_scale is not None and not prior_scale > 0:
+            raise ValueError(f"expected a prior_scale above 0, got {prior_scale}: it is a standard deviation")
+        self.weights = tuple(_maskable_weights(net, maskable))
+        self.sizes = tuple(weight.size for weight in self.weights)
+        self.shapes = tuple(weight.shape for weight in self.weights)
+        parameters = dict(net.named_parameters(remove_duplicate=False))
+        parts = [parameters[weight.name].detach().reshape(-1) for weight in self.weights]
+        if len({(part.dtype, part.device) for part in parts}) != 1:
+            raise ValueError("expected all maskable weights in one dtype on one device: call net.to(...) first")
+        self.initial = torch.cat(parts)
+        """`(num_weights,)`: the weights the network came with, where active ones start. Kept on the CPU."""
+        self.net = _without(net, {name for weight in self.weights for name in weight.names})
+        self.likelihood = _likelihood(likelihood)
+        self.prior_scale = prior_scale
+        self.num_data = num_data
+        self.weight_decay = weight_decay
+
+    @property
+    def num_weights(self) -> int:
+        """Maskable weights: the length of the flat vector."""
+        return sum(self.sizes)
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """The Pyro program. x: `(n, *shape)`, y: `(n, ...)` or None to sample it. Returns y."""
+        like = x.new_empty((), dtype=self.initial.dtype)
+        weights = pyro.sample("weights", FlatNormal(self.prior_scale or 1.0, self.num_weights, like))
+        if self.weight_decay:
+            pyro.factor("l2", -self.l2() * (self.num_data or len(x)))
+        outcome = self.outcome(weights, x)
+        with pyro.plate("data", len(x)), pyro.poutine.scale(scale=(self.num_data or len(x)) / len(x)):
+            return pyro.sample("y", outcome.to_event(len(outcome.batch_shape) - 1), obs=y)
+
+    def evaluate(self, weights: Tensor, x: Tensor, state: Mapping[str, Tensor] | None = None) -> Tensor:
+        """The network's output at a flat weight vector, in float32 or wider.
+
+        `state` stands in for the model's other parameters and buffers, by the names of its `state_dict`.
+        """
+        tensors = {**under("net.", state or {}), **self.unflatten(weights)}
+        output: Tensor = functional_call(self.net, tensors, (x,))
+        return output.float() if output.dtype in (torch.bfloat16, torch.float16) else output
+
+    def outcome(
+        self, weights: Tensor, x: Tensor, state: Mapping[str, Tensor] | None = None
+    ) -> dist.TorchDistribution:
+        """The distribution of y given x `(n, *shape)`: the likelihood at the network's output."""
+        output = self.evaluate(weights, x, state)
+        tensors = under("likelihood.", state or {})
+        if tensors and isinstance(self.likelihood, nn.Module):
+            return functional_call(self.likelihood, tensors, (output,))
+        return self.likelihood(output)
+
+    def unflatten(self, weights: Tensor) -> dict[str, Tensor]:
+        """Views of the flat vector `(num_weights,)` by tensor name. By `split`: slices would cost 26 times more backward."""
+        parts = weights.split(self.sizes)
+        return {
+            name: part.view(weight.shape)
+            for weight, part in zip(self.weights, parts, strict=True)
+            for name in weight.names
+        }
+
+    def l2(self) -> Tensor:
+        """weight_decay / 2 * sum of squares of the point-estimated parameters of the network: their loss per datum."""
+        squares = [parameter.square().sum() for parameter in self.net.parameters() if parameter.requires_grad]
+        return 0.5 * self.weight_decay * torch.stack(squares).sum() if squares else torch.zeros(())
+
+    def network(self, weights: Tensor, state: Mapping[str, Tensor] | None = None) -> nn.Module:
+        """A plain dense `nn.Module` with these weights `(num_weights,)`; `state` as in `evaluate`. Tied tensors stay tied."""
+        net = copy.deepcopy(self.net)
+        tensors = self.unflatten(weights.detach().clone())
+        for weight in self.weights:
+            parameter = nn.Parameter(tensors[weight.name].clone())
+            for name in weight.names:
+                owner, attribute = _owner(net, name)
+                setattr(owner, attribute, parameter)
+        net.load_state_dict(under("net.", state or {}), strict=False)
+        return net
+
+    def with_maskable(self, patterns: Sequence[str]) -> BayesianNetwork:
+        """The same model with another choice of maskable tensors."""
+        return BayesianNetwork(
+            self.network(self.initial),
+            prior_scale=self.prior_scale,
+            likelihood=self.likelihood,
+            num_data=self.num_data,
+            weight_decay=self.weight_decay,
+            maskable=patterns,
+        )
+
+    def start_from(self, tensors: Mapping[str, Tensor]) -> None:
+        """Start from pretrained weights: a state dict of the plain network, by its own names and shapes.
+
+        Raises ValueError where a name or a shape does not fit; nothing is changed then.
+        """
+        net = self.network(self.initial)
+        own = net.state_dict()
+        for name, tensor in tensors.items():
+            if name not in own:
+                near = get_close_matches(name, own, 1)
+                raise ValueError(f"expected the network's own tensors, got {name!r}" + (f": did you mean {near[0]!r}?" if near else ""))
+            if own[name].shape != tensor.shape:
+                raise ValueError(f"expected {name!r} of shape {tuple(own[name].shape)}, got {tuple(tensor.shape)}")
+        missing = sorted(set(own) - set(tensors) - {n for w in self.weights for n in w.names[1:]})
+        if missing:
+            raise ValueError(f"expected every tensor of the network, but {', '.join(missing[:3])} is missing from the file")
+        net.load_state_dict(tensors, strict=False)
+        parameters = dict(net.named_parameters(remove_duplicate=False))
+        self.initial = torch.cat([parameters[weight.name].detach().reshape(-1) for weight in self.weights])
+        self.net.load_state_dict({k: v for k, v in tensors.items() if k in self.net.state_dict()}, strict=False)
+
+
+def _likelihood(likelihood: str | Likelihood) -> Likelihood:
+    if callable(likelihood):
+        return likelihood
+    if likelihood not in LIKELIHOODS:
+        raise ValueError(f"expected a likelihood of {', '.join(LIKELIHOODS)} or a callable, got {likelihood!r}")
+    return LIKELIHOODS[likelihood]()
+
+
+def _maskable_weights(net: nn.Module, patterns: Sequence[str] | None) -> Iterator[Weight]:
+    """The tensors to mask, in the network's order; tied names are gathered under the first."""
+    candidates = {f"{prefix}.weight".lstrip("."): module for prefix, module in net.named_modules() if isinstance(module, _LINEAR_OR_CONV)}
+    plain = dict(net.named_parameters(remove_duplicate=False))
+    if patterns is None:
+        chosen = [name for name in candidates if name in plain]
+        left = [name for name in candidates if name not in plain]
+        if left:
+            warnings.warn(f"{', '.join(left)} stay dense: a parametrised weight cannot be masked", stacklevel=3)
+    else:
+        known = list(dict.fromkeys([*plain, *candidates]))
+        chosen = [name for name in known if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
+        for name in chosen:
+            _refuse_unmaskable(net, name, plain)
+    if not chosen:
+        wanted = "a Linear or Conv layer" if patterns is None else f"a tensor that matches {' or '.join(patterns)}"
+        raise ValueError(f"expected a network with {wanted}; its parameters are {', '.join(plain) or 'none'}")
+    names: dict[int, list[str]] = {}
+    for name, parameter in plain.items():
+        names.setdefault(id(parameter), []).append(name)
+    for key in dict.fromkeys(id(plain[name]) for name in chosen):
+        yield Weight(tuple(names[key]), tuple(plain[names[key][0]].shape))
+
+
+def _refuse_unmaskable(net: nn.Module, name: str, plain: Mapping[str, nn.Parameter]) -> None:
+    owner, attribute = _owner(net, name)
+    if name not in plain or isinstance(plain[name], nn.parameter.UninitializedParameter):
+        raise ValueError(f"{name} cannot be masked: it is parametrised or not yet initialised; leave it dense")
+    if isinstance(owner, nn.RNNBase) or parametrize.is_parametrized(owner) or type(owner).__name__ == "ParametrizationList":
+        raise ValueError(f"{name} cannot be masked: its {type(owner).__name__} keeps a second copy; leave it dense")
+    if not plain[name].is_floating_point():
+        raise ValueError(f"{name} cannot be masked: it has dtype {plain[name].dtype}, not a floating one")
+
+
+def _owner(net: nn.Module, name: str) -> tuple[nn.Module, str]:
+    path, _, attribute = name.rpartition(".")
+    return net.get_submodule(path), attribute
+
+
+def _without(net: nn.Module, names: set[str]) -> nn.Module:
+    """A copy of the network that holds no maskable tensors: they would be dead weight in a parameter store."""
+    stripped = copy.deepcopy(net)
+    for name in names:
+        owner, attribute = _owner(stripped, name)
+        owner.register_parameter(attribute, None)
+    return stripped

@@ -1,0 +1,91 @@
+"""How long, how fast and where: the options that every inference shares, and the prior they imply."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Literal
+
+from espalier import schedules
+from espalier.contracts import Data
+from espalier.distributions import prior_scale_of, weight_decay_of
+from espalier.network import BayesianNetwork
+from espalier.streams import find_device
+
+DEFAULT_WEIGHT_DECAY = 1e-4
+
+
+@dataclass(frozen=True)
+class Training:
+    """How long, how fast and where: the options that every inference shares.
+
+    epochs: passes over the training split. batch_size: examples of a step; an incomplete last batch is left out.
+    optimizer: sgd (Nesterov momentum) or adam. learning_rate: its peak. momentum: of sgd.
+    rate: cosine, stepwise or constant, after `warmup` linear steps. decay_every, decay_factor: of stepwise, in steps.
+    weight_decay: coupled L2, per datum; None takes it from the model's prior_scale, or 1e-4 where it has none.
+    augment: none, or crop-flip (pad by an eighth, crop at random, flip). device: auto, cpu, cuda, cuda:1 …
+    precision: float32, or bf16 autocast. bn_batches: training batches that batch-norm statistics are re-estimated on.
+    batchnorm: re-estimate for every weight vector that predicts, or running (what training left, as an ablation).
+    """
+
+    epochs: int = 30
+    batch_size: int = 128
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    learning_rate: float = 0.1
+    momentum: float = 0.9
+    rate: Literal["cosine", "stepwise", "constant"] = "cosine"
+    warmup: int = 0
+    decay_every: int = 20000
+    decay_factor: float = 0.5
+    weight_decay: float | None = None
+    augment: Literal["none", "crop-flip"] = "none"
+    device: str = "auto"
+    precision: Literal["float32", "bf16"] = "float32"
+    bn_batches: int = 16
+    batchnorm: Literal["re-estimate", "running"] = "re-estimate"
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "bn_batches"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"expected {name} of at least 1, got {getattr(self, name)}")
+        if not self.learning_rate > 0:
+            raise ValueError(f"expected a learning_rate above 0, got {self.learning_rate}")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"expected a momentum in [0, 1), got {self.momentum}")
+        if self.weight_decay is not None and not self.weight_decay > 0:
+            raise ValueError(f"expected a weight_decay above 0, got {self.weight_decay}: it is the precision of the prior")
+
+    def steps_per_epoch(self, data: Data) -> int:
+        """Whole batches of the training split; a split smaller than a batch is one batch."""
+        return max(1, len(data.train.y) // self.batch_size)
+
+    def steps(self, data: Data) -> int:
+        """Steps of the whole training."""
+        return self.epochs * self.steps_per_epoch(data)
+
+    def learning_rates(self, steps: int) -> schedules.Rate:
+        """The learning rate of every step, counted from 1."""
+        if self.rate == "cosine":
+            return schedules.cosine(self.learning_rate, steps, self.warmup)
+        if self.rate == "stepwise":
+            return schedules.stepwise(self.learning_rate, self.decay_every, self.decay_factor, self.warmup)
+        return schedules.constant(self.learning_rate, self.warmup)
+
+
+def prepare(
+    model: BayesianNetwork, data: Data, training: Training, *, keep_prob: float = 1.0, rescale: bool = False
+) -> BayesianNetwork:
+    """A copy of the model, on its device, that knows N and the prior; weight_decay and prior_scale made to agree.
+
+    Raises ValueError where both are given, or where the likelihood cannot be asked about these targets.
+    """
+    if model.prior_scale is not None and training.weight_decay is not None:
+        raise ValueError("expected a prior_scale or a weight_decay, got both: one implies the other")
+    model = copy.deepcopy(model)
+    model.num_data = len(data.train.y)
+    if model.prior_scale is None:
+        model.weight_decay = training.weight_decay or DEFAULT_WEIGHT_DECAY
+        model.prior_scale = prior_scale_of(model.weight_decay, model.num_data, keep_prob, rescale=rescale)
+    else:
+        model.weight_decay = weight_decay_of(model.prior_scale, model.num_data, keep_prob, rescale=rescale)
+    return model.to(find_device(training.device))  # type: ignore[no-any-return]

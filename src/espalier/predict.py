@@ -1,0 +1,97 @@
+"""From weights to predictive distributions: one draw at a time, in batches, and their labelled form for ArviZ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from espalier.contracts import Rows
+from espalier.network import BayesianNetwork
+
+if TYPE_CHECKING:
+    import xarray
+
+BATCH = 500
+"""Rows of a forward pass without gradients: large enough for two cores, small enough for a cache."""
+
+
+def batches(x: Rows, device: torch.device, size: int = BATCH) -> Iterator[Tensor]:
+    """The rows of x in order, on the device."""
+    for rows in torch.arange(len(x)).split(size):
+        yield to_device(x[rows], device)
+
+
+def to_device(x: Tensor, device: torch.device) -> Tensor:
+    """A batch where the network is; images in channels-last memory, 1.2 to 1.6 times faster for convolutions."""
+    x = x.to(device, non_blocking=True)
+    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+
+
+def parameters_of(outcome: dist.TorchDistribution) -> Tensor:
+    """What a predictive keeps of `y`'s distribution for n rows.
+
+    Categorical: class probabilities `(n, C)`. Bernoulli: the two probabilities `(n, ..., 2)`. Any other: its mean and
+    standard deviation `(n, ..., 2)`.
+    """
+    if isinstance(outcome, dist.Categorical):
+        return outcome.probs
+    if isinstance(outcome, dist.Bernoulli):
+        return torch.stack([1 - outcome.probs, outcome.probs], -1)
+    return torch.stack([outcome.mean, outcome.stddev], -1)
+
+
+@torch.no_grad()
+def predictive(model: BayesianNetwork, weights: Tensor, x: Rows, state: Mapping[str, Tensor] | None = None) -> Tensor:
+    """`parameters_of` y given every row of x `(n, *shape)`, at one flat weight vector, in evaluation mode; on the CPU."""
+    with evaluating(model):
+        parts = [parameters_of(model.outcome(weights, batch, state)).cpu() for batch in batches(x, weights.device)]
+    return torch.cat(parts)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode for the while: prediction in train mode would overwrite batch-norm buffers."""
+    training = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in training.items():
+            part.training = mode
+
+
+def to_datatree(draws: Iterable[Tensor], y: Tensor, *, classes: bool, seed: int = 0) -> xarray.DataTree:
+    """Predictive draws as an ArviZ DataTree with dims chain, draw, observation.
+
+    draws: S tensors `(n, C)` of probabilities (`classes`) or `(n, 2)` of means and standard deviations; y: `(n,)`.
+    Groups: `posterior_predictive` (y drawn once per draw), `predictions` (the parameters themselves), `log_likelihood`
+    (pointwise, nats) and `observed_data`. With ArviZ 1.x: `arviz.plot_ppc_pava(tree)` and its like.
+    """
+    from arviz_base import from_dict
+
+    parameters = torch.stack(list(draws))
+    generator = torch.Generator().manual_seed(seed)
+    if classes:
+        name, dims = "probability", ["observation", "class"]
+        flat = parameters.flatten(0, 1).double()
+        sampled = torch.multinomial(flat, 1, generator=generator).view(parameters.shape[:2])
+        log_likelihood = dist.Categorical(probs=parameters.double()).log_prob(y.expand(len(parameters), -1))
+    else:
+        name, dims = "mean_and_scale", ["observation", "moment"]
+        mean, scale = parameters.double().unbind(-1)
+        sampled = mean + scale * torch.randn(mean.shape, generator=generator, dtype=mean.dtype)
+        log_likelihood = dist.Normal(mean, scale).log_prob(y.double())
+    return from_dict(
+        {
+            "posterior_predictive": {"y": sampled[None].numpy()},
+            "predictions": {name: parameters[None].numpy()},
+            "log_likelihood": {"y": log_likelihood[None].numpy()},
+            "observed_data": {"y": y.numpy()},
+        },
+        dims={"y": ["observation"], name: dims},
+    )

@@ -1,0 +1,350 @@
+"""From files to arrays: one reader per format, each a function of paths.
+
+No reader runs anything that stands in a file: archives of arrays are opened without pickle, and the one format that is
+a pickle (CIFAR's python version) goes through an unpickler that knows numpy arrays and nothing else. What was read is
+judged afterwards, in one place for all formats: `checked` (labels, finite numbers) and `fold_rows` (row numbers).
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import math
+import os
+import pickle
+import zipfile
+import zlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Array = NDArray[Any]
+
+_PIXELS = 3 * 32 * 32
+_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_IMAGENET_SD = (0.229, 0.224, 0.225)
+
+
+class Raw(NamedTuple):
+    """A data set as its files store it: nothing cut, nothing standardised."""
+
+    x: Array | ImageRows
+    """`(n, features)` or, channels first, `(n, C, H, W)`."""
+    y: Array
+    """`(n,)`: integers for classes, floats for regression."""
+    num_classes: int | None = None
+    """None where only the labels can tell."""
+    train: Array | None = None
+    """`(folds, n1)`: published row numbers."""
+    test: Array | None = None
+    """`(folds, n2)`: published row numbers."""
+
+
+def digits() -> Raw:
+    """The 1,797 handwritten digits that come with scikit-learn: `(n, 1, 8, 8)`, grey levels 0..16."""
+    from sklearn.datasets import load_digits
+
+    stored = load_digits()
+    return Raw(stored.images.astype(np.uint8)[:, None], stored.target, num_classes=10)
+
+
+def open_plain(path: Path) -> io.BufferedIOBase:
+    """The file's content as bytes, decompressed where the name ends in `.gz`."""
+    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
+
+
+def _idx(path: Path, axes: int) -> Array:
+    """One IDX file of unsigned bytes (Y. LeCun's format): magic 0 0 8 axes, big-endian lengths, then the bytes."""
+    try:
+        with open_plain(path) as file:
+            content = file.read()
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path} is damaged: expected a whole gzip file, got {error}; fetch it again") from error
+    magic = bytes((0, 0, 8, axes))
+    if content[:4] != magic:
+        got = content[:4].hex(" ")
+        raise ValueError(f"{path} is no IDX file of {axes} axes: expected {magic.hex(' ')} first, got {got}; replace")
+    header = 4 + 4 * axes
+    shape = [int.from_bytes(content[at : at + 4], "big") for at in range(4, header, 4)]
+    if len(content) != header + math.prod(shape):
+        whole = header + math.prod(shape)
+        raise ValueError(f"{path} is truncated: expected {whole:,} bytes, got {len(content):,}; fetch it again")
+    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+
+
+def idx(paths: Sequence[Path]) -> Raw:
+    """MNIST and its kin from four IDX files: train images, train labels, test images, test labels; `(n, 1, H, W)`.
+
+    Raises ValueError where a file is damaged, truncated or not IDX, or where images and labels differ in number.
+    """
+    images = [_idx(path, 3)[:, None] for path in paths[::2]]
+    labels = [_idx(path, 1) for path in paths[1::2]]
+    for path, x, y in zip(paths[1::2], images, labels, strict=True):
+        if len(x) != len(y):
+            raise ValueError(f"{path} holds {len(y):,} labels, expected {len(x):,}, one per image; fetch both again")
+    return _published(images, labels, 10)
+
+
+def cifar_binary(paths: Sequence[Path], label_bytes: int, num_classes: int) -> Raw:
+    """CIFAR's binary version (A. Krizhevsky 2009), the test file last; `(n, 3, 32, 32)`.
+
+    A record is its label bytes, of which the last counts (CIFAR-100: coarse, fine), and the red, green and blue planes.
+    Raises ValueError where a file does not hold whole records.
+    """
+    size = label_bytes + _PIXELS
+    images, labels = [], []
+    for path in paths:
+        content = np.fromfile(path, np.uint8)
+        if not len(content) or len(content) % size:
+            raise ValueError(
+                f"{path} is truncated: expected records of {size:,} bytes, got {len(content):,} bytes; fetch it again"
+            )
+        records = content.reshape(-1, size)
+        images.append(records[:, label_bytes:].reshape(-1, 3, 32, 32))
+        labels.append(records[:, label_bytes - 1])
+    return _published(images, labels, num_classes)
+
+
+def cifar_python(paths: Sequence[Path], key: str, num_classes: int) -> Raw:
+    """CIFAR's python version, the test file last, labels under `key`; `(n, 3, 32, 32)`.
+
+    The files are pickles: they are read by an unpickler that rebuilds numpy arrays and refuses everything else.
+    Raises ValueError where a file asks for anything else, is damaged, or is no CIFAR batch.
+    """
+    images, labels = [], []
+    for path in paths:
+        batch = _arrays_only(path)
+        x, y = np.asarray(batch.get("data")), np.asarray(batch.get(key))
+        if x.dtype != np.uint8 or x.shape[1:] != (_PIXELS,) or y.shape != x.shape[:1]:
+            raise ValueError(
+                f"{path} is no CIFAR batch: expected uint8 data [n, {_PIXELS}] and n {key}, "
+                f"got {x.dtype} {list(x.shape)} and {list(y.shape)}; fetch it again"
+            )
+        images.append(x.reshape(-1, 3, 32, 32))
+        labels.append(y)
+    return _published(images, labels, num_classes)
+
+
+def _published(images: list[Array], labels: list[Array], num_classes: int) -> Raw:
+    """Parts of which the last is the published test set."""
+    y = np.concatenate(labels)
+    rows = np.arange(len(y))[None]
+    cut = len(y) - len(labels[-1])
+    return Raw(np.concatenate(images), y, num_classes, train=rows[:, :cut], test=rows[:, cut:])
+
+
+def _latin1(text: str, encoding: str = "latin1") -> bytes:
+    """Stands in for `_codecs.encode`, by which protocol 2 writes bytes; the one encoding that it needs."""
+    return text.encode("latin1")
+
+
+# numpy's `_reconstruct` has moved between versions; an array says where it stands now, without the deprecated import.
+_RECONSTRUCT = np.empty(0).__reduce__()[0]
+_ALLOWED: dict[tuple[str, str], Any] = {
+    ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
+    ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+    ("_codecs", "encode"): _latin1,
+}
+
+
+@final
+class _ArraysOnly(pickle.Unpickler):
+    """Every name that a pickle can call passes through `find_class`; this one imports nothing."""
+
+    def find_class(self, module: str, name: str, /) -> Any:
+        try:
+            return _ALLOWED[module, name]
+        except KeyError:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, only numpy arrays are allowed") from None
+
+
+def _arrays_only(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            batch = _ArraysOnly(file, encoding="bytes").load()
+        return {key.decode() if isinstance(key, bytes) else key: value for key, value in batch.items()}
+    except Exception as error:  # a damaged pickle may raise nearly anything
+        raise ValueError(f"{path} is refused: {error}; fetch it again, or take CIFAR's binary version") from error
+
+
+def npz(path: Path) -> Raw:
+    """A NumPy archive: `x`, `y` and, where parts are published, row numbers `train`, `test` `[n]` or `[folds, n]`.
+
+    `x`: features `[n, d]`; uint8 images `[n, H, W]` or `[n, H, W, C]`; float images `[n, C, H, W]`. Integer `y` are
+    classes, float `y` regression targets. Raises ValueError for object arrays, missing keys and other shapes.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = {key: stored[key] for key in ("x", "y", "train", "test") if key in stored.files}
+    except FileNotFoundError:
+        raise
+    except (ValueError, TypeError, OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{path} cannot be read: expected an npz of plain arrays, got {error}; write it anew with np.savez"
+        ) from error
+    for key in ("x", "y"):
+        if key not in arrays:
+            raise ValueError(f"{path} lacks {key!r}: expected x and y, got {sorted(arrays)}; write it with np.savez")
+    train, test = (np.atleast_2d(arrays[key]) if key in arrays else None for key in ("train", "test"))
+    return Raw(_channels_first(path, arrays["x"]), arrays["y"], None, train, test)
+
+
+def _channels_first(path: Path, x: Array) -> Array:
+    if x.ndim == 2 and x.dtype.kind in "biuf":
+        return x
+    if x.ndim == 3 and x.dtype == np.uint8:
+        return x[:, None]
+    if x.ndim == 4 and x.dtype == np.uint8:
+        return np.ascontiguousarray(x.transpose(0, 3, 1, 2))
+    if x.ndim == 4 and x.dtype.kind == "f":
+        return x
+    raise ValueError(
+        f"{path}: expected x as features [n, d], uint8 images [n, H, W] or [n, H, W, C] or float images [n, C, H, W], "
+        f"got {x.dtype} {list(x.shape)}; store it in one of these shapes"
+    )
+
+
+@final
+class ImageRows:
+    """Image files as `Rows`: decoded in threads when asked for, so that a folder of any size needs no memory.
+
+    `rows[index]` `(b, 3, size, size)` float32: RGB, shorter side resized to `size` (bilinear), centre cropped,
+    standardised with the mean and sd of ImageNet. Raises ValueError where a file cannot be decoded.
+    """
+
+    def __init__(self, root: Path, names: Sequence[str], sizes: Sequence[int], image_size: int) -> None:
+        self.root, self.names, self.sizes, self.image_size = root, names, sizes, image_size
+        self.shape = (len(names), 3, image_size, image_size)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: Tensor, /) -> Tensor:
+        pixels = torch.empty((len(index), *self.shape[1:]), dtype=torch.uint8)
+        with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+            for row, image in enumerate(pool.map(self._decode, index.tolist())):
+                pixels[row] = torch.from_numpy(image).permute(2, 0, 1)
+        mean, sd = (torch.tensor(v)[:, None, None] for v in (_IMAGENET_MEAN, _IMAGENET_SD))
+        return (pixels / 255 - mean) / sd
+
+    def _decode(self, row: int) -> Array:
+        from PIL import Image
+
+        path, size = self.root / self.names[row], self.image_size
+        try:
+            with Image.open(path) as image:
+                shorter = min(image.size)
+                width, height = (max(size, round(side * size / shorter)) for side in image.size)
+                image_rgb = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
+        except (OSError, SyntaxError, ValueError) as error:  # Pillow reports a broken PNG as a SyntaxError
+            raise ValueError(f"{path} is no readable image ({error}): replace or remove it") from error
+        left, top = (width - size) // 2, (height - size) // 2
+        return np.array(image_rgb.crop((left, top, left + size, top + size)))
+
+    def select(self, rows: Array) -> ImageRows:
+        """The same folder, these rows `(m,)` only."""
+        return ImageRows(self.root, [self.names[r] for r in rows], [self.sizes[r] for r in rows], self.image_size)
+
+
+def folder(root: Path, image_size: int = 224) -> Raw:
+    """A folder of images: `train/CLASS/*` and `test/CLASS/*` (or `val/CLASS/*`), or `CLASS/*` and nothing published.
+
+    Classes are numbered in the alphabetical order of their folders; files end in png, jpg, jpeg, webp or bmp.
+    Raises FileNotFoundError where `train` stands without `test`, ValueError where a class is empty or not in `train`.
+    """
+    parts = [root]
+    if (root / "train").is_dir() and _class_folders(root / "train"):
+        held_out = [root / name for name in ("test", "val") if (root / name).is_dir()][:1]
+        if not held_out:
+            raise FileNotFoundError(f"{root} has a folder train, expected test or val beside it, got neither; add one")
+        parts = [root / "train", *held_out]
+    classes = [sub.name for sub in _class_folders(parts[0])]
+    if len(classes) < 2:
+        raise ValueError(f"{root}: expected two or more class folders, got {classes}; put each class into its own")
+    found = [_listed(root, part, classes) for part in parts]
+    names, sizes, labels = (list(column) for column in zip(*(entry for part in found for entry in part), strict=True))
+    rows, cut = np.arange(len(names))[None], len(found[0])
+    published = {"train": rows[:, :cut], "test": rows[:, cut:]} if len(parts) == 2 else {}
+    return Raw(ImageRows(root, names, sizes, image_size), np.array(labels), len(classes), **published)
+
+
+def _class_folders(part: Path) -> list[Path]:
+    return sorted(sub for sub in part.iterdir() if sub.is_dir() and not sub.name.startswith("."))
+
+
+def _listed(root: Path, part: Path, classes: list[str]) -> list[tuple[str, int, int]]:
+    """(name below the root, bytes, label) of every image, by class and name."""
+    listed = []
+    for sub in _class_folders(part):
+        if sub.name not in classes:
+            raise ValueError(f"{sub} is a class without training images: expected one of {classes}; move or remove it")
+        with os.scandir(sub) as entries:
+            images = sorted((e.name, e.stat().st_size) for e in entries if Path(e.name).suffix.lower() in _SUFFIXES)
+        if not images:
+            raise ValueError(f"{sub} holds no images: expected {', '.join(sorted(_SUFFIXES))}; fill or remove it")
+        below, label = sub.relative_to(root).as_posix(), classes.index(sub.name)
+        listed += [(f"{below}/{name}", size, label) for name, size in images]
+    return listed
+
+
+def checked(name: str, raw: Raw) -> Raw:
+    """The same with `y` as int64 classes or float64 targets and, for classes, `num_classes` settled.
+
+    Raises ValueError for labels and targets that are not one number per row, for labels out of range, NaN and infinity.
+    """
+    x, y = raw.x, raw.y
+    if y.ndim != 1 or len(x) != len(y) or not len(y):
+        raise ValueError(f"{name}: expected one y per row of x {list(x.shape)}, got y {list(y.shape)}; store y as [n]")
+    if isinstance(x, np.ndarray) and x.dtype.kind == "f":
+        _refuse(~np.isfinite(x.reshape(len(x), -1)).all(axis=1), f"{name}: expected finite inputs, got NaN or infinity")
+    if raw.num_classes is None and y.dtype.kind == "f":
+        _refuse(~np.isfinite(y), f"{name}: expected finite targets, got NaN or infinity")
+        return raw._replace(y=y.astype(np.float64))
+    if y.dtype.kind not in "iub":
+        raise ValueError(f"{name}: expected integer labels or float targets, got {y.dtype}; store y in one of them")
+    num_classes = raw.num_classes or int(y.max()) + 1
+    _refuse((y < 0) | (y >= num_classes), f"{name}: expected labels in 0..{max(num_classes, 1) - 1}, got another")
+    if num_classes < 2:
+        raise ValueError(f"{name}: expected labels of two or more classes, got only 0; store float y for regression")
+    return raw._replace(y=y.astype(np.int64), num_classes=num_classes)
+
+
+def _refuse(bad: Array, sentence: str) -> None:
+    if bad.any():
+        raise ValueError(f"{sentence}, first in row {bad.argmax()} (counted from 0); mend or remove such rows")
+
+
+def fold_rows(name: str, raw: Raw, fold: int) -> tuple[Array, Array | None]:
+    """The published training and test rows `(n1,)`, `(n2,)` of a fold; no test rows where nothing is published.
+
+    Where only one of the two is published, the other is what it leaves. Raises ValueError for a fold that is not there,
+    and for row numbers out of range or in both parts.
+    """
+    given = [rows for rows in (raw.train, raw.test) if rows is not None]
+    folds, n = len(given[0]) if given else 1, len(raw.y)
+    if any(rows.ndim != 2 or rows.dtype.kind not in "iu" or len(rows) != folds for rows in given):
+        got = " and ".join(f"{rows.dtype} {list(rows.shape)}" for rows in given)
+        raise ValueError(f"{name}: expected train and test as integers [n] or, equally many, [folds, n], got {got}")
+    if not 0 <= fold < folds:
+        raise ValueError(f"{name}: expected fold in 0..{folds - 1}, got {fold}; the set has {folds} published split(s)")
+    if not given:
+        return np.arange(n), None
+    chosen = np.concatenate([rows[fold].astype(np.int64) for rows in given])
+    outside = chosen[(chosen < 0) | (chosen >= n)]
+    if len(outside):
+        raise ValueError(f"{name}: expected train and test rows in 0..{n - 1}, got {outside[0]} in fold {fold}; mend it")
+    times = np.bincount(chosen, minlength=n)
+    if times.max() > 1:
+        raise ValueError(f"{name}: expected disjoint rows, got row {times.argmax()} twice in fold {fold}; mend train, test")
+    rest = np.flatnonzero(times == 0)
+    train, test = (rest if rows is None else rows[fold].astype(np.int64) for rows in (raw.train, raw.test))
+    return train, test

@@ -1,0 +1,105 @@
+"""Files that are whole or absent: tensors as safetensors with a JSON header, JSON, never pickle.
+
+Every write goes to a temporary file beside its destination, is flushed to the disk and then renamed over it, so a kill at
+any instant leaves either the old file or the new one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+
+class Bundle(NamedTuple):
+    """What one file holds: named tensors, and facts that JSON can say."""
+
+    tensors: dict[str, Tensor]
+    facts: dict[str, Any]
+
+
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def canonical(value: Any) -> str:
+    """JSON with one spelling: sorted keys, indent 2, no NaN; equal values give equal text."""
+    return json.dumps(value, sort_keys=True, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def sha256(data: bytes) -> str:
+    """Hex digest."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bundle(path: Path, bundle: Bundle) -> str:
+    """Write tensors and facts into one safetensors file, atomically. Returns its SHA-256."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(bundle.tensors.items())}
+    data = save(_unshared(tensors), metadata={"facts": json.dumps(bundle.facts, sort_keys=True, allow_nan=False)})
+    write_bytes(path, data)
+    return sha256(data)
+
+
+def read_bundle(path: Path) -> Bundle:
+    """Read what `write_bundle` wrote. Raises ValueError, in one sentence, for a truncated or foreign file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = json.loads((file.metadata() or {})["facts"])
+            return Bundle({name: file.get_tensor(name) for name in file.keys()}, facts)  # noqa: SIM118 - not a dict
+    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+        raise ValueError(f"expected {path} to be a whole file of Espalier's, but it is cut short or altered ({error})") from error
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON. Raises ValueError, in one sentence, where it is not."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"expected {path} to be JSON, but it is cut short or altered ({error})") from error
+
+
+def signed(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts with a SHA-256 of their canonical text beside them, so that a changed one shows."""
+    return {**facts, "sha256": sha256(canonical(dict(facts)).encode())}
+
+
+def check_signed(path: Path) -> dict[str, Any]:
+    """Read a `signed` JSON file. Raises ValueError where its text does not fit its digest."""
+    facts = read_json(path)
+    if not isinstance(facts, dict) or facts.pop("sha256", None) != sha256(canonical(facts).encode()):
+        raise ValueError(f"expected {path} as it was written, but its content does not fit its own SHA-256: it was altered")
+    return facts
+
+
+def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """safetensors refuses tensors that share memory; small copies are the price of a plain dict."""
+    seen: set[int] = set()
+    result = {}
+    for name, tensor in tensors.items():
+        pointer = tensor.untyped_storage().data_ptr()
+        result[name] = tensor.clone() if pointer in seen and tensor.numel() else tensor
+        seen.add(pointer)
+    return result

@@ -1,0 +1,55 @@
+"""Where the work runs and where its random numbers come from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def find_device(name: str) -> torch.device:
+    """The device called `name`; auto is a GPU when there is one. Raises ValueError where it is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"expected a device such as auto, cpu or cuda, got {name!r}") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"expected the GPU {name!r}, but torch sees {torch.cuda.device_count()}: use --device cpu or auto")
+    return device
+
+
+class Streams:
+    """Random numbers by purpose, all from one seed, so that two methods at one seed see the same batches.
+
+    order: the shuffling of epochs. mask: Z. augment: crops and flips. topology: initial positions and random growth. The
+    network's own randomness (dropout) uses torch's default streams, which `train` seeds and puts back.
+    """
+
+    def __init__(self, seed: int, device: torch.device) -> None:
+        seeds = np.random.SeedSequence(seed).generate_state(5, np.uint64) >> np.uint64(1)
+        self.device = device
+        self.default = int(seeds[0])
+        self.order = torch.Generator().manual_seed(int(seeds[1]))
+        self.topology = torch.Generator().manual_seed(int(seeds[2]))
+        self.mask = torch.Generator(device).manual_seed(int(seeds[3]))
+        self.augment = torch.Generator(device).manual_seed(int(seeds[4]))
+
+    def state(self) -> dict[str, Tensor]:
+        """Where every stream stands."""
+        states = {name: getattr(self, name).get_state() for name in ("order", "topology", "mask", "augment")}
+        states["default"] = torch.get_rng_state()
+        if self.device.type == "cuda":
+            states["default_cuda"] = torch.cuda.get_rng_state(self.device)
+        return states
+
+    def restore(self, states: Mapping[str, Tensor]) -> None:
+        """Continue from `state`."""
+        for name in ("order", "topology", "mask", "augment"):
+            getattr(self, name).set_state(states[name])
+        torch.set_rng_state(states["default"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(states["default_cuda"], self.device)

@@ -1,0 +1,186 @@
+"""The deterministic mask M as sorted positions: how many weights each layer may keep, which, and how they are exchanged.
+
+Pure functions. Counts are exact: nothing here draws a density, it only shares a budget (Evci et al. 2020, RigL).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from espalier.contracts import Move, Topology
+
+Shapes = Sequence[tuple[int, ...]]
+
+
+def uniform(shapes: Shapes, density: float) -> tuple[int, ...]:
+    """Active weights per layer, each layer at the same density.
+
+    The counts add up to `round(density * num_weights)` and each is within one weight of its share (largest remainder).
+    Raises ValueError for a density outside (0, 1] or a layer left without weights.
+    """
+    sizes = [math.prod(shape) for shape in shapes]
+    return _apportion([density * size for size in sizes], sizes, density)
+
+
+def erk(shapes: Shapes, density: float) -> tuple[int, ...]:
+    """Active weights per layer by Erdos-Renyi kernel: a layer's density is proportional to sum(shape) / prod(shape).
+
+    Layers that would be more than dense are capped at dense and the rest is shared again (Evci et al. 2020, sec. 3).
+    Exact in total, and within one weight of the share, as `uniform`.
+    """
+    sizes = [math.prod(shape) for shape in shapes]
+    budget = density * sum(sizes)
+    dense: set[int] = set()
+    while True:
+        rest = [layer for layer in range(len(sizes)) if layer not in dense]
+        left = budget - sum(sizes[layer] for layer in dense)
+        weight = sum(sum(shapes[layer]) for layer in rest)  # raw density * size is the sum of the dimensions
+        full = {layer for layer in rest if left * sum(shapes[layer]) / weight >= sizes[layer]}
+        if not full:
+            break
+        dense |= full
+    shares = [
+        float(size) if layer in dense else left * sum(shapes[layer]) / weight for layer, size in enumerate(sizes)
+    ]
+    return _apportion(shares, sizes, density)
+
+
+ALLOCATIONS: dict[str, Callable[[Shapes, float], tuple[int, ...]]] = {"erk": erk, "uniform": uniform}
+
+
+def _apportion(shares: Sequence[float], sizes: Sequence[int], density: float) -> tuple[int, ...]:
+    """Whole numbers next to `shares` that add up to round(density * total): the largest remainders are rounded up."""
+    if not 0.0 < density <= 1.0:
+        raise ValueError(f"expected a sparsity in [0, 1), got {1 - density:g}: it is the fraction of weights at zero")
+    counts = [min(size, math.floor(share)) for share, size in zip(shares, sizes, strict=True)]
+    missing = round(density * sum(sizes)) - sum(counts)
+    order = sorted(range(len(sizes)), key=lambda layer: (counts[layer] - shares[layer], layer))
+    for layer in [layer for layer in order if counts[layer] < sizes[layer]][:missing]:
+        counts[layer] += 1
+    for layer, count in enumerate(counts):
+        if count == 0:
+            raise ValueError(
+                f"expected at least one active weight in every layer, but layer {layer} of {sizes[layer]} weights gets "
+                f"none at sparsity {1 - density:g}: lower the sparsity or leave that tensor dense"
+            )
+    return tuple(counts)
+
+
+def random_topology(shapes: Shapes, counts: Sequence[int], generator: torch.Generator | None = None) -> Topology:
+    """`counts[l]` positions of layer `l`, drawn uniformly without replacement."""
+    return _assemble(shapes, counts, lambda size: torch.rand(size, dtype=torch.float64, generator=generator))
+
+
+def magnitude_topology(shapes: Shapes, counts: Sequence[int], weights: Tensor) -> Topology:
+    """The `counts[l]` largest |weight| of each layer: where pretrained weights start. weights: `(num_weights,)`."""
+    parts = iter(weights.detach().abs().split([math.prod(shape) for shape in shapes]))
+    return _assemble(shapes, counts, lambda size: next(parts))
+
+
+def initial(
+    shapes: Shapes,
+    sparsity: float,
+    allocation: str = "erk",
+    start: str = "random",
+    weights: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Topology:
+    """The topology that training begins with: round((1 - sparsity) * num_weights) active weights.
+
+    allocation: 'erk' or 'uniform'; start: 'random', or 'magnitude' of `weights` `(num_weights,)`.
+    """
+    counts = ALLOCATIONS[allocation](shapes, 1 - sparsity)
+    if start == "magnitude" and weights is not None:
+        return magnitude_topology(shapes, counts, weights)
+    return random_topology(shapes, counts, generator)
+
+
+def _assemble(shapes: Shapes, counts: Sequence[int], score: Callable[[int], Tensor]) -> Topology:
+    sizes = tuple(math.prod(shape) for shape in shapes)
+    parts, start = [], 0
+    for size, count in zip(sizes, counts, strict=True):
+        parts.append(keep_top(score(size), count).nonzero().squeeze(1) + start)
+        start += size
+    return Topology(torch.cat(parts), tuple(counts), sizes)
+
+
+def keep_top(score: Tensor, count: int) -> Tensor:
+    """Mask `(n,)` of exactly `count` entries: the largest scores, ties to the lower position.
+
+    `topk` breaks ties in no stated order, and exact zeros are common, so: everything above the threshold, then the first
+    ones at it.
+    """
+    if count <= 0:
+        return torch.zeros_like(score, dtype=torch.bool)
+    threshold = score.kthvalue(score.numel() - count + 1).values
+    above, at = score > threshold, score == threshold
+    return above | (at & (at.cumsum(0) <= count - above.sum()))
+
+
+def drop_and_grow(topology: Topology, drop_score: Tensor, grow_score: Tensor, fraction: float) -> Move:
+    """Exchange, in every layer, floor(fraction * k_l) active weights for as many that were inactive before.
+
+    drop_score: `(k,)`, the smallest go (at equal scores the lower position is kept); grow_score: `(num_weights,)`, the
+    largest come (at equal scores the lower position). At most n_l - k_l are exchanged; what was just dropped does not
+    return. Density is constant to the weight.
+    """
+    device = topology.positions.device
+    inactive = torch.ones(topology.num_weights, dtype=torch.bool, device=device)
+    inactive[topology.positions] = False
+    olds = torch.arange(topology.num_active, device=device).split(list(topology.counts))
+    positions, sources, start = [], [], 0
+    for old, score, free, size in zip(
+        olds,
+        drop_score.split(list(topology.counts)),
+        inactive.split(list(topology.sizes)),
+        topology.sizes,
+        strict=True,
+    ):
+        count = len(old)
+        exchanged = min(math.floor(fraction * count), size - count)
+        kept = old[keep_top(score, count - exchanged)]
+        candidates = free.nonzero().squeeze(1) + start
+        grown = candidates[keep_top(grow_score[candidates], exchanged)]
+        place, order = torch.cat([topology.positions[kept], grown]).sort()
+        positions.append(place)
+        sources.append(torch.cat([kept, torch.full_like(grown, -1)])[order])
+        start += size
+    return Move(topology._replace(positions=torch.cat(positions)), torch.cat(sources))
+
+
+def relocate(old: Tensor, source: Tensor) -> Tensor:
+    """What belonged to the old active weights, `(k, ...)`, at their new places; zero where a weight has just grown."""
+    moved = old[source.clamp(min=0)]
+    moved[source < 0] = 0
+    return moved
+
+
+def pack_bits(mask: Tensor) -> Tensor:
+    """`(..., n)` bool -> `(..., ceil(n / 8))` uint8, first entry in the highest bit (NumPy's packbits)."""
+    padded = torch.nn.functional.pad(mask.to(torch.uint8), (0, -mask.shape[-1] % 8))
+    weights = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8, device=mask.device)
+    return (padded.view(*mask.shape[:-1], -1, 8) * weights).sum(-1, dtype=torch.uint8)
+
+
+def unpack_bits(bits: Tensor, count: int) -> Tensor:
+    """The inverse of `pack_bits`: `(..., ceil(count / 8))` uint8 -> `(..., count)` bool."""
+    weights = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8, device=bits.device)
+    return (bits.unsqueeze(-1) & weights).ne(0).flatten(-2)[..., :count]
+
+
+def to_bits(topology: Topology) -> Tensor:
+    """M as `ceil(num_weights / 8)` bytes: how a topology is stored."""
+    mask = torch.zeros(topology.num_weights, dtype=torch.bool, device=topology.positions.device)
+    mask[topology.positions] = True
+    return pack_bits(mask)
+
+
+def from_bits(bits: Tensor, sizes: Sequence[int]) -> Topology:
+    """The inverse of `to_bits`."""
+    mask = unpack_bits(bits, sum(sizes))
+    counts = tuple(int(part.sum()) for part in mask.split(list(sizes)))
+    return Topology(mask.nonzero().squeeze(1), counts, tuple(sizes))

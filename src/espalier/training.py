@@ -1,0 +1,274 @@
+"""The one loop: steps, pairs collected at the end of late epochs, a checkpoint at every epoch.
+
+    for each epoch:  for each batch:  Loop.step   ->  collect a pair (Z, u)  ->  watch.epoch (history, checkpoint)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import pyro
+import torch
+from torch import Tensor
+
+from espalier import batchnorm, calibration, store
+from espalier.contracts import Data, Schedule
+from espalier.fit import Fit, Pairs, State
+from espalier.guides import MaskedGuide
+from espalier.loop import Info, Loop
+from espalier.network import BayesianNetwork
+from espalier.options import Training
+from espalier.predict import predictive, to_device
+from espalier.store import Bundle
+from espalier.streams import Streams
+from espalier.topology import pack_bits, unpack_bits
+
+
+class Watch(Protocol):
+    """Who looks at a long training: a progress bar, a run folder. `Silent` looks at nothing."""
+
+    def resume(self) -> Bundle | None:
+        """The checkpoint to continue from, if there is one."""
+
+    def step(self, info: Info) -> None:
+        """After every step."""
+
+    def epoch(self, row: Mapping[str, Any], checkpoint: Callable[[], Bundle]) -> None:
+        """After every epoch, with its row of the history."""
+
+
+class Silent:
+    """The watch that looks at nothing."""
+
+    def resume(self) -> Bundle | None:
+        return None
+
+    def step(self, info: Info) -> None:
+        return None
+
+    def epoch(self, row: Mapping[str, Any], checkpoint: Callable[[], Bundle]) -> None:
+        return None
+
+
+def train(
+    model: BayesianNetwork,
+    guide: MaskedGuide,
+    schedule: Schedule,
+    data: Data,
+    *,
+    training: Training,
+    streams: Streams,
+    average_from: float = 1.0,
+    watch: Watch | None = None,
+) -> Fit:
+    """Train the guide and return its fit.
+
+    A pair (Z, u, other parameters) is collected at the end of every epoch after the fraction `average_from` of training,
+    and of the last epoch in any case. Raises ValueError, before any work, where averaging would start while the topology
+    still moves, and RuntimeError where the loss stops being finite (the last checkpoint stays).
+    """
+    watch = watch or Silent()
+    per_epoch, steps = training.steps_per_epoch(data), training.steps(data)
+    first = round(average_from * training.epochs, 9)
+    if schedule.last > first * per_epoch:
+        raise ValueError(
+            f"expected averaging to start after the topology is frozen, got average_from {average_from} and a freeze at "
+            f"step {schedule.last} of {steps}: raise one or lower the other"
+        )
+    guide.to(streams.device)
+    loop = Loop(
+        model,
+        guide,
+        schedule,
+        training.learning_rates(steps),
+        optimizer=training.optimizer,
+        momentum=training.momentum,
+        precision=training.precision,
+        topology_stream=streams.topology,
+    )
+    inputs = _norm_inputs(data, training, streams.device)
+    pairs: list[tuple[Tensor, Tensor, State]] = []
+    history: list[dict[str, Any]] = []
+    devices = [streams.device] if streams.device.type == "cuda" else []
+    # A parameter store of our own: Pyro's global one would hand this guide the values of the last one of its name.
+    with torch.random.fork_rng(devices), pyro.get_param_store().scope(), pyro.validation_enabled(False):
+        torch.manual_seed(streams.default)
+        saved = watch.resume()
+        if saved is not None:
+            history, pairs = _restore(saved, loop, streams)
+        model.train()
+        for epoch in range(len(history) + 1, training.epochs + 1):
+            infos = []
+            for x, y in _epoch(data, training, streams):
+                infos.append(loop.step(x, y))
+                watch.step(infos[-1])
+            if epoch > first or epoch == training.epochs:
+                pairs.append(_collect(model, guide, training, inputs))
+            history.append(_row(epoch, infos, loop, data))
+            watch.epoch(history[-1], lambda: _checkpoint(loop, streams, history, pairs))
+    return _fit(model, guide, data, training, history, pairs, inputs)
+
+
+def _epoch(data: Data, training: Training, streams: Streams) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of one epoch, shuffled, on the device."""
+    order = torch.randperm(len(data.train.y), generator=streams.order)
+    size = min(training.batch_size, len(order))
+    for rows in order.split(size)[: training.steps_per_epoch(data)]:
+        x = to_device(data.train.x[rows], streams.device)
+        if training.augment == "crop-flip":
+            x = crop_flip(x, streams.augment)
+        yield x, data.train.y[rows].to(streams.device)
+
+
+def crop_flip(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Images x `(n, c, h, w)`, each padded with zeros by an eighth of its height, cropped at random and flipped or not.
+
+    At 32 x 32 that is the usual padding by 4 (He et al. 2016). Drawn on the generator's device.
+    """
+    count, _, height, width = x.shape
+    pad = height // 8
+    padded = torch.nn.functional.pad(x, (pad, pad, pad, pad))
+    top, left = torch.randint(0, 2 * pad + 1, (2, count, 1), generator=generator, device=x.device)
+    flip = torch.randint(0, 2, (count, 1), generator=generator, device=x.device).bool()
+    rows = top + torch.arange(height, device=x.device)
+    columns = torch.arange(width, device=x.device).expand(count, -1)
+    columns = left + torch.where(flip, width - 1 - columns, columns)
+    images = torch.arange(count, device=x.device)[:, None, None]
+    return padded.permute(0, 2, 3, 1)[images, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def _norm_inputs(data: Data, training: Training, device: torch.device) -> list[Tensor]:
+    rows = torch.arange(min(len(data.train.y), training.bn_batches * training.batch_size))
+    return [to_device(data.train.x[part], device) for part in rows.split(training.batch_size)]
+
+
+@torch.no_grad()
+def _collect(
+    model: BayesianNetwork, guide: MaskedGuide, training: Training, inputs: list[Tensor]
+) -> tuple[Tensor, Tensor, State]:
+    """The pair at an epoch's end: Z of the last step with u after it, and the other parameters and statistics."""
+    assert guide.keep is not None
+    keep, values = guide.keep.clone(), guide.values.data.clone()
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    if training.batchnorm == "re-estimate":
+        q = guide.distribution()
+        dense = torch.zeros(model.num_weights, dtype=values.dtype, device=values.device)
+        dense[guide.positions] = q.mean_value * keep
+        state = batchnorm.estimate(model, dense, state, inputs)
+    return values, keep, state
+
+
+@torch.no_grad()
+def _row(epoch: int, infos: list[Info], loop: Loop, data: Data) -> dict[str, Any]:
+    """One line of the history: means over the epoch's steps, and the posterior mean on the validation split."""
+    loss, log_likelihood, kl = (
+        float(torch.stack([getattr(info, name) for info in infos]).mean()) for name in ("loss", "log_likelihood", "kl")
+    )
+    if not np.isfinite(loss):
+        raise RuntimeError(f"the loss stopped being finite in epoch {epoch}: lower --learning-rate or add --warmup steps")
+    row: dict[str, Any] = {
+        "epoch": epoch,
+        "step": loop.taken,
+        "loss": loss,
+        "log_likelihood": log_likelihood,
+        "kl": kl,
+        "learning_rate": loop.learning_rate(loop.taken),
+        "density": loop.guide.topology.density,
+        "exchanged": sum(info.grown for info in infos),
+    }
+    if len(data.validation.y):
+        row |= _validate(loop, data)
+    return row
+
+
+def _validate(loop: Loop, data: Data) -> dict[str, float]:
+    """How the posterior mean does on the validation split, with the batch-norm statistics as they run: an indication."""
+    parameters = predictive(loop.model, loop.guide.distribution().mean, data.validation.x).numpy()
+    targets = data.validation.y.numpy()
+    if not np.isfinite(parameters).all():
+        raise RuntimeError("the network's outputs stopped being finite: lower --learning-rate or add --warmup steps")
+    if data.num_classes is None:
+        mean, scale = parameters[None, ..., 0], parameters[None, ..., 1]
+        unit = data.target_scale
+        return {
+            "validation_rmse": calibration.rmse(mean, scale, targets) * unit,
+            "validation_nll": calibration.gaussian_nll(mean * unit, scale * unit, targets * unit),
+        }
+    return {
+        "validation_accuracy": calibration.accuracy(parameters, targets),
+        "validation_nll": calibration.nll(parameters, targets),
+        "validation_ece": calibration.ece(parameters, targets),
+    }
+
+
+def _checkpoint(
+    loop: Loop, streams: Streams, history: list[dict[str, Any]], pairs: list[tuple[Tensor, Tensor, State]]
+) -> Bundle:
+    """All that a training is: continuing from it gives the same bits as never having stopped."""
+    tensors, facts = loop.state()
+    tensors |= {f"stream.{name}": state for name, state in streams.state().items()}
+    for index, (values, keep, state) in enumerate(pairs):
+        tensors |= {f"pair.{index}.values": values, f"pair.{index}.keep": pack_bits(keep)}
+        tensors |= {f"pair.{index}.state.{name}": tensor for name, tensor in state.items()}
+    return Bundle(tensors, {**facts, "history": history, "pairs": len(pairs)})
+
+
+def _restore(
+    saved: Bundle, loop: Loop, streams: Streams
+) -> tuple[list[dict[str, Any]], list[tuple[Tensor, Tensor, State]]]:
+    loop.restore(saved)
+    streams.restore(store.under("stream.", saved.tensors))
+    pairs = []
+    for index in range(saved.facts["pairs"]):
+        own = {name: tensor.to(streams.device) for name, tensor in store.under(f"pair.{index}.", saved.tensors).items()}
+        keep = unpack_bits(own["keep"], len(own["values"]))
+        pairs.append((own["values"], keep, store.under("state.", own)))
+    return saved.facts["history"], pairs
+
+
+def _fit(
+    model: BayesianNetwork,
+    guide: MaskedGuide,
+    data: Data,
+    training: Training,
+    history: list[dict[str, Any]],
+    pairs: list[tuple[Tensor, Tensor, State]],
+    inputs: list[Tensor],
+) -> Fit:
+    topology = guide.topology
+    states = {name: torch.stack([state[name] for _, _, state in pairs]) for name in pairs[0][2]}
+    stacked = Pairs(torch.stack([values for values, _, _ in pairs]), torch.stack([keep for _, keep, _ in pairs]), states)
+    record = {
+        "task": "regression" if data.num_classes is None else "classification",
+        "target": [data.target_shift, data.target_scale],
+        "num_data": model.num_data,
+        "num_weights": topology.num_weights,
+        "num_active": topology.num_active,
+        "density": topology.density,
+        "layers": [
+            {"name": weight.name, "shape": weight.shape, "active": active}
+            for weight, active in zip(model.weights, topology.counts, strict=True)
+        ],
+        "keep_prob": guide.keep_prob,
+        "rescale": guide.rescale,
+        "kl_scale": guide.kl_scale,
+        "prior_scale": model.prior_scale,
+        "weight_decay": model.weight_decay,
+        "num_pairs": len(pairs),
+        "batchnorm": training.batchnorm,
+        "bn_batches": training.bn_batches,
+        "elbo": {name: history[-1][name] for name in ("log_likelihood", "kl", "loss")},
+        "data": {"name": data.name, "hashes": data.hashes},
+    }
+    return Fit(
+        model,
+        topology,
+        stacked,
+        keep_prob=guide.keep_prob,
+        rescale=guide.rescale,
+        record=record,
+        history=history,
+        inputs=inputs if batchnorm.has_batchnorm(model) else None,
+    )
