@@ -19,11 +19,11 @@ def model(
     """Images of `shape` (c, h, w), h and w at least 16 (LeCun et al. 1998; the widths of Caffe's version)."""
     features = nn.Sequential(
         nn.Conv2d(shape[0], channels[0], 5),
-        nn.ReLU(),
         nn.MaxPool2d(2),
+        nn.ReLU(),  # after the pool: the same values for a quarter of the work
         nn.Conv2d(channels[0], channels[1], 5),
-        nn.ReLU(),
         nn.MaxPool2d(2),
+        nn.ReLU(),
         nn.Flatten(),
     )
     if len(shape) != 3 or min(shape[1:]) < 16:

@@ -12,12 +12,20 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from espalier.contracts import Data
 from espalier.network import BayesianNetwork
+from espalier.predict import to_device
 
 
 def has_batchnorm(model: BayesianNetwork) -> bool:
     """Is there a normalisation that keeps running statistics?"""
     return any(True for _ in _norms(model.net))
+
+
+def training_batches(data: Data, num_batches: int, batch_size: int, device: torch.device) -> list[Tensor]:
+    """What statistics are re-estimated on: the first batches of the (already shuffled) training split, not augmented."""
+    rows = torch.arange(min(len(data.train.y), num_batches * batch_size))
+    return [to_device(data.train.x[part], device) for part in rows.split(batch_size)]
 
 
 @torch.no_grad()

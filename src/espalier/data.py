@@ -8,11 +8,9 @@ variable ESPALIER_DATA, else `~/.cache/espalier`.
 from __future__ import annotations
 
 import difflib
-import gzip
 import hashlib
 import os
 import tempfile
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -29,7 +27,7 @@ from espalier.readers import ImageRows as ImageRows
 
 Progress = Callable[[str, int, int | None], None]  # file name, bytes so far, bytes in all if the server says
 _TEST_FRACTION = 0.2  # of all rows, where no test set is published
-_CHUNK = 1024  # rows handled in float64 at a time: bounds the memory beside the result
+_CHUNK = 1 << 22  # numbers handled in float64 at a time: bounds the memory beside the result
 
 
 class _Layout(NamedTuple):
@@ -49,6 +47,7 @@ def _uci(name: str, about: str) -> tuple[str, tuple[_Layout, ...]]:
     return f"UCI regression, {about}", (_Layout("uci", (f"{name}.npz",), lambda paths: readers.npz(paths[0])),)
 
 
+_MNIST, _FASHION = _idx("MNIST/raw", "mnist"), _idx("FashionMNIST/raw", "fashion-mnist")
 _BATCHES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
 _CIFAR10 = (
     _Layout("cifar-10-batches-bin", tuple(f"{b}.bin" for b in _BATCHES), lambda p: readers.cifar_binary(p, 1, 10)),
@@ -61,8 +60,8 @@ _CIFAR100 = (
 # Name -> one line about it, and where it may lie; nowhere, if it comes with scikit-learn.
 _NAMED: Mapping[str, tuple[str, tuple[_Layout, ...]]] = {
     "digits": ("1,797 handwritten digits, 8x8 grey, 10 classes; comes with scikit-learn", ()),
-    "mnist": ("70,000 handwritten digits, 28x28 grey, 10 classes", _idx("MNIST/raw", "mnist")),
-    "fashion-mnist": ("70,000 articles, 28x28 grey, 10 classes", _idx("FashionMNIST/raw", "fashion-mnist")),
+    "mnist": ("70,000 handwritten digits, 28x28 grey, 10 classes", _MNIST),
+    "fashion-mnist": ("70,000 articles, 28x28 grey, 10 classes", _FASHION),
     "cifar10": ("60,000 photographs, 32x32 colour, 10 classes", _CIFAR10),
     "cifar100": ("60,000 photographs, 32x32 colour, 100 classes", _CIFAR100),
     "boston": _uci("boston", "506 rows, 13 features, 20 published splits: house prices"),
@@ -95,12 +94,12 @@ def _tar(url: str, archive: str, layout: _Layout, *digests: str) -> tuple[Downlo
     return (Download(url, {f"{layout.folder}/{file}": digest for file, digest in pairs}, archive),)
 
 
-# Contents of MNIST, Fashion-MNIST, CIFAR-10: computed from copies that are exact to the bit. Archives and the contents
-# of CIFAR-100: as other projects publish them (gomlx, MLDatasets.jl and torchvision-ruby; the last alone has the files).
+# MNIST, Fashion-MNIST and CIFAR-10's files: computed from bit-exact copies. Archives and CIFAR-100's files: as gomlx,
+# MLDatasets.jl and torchvision-ruby publish them (CIFAR-100's files: the last alone, which is right on CIFAR-10's).
 SOURCES: Mapping[str, tuple[Download, ...]] = {
     "mnist": _gz(
         "https://ossci-datasets.s3.amazonaws.com/mnist/",
-        _NAMED["mnist"][1][0],
+        _MNIST[0],
         "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
         "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
         "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
@@ -108,7 +107,7 @@ SOURCES: Mapping[str, tuple[Download, ...]] = {
     ),
     "fashion-mnist": _gz(
         "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
-        _NAMED["fashion-mnist"][1][0],
+        _FASHION[0],
         "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
         "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
         "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
@@ -143,7 +142,8 @@ def names() -> dict[str, str]:
 def available(data_dir: str | Path | None = None) -> list[str]:
     """The named sets of which every file is in the data folder (they are not opened)."""
     root = _root(data_dir)
-    return [name for name, (_, layouts) in _NAMED.items() if not layouts or any(_whole(root, lay) for lay in layouts)]
+    whole = [name for name, (_, layouts) in _NAMED.items() if any(not _missing(root, layout) for layout in layouts)]
+    return ["digits", *whole]
 
 
 def load(
@@ -238,20 +238,19 @@ def _unknown(name: str) -> ValueError:
     )
 
 
-def _whole(root: Path, layout: _Layout) -> list[Path]:
-    """The files of a layout, or none if one is missing."""
-    paths = [_as_stored(root / layout.folder / file) for file in layout.files]
-    return paths if all(path.is_file() for path in paths) else []
+def _paths(root: Path, layout: _Layout) -> list[Path]:
+    """Where the files of a layout are, or should be; IDX files may be compressed."""
+    plain = [root / layout.folder / file for file in layout.files]
+    return [p if p.is_file() or not p.name.endswith("-ubyte") else p.with_name(f"{p.name}.gz") for p in plain]
 
 
-def _as_stored(path: Path) -> Path:
-    """IDX files may be compressed."""
-    return path if path.is_file() or not path.name.endswith("-ubyte") else path.with_name(f"{path.name}.gz")
+def _missing(root: Path, layout: _Layout) -> list[Path]:
+    return [path for path in _paths(root, layout) if not path.is_file()]
 
 
 def _read(name: str, data_dir: str | Path | None, image_size: int | None) -> Raw:
     path = Path(name).expanduser()
-    is_folder = name not in _NAMED and path.is_dir()
+    is_folder = name != "" and name not in _NAMED and path.is_dir()
     if image_size is not None and not (is_folder and image_size > 0):
         raise ValueError(f"{name}: expected image_size > 0, and for folders of images alone, got {image_size}; drop it")
     if name == "digits":
@@ -270,14 +269,13 @@ def _read(name: str, data_dir: str | Path | None, image_size: int | None) -> Raw
 def _read_named(name: str, root: Path) -> Raw:
     layouts = _NAMED[name][1]
     for layout in layouts:
-        if paths := _whole(root, layout):
-            return layout.read(paths)
+        if not _missing(root, layout):
+            return layout.read(_paths(root, layout))
     # An incomplete folder says more than one that is not there.
     nearest = next((layout for layout in layouts if (root / layout.folder).is_dir()), layouts[0])
-    missing = next(file for file in nearest.files if not _as_stored(root / nearest.folder / file).is_file())
     raise FileNotFoundError(
-        f"{name}: expected {missing} in {root / nearest.folder}, got no such file; run `espalier data get {name}`, or "
-        f"name the folder that holds {' or '.join(layout.folder for layout in layouts)} by --data-dir or ESPALIER_DATA"
+        f"{name}: expected a file {_missing(root, nearest)[0]}, got none; run `espalier data get {name}`, or name the "
+        f"folder that holds {' or '.join(layout.folder for layout in layouts)} by --data-dir or ESPALIER_DATA"
     )
 
 
@@ -285,7 +283,7 @@ def _cut(name: str, raw: Raw, validation: float, calibration: float, split_seed:
     """Row numbers of the four parts; `train` is all that is left."""
     for option, fraction in (("validation", validation), ("calibration", calibration)):
         if not 0 <= fraction < 1:
-            raise ValueError(f"expected {option} in [0, 1), a fraction of the rows that are not test rows, got {fraction}")
+            raise ValueError(f"expected {option} in [0, 1), a fraction of all but the test rows, got {fraction}")
     if split_seed < 0:
         raise ValueError(f"expected split_seed to be 0 or more, got {split_seed}")
     rng = np.random.default_rng(split_seed)
@@ -293,7 +291,8 @@ def _cut(name: str, raw: Raw, validation: float, calibration: float, split_seed:
     rows = rng.permutation(rows)
     if test is None:
         test, rows = np.split(rows, [round(_TEST_FRACTION * len(rows))])
-    held, kept = round(validation * len(rows)), round((validation + calibration) * len(rows))
+    held = round(validation * len(rows))
+    kept = held + round(calibration * len(rows))
     if kept >= len(rows):
         raise ValueError(
             f"{name}: expected rows left to train on, got none of {len(rows)} outside the test set with validation "
@@ -302,8 +301,9 @@ def _cut(name: str, raw: Raw, validation: float, calibration: float, split_seed:
     return {"train": rows[kept:], "validation": rows[:held], "calibration": rows[held:kept], "test": test}
 
 
-def _chunks(rows: Array) -> list[Array]:
-    return [rows[start : start + _CHUNK] for start in range(0, len(rows), _CHUNK)]
+def _chunks(x: Array, rows: Array) -> list[Array]:
+    step = max(1, _CHUNK * len(x) // x.size)
+    return [rows[start : start + step] for start in range(0, len(rows), step)]
 
 
 def _moments(x: Array, rows: Array) -> tuple[Array, Array]:
@@ -314,7 +314,7 @@ def _moments(x: Array, rows: Array) -> tuple[Array, Array]:
     flat = x.reshape(len(x), x.shape[1], -1)
     pivot = flat[rows[0], :, :1].astype(np.float64)
     first, second = np.zeros(x.shape[1]), np.zeros(x.shape[1])
-    for part in _chunks(rows):
+    for part in _chunks(x, rows):
         gap = flat[part] - pivot
         first += gap.sum(axis=(0, 2))
         second += np.square(gap).sum(axis=(0, 2))
@@ -326,7 +326,7 @@ def _moments(x: Array, rows: Array) -> tuple[Array, Array]:
 def _standardised(x: Array, mean: Array, sd: Array, rows: Array) -> Tensor:
     out = np.empty((len(rows), *x.shape[1:]), np.float32)
     mean, sd = (values.reshape(-1, *[1] * (x.ndim - 2)) for values in (mean, sd))
-    for part, into in zip(_chunks(rows), _chunks(np.arange(len(rows))), strict=True):
+    for part, into in zip(_chunks(x, rows), _chunks(x, np.arange(len(rows))), strict=True):
         out[into] = (x[part] - mean) / sd
     return torch.from_numpy(out)
 
@@ -336,7 +336,7 @@ def _hash(raw: Raw, rows: Array) -> str:
     if isinstance(raw.x, ImageRows):
         digest.update("".join(f"{raw.x.names[row]}\0{raw.x.sizes[row]}\n" for row in rows).encode())
     else:
-        for part in _chunks(rows):
+        for part in _chunks(raw.x, rows):
             digest.update(raw.x[part].tobytes())
     digest.update(raw.y[rows].tobytes())
     return digest.hexdigest()
@@ -344,7 +344,7 @@ def _hash(raw: Raw, rows: Array) -> str:
 
 def _obtain(download: Download, root: Path, progress: Progress | None) -> str:
     files, what = download.files, ", ".join(download.files)
-    if all((root / file).is_file() and _sha256(root / file) == digest for file, digest in files.items()):
+    if all((root / file).is_file() and readers.sha256(root / file) == digest for file, digest in files.items()):
         return f"{what}: already there, SHA-256 as expected"
     beside = (root / next(iter(files))).parent
     beside.mkdir(parents=True, exist_ok=True)
@@ -383,17 +383,8 @@ def _fetch(url: str, to: Path, progress: Progress | None) -> None:
         raise ValueError(f"{url}: expected the whole file, got {error}; nothing was stored, try again") from error
 
 
-def _sha256(path: Path, plain: bool = True) -> str:
-    """Of the content, or, not `plain`, of the file itself; of a damaged gzip file, a word instead."""
-    try:
-        with readers.open_plain(path) if plain else path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except (EOFError, zlib.error, gzip.BadGzipFile):
-        return "a damaged gzip file"
-
-
 def _verify(path: Path, digest: str, url: str, plain: bool = True) -> None:
-    if (got := _sha256(path, plain)) != digest:
+    if (got := readers.sha256(path, plain)) != digest:
         raise ValueError(f"{url}: expected SHA-256 {digest}, got {got}; nothing was stored, try again later")
 
 

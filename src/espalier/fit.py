@@ -125,6 +125,16 @@ class Fit:
         weights, state = next(self.weights("ticket"))
         return self.model.network(weights, state).eval()
 
+    def to(self, device: str | torch.device) -> Fit:
+        """The same fit on another device, moved in place."""
+        self.model.to(device)
+        self.topology = self.topology._replace(positions=self.topology.positions.to(device))
+        states = {name: tensor.to(device) for name, tensor in self.pairs.states.items()}
+        self.pairs = Pairs(self.pairs.values.to(device), self.pairs.keep.to(device), states)
+        self.statistics = {how: {n: t.to(device) for n, t in s.items()} for how, s in self.statistics.items()}
+        self.inputs = None if self.inputs is None else [batch.to(device) for batch in self.inputs]
+        return self
+
     def __getitem__(self, name: str) -> Tensor:
         """The collected draws Z * u of one tensor of the network, dense: `(P, *shape)`."""
         named = [self.model.unflatten(weights) for weights, _ in self.weights("pairs")]

@@ -8,6 +8,7 @@ judged afterwards, in one place for all formats: `checked` (labels, finite numbe
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import math
 import os
@@ -58,6 +59,15 @@ def digits() -> Raw:
 def open_plain(path: Path) -> io.BufferedIOBase:
     """The file's content as bytes, decompressed where the name ends in `.gz`."""
     return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
+
+
+def sha256(path: Path, plain: bool = True) -> str:
+    """Hexadecimal, of the content, or, not `plain`, of the file itself; of a damaged gzip file, words that say so."""
+    try:
+        with open_plain(path) if plain else path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        return "a damaged gzip file"
 
 
 def _idx(path: Path, axes: int) -> Array:
@@ -183,7 +193,7 @@ def npz(path: Path) -> Raw:
     classes, float `y` regression targets. Raises ValueError for object arrays, missing keys and other shapes.
     """
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             arrays = {key: stored[key] for key in ("x", "y", "train", "test") if key in stored.files}
     except FileNotFoundError:
         raise
@@ -302,8 +312,11 @@ def checked(name: str, raw: Raw) -> Raw:
     Raises ValueError for labels and targets that are not one number per row, for labels out of range, NaN and infinity.
     """
     x, y = raw.x, raw.y
-    if y.ndim != 1 or len(x) != len(y) or not len(y):
-        raise ValueError(f"{name}: expected one y per row of x {list(x.shape)}, got y {list(y.shape)}; store y as [n]")
+    if y.ndim != 1 or len(x) != len(y) or 0 in x.shape:
+        raise ValueError(
+            f"{name}: expected x with rows and columns and one y per row, got x {list(x.shape)}, y {list(y.shape)}; "
+            "store y as [n]"
+        )
     if isinstance(x, np.ndarray) and x.dtype.kind == "f":
         _refuse(~np.isfinite(x.reshape(len(x), -1)).all(axis=1), f"{name}: expected finite inputs, got NaN or infinity")
     if raw.num_classes is None and y.dtype.kind == "f":
@@ -312,13 +325,14 @@ def checked(name: str, raw: Raw) -> Raw:
     if y.dtype.kind not in "iub":
         raise ValueError(f"{name}: expected integer labels or float targets, got {y.dtype}; store y in one of them")
     num_classes = raw.num_classes or int(y.max()) + 1
-    _refuse((y < 0) | (y >= num_classes), f"{name}: expected labels in 0..{max(num_classes, 1) - 1}, got another")
+    bad = np.logical_or(y < 0, y >= num_classes)
+    _refuse(bad, f"{name}: expected labels in 0..{max(num_classes, 1) - 1}, got {y[bad.argmax()]}")
     if num_classes < 2:
         raise ValueError(f"{name}: expected labels of two or more classes, got only 0; store float y for regression")
     return raw._replace(y=y.astype(np.int64), num_classes=num_classes)
 
 
-def _refuse(bad: Array, sentence: str) -> None:
+def _refuse(bad: Array | np.bool_, sentence: str) -> None:
     if bad.any():
         raise ValueError(f"{sentence}, first in row {bad.argmax()} (counted from 0); mend or remove such rows")
 
@@ -341,10 +355,10 @@ def fold_rows(name: str, raw: Raw, fold: int) -> tuple[Array, Array | None]:
     chosen = np.concatenate([rows[fold].astype(np.int64) for rows in given])
     outside = chosen[(chosen < 0) | (chosen >= n)]
     if len(outside):
-        raise ValueError(f"{name}: expected train and test rows in 0..{n - 1}, got {outside[0]} in fold {fold}; mend it")
+        raise ValueError(f"{name}: expected train and test rows in 0..{n - 1}, got {outside[0]} in fold {fold}")
     times = np.bincount(chosen, minlength=n)
     if times.max() > 1:
-        raise ValueError(f"{name}: expected disjoint rows, got row {times.argmax()} twice in fold {fold}; mend train, test")
+        raise ValueError(f"{name}: expected disjoint train and test, got row {times.argmax()} twice in fold {fold}")
     rest = np.flatnonzero(times == 0)
     train, test = (rest if rows is None else rows[fold].astype(np.int64) for rows in (raw.train, raw.test))
     return train, test

@@ -14,8 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 
@@ -71,6 +72,21 @@ def read_bundle(path: Path) -> Bundle:
             return Bundle({name: file.get_tensor(name) for name in file.keys()}, facts)  # noqa: SIM118 - not a dict
     except (SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise ValueError(f"expected {path} to be a whole file of Espalier's, but it is cut short or altered ({error})") from error
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read any safetensors file, pretrained weights say. Raises ValueError, in one sentence, where it is not one."""
+    if not path.is_file():
+        raise ValueError(f"expected a safetensors file, but {path} is not there")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"expected {path} to be a safetensors file ({error}): convert it with safetensors.torch") from error
+
+
+def tensor_digest(tensor: Tensor) -> str:
+    """SHA-256 of a tensor's values."""
+    return sha256(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
 
 
 def read_json(path: Path) -> Any:

@@ -88,7 +88,9 @@ def train(
         precision=training.precision,
         topology_stream=streams.topology,
     )
-    inputs = _norm_inputs(data, training, streams.device)
+    inputs = []
+    if batchnorm.has_batchnorm(model):
+        inputs = batchnorm.training_batches(data, training.bn_batches, training.batch_size, streams.device)
     pairs: list[tuple[Tensor, Tensor, State]] = []
     history: list[dict[str, Any]] = []
     devices = [streams.device] if streams.device.type == "cuda" else []
@@ -137,11 +139,6 @@ def crop_flip(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
     columns = left + torch.where(flip, width - 1 - columns, columns)
     images = torch.arange(count, device=x.device)[:, None, None]
     return padded.permute(0, 2, 3, 1)[images, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-
-
-def _norm_inputs(data: Data, training: Training, device: torch.device) -> list[Tensor]:
-    rows = torch.arange(min(len(data.train.y), training.bn_batches * training.batch_size))
-    return [to_device(data.train.x[part], device) for part in rows.split(training.batch_size)]
 
 
 @torch.no_grad()
@@ -259,6 +256,7 @@ def _fit(
         "num_pairs": len(pairs),
         "batchnorm": training.batchnorm,
         "bn_batches": training.bn_batches,
+        "batch_size": training.batch_size,
         "elbo": {name: history[-1][name] for name in ("log_likelihood", "kl", "loss")},
         "data": {"name": data.name, "hashes": data.hashes},
     }
@@ -270,5 +268,5 @@ def _fit(
         rescale=guide.rescale,
         record=record,
         history=history,
-        inputs=inputs if batchnorm.has_batchnorm(model) else None,
+        inputs=inputs or None,
     )

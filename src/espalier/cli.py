@@ -1,0 +1,251 @@
+"""The command line: arguments in, sentences out; no arithmetic.
+
+Everything heavy is imported by the command that needs it, so that `espalier --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from espalier import __version__
+
+if TYPE_CHECKING:
+    from espalier.contracts import Data
+    from espalier.fit import Fit
+
+HELP = """\
+Bayesian sparse training for networks that know what they don't know.
+
+  espalier fit --model NAME --inference NAME --data NAME --out RUN   train; options come from the programs named
+  espalier fit --config RECIPE.yaml --out RUN                        the same from a file; see examples/
+  espalier resume RUN                                                go on with a run that was stopped
+  espalier evaluate RUN [RUN ...]                                    scores of every way to predict, with intervals
+  espalier models | inferences | data                                what there is
+  espalier data get NAME                                             download a public data set
+
+`espalier COMMAND --help` says more.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0, or 2 after one sentence on stderr."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    commands = {
+        "fit": _fit,
+        "resume": _resume,
+        "evaluate": _evaluate,
+        "data": _data,
+        "models": _models,
+        "inferences": _inferences,
+    }
+    if not words or words[0] in ("-h", "--help"):
+        print(HELP, end="")
+        return 0
+    if words[0] == "--version":
+        print(__version__)
+        return 0
+    try:
+        if words[0] not in commands:
+            from difflib import get_close_matches
+
+            near = get_close_matches(words[0], commands, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"expected a command of {', '.join(commands)}, got {words[0]!r}{hint}")
+        return commands[words[0]](words[1:])
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"espalier: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("espalier: stopped; `espalier resume RUN` goes on from the last epoch", file=sys.stderr)
+        return 130
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse whose errors are our one sentence."""
+
+    def error(self, message: str) -> Any:
+        raise ValueError(f"{self.prog}: {message}")
+
+
+def _fit(words: list[str]) -> int:
+    own = _Parser(prog="espalier fit", add_help=False, allow_abbrev=False)
+    own.add_argument("--out", type=Path, metavar="RUN", help="new folder for the run")
+    own.add_argument("--json", action="store_true", help="print one JSON object, and nothing else, on stdout")
+    own.add_argument("--print-config", "--print_config", action="store_true", help="print what would run, and stop")
+    own.add_argument("-h", "--help", action="store_true")
+    mine, rest = own.parse_known_args(words)
+
+    from espalier import recipes, runs
+
+    if mine.help:
+        return _fit_help(own, rest)
+    recipe = recipes.resolve(rest)
+    if mine.print_config:
+        import yaml
+
+        print(yaml.safe_dump(runs.plain(recipe.config()), sort_keys=False), end="")
+        return 0
+    if mine.out is None:
+        raise ValueError("expected --out RUN, a new folder for the run")
+    with _watching(recipe) as bar:
+        fit = runs.start(recipe, mine.out, bar)
+    return _conclude(mine.out, fit, mine.json)
+
+
+def _fit_help(own: argparse.ArgumentParser, rest: list[str]) -> int:
+    from espalier import recipes
+
+    own.print_help()
+    written = [*rest]
+    for part, default in (("model", "mlp"), ("inference", "cigl")):
+        if not any(word.partition("=")[0] in (f"--{part}", "--config") for word in rest):
+            written += [f"--{part}", default]
+    parts = recipes.programs(written)
+    print(f"\nWith --model {parts['model']} --inference {parts['inference']}:\n")
+    print(recipes.build_parser(recipes.options(parts["model"], parts["inference"])).format_help())
+    return 0
+
+
+def _resume(words: list[str]) -> int:
+    parser = _Parser(prog="espalier resume", description="Go on with a run that was stopped, bit for bit.")
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--json", action="store_true", help="print one JSON object, and nothing else, on stdout")
+    arguments = parser.parse_args(words)
+
+    from espalier import runs
+
+    recipe = runs.recipe_in(arguments.run)
+    if runs.finished(arguments.run):
+        print(f"{arguments.run} is finished; nothing to do", file=sys.stderr if arguments.json else sys.stdout)
+        return 0
+    with _watching(recipe) as bar:
+        fit = runs.resume(arguments.run, bar)
+    return _conclude(arguments.run, fit, arguments.json)
+
+
+def _watching(recipe: Any) -> Any:
+    from espalier.progress import Bar
+
+    sparsity = recipe.options.get("sparsity", 0.0)
+    title = f"{recipe.inference} {recipe.model} {recipe.data} {sparsity:.0%} sparse"
+    return Bar(title, recipe.options["epochs"])
+
+
+def _conclude(folder: Path, fit: Fit, as_json: bool) -> int:
+    """After training: scores on validation. The test split waits for `espalier evaluate`."""
+    from espalier import runs
+
+    data = runs.data_of(folder)
+    split = "validation" if len(data.validation.y) else "train"
+    results = {str(folder): _scored(folder, fit, data, split)}
+    if as_json:
+        print(json.dumps(results[str(folder)]))
+    else:
+        _print_tables(results, split)
+        print(f"\nThe run is in {folder}; `espalier evaluate {folder}` scores it on the test split.")
+    return 0
+
+
+def _evaluate(words: list[str]) -> int:
+    parser = _Parser(prog="espalier evaluate", description="Score every way to predict on a split, with intervals.")
+    parser.add_argument("run", type=Path, nargs="+")
+    parser.add_argument("--split", default="test", help="train, validation, calibration or test (default)")
+    parser.add_argument("--num-samples", type=int, default=16, help="fresh masks of `redraw`")
+    parser.add_argument("--data-dir", help="where the data sets are; default: the run's own, then ESPALIER_DATA")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--picture", type=Path, help="also draw the reliability of all runs side by side")
+    parser.add_argument("--json", action="store_true", help="print one JSON object, and nothing else, on stdout")
+    arguments = parser.parse_args(words)
+
+    from espalier import runs
+    from espalier.streams import find_device
+
+    device = find_device(arguments.device)
+    results, panels = {}, {}
+    for folder in arguments.run:
+        fit, data = runs.load(folder).to(device), runs.data_of(folder, arguments.data_dir)
+        results[str(folder)] = _scored(folder, fit, data, arguments.split, arguments.num_samples)
+        panels.update(_panels(fit, data, arguments.split, str(folder)) if arguments.picture else {})
+    if panels:
+        from espalier import plots
+
+        plots.save(plots.reliability(panels), arguments.picture)
+    if arguments.json:
+        print(json.dumps(results[str(arguments.run[0])] if len(results) == 1 else {"runs": results}))
+    else:
+        _print_tables(results, arguments.split)
+        if arguments.picture:
+            print(f"\nReliability diagram: {arguments.picture}")
+    return 0
+
+
+def _scored(folder: Path, fit: Fit, data: Data, split: str, num_samples: int = 16) -> dict[str, Any]:
+    """Evaluate, and leave the numbers and the picture in the run folder."""
+    from espalier import plots, store
+    from espalier.evaluation import evaluate
+
+    result = {"run": str(folder), "sparsity": 1 - fit.topology.density, **evaluate(fit, data, split, num_samples=num_samples)}
+    store.write_bytes(folder / f"evaluation-{split}.json", store.canonical({**result, "run": folder.name}).encode())
+    if data.num_classes is not None:
+        panels = _panels(fit, data, split, folder.name, ("ticket", "redraw"))
+        plots.save(plots.reliability(panels), folder / f"reliability-{split}.png")
+    return result
+
+
+def _panels(fit: Fit, data: Data, split: str, name: str, ways: Sequence[Any] = ("ticket",)) -> dict[str, Any]:
+    from espalier.evaluation import mean_probabilities, split_of
+
+    if data.num_classes is None:
+        return {}
+    part = split_of(data, split)
+    return {f"{name}: {way}": (mean_probabilities(fit, part, way), part.y.numpy()) for way in ways}
+
+
+def _print_tables(results: dict[str, dict[str, Any]], split: str) -> None:
+    from espalier.tables import score_table
+
+    print(score_table(results, split))
+
+
+def _data(words: list[str]) -> int:
+    parser = _Parser(prog="espalier data", description="List the data sets, or download one.")
+    parser.add_argument("action", nargs="?", choices=["get"])
+    parser.add_argument("name", nargs="?")
+    parser.add_argument("--data-dir", help="default: ESPALIER_DATA, then ~/.cache/espalier")
+    arguments = parser.parse_args(words)
+
+    from espalier import data
+
+    if arguments.action == "get":
+        if arguments.name is None:
+            raise ValueError(f"expected espalier data get NAME, with a name of {', '.join(data.names())}")
+        for line in data.get(arguments.name, arguments.data_dir):
+            print(line)
+        return 0
+    here = set(data.available(arguments.data_dir))
+    for name, about in data.names().items():
+        print(f"{name:14s} {'here ' if name in here else '     '} {about}")
+    print("FILE.npz              arrays x, y and optionally train/test rows\nFOLDER                images, FOLDER/train/CLASS/*")
+    return 0
+
+
+def _shelf(kind: Any, words: list[str]) -> int:
+    from espalier import shelf
+
+    _Parser(prog=f"espalier {kind}").parse_args(words)
+    for name in shelf.names(kind):
+        print(f"{name:14s} {shelf.summary(kind, name)}")
+    return 0
+
+
+def _models(words: list[str]) -> int:
+    return _shelf("models", words)
+
+
+def _inferences(words: list[str]) -> int:
+    return _shelf("inference", words)

@@ -1,0 +1,75 @@
+"""What a person sees while a network trains: a bar with the loss, the density and the time left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from espalier.loop import Info
+from espalier.store import Bundle
+
+REFRESH = 20
+"""Steps between two readings of the loss: each one waits for the device."""
+
+
+class Bar:
+    """A watch that draws a progress bar on stderr; on a pipe or a log, ten lines in all. Use as a context manager."""
+
+    def __init__(self, title: str, epochs: int, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True)
+        self.title, self.epochs = title, epochs
+        self.moves, self.done, self.first, self.last = 0, 0, 0, ""
+        self.per_epoch = 0.0  # steps, known after the first one
+        self.progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=24),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[status]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self.task = self.progress.add_task(title, total=epochs, status="")
+
+    def __enter__(self) -> Bar:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.progress.stop()
+
+    def resume(self) -> Bundle | None:
+        return None
+
+    def step(self, info: Info) -> None:
+        self.moves += info.grown > 0
+        self.first = self.first or info.step
+        if info.step % REFRESH == 0:
+            self._show(float(info.loss), self.done + self._part_of_epoch(info.step))
+
+    def epoch(self, row: Mapping[str, Any], checkpoint: Callable[[], Bundle]) -> None:
+        self.done, self.first = row["epoch"], row["step"] + 1
+        self.per_epoch = row["step"] / row["epoch"]
+        self.last = _validation(row) + f"density {row['density']:.4f}  "
+        status = self._show(row["loss"], self.done)
+        if not self.console.is_terminal and self.done % max(1, self.epochs // 10) == 0:
+            self.console.print(f"{self.title}  {status}", highlight=False, soft_wrap=True)
+
+    def _show(self, loss: float, completed: float) -> str:
+        status = f"epoch {self.done}/{self.epochs}  loss {loss:.3f}  {self.last}moves {self.moves}"
+        self.progress.update(self.task, completed=completed, status=status)
+        return status
+
+    def _part_of_epoch(self, step: int) -> float:
+        return min(1.0, (step - self.first + 1) / self.per_epoch) if self.per_epoch else 0.0
+
+
+def _validation(row: Mapping[str, Any]) -> str:
+    if "validation_accuracy" in row:
+        return f"validation accuracy {row['validation_accuracy']:.3f} ECE {row['validation_ece']:.3f}  "
+    return f"validation RMSE {row['validation_rmse']:.3g}  " if "validation_rmse" in row else ""

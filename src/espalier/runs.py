@@ -1,0 +1,189 @@
+"""A run folder: what was asked, what was reached, and all that is needed to go on after a kill.
+
+    config.yaml               the resolved recipe; `espalier fit --config` takes it
+    model.py, inference.py, init.safetensors    copies of the user's own programs and weights, where there are any
+    checkpoint.safetensors    while training; gone when it is done
+    fit.safetensors           the fit: bit-packed masks, values of the active weights
+    history.json              one row per epoch
+    record.json               signed: what was run, versions, hashes of data and files; written last
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from espalier import data, shelf, store
+from espalier.contracts import Data
+from espalier.fit import Fit
+from espalier.loop import Info
+from espalier.network import BayesianNetwork
+from espalier.options import Training
+from espalier.recipes import Recipe, resolve
+from espalier.store import Bundle
+from espalier.training import Silent, Watch
+
+CHECKPOINT = "checkpoint.safetensors"
+INIT = "init.safetensors"
+
+
+def start(recipe: Recipe, folder: Path, watch: Watch | None = None) -> Fit:
+    """Run a recipe into a new folder. Raises ValueError where the folder exists: nothing is overwritten."""
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"expected a new folder, but {folder} exists: choose another --out, or `espalier resume {folder}`")
+    loaded, model = _materials(recipe)  # whatever is wrong shows here, before anything is written
+    programs = {"model": recipe.model, "inference": recipe.inference}
+    for part, name in programs.items():
+        if name.endswith(".py"):
+            store.write_bytes(folder / f"{part}.py", Path(name).read_bytes())
+            programs[part] = f"{part}.py"
+    own: dict[str, Any] = {**programs}
+    if recipe.options["init"]:
+        store.write_bytes(folder / INIT, Path(recipe.options["init"]).read_bytes())
+        own["init"] = INIT
+    text = yaml.safe_dump(plain({**recipe.config(), **own}), sort_keys=False)
+    store.write_bytes(folder / "config.yaml", text.encode())
+    return _run(recipe_in(folder), folder, loaded, model, watch)
+
+
+def finished(folder: Path) -> bool:
+    """Has the run come to its end? `record.json` is written last."""
+    return (folder / "record.json").is_file()
+
+
+def resume(folder: Path, watch: Watch | None = None) -> Fit:
+    """Go on with a killed run, bit for bit, from its last checkpoint or from the seed. A finished one is loaded."""
+    if finished(folder):
+        return load(folder)
+    recipe = recipe_in(folder)
+    loaded, model = _materials(recipe)
+    return _run(recipe, folder, loaded, model, watch)
+
+
+def load(folder: str | Path) -> Fit:
+    """The fit in a run folder, its model rebuilt from the recipe. Needs no data."""
+    folder = Path(folder)
+    recipe = recipe_in(folder)
+    if not finished(folder):
+        raise ValueError(f"expected a finished run, but {folder} is not: `espalier resume {folder}` finishes it")
+    record = store.check_signed(folder / "record.json")
+    for name, digest in record.get("programs", {}).items():
+        if store.sha256((folder / name).read_bytes()) != digest:
+            raise ValueError(f"expected {folder / name} as it was run, but its SHA-256 differs: it was altered")
+    model = _model(recipe, tuple(record["shape"]), record["num_outputs"])
+    return Fit.load(folder, model)
+
+
+def data_of(folder: Path, data_dir: str | None = None) -> Data:
+    """The data of a run, cut as they were. Raises ValueError where they are not the same rows any more."""
+    recipe = recipe_in(folder)
+    options = recipe.of("data")
+    loaded = data.load(recipe.data, **{**options, "data_dir": data_dir or options.get("data_dir")})
+    record = store.check_signed(folder / "record.json")
+    if record["data"]["hashes"] != loaded.hashes:
+        raise ValueError(f"expected the data that {folder} was trained on, but {recipe.data} now holds other rows")
+    return loaded
+
+
+class RunWatch:
+    """Writes a checkpoint into the run folder after every epoch, and lets another watch look on."""
+
+    def __init__(self, folder: Path, inner: Watch) -> None:
+        self.path, self.inner = folder / CHECKPOINT, inner
+
+    def resume(self) -> Bundle | None:
+        if not self.path.is_file():
+            return None
+        saved = store.read_bundle(self.path)
+        if saved.facts["sha256"] != _digest(saved):
+            raise ValueError(f"expected {self.path} as it was written, but its content was altered: remove it to start again")
+        return saved
+
+    def step(self, info: Info) -> None:
+        self.inner.step(info)
+
+    def epoch(self, row: Mapping[str, Any], checkpoint: Callable[[], Bundle]) -> None:
+        bundle = checkpoint()
+        store.write_bundle(self.path, bundle._replace(facts={**bundle.facts, "sha256": _digest(bundle)}))
+        self.inner.epoch(row, checkpoint)
+
+
+def _digest(bundle: Bundle) -> str:
+    parts = [f"{name} {tensor.dtype} {tuple(tensor.shape)} {store.tensor_digest(tensor)}" for name, tensor in sorted(bundle.tensors.items())]
+    facts = {key: value for key, value in bundle.facts.items() if key != "sha256"}
+    return store.sha256("\n".join([*parts, store.canonical(facts)]).encode())
+
+
+def _run(recipe: Recipe, folder: Path, loaded: Data, model: BayesianNetwork, watch: Watch | None) -> Fit:
+    infer = shelf.load("inference", recipe.inference)
+    fit: Fit = infer(
+        model,
+        loaded,
+        **recipe.of("inference"),
+        training=Training(**recipe.of("training")),
+        watch=RunWatch(folder, watch or Silent()),
+    )
+    programs = [name for name in ("model.py", "inference.py") if (folder / name).exists()]
+    fit.record |= {
+        "recipe": plain({**recipe.config(), "model": Path(recipe.model).name, "inference": Path(recipe.inference).name}),
+        "programs": {name: store.sha256((folder / name).read_bytes()) for name in programs},
+        "shape": list(loaded.shape),
+        "num_outputs": loaded.num_outputs,
+        "versions": versions(),
+    }
+    fit.save(folder)
+    (folder / CHECKPOINT).unlink(missing_ok=True)
+    return fit
+
+
+def _materials(recipe: Recipe) -> tuple[Data, BayesianNetwork]:
+    Training(**recipe.of("training"))
+    loaded = data.load(recipe.data, **recipe.of("data"))
+    return loaded, _model(recipe, loaded.shape, loaded.num_outputs)
+
+
+def _model(recipe: Recipe, shape: tuple[int, ...], num_outputs: int) -> BayesianNetwork:
+    """The model, initialised from the run's seed."""
+    factory = shelf.load("models", recipe.model)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(recipe.options.get("seed", 0))
+        model: BayesianNetwork = factory(shape, num_outputs, **recipe.of("model"))
+    if recipe.options["maskable"]:
+        model = model.with_maskable(recipe.options["maskable"])
+    if recipe.options["init"]:
+        model.start_from(store.read_tensors(Path(recipe.options["init"])))
+    return model
+
+
+def recipe_in(folder: Path) -> Recipe:
+    """The recipe of a run folder, with its own copies of the user's programs."""
+    if not (folder / "config.yaml").is_file():
+        raise FileNotFoundError(f"expected a run folder, but {folder} has no config.yaml")
+    written = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    own = [f"--{part}={folder / written[part]}" for part in ("model", "inference") if written[part].endswith(".py")]
+    own += [f"--init={folder / INIT}"] if written.get("init") else []
+    return resolve([f"--config={folder / 'config.yaml'}", *own])
+
+
+def plain(value: Any) -> Any:
+    """Only what YAML and JSON can say."""
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computed the numbers."""
+    found = {"python": platform.python_version(), "threads": str(torch.get_num_threads())}
+    for package in ("espalier", "torch", "pyro-ppl", "numpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found

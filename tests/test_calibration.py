@@ -1,0 +1,412 @@
+"""Claims about espalier.calibration: by hand, against other libraries, by quadrature and by simulation."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import integrate, optimize, stats
+from scipy.special import expit, logit, softmax
+from sklearn.metrics import accuracy_score, brier_score_loss, log_loss
+
+from espalier import calibration
+
+Array = np.ndarray
+
+# Four examples, three classes. Top label: .5 hit, .7 miss, .9 hit, 1.0 hit.
+HAND_PROBS = np.array([[0.5, 0.3, 0.2], [0.7, 0.2, 0.1], [0.05, 0.9, 0.05], [0.0, 0.0, 1.0]])
+HAND_LABELS = np.array([0, 1, 1, 2])
+
+
+def draw_probs(n: int = 500, classes: int = 4, seed: int = 0) -> tuple[Array, Array]:
+    rng = np.random.default_rng(seed)
+    logits = 2 * rng.normal(size=(n, classes))
+    labels = (logits + rng.gumbel(size=logits.shape)).argmax(1)
+    return softmax(1.5 * logits, axis=1), labels
+
+
+def draw_mixture(draws: int = 3, n: int = 40, seed: int = 0) -> tuple[Array, Array, Array]:
+    rng = np.random.default_rng(seed)
+    return 2 * rng.normal(size=(draws, n)), np.exp(rng.normal(size=(draws, n)) / 2), 2 * rng.normal(size=n)
+
+
+def as_probs(confidence: Array, hit: Array, classes: int = 10) -> tuple[Array, Array]:
+    """Rows whose top label is class 0 with this confidence, and labels that hit or miss it."""
+    probs = np.repeat(((1 - confidence) / (classes - 1))[:, None], classes, axis=1)
+    probs[:, 0] = confidence
+    return probs, np.where(hit, 0, 1)
+
+
+# --- Worked by hand ---
+
+
+def test_accuracy_nll_and_brier_are_those_worked_by_hand() -> None:
+    assert calibration.accuracy(HAND_PROBS, HAND_LABELS) == 3 / 4
+    # -log of .5, .2, .9 and 1
+    expected = -(np.log(0.5) + np.log(0.2) + np.log(0.9)) / 4
+    assert calibration.nll(HAND_PROBS, HAND_LABELS) == pytest.approx(expected, rel=1e-12)
+    # .25+.09+.04 = .38;  .49+.64+.01 = 1.14;  .0025+.01+.0025 = .015;  0.  Sum 1.535.
+    np.testing.assert_allclose(calibration.brier_scores(HAND_PROBS, HAND_LABELS), [0.38, 1.14, 0.015, 0], atol=1e-15)
+    assert calibration.brier(HAND_PROBS, HAND_LABELS) == pytest.approx(1.535 / 4, rel=1e-12)
+
+
+def test_reliability_bins_are_open_below_and_closed_above() -> None:
+    # Five bins: 0 and .2 are in (0, .2], .2000001 in (.2, .4], .8 in (.6, .8], 1 in (.8, 1]; (.4, .6] is empty.
+    table = calibration.reliability([0.0, 0.2, 0.2000001, 0.8, 1.0], [0, 1, 1, 0, 1], 5)
+    np.testing.assert_array_equal(table.edges, [0, 0.2, 0.4, 0.6, 0.8, 1])
+    np.testing.assert_array_equal(table.counts, [2, 1, 0, 1, 1])
+    np.testing.assert_allclose(table.confidence, [0.1, 0.2000001, np.nan, 0.8, 1])
+    np.testing.assert_allclose(table.accuracy, [0.5, 1, np.nan, 0, 1])
+
+
+@pytest.mark.parametrize("num_bins", [3, 5, 7, 10, 15, 49])
+def test_a_confidence_on_an_edge_is_in_the_bin_below_it(num_bins: int) -> None:
+    edges = [k / num_bins for k in range(1, num_bins + 1)]
+    np.testing.assert_array_equal(calibration.reliability(edges, [1] * num_bins, num_bins).counts, 1)
+
+
+def test_ece_is_that_worked_by_hand() -> None:
+    # Two bins: (0, .5] holds .5, a hit: gap +.5.  (.5, 1] holds .7 miss, .9 hit, 1 hit: 2 - 2.6 = -.6.  (.5 + .6)/4.
+    assert calibration.ece(HAND_PROBS, HAND_LABELS, 2) == pytest.approx(1.1 / 4, rel=1e-12)
+    # Ten bins: every example alone: |1-.5| + |0-.7| + |1-.9| + 0 = 1.3, over 4.
+    assert calibration.ece(HAND_PROBS, HAND_LABELS, 10) == pytest.approx(1.3 / 4, rel=1e-12)
+
+
+def test_adaptive_ece_is_that_worked_by_hand_and_keeps_ties_together() -> None:
+    # Two bins of two: .5 hit, .7 miss: 1 - 1.2 = -.2;  .9 hit, 1 hit: 2 - 1.9 = +.1.  (.2 + .1)/4.
+    assert calibration.adaptive_ece(HAND_PROBS, HAND_LABELS, 2) == pytest.approx(0.3 / 4, rel=1e-12)
+    # .6 .6 .6 .9: the edge is the second smallest, .6, so all three .6 are below it. Hits 1 0 0, 1: |1-1.8| + .1 = .9.
+    probs, labels = as_probs(np.array([0.6, 0.9, 0.6, 0.6]), np.array([1, 1, 0, 0]), classes=3)
+    assert calibration.adaptive_ece(probs, labels, 2) == pytest.approx(0.9 / 4, rel=1e-12)
+
+
+def test_classwise_ece_is_that_worked_by_hand() -> None:
+    # Two bins (0, .5], (.5, 1], sums of 1{label} - prob per class.
+    # Class 0: .5 .05 0 | .7      labels 1 0 0 | 0   -> |1 - .55| + |0 - .7|     = 1.15
+    # Class 1: .3 .2 0 | .9       labels 0 1 0 | 1   -> |1 - .5|  + |1 - .9|     = 0.6
+    # Class 2: .2 .1 .05 | 1      labels 0 0 0 | 1   -> |0 - .35| + 0            = 0.35
+    assert calibration.classwise_ece(HAND_PROBS, HAND_LABELS, 2) == pytest.approx(2.1 / 4 / 3, rel=1e-12)
+
+
+def test_an_impossible_event_costs_87_nats_and_stays_finite() -> None:
+    assert calibration.nll([[1.0, 0.0]], [1]) == pytest.approx(126 * np.log(2), rel=1e-6)
+
+
+def test_regression_scores_are_those_worked_by_hand() -> None:
+    # Two draws, means 0 and 2, so 1; targets 1, 4 and 1: errors 0, 3, 0, and RMSE sqrt(9/3).
+    mean, scale, target = np.array([[0.0] * 3, [2.0] * 3]), np.ones((2, 3)), np.array([1.0, 4.0, 1.0])
+    assert calibration.rmse(mean, scale, target) == pytest.approx(np.sqrt(3), rel=1e-12)
+    # F(4) = (Phi(4) + Phi(2))/2 = .98861 > .975; by symmetry F(1) = .5.
+    np.testing.assert_array_equal(calibration.coverage_scores(mean, scale, target), [1, 0, 1])
+    assert calibration.interval_coverage(mean, scale, target, level=0.98) == 1.0
+
+
+# --- Against other libraries ---
+
+
+def test_scores_agree_with_scikit_learn() -> None:
+    probs, labels = draw_probs()
+    assert calibration.nll(probs, labels) == pytest.approx(log_loss(labels, probs), rel=1e-12)
+    assert calibration.accuracy(probs, labels) == pytest.approx(accuracy_score(labels, probs.argmax(1)), rel=1e-12)
+    two, binary = draw_probs(classes=2)
+    assert calibration.brier(two, binary) == pytest.approx(2 * brier_score_loss(binary, two[:, 1]), rel=1e-12)
+
+
+def test_binned_errors_agree_with_netcal() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from netcal.metrics import ACE, ECE
+
+        probs, labels = draw_probs(n=600)  # no confidence on an edge, and 600 = 15 x 40 bins of equal mass
+        theirs_ece, theirs_ace = ECE(15).measure(probs, labels), ACE(15).measure(probs, labels)
+    assert calibration.ece(probs, labels, 15) == pytest.approx(theirs_ece, rel=1e-12)
+    assert theirs_ace > 0
+
+
+def test_mixture_nll_agrees_with_scipy() -> None:
+    mean, scale, target = draw_mixture()
+    expected = -np.log(stats.norm.pdf(target, mean, scale).mean(0))
+    np.testing.assert_allclose(calibration.gaussian_nll_scores(mean, scale, target), expected, rtol=1e-12)
+
+
+def test_mixture_nll_stays_finite_far_out() -> None:
+    # Both densities underflow; the nearer draw, at 99 standard deviations, decides: 99^2/2 + log(2 pi)/2 + log 2.
+    value = calibration.gaussian_nll([[0.0], [1.0]], [[1.0], [1.0]], [100.0])
+    assert value == pytest.approx(99**2 / 2 + np.log(2 * np.pi) / 2 + np.log(2), rel=1e-12)
+
+
+def test_crps_of_a_mixture_is_its_integral() -> None:
+    mean, scale, target = draw_mixture(n=4)
+
+    def integral(m: Array, s: Array, y: float) -> float:
+        def squared(x: float, step: float) -> float:
+            return float((stats.norm.cdf(x, m, s).mean() - step) ** 2)
+
+        below = integrate.quad(squared, -40, y, args=(0,), points=sorted(m[m < y]), limit=200, epsabs=1e-11)[0]
+        above = integrate.quad(squared, y, 40, args=(1,), points=sorted(m[m > y]), limit=200, epsabs=1e-11)[0]
+        return below + above
+
+    expected = [integral(m, s, y) for m, s, y in zip(mean.T, scale.T, target, strict=True)]
+    np.testing.assert_allclose(calibration.crps_scores(mean, scale, target), expected, atol=1e-8)
+
+
+def test_crps_of_one_gaussian_is_the_closed_form() -> None:
+    mean, scale, target = draw_mixture(draws=1)
+    z = (target - mean[0]) / scale[0]
+    expected = scale[0] * (z * (2 * stats.norm.cdf(z) - 1) + 2 * stats.norm.pdf(z) - 1 / np.sqrt(np.pi))
+    np.testing.assert_allclose(calibration.crps_scores(mean, scale, target), expected, rtol=1e-11, atol=1e-13)
+
+
+def test_ece_of_published_networks_is_the_published_one() -> None:
+    shared = Path(os.environ.get("ESPALIER_SHARED", Path(__file__).parents[2] / "shared"))
+    folder = next((f for f in (shared / "logits", shared / "data" / "logits") if f.is_dir()), None)
+    if folder is None:
+        pytest.skip(f"no published network outputs under {shared}: set ESPALIER_SHARED to the folder that holds them")
+    for name, published in {"lenet5_c10_probs": 0.10789, "vgg16_c10_probs": 0.03978}.items():
+        with np.load(folder / f"{name}.npz", allow_pickle=False) as file:
+            assert calibration.ece(file["test_probs"], file["test_labels"]) == pytest.approx(published, abs=6e-6)
+    with np.load(folder / "resnet110_c10.npz", allow_pickle=False) as file:
+        probs, labels = softmax(file["test_logits"], axis=1), file["test_labels"]
+    assert calibration.ece(probs, labels, 15) == pytest.approx(0.047504, abs=6e-7)
+    assert calibration.nll(probs, labels) == pytest.approx(0.35827, abs=6e-6)
+    assert calibration.accuracy(probs, labels) == 0.9356
+
+
+# --- Invariances and traps ---
+
+
+def test_probabilities_a_rounding_error_above_1_are_clamped() -> None:
+    probs, labels = draw_probs()
+    probs[:20] = np.eye(4)[labels[:20]]
+    above = probs.copy()
+    above[:20] *= 1 + 4e-7
+    for metric in (calibration.ece, calibration.adaptive_ece, calibration.nll, calibration.brier):
+        assert metric(above, labels) == metric(probs, labels)
+    assert calibration.ece(softmax(above, axis=1), labels) > calibration.ece(above, labels) + 0.1  # what the trap costs
+
+
+def test_the_order_of_the_examples_is_immaterial() -> None:
+    probs, labels = draw_probs()
+    probs = np.round(probs, 1)
+    probs /= probs.sum(1, keepdims=True)  # many ties
+    order = np.random.default_rng(1).permutation(len(labels))
+    for metric in (calibration.ece, calibration.adaptive_ece, calibration.classwise_ece, calibration.nll):
+        assert metric(probs[order], labels[order]) == pytest.approx(metric(probs, labels), rel=1e-12)
+    interval = calibration.ece_interval(probs[order], labels[order])
+    assert interval == pytest.approx(calibration.ece_interval(probs, labels), rel=1e-6)
+
+
+def test_labels_of_any_integer_type_are_taken() -> None:
+    probs, labels = draw_probs()
+    assert calibration.nll(probs.astype(np.float32), labels.astype(np.uint8)) == pytest.approx(
+        calibration.nll(probs, labels), rel=1e-5
+    )
+
+
+def test_each_mean_has_the_name_and_the_documentation_of_its_score() -> None:
+    for name in ("accuracy", "nll", "brier", "gaussian_nll", "crps", "interval_coverage"):
+        assert (getattr(calibration, name).__doc__ or "").startswith("Mean over examples of ")
+    assert calibration.crps.__name__ == "crps"
+
+
+# --- Uncertainty ---
+
+
+def test_floor_is_the_mean_ece_of_calibrated_worlds() -> None:
+    probs, _ = draw_probs(n=300)
+    rng, confidence = np.random.default_rng(5), probs.max(1)
+    worlds = []
+    for _ in range(600):
+        hit = rng.random(300) < confidence
+        table = calibration.reliability(confidence, hit, 10)
+        worlds.append(np.nansum(table.counts * np.abs(table.accuracy - table.confidence)) / 300)
+    error = np.std(worlds) * np.sqrt(1 / 600 + 1 / calibration.NUM_RESAMPLES)
+    assert calibration.ece_floor(probs, 10) == pytest.approx(np.mean(worlds), abs=4 * error)
+
+
+def test_floor_of_certainty_is_0() -> None:
+    assert calibration.ece_floor(np.eye(3), 10) == 0.0
+
+
+def test_bootstrap_interval_is_that_of_the_normal_for_a_large_sample() -> None:
+    scores = np.random.default_rng(0).normal(3, 2, size=4000)
+    low, high = calibration.bootstrap_interval(scores, level=0.9)
+    error = scores.std() / np.sqrt(len(scores))
+    # 1000 resamples: a 5 % quantile has a standard error of .07 standard deviations.
+    assert low == pytest.approx(scores.mean() - 1.645 * error, abs=0.28 * error)
+    assert high == pytest.approx(scores.mean() + 1.645 * error, abs=0.28 * error)
+    assert calibration.bootstrap_interval(scores, level=0.9) == (low, high)
+    assert calibration.bootstrap_interval(scores, level=0.9, seed=1) != (low, high)
+
+
+class Process:
+    """Confidences by their quantile function, hit probabilities by a distortion; its binned ECE is exact."""
+
+    def __init__(self, quantile: Callable[[Array], Array], distort: Callable[[Array, float], Array], truth: float):
+        self.quantile, self.distort = quantile, distort
+        grid = quantile((np.arange(100_000) + 0.5) / 100_000)
+        bins = np.ceil(grid * 15).astype(int)
+
+        def error(strength: float) -> float:
+            return float(np.abs(np.bincount(bins, distort(grid, strength) - grid)).sum() / len(grid))
+
+        self.strength = optimize.brentq(lambda s: error(s) - truth, 0, 2.5) if truth else 0.0
+        assert error(self.strength) == pytest.approx(truth, abs=1e-9)
+
+    def draw(self, n: int, rng: np.random.Generator) -> tuple[Array, Array]:
+        confidence = self.quantile(rng.random(n))
+        return confidence, rng.random(n) < self.distort(confidence, self.strength)
+
+
+def network_like(u: Array) -> Array:
+    """Mostly above .95, as real networks are: 1 - .9 v^6 has median .986."""
+    return 1 - 0.9 * u**6
+
+
+def spread_out(u: Array) -> Array:
+    return 0.1 + 0.9 * u
+
+
+def overconfident(c: Array, strength: float) -> Array:
+    return expit(logit(np.clip(c, 1e-9, 1 - 1e-9)) / (1 + strength))
+
+
+def mixed_sign(c: Array, strength: float) -> Array:
+    return np.clip(c + strength * np.where(np.ceil(c * 15) % 3 == 0, 1, -1), 0, 1)
+
+
+PROCESSES = {"network": (network_like, overconfident), "mixed": (spread_out, mixed_sign)}
+
+
+@pytest.mark.parametrize("truth", [0.0, 0.02, 0.05])
+@pytest.mark.parametrize(
+    ("name", "n", "widest"), [("network", 500, 0.055), ("network", 2000, 0.03), ("mixed", 2000, 0.05)]
+)
+def test_ece_interval_covers_the_population_error(name: str, n: int, widest: float, truth: float) -> None:
+    rng, process, worlds = np.random.default_rng(17), Process(*PROCESSES[name], truth), 400
+    ends = np.array([calibration.ece_interval(*as_probs(*process.draw(n, rng))) for _ in range(worlds)])
+    covered = np.mean((ends[:, 0] <= truth) & (truth <= ends[:, 1]))
+    assert covered >= 0.95 - 3 * np.sqrt(0.95 * 0.05 / worlds)  # 3 standard errors: .917
+    assert np.mean(ends[:, 1] - ends[:, 0]) < widest
+
+
+def test_a_percentile_bootstrap_would_not_cover_an_error_of_0() -> None:
+    rng, process, covered = np.random.default_rng(18), Process(*PROCESSES["network"], 0.0), []
+    for _ in range(60):
+        confidence, hit = process.draw(1000, rng)
+        rows = rng.integers(1000, size=(200, 1000))
+        bins = np.ceil(confidence * 15).astype(int)[rows] + 16 * np.arange(200)[:, None]
+        gaps = np.bincount(bins.ravel(), (hit - confidence)[rows].ravel(), 16 * 200)
+        covered.append(np.quantile(np.abs(gaps.reshape(200, 16)).sum(1) / 1000, 0.025) <= 0)
+    assert np.mean(covered) < 0.05
+
+
+def test_adaptive_ece_interval_covers_the_error_over_its_own_bins() -> None:
+    rng, process, covered = np.random.default_rng(19), Process(*PROCESSES["network"], 0.02), []
+    grid = process.quantile((np.arange(20_000) + 0.5) / 20_000)
+    gap = process.distort(grid, process.strength) - grid
+    for _ in range(300):
+        confidence, hit = process.draw(1500, rng)
+        upper = np.sort(confidence)[99:-1:100]  # 15 bins of 100
+        truth = np.abs(np.bincount(np.searchsorted(upper, grid), gap)).sum() / len(grid)
+        low, high = calibration.adaptive_ece_interval(*as_probs(confidence, hit))
+        covered.append(low <= truth <= high)
+    assert np.mean(covered) >= 0.95 - 3 * np.sqrt(0.95 * 0.05 / 300)
+
+
+def test_ece_interval_of_saturated_confidences_obeys_the_rule_of_three() -> None:
+    # 500 certainties, all right: a miss rate above 3.7/500 would have shown itself with probability .975.
+    low, high = calibration.ece_interval(*as_probs(np.ones(500), np.ones(500, dtype=bool)))
+    assert low == 0.0
+    assert 3.5 / 500 < high < 5 / 500
+
+
+def test_ece_interval_narrows_with_its_level_and_repeats_itself() -> None:
+    probs, labels = draw_probs()
+    wide, narrow = calibration.ece_interval(probs, labels), calibration.ece_interval(probs, labels, level=0.5)
+    assert wide[0] < narrow[0] < narrow[1] < wide[1]
+    assert calibration.ece_interval(probs, labels) == wide
+
+
+def test_intervals_for_ten_thousand_examples_take_a_fraction_of_a_second() -> None:
+    probs, labels = draw_probs(n=10_000)
+    scores = calibration.nll_scores(probs, labels)
+    for work in (lambda: calibration.ece_interval(probs, labels), lambda: calibration.bootstrap_interval(scores)):
+        start = time.process_time()
+        work()
+        assert time.process_time() - start < 0.6  # .01 and .12 on an idle core
+
+
+# --- Summaries ---
+
+
+def test_classification_summary_is_json_with_intervals_about_its_numbers() -> None:
+    probs, labels = draw_probs()
+    summary = calibration.classification_summary(probs, labels)
+    assert json.loads(json.dumps(summary)) == summary
+    plain = {"accuracy", "nll", "brier", "ece_10", "ece_15", "adaptive_ece"}
+    floors = {"ece_10_floor", "ece_15_floor"}
+    assert set(summary) == plain | {f"{k}_interval" for k in plain} | floors | {"classwise_ece", "num_examples"}
+    assert summary["num_examples"] == 500
+    assert summary["ece_10"] == calibration.ece(probs, labels, 10)
+    assert summary["ece_15_floor"] == calibration.ece_floor(probs, 15)
+    for name in ("accuracy", "nll", "brier"):
+        low, high = summary[f"{name}_interval"]  # type: ignore[misc]
+        assert low < summary[name] < high
+
+
+def test_regression_summary_is_json_in_units_of_the_target() -> None:
+    mean, scale, target = draw_mixture(n=200)
+    summary = calibration.regression_summary(mean, scale, target)
+    assert json.loads(json.dumps(summary)) == summary
+    plain = {"rmse", "nll", "crps", "coverage_95"}
+    assert set(summary) == plain | {f"{k}_interval" for k in plain} | {"num_examples"}
+    for name in plain:
+        low, high = summary[f"{name}_interval"]  # type: ignore[misc]
+        assert low < summary[name] < high
+    tenfold = calibration.regression_summary(10 * mean, 10 * scale, 10 * target)
+    for name in ("rmse", "crps", "rmse_interval", "crps_interval"):
+        np.testing.assert_allclose(tenfold[name], 10 * np.asarray(summary[name]), rtol=1e-10)
+    assert "coverage_90" in calibration.regression_summary(mean, scale, target, level=0.9)
+
+
+def test_accuracy_interval_of_a_perfect_score_stays_open() -> None:
+    # Wilson at 20 of 20: [n / (n + z^2), 1].
+    summary = calibration.classification_summary(np.eye(2)[[0] * 20], np.zeros(20, dtype=int))
+    np.testing.assert_allclose(summary["accuracy_interval"], [20 / (20 + stats.norm.ppf(0.975) ** 2), 1])
+
+
+# --- Refusals ---
+
+ROW = [[0.5, 0.5]]
+REFUSALS: dict[str, Callable[[], object]] = {
+    r"expected probs of shape \(n, C\), got \(3,\); average": lambda: calibration.nll([0.2, 0.3, 0.5], [0, 1, 2]),
+    r"expected finite probs, got nan": lambda: calibration.ece([[np.nan, 1.0]], [0]),
+    r"rows of probs that sum to 1, got one off by 0.5; softmax": lambda: calibration.brier([[0.5, 1.0]], [0]),
+    r"rows of probs that sum to 1, got one off by 1; softmax": lambda: calibration.ece_floor([[-1.0, 2.0]]),
+    r"integer labels of shape \(1,\), got float64": lambda: calibration.accuracy(ROW, [0.0]),
+    r"integer labels of shape \(1,\), got int64 \(2,\)": lambda: calibration.accuracy(ROW, [0, 1]),
+    r"labels in 0\.\.1, got \[-1\]; drop": lambda: calibration.classwise_ece(ROW, [-1]),
+    r"labels in 0\.\.1, got \[2\]; drop": lambda: calibration.classification_summary(ROW, [2]),
+    r"num_bins of at least 1, got 0": lambda: calibration.adaptive_ece(ROW, [0], 0),
+    r"level between 0 and 1, got 95": lambda: calibration.ece_interval(ROW, [0], level=95),
+    r"level between 0 and 1, got 0;": lambda: calibration.bootstrap_interval([1.0], level=0),
+    r"finite scores of shape \(n,\), got shape \(1, 1\)": lambda: calibration.bootstrap_interval([[1.0]]),
+    r"confidence in \[0, 1\] and hit 0 or 1": lambda: calibration.reliability([1.1], [1], 10),
+    r"confidence and hit of one shape": lambda: calibration.reliability([0.1], [1, 0], 10),
+    r"mean and scale \(S, n\), target \(n,\), got": lambda: calibration.rmse([0.0], [1.0], [0.0]),
+    r"finite mean, scale and target": lambda: calibration.crps([[np.inf]], [[1.0]], [0.0]),
+    r"scale above 0, got 0; pass": lambda: calibration.gaussian_nll([[0.0]], [[0.0]], [0.0]),
+}
+
+
+@pytest.mark.parametrize("sentence", REFUSALS)
+def test_a_wrong_argument_is_refused_with_a_sentence(sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        REFUSALS[sentence]()

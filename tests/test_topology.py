@@ -1,0 +1,446 @@
+"""Laws of the deterministic mask: shares, exact counts, exchanges, schedules and learning rates."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from budget import assert_rate
+from espalier import schedules, shelf, topology
+from espalier.contracts import Evidence, Topology
+
+laws = settings(deadline=None, max_examples=60, derandomize=True)
+
+# ---------------------------------------------------------------------------------------------------- random inputs
+
+
+@st.composite
+def shapes_and_density(draw):
+    shape = st.lists(st.integers(1, 9), min_size=1, max_size=4).map(tuple)
+    shapes = draw(st.lists(shape, min_size=1, max_size=6))
+    return shapes, draw(st.floats(0.02, 1.0, allow_nan=False))
+
+
+@st.composite
+def nets(draw):
+    """A topology over one to four layers, and scores with many ties for it."""
+    sizes = draw(st.lists(st.integers(1, 12), min_size=1, max_size=4))
+    active = [draw(st.lists(st.booleans(), min_size=size, max_size=size).filter(any)) for size in sizes]
+    mask = torch.tensor([on for layer in active for on in layer])
+    topo = Topology(mask.nonzero().squeeze(1), tuple(sum(layer) for layer in active), tuple(sizes))
+    score = st.integers(0, 3).map(float)
+    drop = draw(st.lists(score, min_size=topo.num_active, max_size=topo.num_active))
+    grow = draw(st.lists(score, min_size=topo.num_weights, max_size=topo.num_weights))
+    return topo, torch.tensor(drop), torch.tensor(grow), draw(st.floats(0.0, 1.0, allow_nan=False))
+
+
+def check_is_a_topology(topo: Topology) -> None:
+    """Sorted, without repetition, and with the declared count in every layer."""
+    positions = topo.positions.tolist()
+    assert positions == sorted(set(positions))
+    assert topo.positions.dtype == torch.int64
+    bounds = [0, *np.cumsum(topo.sizes).tolist()]
+    inside = [sum(low <= p < high for p in positions) for low, high in zip(bounds, bounds[1:], strict=False)]
+    assert tuple(inside) == topo.counts
+
+
+# ----------------------------------------------------------------------------------------------------- allocation
+
+
+def water_fill(shapes, density):
+    """ERK shares by another road than the code's: bisection on the one factor eps of min(size, eps * sum(shape))."""
+    sizes = [math.prod(shape) for shape in shapes]
+    low, high = 0.0, float(max(sizes))
+    for _ in range(200):
+        middle = (low + high) / 2
+        total = sum(min(size, middle * sum(shape)) for size, shape in zip(sizes, shapes, strict=True))
+        low, high = (middle, high) if total < density * sum(sizes) else (low, middle)
+    return [min(size, high * sum(shape)) for size, shape in zip(sizes, shapes, strict=True)]
+
+
+def flat_shares(shapes, density):
+    return [density * math.prod(shape) for shape in shapes]
+
+
+SHARES = {"erk": water_fill, "uniform": flat_shares}
+
+
+def test_every_allocation_has_an_oracle_here():
+    assert set(topology.ALLOCATIONS) == set(SHARES)
+
+
+@pytest.mark.parametrize("allocation", sorted(topology.ALLOCATIONS))
+@laws
+@given(case=shapes_and_density())
+def test_counts_add_up_exactly_and_each_is_within_one_weight_of_its_share(allocation, case):
+    shapes, density = case
+    sizes = [math.prod(shape) for shape in shapes]
+    shares = SHARES[allocation](shapes, density)
+    try:
+        counts = topology.ALLOCATIONS[allocation](shapes, density)
+    except ValueError:
+        counts = ()
+    assert counts or min(shares) < 1  # a layer left without weights is the only reason to refuse
+    assume(counts)
+    assert sum(counts) == round(density * sum(sizes))
+    assert all(1 <= count <= size for count, size in zip(counts, sizes, strict=True))
+    assert all(abs(count - share) < 1 + 1e-6 for count, share in zip(counts, shares, strict=True))
+
+
+def test_uniform_rounds_by_largest_remainder_on_a_case_by_hand():
+    # sizes 200, 180, 6 at density 0.3: shares 60, 54, 1.8; floors 115, round(115.8) = 116: the layer with .8 gets one
+    assert topology.uniform([(10, 20), (4, 5, 3, 3), (2, 3)], 0.3) == (60, 54, 2)
+
+
+def test_erk_caps_a_full_layer_and_shares_its_surplus_again_on_a_case_by_hand():
+    # sizes 200, 180, 6; sums of dimensions 30, 15, 5; density 0.3 of 386 is a budget of 115.8.
+    # First round: 115.8 / 50 = 2.316 per unit of dimension, so the last layer would get 11.58 of its 6: it is dense.
+    # Second round: (115.8 - 6) / 45 = 2.44: 73.2 and 36.6. Floors 73 + 36 + 6 = 115, total 116: the .6 gets one.
+    assert topology.erk([(10, 20), (4, 5, 3, 3), (2, 3)], 0.3) == (73, 37, 6)
+
+
+def test_erk_proportions_are_dimensions_over_weights_where_nothing_is_capped():
+    shapes = [(30, 40), (20, 50), (25, 10, 3, 3)]
+    counts = topology.erk(shapes, 0.1)  # 445 weights for dimensions 70, 70, 41: 172.1, 172.1, 100.8
+    assert counts == (172, 172, 101)
+
+
+def multiply_adds(net, shape):
+    """Multiply-adds of one example per weight: for every conv and linear weight, how often it is used."""
+    uses, hooks = {}, []
+    for name, module in net.named_modules():
+        if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
+
+            def count(module, inputs, output, name=name):
+                uses[f"{name}.weight"] = output[0, 0].numel()
+
+            hooks.append(module.register_forward_hook(count))
+    with torch.no_grad():
+        net.eval()(torch.zeros(1, *shape))
+    for hook in hooks:
+        hook.remove()
+    return uses
+
+
+def test_erk_costs_a_wide_resnet_the_multiply_adds_that_were_published():
+    model = shelf.load("models", "wide_resnet")((3, 32, 32), 10)
+    uses = multiply_adds(model.network(model.initial), (3, 32, 32))
+    per_weight = np.array([uses[weight.name] for weight in model.weights])
+    dense = (per_weight * np.array(model.sizes)).sum()
+    assert dense == pytest.approx(157.7e6, rel=1e-3)
+    for sparsity, published in [(0.80, 0.352), (0.90, 0.174), (0.95, 0.088), (0.99, 0.018)]:
+        cost = (per_weight * np.array(topology.erk(model.shapes, 1 - sparsity))).sum() / dense
+        assert cost == pytest.approx(published, abs=0.003)
+
+
+@pytest.mark.parametrize("allocation", sorted(topology.ALLOCATIONS))
+@pytest.mark.parametrize("density", [0.0, -0.1, 1.2, math.nan])
+def test_a_density_that_is_none_is_refused(allocation, density):
+    with pytest.raises(ValueError, match=r"^expected a sparsity in \[0, 1\), got .*fraction of weights at zero$"):
+        topology.ALLOCATIONS[allocation]([(3, 4)], density)
+
+
+def test_a_layer_left_without_weights_is_refused():
+    with pytest.raises(ValueError, match=r"layer 1 of 2 weights gets none at sparsity 0.9: lower the sparsity"):
+        topology.uniform([(40, 40), (1, 2)], 0.1)
+
+
+# -------------------------------------------------------------------------------------------------------- keep_top
+
+
+@laws
+@given(scores=st.lists(st.integers(-2, 2).map(float), min_size=1, max_size=40), data=st.data())
+def test_keep_top_is_the_head_of_a_stable_sort(scores, data):
+    count = data.draw(st.integers(0, len(scores)))
+    best = sorted(range(len(scores)), key=lambda place: -scores[place])[:count]  # Python's sort is stable
+    kept = topology.keep_top(torch.tensor(scores), count)
+    assert kept.nonzero().squeeze(1).tolist() == sorted(best)
+
+
+def test_keep_top_gives_ties_to_the_lower_position():
+    #                                             _     0     1     _
+    kept = topology.keep_top(torch.tensor([0.0, -1.0, 0.0, 7.0, 0.0, 0.0]), 3)
+    assert kept.nonzero().squeeze(1).tolist() == [0, 2, 3]
+
+
+def test_keep_top_keeps_the_exact_count_among_a_million_zeros():
+    score = torch.zeros(1_000_000)
+    score[::1000] = 1.0
+    kept = topology.keep_top(score, 123_456)
+    assert int(kept.sum()) == 123_456
+    assert bool(kept[::1000].all())
+
+
+# ---------------------------------------------------------------------------------------------------- start points
+
+
+def test_a_random_topology_has_its_counts_and_is_decided_by_its_generator():
+    shapes, counts = [(10, 20), (6, 5, 3, 3), (7, 2)], (31, 200, 14)
+    draw = [topology.random_topology(shapes, counts, torch.Generator().manual_seed(seed)) for seed in (3, 3, 4)]
+    for topo in draw:
+        check_is_a_topology(topo)
+        assert (topo.counts, topo.sizes) == (counts, (200, 270, 14))
+    assert torch.equal(draw[0].positions, draw[1].positions)
+    assert not torch.equal(draw[0].positions, draw[2].positions)
+
+
+def test_a_random_topology_visits_every_position_equally_often():
+    generator, trials = torch.Generator().manual_seed(5), 1500
+    visits = torch.zeros(12)
+    for _ in range(trials):
+        visits[topology.random_topology([(3, 4)], (5,), generator).positions] += 1
+    for visited in visits.tolist():
+        assert_rate(visited, trials, 5 / 12, looks=12)
+
+
+def test_a_magnitude_topology_holds_the_largest_weights_of_each_layer():
+    weights = torch.tensor([0.1, -0.9, 0.5, 0.0, 9.0, -8.0, 7.0, 10.0])
+    topo = topology.magnitude_topology([(2, 2), (4,)], (2, 1), weights)
+    assert topo.positions.tolist() == [1, 2, 7]
+    assert topo.counts == (2, 1)
+
+
+@pytest.mark.parametrize("allocation", sorted(topology.ALLOCATIONS))
+@pytest.mark.parametrize("start", ["random", "magnitude"])
+def test_an_initial_topology_is_exact_in_total(allocation, start):
+    shapes = [(17, 23), (8, 17, 3, 3), (5, 8)]
+    total = 17 * 23 + 8 * 17 * 9 + 40
+    topo = topology.initial(shapes, 0.87, allocation, start, torch.randn(total), torch.Generator().manual_seed(0))
+    check_is_a_topology(topo)
+    assert topo.num_active == round((1 - 0.87) * total)
+    assert topo.density == topo.num_active / total
+
+
+# --------------------------------------------------------------------------------------------------- drop and grow
+
+
+def test_drop_and_grow_on_a_case_by_hand():
+    # Two layers, of 8 and 4 weights. a is active, . is not; below, the score that counts there.
+    #   position   0  1  2  3  4  5  6  7 |  8  9 10 11
+    #              a  .  a  a  .  a  .  . |  a  a  a  .
+    #   drop       3     1  1     2       |  5  0  4
+    #   grow          2        9     7  9 |           1
+    # Half of each layer's goes: 2 of 4 and 1 of 3. Layer 1 drops 2 and 3 and grows 4 and 7, layer 2 drops 9 and grows
+    # 11. The gradient is largest (99) at the places just dropped, and none of them comes back.
+    #   after      a  .  .  .  a  a  .  a |  a  .  a  a
+    topo = Topology(torch.tensor([0, 2, 3, 5, 8, 9, 10]), (4, 3), (8, 4))
+    drop = torch.tensor([3.0, 1, 1, 2, 5, 0, 4])
+    grow = torch.tensor([0.0, 2, 99, 99, 9, 0, 7, 9, 0, 99, 0, 1])
+    move = topology.drop_and_grow(topo, drop, grow, 0.5)
+    assert move.topology.positions.tolist() == [0, 4, 5, 7, 8, 10, 11]
+    assert move.source.tolist() == [0, -1, 3, -1, 4, 6, -1]
+    assert move.topology.counts == (4, 3)
+    assert move.num_grown == 3
+
+
+def test_ties_keep_and_grow_the_lower_position():
+    # a a a . . .   all scores equal, one of three is exchanged: the highest active goes, the lowest inactive comes
+    topo = Topology(torch.tensor([0, 1, 2]), (3,), (6,))
+    move = topology.drop_and_grow(topo, torch.zeros(3), torch.zeros(6), 0.34)
+    assert move.topology.positions.tolist() == [0, 1, 3]
+
+
+def naive_move(topo, drop, grow, fraction):
+    """Drop and grow, one layer and one weight at a time."""
+    after, source, start, first = [], [], 0, 0
+    for size, count in zip(topo.sizes, topo.counts, strict=True):
+        active = topo.positions[first : first + count].tolist()
+        inactive = [place for place in range(start, start + size) if place not in active]
+        exchanged = min(math.floor(fraction * count), size - count)
+        by_drop = sorted(range(count), key=lambda place: (-drop[first + place].item(), place))
+        kept = {active[place]: first + place for place in by_drop[: count - exchanged]}
+        grown = dict.fromkeys(sorted(inactive, key=lambda place: (-grow[place].item(), place))[:exchanged], -1)
+        layer = kept | grown
+        after += sorted(layer)
+        source += [layer[place] for place in sorted(layer)]
+        start, first = start + size, first + count
+    return after, source
+
+
+@laws
+@given(case=nets())
+def test_drop_and_grow_is_the_naive_exchange_layer_by_layer(case):
+    topo, drop, grow, fraction = case
+    move = topology.drop_and_grow(topo, drop, grow, fraction)
+    after, source = naive_move(topo, drop, grow, fraction)
+    assert move.topology.positions.tolist() == after
+    assert move.source.tolist() == source
+
+
+@laws
+@given(case=nets())
+def test_a_move_exchanges_the_exact_number_and_nothing_dropped_returns(case):
+    topo, drop, grow, fraction = case
+    move = topology.drop_and_grow(topo, drop, grow, fraction)
+    check_is_a_topology(move.topology)
+    assert (move.topology.counts, move.topology.sizes) == (topo.counts, topo.sizes)
+    before, after = set(topo.positions.tolist()), set(move.topology.positions.tolist())
+    start = 0
+    for size, count in zip(topo.sizes, topo.counts, strict=True):
+        here = set(range(start, start + size))
+        due = min(math.floor(fraction * count), size - count)
+        assert len((after - before) & here) == due  # grown weights were inactive before
+        assert len((before - after) & here) == due  # so none that was dropped came back
+        start += size
+    stayed = move.source >= 0
+    assert torch.equal(topo.positions[move.source[stayed]], move.topology.positions[stayed])
+    assert set(move.topology.positions[~stayed].tolist()) == after - before
+
+
+@laws
+@given(case=nets(), seed=st.integers(0, 2**31))
+def test_density_is_exact_to_the_weight_over_ten_moves(case, seed):
+    topo, _, _, fraction = case
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(10):
+        drop = torch.rand(topo.num_active, generator=generator)
+        moved = topology.drop_and_grow(topo, drop, torch.rand(topo.num_weights, generator=generator), fraction).topology
+        check_is_a_topology(moved)
+        assert (moved.counts, moved.density) == (topo.counts, topo.density)
+        topo = moved
+
+
+def test_relocated_values_travel_with_their_weight_and_grown_ones_are_zero():
+    old = torch.tensor([10.0, 11, 12])
+    assert topology.relocate(old, torch.tensor([2, -1, 0])).tolist() == [12, 0, 10]
+    assert old.tolist() == [10, 11, 12]  # the old ones stay as they were
+    rows = torch.arange(6.0).view(3, 2)
+    assert topology.relocate(rows, torch.tensor([-1, 1])).tolist() == [[0, 0], [2, 3]]
+
+
+# ------------------------------------------------------------------------------------------------------------ bits
+
+
+@laws
+@given(case=nets())
+def test_a_topology_survives_as_bits(case):
+    topo = case[0]
+    bits = topology.to_bits(topo)
+    assert bits.dtype == torch.uint8
+    assert len(bits) == math.ceil(topo.num_weights / 8)
+    back = topology.from_bits(bits, topo.sizes)
+    assert torch.equal(back.positions, topo.positions)
+    assert (back.counts, back.sizes) == (topo.counts, topo.sizes)
+
+
+@laws
+@given(rows=st.integers(1, 3), columns=st.integers(1, 30), seed=st.integers(0, 1000))
+def test_packed_bits_are_numpys(rows, columns, seed):
+    mask = torch.rand(rows, columns, generator=torch.Generator().manual_seed(seed)) < 0.5
+    packed = topology.pack_bits(mask)
+    assert np.array_equal(packed.numpy(), np.packbits(mask.numpy(), axis=-1))
+    assert torch.equal(topology.unpack_bits(packed, columns), mask)
+
+
+# ------------------------------------------------------------------------------------------------------- schedules
+
+
+def evidence(topo, step=1, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(topo.num_active, generator=generator)
+    return Evidence(step, values, torch.randn(topo.num_weights, generator=generator), generator)
+
+
+@pytest.mark.parametrize("name", ["rigl", "set"])
+def test_moves_are_due_at_multiples_of_delta_t_before_the_last_step(name):
+    schedule = schedules.rule(name, 100, 400, 0.3)
+    assert schedule.last == 400
+    assert [step for step in range(1, 1000) if schedule.due(step)] == [100, 200, 300]
+    assert not any(schedules.rule(name, 100, 0, 0.3).due(step) for step in range(1, 500))
+
+
+def test_a_static_topology_is_never_due_and_a_move_of_it_changes_nothing():
+    schedule = schedules.rule("static", 100, 400, 0.3)
+    assert schedule.last == 0
+    assert not any(schedule.due(step) for step in range(1, 1000))
+    topo = topology.random_topology([(5, 6)], (11,), torch.Generator().manual_seed(0))
+    move = schedule.move(topo, evidence(topo))
+    assert move.topology == topo
+    assert move.source.tolist() == list(range(11))
+    assert move.num_grown == 0
+
+
+# drop_fraction .3, last 250, 10,000 active: f(t) = .15 (1 + cos(pi t / 250)), so f(100) = .15 x 1.309017 = .19635,
+# f(125) = .15, f(200) = .15 x .190983 = .02865, f(249) = .15 x .000079 = .00001
+@pytest.mark.parametrize(("step", "exchanged"), [(100, 1963), (125, 1500), (200, 286), (249, 0)])
+@pytest.mark.parametrize("name", ["rigl", "set"])
+def test_the_exchanged_fraction_decays_as_a_cosine(name, step, exchanged):
+    topo = topology.random_topology([(300, 100)], (10_000,), torch.Generator().manual_seed(0))
+    move = schedules.rule(name, 1, 250, 0.3).move(topo, evidence(topo, step))
+    assert move.num_grown == exchanged
+
+
+def test_rigl_drops_small_values_and_grows_large_gradients_whatever_their_sign():
+    # six active of twelve; f = .5 / 2 (1 + cos(pi 2 / 4)) = .25 of 6 is 1
+    topo = Topology(torch.arange(6), (6,), (12,))
+    seen = Evidence(
+        2, torch.tensor([-5.0, 4, -1, 2, 3, -6]), torch.tensor([99.0] * 6 + [1, 2, -8, 4, 5, 6]), torch.Generator()
+    )
+    move = schedules.rigl(1, 4, 0.5).move(topo, seen)
+    assert move.topology.positions.tolist() == [0, 1, 3, 4, 5, 8]
+
+
+def test_set_grows_every_inactive_position_equally_often_and_ignores_the_gradient():
+    topo = Topology(torch.arange(0, 20, 2), (10,), (20,))  # the even ones; f(1) of 10 weights is 5.99
+    schedule, generator, trials = schedules.set_(1, 1000, 0.6), torch.Generator().manual_seed(11), 2000
+    values, slope = torch.arange(1.0, 11), torch.arange(20.0).square()
+    grown = torch.zeros(20)
+    for _ in range(trials):
+        move = schedule.move(topo, Evidence(1, values, slope, generator))
+        grown[move.topology.positions[move.source < 0]] += 1
+    assert grown[::2].eq(0).all()
+    for count in grown[1::2].tolist():
+        assert_rate(count, trials, 5 / 10, looks=10)
+
+
+def test_set_repeats_itself_with_its_generator():
+    topo = topology.random_topology([(30, 30)], (300,), torch.Generator().manual_seed(0))
+    moves = [schedules.set_(1, 100, 0.5).move(topo, evidence(topo, 1, seed)) for seed in (1, 1, 2)]
+    assert torch.equal(moves[0].topology.positions, moves[1].topology.positions)
+    assert not torch.equal(moves[0].topology.positions, moves[2].topology.positions)
+
+
+def test_another_rule_is_another_drop_or_grow_score():
+    topo = Topology(torch.tensor([0, 1]), (2,), (4,))
+    schedule = schedules.drop_and_grow_every(
+        1, 10, 1.0, drop=lambda seen: -seen.values.abs(), grow=lambda seen: -seen.gradient.abs()
+    )
+    seen = Evidence(5, torch.tensor([3.0, 1.0]), torch.tensor([0.0, 0.0, 2.0, 1.0]), torch.Generator())
+    assert schedule.move(topo, seen).topology.positions.tolist() == [1, 3]  # f(5) = .5: one of two
+
+
+def test_impossible_schedules_are_refused():
+    with pytest.raises(ValueError, match="^expected delta_t of at least 1 step, got 0$"):
+        schedules.rigl(0, 100, 0.3)
+    with pytest.raises(ValueError, match=r"^expected drop_fraction in \[0, 1\], got 1.5$"):
+        schedules.set_(10, 100, 1.5)
+
+
+# -------------------------------------------------------------------------------------------------- learning rates
+
+
+def test_a_cosine_rate_warms_up_linearly_and_ends_at_nearly_zero():
+    rate = schedules.cosine(0.4, 100, warmup=20)
+    assert [rate(step) for step in (1, 7, 20)] == pytest.approx([0.02, 0.14, 0.4])
+    assert rate(21) == pytest.approx(0.4)  # the cosine begins at the peak
+    assert rate(61) == pytest.approx(0.2)  # half way: 40 of 80 steps
+    assert rate(41) == pytest.approx(0.2 * (1 + math.sqrt(0.5)))  # a quarter: cos(pi / 4)
+    assert 0 < rate(100) < 0.4 * 1e-3
+    assert all(rate(step) > rate(step + 1) for step in range(21, 100))
+
+
+def test_a_stepwise_rate_is_multiplied_every_so_many_steps_from_the_start_of_training():
+    rate = schedules.stepwise(0.3, 50, factor=0.5, warmup=10)
+    assert [rate(step) for step in (1, 4, 10)] == pytest.approx([0.03, 0.12, 0.3])
+    assert [rate(step) for step in (11, 50, 51, 100, 101, 151)] == pytest.approx([0.3, 0.3, 0.15, 0.15, 0.075, 0.0375])
+
+
+def test_a_constant_rate_stays_at_its_peak_after_the_warm_up():
+    rate = schedules.constant(0.2, warmup=4)
+    assert [rate(step) for step in (1, 2, 4, 5, 999)] == pytest.approx([0.05, 0.1, 0.2, 0.2, 0.2])
+    assert schedules.constant(0.2)(1) == 0.2
