@@ -16,17 +16,19 @@ class DeepGP(nn.Module):
     def __init__(self, inputs: int, widths: tuple[int, ...], outputs: int) -> None:
         super().__init__()
         sizes = [inputs, *widths]
-        self.hidden = nn.ModuleList(nn.Linear(fan, width) for fan, width in zip(sizes, widths, strict=False))
+        layers = [nn.Linear(fan, width) for fan, width in zip(sizes, widths, strict=False)]
+        self.hidden = nn.ModuleList(layers)
         self.top = nn.Linear(widths[-1], outputs, bias=False)
-        for layer in [*self.hidden, self.top]:
+        for layer in [*layers, self.top]:
             nn.init.normal_(layer.weight)  # the scale is in the forward pass, so a prior of scale 1 is the natural one
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.flatten(1)
         for index, layer in enumerate(self.hidden):
-            scale = 1.0 if index == 0 else math.sqrt(1 / x.shape[1])
-            x = torch.relu(scale * nn.functional.linear(x, layer.weight) + layer.bias)
-        return math.sqrt(1 / x.shape[1]) * self.top(x)  # type: ignore[no-any-return]
+            # The factor reaches the weights and not the bias: linear(c x) = c W x + b.
+            x = torch.relu(layer(x if index == 0 else math.sqrt(1 / x.shape[1]) * x))
+        mean: Tensor = self.top(math.sqrt(1 / x.shape[1]) * x)
+        return mean
 
 
 def model(

@@ -19,7 +19,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         active = torch.relu(self.norm1(x))
-        residual = self.conv2(torch.relu(self.norm2(self.conv1(active))))
+        residual: Tensor = self.conv2(torch.relu(self.norm2(self.conv1(active))))
         return residual + (x if self.shortcut is None else self.shortcut(active))
 
 

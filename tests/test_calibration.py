@@ -286,13 +286,13 @@ PROCESSES = {"network": (network_like, overconfident), "mixed": (spread_out, mix
 
 @pytest.mark.parametrize("truth", [0.0, 0.02, 0.05])
 @pytest.mark.parametrize(
-    ("name", "n", "widest"), [("network", 500, 0.055), ("network", 2000, 0.03), ("mixed", 2000, 0.05)]
+    ("name", "n", "widest"), [("network", 500, 0.09), ("network", 2000, 0.045), ("mixed", 2000, 0.06)]
 )
 def test_ece_interval_covers_the_population_error(name: str, n: int, widest: float, truth: float) -> None:
-    rng, process, worlds = np.random.default_rng(17), Process(*PROCESSES[name], truth), 400
+    rng, process, worlds = np.random.default_rng(17), Process(*PROCESSES[name], truth), 250
     ends = np.array([calibration.ece_interval(*as_probs(*process.draw(n, rng))) for _ in range(worlds)])
     covered = np.mean((ends[:, 0] <= truth) & (truth <= ends[:, 1]))
-    assert covered >= 0.95 - 3 * np.sqrt(0.95 * 0.05 / worlds)  # 3 standard errors: .917
+    assert covered >= 0.95 - 3 * np.sqrt(0.95 * 0.05 / worlds)  # 3 standard errors: .909
     assert np.mean(ends[:, 1] - ends[:, 0]) < widest
 
 
@@ -311,13 +311,13 @@ def test_adaptive_ece_interval_covers_the_error_over_its_own_bins() -> None:
     rng, process, covered = np.random.default_rng(19), Process(*PROCESSES["network"], 0.02), []
     grid = process.quantile((np.arange(20_000) + 0.5) / 20_000)
     gap = process.distort(grid, process.strength) - grid
-    for _ in range(300):
+    for _ in range(200):
         confidence, hit = process.draw(1500, rng)
         upper = np.sort(confidence)[99:-1:100]  # 15 bins of 100
         truth = np.abs(np.bincount(np.searchsorted(upper, grid), gap)).sum() / len(grid)
         low, high = calibration.adaptive_ece_interval(*as_probs(confidence, hit))
         covered.append(low <= truth <= high)
-    assert np.mean(covered) >= 0.95 - 3 * np.sqrt(0.95 * 0.05 / 300)
+    assert np.mean(covered) >= 0.95 - 3 * np.sqrt(0.95 * 0.05 / 200)
 
 
 def test_ece_interval_of_saturated_confidences_obeys_the_rule_of_three() -> None:

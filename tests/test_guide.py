@@ -78,7 +78,7 @@ def same_parameters(model: BayesianNetwork, guide: MaskedGuide, other: BayesianN
 # Interoperation with Pyro
 
 
-# SVI minimises the sum over N where the loop minimises the mean: the same step has 1/N of the rate, or N times Adam's eps.
+# SVI minimises the sum over N, the loop the mean: the same step has 1/N of the rate, or N times Adam's eps.
 PYRO_OPTIMISERS = {
     "sgd": lambda: pyro.optim.SGD({"lr": RATE / NUM_DATA, "momentum": 0.9, "nesterov": True}),
     "adam": lambda: pyro.optim.Adam({"lr": RATE, "eps": 1e-8 * NUM_DATA}),

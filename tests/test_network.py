@@ -23,7 +23,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # linear_operator scripts a function when it is imported
     import gpytorch
 
-# ----------------------------------------------------------------------------------------------------------- the zoo
+# -------------------------------------------------------------------------------------------------------------- the zoo
 
 
 class TiedLinears(nn.Module):
@@ -165,7 +165,7 @@ def sites(trace) -> list[str]:
     return [name for name, node in trace.nodes.items() if node["type"] == "sample" and name != "data"]
 
 
-# ------------------------------------------------------------------------------------------- laws over the whole zoo
+# ---------------------------------------------------------------------------------------------- laws over the whole zoo
 
 
 @zoo
@@ -335,7 +335,7 @@ def test_the_masked_guide_trains_it_and_inactive_weights_stay_zero(name):
     assert held == {id(parameter) for parameter in [guide.values, *model.parameters()]}  # and no dead tensors beside
 
 
-# ------------------------------------------------------------------------------------ what may be masked, what may not
+# ------------------------------------------------------------------------------------- what may be masked, what may not
 
 
 def _weight_normed():
@@ -379,7 +379,7 @@ def test_a_network_without_maskable_tensors_is_refused_with_what_it_has():
 
 
 def test_patterns_that_match_nothing_are_refused():
-    with pytest.raises(ValueError, match=r"^expected a network with a tensor that matches conv\* or 7.weight; its para"):
+    with pytest.raises(ValueError, match=r"^expected a network with a tensor that matches conv\* or 7.weight; "):
         BayesianNetwork(_mlp(), maskable=["conv*", "7.weight"])
 
 
@@ -434,7 +434,7 @@ def test_weights_of_two_dtypes_are_refused():
         BayesianNetwork(net)
 
 
-# ------------------------------------------------------------------------------------------------------- the program
+# ---------------------------------------------------------------------------------------------------------- the program
 
 
 def test_there_is_no_l2_site_without_weight_decay_and_a_batch_is_all_data_without_num_data():
@@ -511,16 +511,18 @@ def test_a_wide_bernoulli_output_is_one_event_per_example():
     assert torch.allclose(trace.nodes["y"]["log_prob"], expected, rtol=1e-5, atol=1e-6)
 
 
-def test_a_normal_likelihood_learns_its_precision_unless_it_is_fixed():
-    learned = BayesianNetwork(regression_net(1), likelihood=Normal(2.5))
-    fixed = BayesianNetwork(regression_net(1), likelihood=Normal(2.5, learn=False))
-    for model in (learned, fixed):
-        assert model.outcome(model.initial, torch.randn(3, 5)).stddev.tolist() == pytest.approx([2.5**-0.5] * 3)
+def test_a_normal_likelihood_learns_its_precision():
+    model = BayesianNetwork(regression_net(1), likelihood=Normal(2.5))
     x, y = torch.randn(8, 5), 10 * torch.randn(8)
-    for model in (learned, fixed):
-        train_some_steps(model, x, y)
-    assert learned.likelihood.log_precision.item() < math.log(2.5) - 1e-3  # the residuals are much wider
-    assert fixed.likelihood.log_precision.item() == pytest.approx(math.log(2.5))
+    assert model.outcome(model.initial, x).stddev.tolist() == pytest.approx([2.5**-0.5] * 8)
+    train_some_steps(model, x, y)
+    assert model.likelihood.log_precision.item() < math.log(2.5) - 1e-3  # the residuals are much wider
+
+
+def test_a_normal_likelihood_with_a_fixed_precision_keeps_it():
+    model = BayesianNetwork(regression_net(1), likelihood=Normal(2.5, learn=False))
+    train_some_steps(model, torch.randn(8, 5), 10 * torch.randn(8))
+    assert model.outcome(model.initial, torch.randn(3, 5)).stddev.tolist() == pytest.approx([2.5**-0.5] * 3)
 
 
 def test_any_callable_is_a_likelihood():
@@ -581,7 +583,7 @@ def test_a_given_state_stands_in_for_the_parameters_and_buffers():
     assert not torch.equal(model.evaluate(weights, x), other.evaluate(weights, x))  # and only for that call
 
 
-# ------------------------------------------------------------------------------------------------ pretrained weights
+# --------------------------------------------------------------------------------------------------- pretrained weights
 
 
 @zoo

@@ -12,13 +12,13 @@ from typing import NamedTuple
 import numpy as np
 import pyro
 import pytest
-import scipy.stats
 import torch
 import torch.nn.functional as F
 from pyro.infer import TraceMeanField_ELBO
 from sklearn.linear_model import Ridge
 from torch import Tensor, nn
 
+from budget import assert_mean
 from espalier import schedules, shelf
 from espalier.contracts import Data, Split
 from espalier.distributions import (
@@ -36,7 +36,6 @@ from espalier.options import DEFAULT_WEIGHT_DECAY, Training, prepare
 from espalier.topology import initial
 
 TOLERANCE = 1e-10
-FALSE_ALARM = 1e-6  # of the one comparison here that is statistical; the seed is fixed
 NUM_DATA, BATCH = 137, 24
 DECAY = 0.013
 
@@ -469,12 +468,9 @@ def test_training_the_linear_model_reaches_its_optimum() -> None:
             loop.step(case.x, case.y)
             iterates.append(case.guide.values.detach().clone())
         means.append(torch.stack(iterates).mean(0))
-    average = torch.stack(means)
-    error = average.std(0) / math.sqrt(blocks)
-    bound = scipy.stats.t.ppf(1 - FALSE_ALARM / 2 / 6, blocks - 1)
-    assert ((average.mean(0) - case.optimum).abs() < bound * error).all()
-    ridge = optimum_of(case.x, case.y, 1.0)  # the comparison is sharp enough to tell the two apart
-    assert ((average.mean(0) - ridge).abs() > bound * error).any()
+    assert_mean(torch.stack(means), case.optimum)
+    with pytest.raises(AssertionError, match="standard errors"):  # sharp enough to tell the two apart
+        assert_mean(torch.stack(means), optimum_of(case.x, case.y, 1.0))
 
 
 def test_without_a_mask_training_reaches_ridge_regression() -> None:

@@ -16,7 +16,7 @@ from espalier.contracts import Evidence, Topology
 
 laws = settings(deadline=None, max_examples=60, derandomize=True)
 
-# ---------------------------------------------------------------------------------------------------- random inputs
+# -------------------------------------------------------------------------------------------------------- random inputs
 
 
 @st.composite
@@ -49,7 +49,7 @@ def check_is_a_topology(topo: Topology) -> None:
     assert tuple(inside) == topo.counts
 
 
-# ----------------------------------------------------------------------------------------------------- allocation
+# ----------------------------------------------------------------------------------------------------------- allocation
 
 
 def water_fill(shapes, density):
@@ -150,7 +150,7 @@ def test_a_layer_left_without_weights_is_refused():
         topology.uniform([(40, 40), (1, 2)], 0.1)
 
 
-# -------------------------------------------------------------------------------------------------------- keep_top
+# ------------------------------------------------------------------------------------------------------------- keep_top
 
 
 @laws
@@ -176,7 +176,7 @@ def test_keep_top_keeps_the_exact_count_among_a_million_zeros():
     assert bool(kept[::1000].all())
 
 
-# ---------------------------------------------------------------------------------------------------- start points
+# --------------------------------------------------------------------------------------------------------- start points
 
 
 def test_a_random_topology_has_its_counts_and_is_decided_by_its_generator():
@@ -216,7 +216,7 @@ def test_an_initial_topology_is_exact_in_total(allocation, start):
     assert topo.density == topo.num_active / total
 
 
-# --------------------------------------------------------------------------------------------------- drop and grow
+# -------------------------------------------------------------------------------------------------------- drop and grow
 
 
 def test_drop_and_grow_on_a_case_by_hand():
@@ -313,7 +313,7 @@ def test_relocated_values_travel_with_their_weight_and_grown_ones_are_zero():
     assert topology.relocate(rows, torch.tensor([-1, 1])).tolist() == [[0, 0], [2, 3]]
 
 
-# ------------------------------------------------------------------------------------------------------------ bits
+# ----------------------------------------------------------------------------------------------------------------- bits
 
 
 @laws
@@ -337,7 +337,7 @@ def test_packed_bits_are_numpys(rows, columns, seed):
     assert torch.equal(topology.unpack_bits(packed, columns), mask)
 
 
-# ------------------------------------------------------------------------------------------------------- schedules
+# ------------------------------------------------------------------------------------------------------------ schedules
 
 
 def evidence(topo, step=1, seed=0):
@@ -421,7 +421,7 @@ def test_impossible_schedules_are_refused():
         schedules.set_(10, 100, 1.5)
 
 
-# -------------------------------------------------------------------------------------------------- learning rates
+# ------------------------------------------------------------------------------------------------------- learning rates
 
 
 def test_a_cosine_rate_warms_up_linearly_and_ends_at_nearly_zero():

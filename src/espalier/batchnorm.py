@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +51,7 @@ def estimate(
     return fresh
 
 
-def _norms(net: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def _norms(net: nn.Module) -> Iterator[tuple[str, Any]]:
     for name, module in net.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
             yield (f"net.{name}." if name else "net."), module

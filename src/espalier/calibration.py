@@ -42,7 +42,6 @@ def _tail(level: float) -> float:
 
 
 def _mean(scores: Callable[_P, Floats]) -> Callable[_P, float]:
-    # Signature and documentation are those of the `*_scores` function.
     @wraps(scores)
     def mean(*args: _P.args, **kwargs: _P.kwargs) -> float:
         return float(scores(*args, **kwargs).mean())
@@ -111,8 +110,7 @@ class Reliability(NamedTuple):
 
 def _edges(num_bins: int) -> Floats:
     _require(num_bins >= 1, "num_bins of at least 1", num_bins, f"use {NUM_BINS}")
-    # i / B and not linspace: correctly rounded, so that a confidence written 0.2 is on the edge 3/15.
-    return np.asarray(np.arange(num_bins + 1) / num_bins)
+    return np.asarray(np.arange(num_bins + 1) / num_bins)  # rounded correctly, unlike linspace: 0.2 is the edge 3/15
 
 
 def _equal_width(confidence: Floats, num_bins: int) -> Ints:
@@ -200,9 +198,12 @@ def _gap_interval(confidence: Floats, hit: Floats, index: Ints, num_bins: int, l
     before = (np.cumsum(depth[order]) - depth[order])[np.argsort(order)]
     # Towards a hit rate of 1/2 there is most room, the rate being within 0 and 1, and most noise.
     room = np.where(tilt > 0, share - said, -said)
+    # Where a calibrated bin hardly ever errs, the normal would fold too much: what is seen there is one-sided.
+    scarce = np.minimum(said, share - said) < np.minimum(1.5 / n, 0.1 * share)
 
-    def worlds(truth: Floats) -> Floats:
-        return np.asarray(np.abs(truth + noise * np.sqrt(np.maximum(variance + truth * tilt, 0))).sum(1))
+    def worlds(truth: Floats, one_sided: NDArray[np.bool_] | bool = False) -> Floats:
+        seen = truth + noise * np.sqrt(np.maximum(variance + truth * tilt, 0))
+        return np.asarray(np.where(one_sided, np.sign(room) * seen, np.abs(seen)).sum(1))
 
     def concentrated(size: float) -> Floats:
         return np.sign(gap) * np.clip(size - before, 0, depth)
@@ -213,7 +214,8 @@ def _gap_interval(confidence: Floats, hit: Floats, index: Ints, num_bins: int, l
     # The ECE moves by counts of 1/n: half a count of continuity correction keeps the normal honest near confidence 1.
     above, below = observed - 0.5 / n, observed + 0.5 / n
     low = _bisect(lambda size: bool(np.mean(worlds(concentrated(size)) >= above) > tail), -observed, observed)
-    far = _bisect(lambda k: bool(np.mean(worlds(spread(k)) <= below) <= tail), 0.0, float((np.abs(room) / unit).max()))
+    most = float((np.abs(room) / unit).max())
+    far = _bisect(lambda multiple: bool(np.mean(worlds(spread(multiple), scarce) <= below) <= tail), 0.0, most)
     return max(low, 0.0), max(low, float(np.abs(spread(far)).sum()))
 
 
@@ -337,8 +339,7 @@ def classification_summary(probs: ArrayLike, labels: ArrayLike, *, level: float 
 def regression_summary(
     mean: ArrayLike, scale: ArrayLike, target: ArrayLike, *, level: float = LEVEL, seed: int = SEED
 ) -> Summary:
-    """The same of a regression, in units of the target: rmse, nll, crps and `coverage_95` (named by `level`, which is
-    also that of the intervals: bootstrap, and Wilson for the coverage)."""
+    """The same of a regression, in units of the target: rmse, nll, crps and `coverage_95`, named by `level`."""
     m, s, t = _regression(mean, scale, target)
     scores = {"rmse": squared_errors(m, s, t), "nll": gaussian_nll_scores(m, s, t), "crps": crps_scores(m, s, t)}
     covered, coverage = coverage_scores(m, s, t, level), f"coverage_{100 * level:g}"

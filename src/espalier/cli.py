@@ -189,7 +189,11 @@ def _scored(folder: Path, fit: Fit, data: Data, split: str, num_samples: int = 1
     from espalier import plots, store
     from espalier.evaluation import evaluate
 
-    result = {"run": str(folder), "sparsity": 1 - fit.topology.density, **evaluate(fit, data, split, num_samples=num_samples)}
+    result = {
+        "run": str(folder),
+        "sparsity": 1 - fit.topology.density,
+        **evaluate(fit, data, split, num_samples=num_samples),
+    }
     store.write_bytes(folder / f"evaluation-{split}.json", store.canonical({**result, "run": folder.name}).encode())
     if data.num_classes is not None:
         panels = _panels(fit, data, split, folder.name, ("ticket", "redraw"))
@@ -230,7 +234,9 @@ def _data(words: list[str]) -> int:
     here = set(data.available(arguments.data_dir))
     for name, about in data.names().items():
         print(f"{name:14s} {'here ' if name in here else '     '} {about}")
-    print("FILE.npz              arrays x, y and optionally train/test rows\nFOLDER                images, FOLDER/train/CLASS/*")
+    print(
+        "FILE.npz              arrays x, y and optionally train/test rows\nFOLDER                images, FOLDER/train/CLASS/*"
+    )
     return 0
 
 

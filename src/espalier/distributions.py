@@ -157,7 +157,9 @@ class MaskedWeights(TorchDistribution):
 
 def _unbatched(distribution: _D, batch_shape: torch.Size) -> _D:
     if tuple(batch_shape):
-        raise ValueError(f"expected the weights of one network, got a batch of {tuple(batch_shape)}: loop over particles")
+        raise ValueError(
+            f"expected the weights of one network, got a batch of {tuple(batch_shape)}: loop over particles"
+        )
     return distribution
 
 

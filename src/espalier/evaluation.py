@@ -52,7 +52,9 @@ def _scores(fit: Fit, data: Data, part: Split, way: How, num_samples: int, seed:
         draws = fit.predict(part.x, way, num_samples=num_samples, seed=seed).double().numpy()
         targets = part.y.double().numpy() * data.target_scale + data.target_shift
         return dict(calibration.regression_summary(draws[..., 0], draws[..., 1], targets))
-    return dict(calibration.classification_summary(mean_probabilities(fit, part, way, num_samples, seed), part.y.numpy()))
+    return dict(
+        calibration.classification_summary(mean_probabilities(fit, part, way, num_samples, seed), part.y.numpy())
+    )
 
 
 def mean_probabilities(fit: Fit, part: Split, way: How, num_samples: int = 16, seed: int = 0) -> Any:

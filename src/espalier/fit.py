@@ -185,7 +185,9 @@ class Fit:
         history = store.canonical(self.history).encode()
         store.write_bytes(folder / "history.json", history)
         files = {"fit.safetensors": digest, "history.json": store.sha256(history)}
-        store.write_bytes(folder / "record.json", store.canonical(store.signed({**self.record, "files": files})).encode())
+        store.write_bytes(
+            folder / "record.json", store.canonical(store.signed({**self.record, "files": files})).encode()
+        )
 
     @classmethod
     def load(cls, folder: str | Path, model: BayesianNetwork) -> Fit:
@@ -206,7 +208,11 @@ class Fit:
             raise ValueError(f"expected a network with layers of {tuple(facts['sizes'])} weights, got {model.sizes}")
         topology = from_bits(tensors["topology"], facts["sizes"])
         values = tensors["values"]
-        keep = unpack_bits(tensors["keep"], topology.num_active) if "keep" in tensors else values.new_ones(values.shape, dtype=torch.bool)
+        keep = (
+            unpack_bits(tensors["keep"], topology.num_active)
+            if "keep" in tensors
+            else values.new_ones(values.shape, dtype=torch.bool)
+        )
         statistics: dict[str, State] = {"ticket": {}, "mean": {}, "unmasked": {}}
         for name, tensor in tensors.items():
             if name.startswith("statistics."):

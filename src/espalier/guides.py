@@ -17,7 +17,7 @@ from espalier.network import BayesianNetwork
 from espalier.topology import relocate
 
 
-class MaskedGuide(PyroModule):  # type: ignore[misc]
+class MaskedGuide(PyroModule):
     """CigL's variational family (Lei et al. 2023, eq. 3), collapsed: M at its mode, noise scale -> 0, w = scatter(Z * m).
 
     It is a Pyro guide for `BayesianNetwork`: site `weights`, trained by `TraceMeanField_ELBO` under any optimiser.
@@ -88,7 +88,9 @@ class MaskedGuide(PyroModule):  # type: ignore[misc]
         Only the likelihood enters: the KL is a function of the values. The tap is released.
         """
         if self._tap is None or self._tap.grad is None:
-            raise RuntimeError("expected a tapped forward and a backward pass first: set guide.tapped = True before them")
+            raise RuntimeError(
+                "expected a tapped forward and a backward pass first: set guide.tapped = True before them"
+            )
         gradient, self._tap, self.tapped = self._tap.grad, None, False
         return gradient
 

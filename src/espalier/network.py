@@ -90,7 +90,7 @@ class Weight(NamedTuple):
         return math.prod(self.shape)
 
 
-class BayesianNetwork(PyroModule):  # type: ignore[misc]
+class BayesianNetwork(PyroModule):
     """A Pyro program `model(x, y=None)` of a plain network.
 
     Sites: `weights` ~ N(0, prior_scale^2) of event shape `(num_weights,)`, dense; `l2`, the factor
@@ -150,7 +150,8 @@ class BayesianNetwork(PyroModule):  # type: ignore[misc]
             pyro.factor("l2", -self.l2() * (self.num_data or len(x)))
         outcome = self.outcome(weights, x)
         with pyro.plate("data", len(x)), pyro.poutine.scale(scale=(self.num_data or len(x)) / len(x)):
-            return pyro.sample("y", outcome.to_event(len(outcome.batch_shape) - 1), obs=y)
+            drawn: Tensor = pyro.sample("y", outcome.to_event(len(outcome.batch_shape) - 1), obs=y)
+            return drawn
 
     def evaluate(self, weights: Tensor, x: Tensor, state: Mapping[str, Tensor] | None = None) -> Tensor:
         """The network's output at a flat weight vector, in float32 or wider.
@@ -161,9 +162,7 @@ class BayesianNetwork(PyroModule):  # type: ignore[misc]
         output: Tensor = functional_call(self.net, tensors, (x,))
         return output.float() if output.dtype in (torch.bfloat16, torch.float16) else output
 
-    def outcome(
-        self, weights: Tensor, x: Tensor, state: Mapping[str, Tensor] | None = None
-    ) -> dist.TorchDistribution:
+    def outcome(self, weights: Tensor, x: Tensor, state: Mapping[str, Tensor] | None = None) -> dist.TorchDistribution:
         """The distribution of y given x `(n, *shape)`: the likelihood at the network's output."""
         output = self.evaluate(weights, x, state)
         tensors = under("likelihood.", state or {})
@@ -218,12 +217,17 @@ class BayesianNetwork(PyroModule):  # type: ignore[misc]
         for name, tensor in tensors.items():
             if name not in own:
                 near = get_close_matches(name, own, 1)
-                raise ValueError(f"expected the network's own tensors, got {name!r}" + (f": did you mean {near[0]!r}?" if near else ""))
+                raise ValueError(
+                    f"expected the network's own tensors, got {name!r}"
+                    + (f": did you mean {near[0]!r}?" if near else "")
+                )
             if own[name].shape != tensor.shape:
                 raise ValueError(f"expected {name!r} of shape {tuple(own[name].shape)}, got {tuple(tensor.shape)}")
         missing = sorted(set(own) - set(tensors) - {n for w in self.weights for n in w.names[1:]})
         if missing:
-            raise ValueError(f"expected every tensor of the network, but {', '.join(missing[:3])} is missing from the file")
+            raise ValueError(
+                f"expected every tensor of the network, but {', '.join(missing[:3])} is missing from the file"
+            )
         net.load_state_dict(tensors, strict=False)
         parameters = dict(net.named_parameters(remove_duplicate=False))
         self.initial = torch.cat([parameters[weight.name].detach().reshape(-1) for weight in self.weights])
@@ -240,7 +244,11 @@ def _likelihood(likelihood: str | Likelihood) -> Likelihood:
 
 def _maskable_weights(net: nn.Module, patterns: Sequence[str] | None) -> Iterator[Weight]:
     """The tensors to mask, in the network's order; tied names are gathered under the first."""
-    candidates = {f"{prefix}.weight".lstrip("."): module for prefix, module in net.named_modules() if isinstance(module, _LINEAR_OR_CONV)}
+    candidates = {
+        f"{prefix}.weight".lstrip("."): module
+        for prefix, module in net.named_modules()
+        if isinstance(module, _LINEAR_OR_CONV)
+    }
     plain = dict(net.named_parameters(remove_duplicate=False))
     if patterns is None:
         chosen = [name for name in candidates if name in plain]
@@ -266,7 +274,11 @@ def _refuse_unmaskable(net: nn.Module, name: str, plain: Mapping[str, nn.Paramet
     owner, attribute = _owner(net, name)
     if name not in plain or isinstance(plain[name], nn.parameter.UninitializedParameter):
         raise ValueError(f"{name} cannot be masked: it is parametrised or not yet initialised; leave it dense")
-    if isinstance(owner, nn.RNNBase) or parametrize.is_parametrized(owner) or type(owner).__name__ == "ParametrizationList":
+    if (
+        isinstance(owner, nn.RNNBase)
+        or parametrize.is_parametrized(owner)
+        or type(owner).__name__ == "ParametrizationList"
+    ):
         raise ValueError(f"{name} cannot be masked: its {type(owner).__name__} keeps a second copy; leave it dense")
     if not plain[name].is_floating_point():
         raise ValueError(f"{name} cannot be masked: it has dtype {plain[name].dtype}, not a floating one")

@@ -53,7 +53,9 @@ class Training:
         if not 0 <= self.momentum < 1:
             raise ValueError(f"expected a momentum in [0, 1), got {self.momentum}")
         if self.weight_decay is not None and not self.weight_decay > 0:
-            raise ValueError(f"expected a weight_decay above 0, got {self.weight_decay}: it is the precision of the prior")
+            raise ValueError(
+                f"expected a weight_decay above 0, got {self.weight_decay}: it is the precision of the prior"
+            )
 
     def steps_per_epoch(self, data: Data) -> int:
         """Whole batches of the training split; a split smaller than a batch is one batch."""

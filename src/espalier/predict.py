@@ -39,7 +39,8 @@ def parameters_of(outcome: dist.TorchDistribution) -> Tensor:
     standard deviation `(n, ..., 2)`.
     """
     if isinstance(outcome, dist.Categorical):
-        return outcome.probs
+        probs: Tensor = outcome.probs
+        return probs
     if isinstance(outcome, dist.Bernoulli):
         return torch.stack([1 - outcome.probs, outcome.probs], -1)
     return torch.stack([outcome.mean, outcome.stddev], -1)

@@ -49,7 +49,13 @@ class Recipe(NamedTuple):
 
 
 _COMMON = [
-    Option("maskable", list[str] | None, None, "glob patterns of the tensors to mask; default: Linear and Conv weights", "run"),
+    Option(
+        "maskable",
+        list[str] | None,
+        None,
+        "glob patterns of the tensors to mask; default: Linear and Conv weights",
+        "run",
+    ),
     Option("init", str | None, None, "safetensors file of pretrained weights to start from", "run"),
 ]
 
@@ -100,7 +106,7 @@ def resolve(argv: Sequence[str]) -> Recipe:
         values = vars(parser.parse_args(_listed(words, found)))
     except ArgumentError as error:
         raise ValueError(_one_sentence(str(error), known)) from error
-    return Recipe(**parts, options={option.name: values[option.name] for option in found})  # type: ignore[arg-type]
+    return Recipe(**parts, options={option.name: values[option.name] for option in found})
 
 
 def programs(words: Sequence[str]) -> dict[str, str]:

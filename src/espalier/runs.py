@@ -1,11 +1,11 @@
 """A run folder: what was asked, what was reached, and all that is needed to go on after a kill.
 
-    config.yaml               the resolved recipe; `espalier fit --config` takes it
-    model.py, inference.py, init.safetensors    copies of the user's own programs and weights, where there are any
-    checkpoint.safetensors    while training; gone when it is done
-    fit.safetensors           the fit: bit-packed masks, values of the active weights
-    history.json              one row per epoch
-    record.json               signed: what was run, versions, hashes of data and files; written last
+config.yaml               the resolved recipe; `espalier fit --config` takes it
+model.py, inference.py, init.safetensors    copies of the user's own programs and weights, where there are any
+checkpoint.safetensors    while training; gone when it is done
+fit.safetensors           the fit: bit-packed masks, values of the active weights
+history.json              one row per epoch
+record.json               signed: what was run, versions, hashes of data and files; written last
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ INIT = "init.safetensors"
 def start(recipe: Recipe, folder: Path, watch: Watch | None = None) -> Fit:
     """Run a recipe into a new folder. Raises ValueError where the folder exists: nothing is overwritten."""
     if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"expected a new folder, but {folder} exists: choose another --out, or `espalier resume {folder}`")
+        raise ValueError(
+            f"expected a new folder, but {folder} exists: choose another --out, or `espalier resume {folder}`"
+        )
     loaded, model = _materials(recipe)  # whatever is wrong shows here, before anything is written
     programs = {"model": recipe.model, "inference": recipe.inference}
     for part, name in programs.items():
@@ -102,7 +104,9 @@ class RunWatch:
             return None
         saved = store.read_bundle(self.path)
         if saved.facts["sha256"] != _digest(saved):
-            raise ValueError(f"expected {self.path} as it was written, but its content was altered: remove it to start again")
+            raise ValueError(
+                f"expected {self.path} as it was written, but its content was altered: remove it to start again"
+            )
         return saved
 
     def step(self, info: Info) -> None:
@@ -115,7 +119,10 @@ class RunWatch:
 
 
 def _digest(bundle: Bundle) -> str:
-    parts = [f"{name} {tensor.dtype} {tuple(tensor.shape)} {store.tensor_digest(tensor)}" for name, tensor in sorted(bundle.tensors.items())]
+    parts = [
+        f"{name} {tensor.dtype} {tuple(tensor.shape)} {store.tensor_digest(tensor)}"
+        for name, tensor in sorted(bundle.tensors.items())
+    ]
     facts = {key: value for key, value in bundle.facts.items() if key != "sha256"}
     return store.sha256("\n".join([*parts, store.canonical(facts)]).encode())
 
@@ -131,7 +138,9 @@ def _run(recipe: Recipe, folder: Path, loaded: Data, model: BayesianNetwork, wat
     )
     programs = [name for name in ("model.py", "inference.py") if (folder / name).exists()]
     fit.record |= {
-        "recipe": plain({**recipe.config(), "model": Path(recipe.model).name, "inference": Path(recipe.inference).name}),
+        "recipe": plain(
+            {**recipe.config(), "model": Path(recipe.model).name, "inference": Path(recipe.inference).name}
+        ),
         "programs": {name: store.sha256((folder / name).read_bytes()) for name in programs},
         "shape": list(loaded.shape),
         "num_outputs": loaded.num_outputs,

@@ -37,8 +37,8 @@ def load(kind: Kind, name: str) -> Callable[..., Any]:
     Raises ValueError for an unknown name (with the nearest), a file that is not there or one without its entry.
     """
     module = _from_file(kind, Path(name)) if name.endswith(".py") else _from_shelf(kind, name)
-    entry = getattr(module, ENTRY[kind], None)
-    if not callable(entry):
+    entry: Callable[..., Any] | None = getattr(module, ENTRY[kind], None)
+    if entry is None or not callable(entry):
         raise ValueError(f"expected {name} to define a function `{ENTRY[kind]}(...)`, and it does not")
     return entry
 
@@ -60,7 +60,9 @@ def _from_shelf(kind: Kind, name: str) -> ModuleType:
         near = get_close_matches(name, known, 1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         one = "a model" if kind == "models" else "an inference"
-        raise ValueError(f"expected {one} of {', '.join(known)} or a file ending in .py, got {name!r}; {hint}".rstrip("; "))
+        raise ValueError(
+            f"expected {one} of {', '.join(known)} or a file ending in .py, got {name!r}; {hint}".rstrip("; ")
+        )
     return importlib.import_module(f"espalier.{kind}.{name}")
 
 

@@ -71,7 +71,9 @@ def read_bundle(path: Path) -> Bundle:
             facts = json.loads((file.metadata() or {})["facts"])
             return Bundle({name: file.get_tensor(name) for name in file.keys()}, facts)  # noqa: SIM118 - not a dict
     except (SafetensorError, KeyError, json.JSONDecodeError) as error:
-        raise ValueError(f"expected {path} to be a whole file of Espalier's, but it is cut short or altered ({error})") from error
+        raise ValueError(
+            f"expected {path} to be a whole file of Espalier's, but it is cut short or altered ({error})"
+        ) from error
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -81,7 +83,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"expected {path} to be a safetensors file ({error}): convert it with safetensors.torch") from error
+        raise ValueError(
+            f"expected {path} to be a safetensors file ({error}): convert it with safetensors.torch"
+        ) from error
 
 
 def tensor_digest(tensor: Tensor) -> str:
@@ -106,7 +110,9 @@ def check_signed(path: Path) -> dict[str, Any]:
     """Read a `signed` JSON file. Raises ValueError where its text does not fit its digest."""
     facts = read_json(path)
     if not isinstance(facts, dict) or facts.pop("sha256", None) != sha256(canonical(facts).encode()):
-        raise ValueError(f"expected {path} as it was written, but its content does not fit its own SHA-256: it was altered")
+        raise ValueError(
+            f"expected {path} as it was written, but its content does not fit its own SHA-256: it was altered"
+        )
     return facts
 
 

@@ -18,7 +18,9 @@ def find_device(name: str) -> torch.device:
     except RuntimeError as error:
         raise ValueError(f"expected a device such as auto, cpu or cuda, got {name!r}") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"expected the GPU {name!r}, but torch sees {torch.cuda.device_count()}: use --device cpu or auto")
+        raise ValueError(
+            f"expected the GPU {name!r}, but torch sees {torch.cuda.device_count()}: use --device cpu or auto"
+        )
     return device
 
 

@@ -31,7 +31,9 @@ def score_table(results: Mapping[str, Mapping[str, Any]], split: str) -> str:
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     result = next(iter(results.values()))
     heading = f"{split} split, {result['num_examples']} examples; [95 % intervals]"
-    facts = [f"{run}: {r['num_active']} of {r['num_weights']} weights, {r['num_pairs']} pairs" for run, r in results.items()]
+    facts = [
+        f"{run}: {r['num_active']} of {r['num_weights']} weights, {r['num_pairs']} pairs" for run, r in results.items()
+    ]
     return "\n".join([heading, *facts, "", lines[0], "-" * len(lines[0]), *lines[1:]])
 
 

@@ -43,9 +43,7 @@ def erk(shapes: Shapes, density: float) -> tuple[int, ...]:
         if not full:
             break
         dense |= full
-    shares = [
-        float(size) if layer in dense else left * sum(shapes[layer]) / weight for layer, size in enumerate(sizes)
-    ]
+    shares = [float(size) if layer in dense else left * sum(shapes[layer]) / weight for layer, size in enumerate(sizes)]
     return _apportion(shares, sizes, density)
 
 

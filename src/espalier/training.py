@@ -1,6 +1,6 @@
 """The one loop: steps, pairs collected at the end of late epochs, a checkpoint at every epoch.
 
-    for each epoch:  for each batch:  Loop.step   ->  collect a pair (Z, u)  ->  watch.epoch (history, checkpoint)
+for each epoch:  for each batch:  Loop.step   ->  collect a pair (Z, u)  ->  watch.epoch (history, checkpoint)
 """
 
 from __future__ import annotations
@@ -164,7 +164,9 @@ def _row(epoch: int, infos: list[Info], loop: Loop, data: Data) -> dict[str, Any
         float(torch.stack([getattr(info, name) for info in infos]).mean()) for name in ("loss", "log_likelihood", "kl")
     )
     if not np.isfinite(loss):
-        raise RuntimeError(f"the loss stopped being finite in epoch {epoch}: lower --learning-rate or add --warmup steps")
+        raise RuntimeError(
+            f"the loss stopped being finite in epoch {epoch}: lower --learning-rate or add --warmup steps"
+        )
     row: dict[str, Any] = {
         "epoch": epoch,
         "step": loop.taken,
@@ -236,7 +238,9 @@ def _fit(
 ) -> Fit:
     topology = guide.topology
     states = {name: torch.stack([state[name] for _, _, state in pairs]) for name in pairs[0][2]}
-    stacked = Pairs(torch.stack([values for values, _, _ in pairs]), torch.stack([keep for _, keep, _ in pairs]), states)
+    stacked = Pairs(
+        torch.stack([values for values, _, _ in pairs]), torch.stack([keep for _, keep, _ in pairs]), states
+    )
     record = {
         "task": "regression" if data.num_classes is None else "classification",
         "target": [data.target_shift, data.target_scale],

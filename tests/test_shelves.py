@@ -1,0 +1,365 @@
+"""Laws over the program shelves and the layers of the machinery, read from the folders themselves."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import json
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pyro
+import pytest
+import torch
+
+from espalier import shelf
+from espalier.contracts import Data, Split
+from espalier.fit import WAYS, Fit
+from espalier.network import BayesianNetwork
+from espalier.options import Training
+
+ROOT = Path(__file__).parents[1]
+MACHINERY = sorted((ROOT / "src" / "espalier").rglob("*.py"))
+PROGRAMS = {kind: sorted((ROOT / kind).glob("*.py")) for kind in shelf.ENTRY}
+ENTRIES = [(kind, name) for kind in shelf.ENTRY for name in shelf.names(kind)]
+
+models = pytest.mark.parametrize("name", shelf.names("models"))
+inferences = pytest.mark.parametrize("name", shelf.names("inference"))
+entries = pytest.mark.parametrize(("kind", "name"), ENTRIES)
+
+
+@cache
+def built(name: str) -> BayesianNetwork:
+    """The model at a shape that fits every program: small grey images, ten outputs."""
+    torch.manual_seed(0)
+    return shelf.load("models", name)((1, 28, 28), 10)
+
+
+# ------------------------------------------------------------------------------------------------------- the programs
+
+
+@pytest.mark.parametrize("kind", shelf.ENTRY)
+def test_a_shelf_holds_the_files_of_its_folder(kind):
+    assert shelf.names(kind) == [path.stem for path in PROGRAMS[kind]]
+    assert len(shelf.names(kind)) >= 5
+    for path in PROGRAMS[kind]:
+        module = importlib.import_module(f"espalier.{kind}.{path.stem}")
+        assert Path(module.__file__).samefile(path)
+        assert shelf.load(kind, path.stem) is getattr(module, shelf.ENTRY[kind])
+
+
+@entries
+def test_every_program_says_in_one_line_what_it_is(kind, name):
+    summary = shelf.summary(kind, name)
+    assert summary == inspect.getdoc(importlib.import_module(f"espalier.{kind}.{name}")).splitlines()[0]
+    assert 15 < len(summary) <= 120
+    assert inspect.getdoc(shelf.load(kind, name))  # the entry's own: what its options mean
+
+
+@entries
+def test_every_entry_takes_two_arguments_and_options_by_keyword(kind, name):
+    signature = inspect.signature(shelf.load(kind, name))
+    first, second, *options = signature.parameters.values()
+    expected = {"models": ["shape", "num_outputs"], "inference": ["model", "data"]}[kind]
+    assert [first.name, second.name] == expected
+    for parameter in (first, second):
+        assert parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
+        assert parameter.default is inspect.Parameter.empty
+    for option in options:
+        assert option.kind is inspect.Parameter.KEYWORD_ONLY
+        assert option.default is not inspect.Parameter.empty
+        assert option.annotation is not inspect.Parameter.empty
+    assert signature.return_annotation == {"models": "BayesianNetwork", "inference": "Fit"}[kind]
+    assert {option.name for option in options} >= {
+        "models": {"prior_scale"}, "inference": {"training", "seed", "watch"}
+    }[kind]  # fmt: skip
+
+
+@models
+def test_every_model_is_a_program_with_sites_weights_and_y(name):
+    model = built(name)
+    assert isinstance(model, BayesianNetwork)
+    with pyro.get_param_store().scope():
+        trace = pyro.poutine.trace(model.eval()).get_trace(torch.randn(2, 1, 28, 28))
+    names = [key for key, node in trace.nodes.items() if node["type"] == "sample"]
+    assert [key for key in names if key != "data"] == ["weights", "y"]
+    assert trace.nodes["weights"]["value"].shape == (model.num_weights,)
+    assert len(trace.nodes["y"]["value"]) == 2
+    assert torch.isfinite(model.evaluate(model.initial, torch.randn(2, 1, 28, 28))).all()
+    assert model.evaluate(model.initial, torch.randn(3, 1, 28, 28)).shape == (3, 10)
+
+
+@models
+def test_every_model_takes_a_prior_scale(name):
+    if name != "resnet50":  # built once only, it is large; the option is in its signature
+        assert shelf.load("models", name)((1, 28, 28), 10, prior_scale=0.123).prior_scale == 0.123
+
+
+def test_the_published_networks_have_their_published_sizes():
+    assert built("lenet").num_weights == 430_500
+    assert shelf.load("models", "wide_resnet")((3, 32, 32), 10).num_weights == pytest.approx(1.08e6, rel=0.005)
+
+
+def test_a_resnet50_with_100_classes_has_23_65_million_weights():
+    # 23.45 M in convolutions as ImageNet's without its 7 x 7 stem of 9,408, plus 3 x 3 x 3 x 64 and 2048 x 100
+    sizes = {weight.name: weight.size for weight in built("resnet50").weights}
+    few = sum(sizes.values()) - 9 * 64 - 2048 * 10  # without stem and top
+    assert few + 9 * 3 * 64 + 2048 * 100 == pytest.approx(23.65e6, rel=0.0005)
+    assert sum("." in name for name in sizes) == len(sizes) == 54
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "options", "message"),
+    [
+        ("lenet", (1, 12, 12), {}, r"^expected images .* at least 16 x 16 for lenet, got shape \(1, 12, 12\)$"),
+        ("lenet", (7,), {}, r"^expected images .* for lenet, got shape \(7,\)$"),
+        ("wide_resnet", (3, 32, 32), {"depth": 21}, r"^expected a depth of 6 n \+ 4 \(10, 16, 22, 28 ...\), got 21$"),
+        ("wide_resnet", (7,), {}, r"^expected images .* got shape \(7,\)"),
+        ("resnet50", (7,), {}, r"^expected images .* got shape \(7,\)"),
+    ],
+)
+def test_a_shape_or_depth_that_cannot_be_built_is_refused(name, shape, options, message):
+    with pytest.raises(ValueError, match=message):
+        shelf.load("models", name)(shape, 10, **options)
+
+
+# -------------------------------------------------------------------------------------------------------- inferences
+
+
+def tiny(num_classes: int | None = 3) -> Data:
+    """Sixty rows of six features; labels, or a linear target."""
+    generator = torch.Generator().manual_seed(0)
+
+    def split(rows: int) -> Split:
+        x = torch.randn(rows, 6, generator=generator)
+        return Split(x, x[:, 0] - x[:, 1] if num_classes is None else x[:, :num_classes].argmax(1))
+
+    return Data("tiny", split(60), split(20), split(20), split(20), (6,), num_classes)
+
+
+def fitted(name: str, data: Data, seed: int = 0) -> tuple[BayesianNetwork, Fit]:
+    infer = shelf.load("inference", name)
+    torch.manual_seed(1)
+    if data.num_classes is None:
+        model = shelf.load("models", "linear")(data.shape, data.num_outputs)
+    else:
+        model = shelf.load("models", "mlp")(data.shape, data.num_outputs, hidden=(12,))
+    options = {"sparsity": 0.5, "delta_t": 2, "drop_rate": 0.2}
+    options = {key: value for key, value in options.items() if key in inspect.signature(infer).parameters}
+    training = Training(epochs=2, batch_size=16, learning_rate=0.05, device="cpu")
+    return model, infer(model, data, training=training, seed=seed, **options)
+
+
+@inferences
+def test_every_inference_returns_a_fit_whose_ways_to_predict_are_probabilities(name):
+    data = tiny()
+    _, fit = fitted(name, data)
+    assert isinstance(fit, Fit)
+    for how in WAYS:
+        draws = fit.predict(data.test.x, how, num_samples=3)
+        assert draws.shape == ({"redraw": 3, "pairs": fit.record["num_pairs"]}.get(how, 1), 20, 3)
+        assert torch.allclose(draws.sum(-1), torch.ones(draws.shape[:-1]), atol=1e-5)
+        assert (draws >= 0).all()
+    assert len(fit.history) == 2
+    assert fit.history[-1]["step"] == 2 * (60 // 16)
+    assert json.dumps(fit.record)
+
+
+@inferences
+def test_every_inference_keeps_its_sparsity_and_leaves_the_users_model_alone(name):
+    model, fit = fitted(name, tiny())
+    sparse = "sparsity" in inspect.signature(shelf.load("inference", name)).parameters
+    total = 6 * 12 + 12 * 3
+    assert fit.topology.num_active == (round(0.5 * total) if sparse else total)
+    assert int((next(fit.weights("ticket"))[0] != 0).sum()) <= fit.topology.num_active
+    assert model.num_data is None
+    assert model.prior_scale is None
+    torch.manual_seed(1)
+    again = shelf.load("models", "mlp")((6,), 3, hidden=(12,))
+    assert torch.equal(model.initial, again.initial)
+    assert all(torch.equal(value, again.state_dict()[key]) for key, value in model.state_dict().items())
+
+
+@inferences
+def test_every_inference_is_decided_by_its_seed_and_leaves_the_global_stream_alone(name):
+    data = tiny()
+    torch.manual_seed(5)
+    fit = fitted(name, data)[1]
+    state = torch.get_rng_state()
+    torch.manual_seed(99)
+    draws = [fitted(name, data, seed)[1].predict(data.test.x, "ticket") for seed in (0, 1)]
+    assert torch.equal(draws[0], fit.predict(data.test.x, "ticket"))
+    assert not torch.equal(draws[1], draws[0])
+    torch.set_rng_state(state)
+
+
+@inferences
+def test_every_inference_regresses(name):
+    data = tiny(num_classes=None)
+    _, fit = fitted(name, data)
+    for how in WAYS:
+        draws = fit.predict(data.test.x, how, num_samples=3)
+        assert draws.shape[1:] == (20, 2)
+        assert torch.isfinite(draws).all()
+        assert (draws[..., 1] > 0).all()
+
+
+@inferences
+def test_a_fixed_precision_is_trained_around_without_a_warning(name):
+    data = tiny(num_classes=None)
+    model = shelf.load("models", "linear")(data.shape, 1, precision=4.0, learn_precision=False)
+    training = Training(epochs=1, batch_size=16, learning_rate=0.01, device="cpu")
+    fit = shelf.load("inference", name)(model, data, training=training)
+    assert fit.predict(data.test.x)[..., 1].unique().tolist() == pytest.approx([0.5])
+
+
+def test_a_training_that_diverges_says_so_also_when_the_topology_is_due():
+    """The gradient is not a number by then: no move can be made of it."""
+    data = tiny()
+    model = shelf.load("models", "mlp")(data.shape, 3, hidden=(12,))
+    training = Training(epochs=8, batch_size=16, learning_rate=1e20, device="cpu", rate="constant")
+    with pytest.raises(RuntimeError, match="stopped being finite"):
+        shelf.load("inference", "rigl")(model, data, training=training, sparsity=0.5, delta_t=8)
+
+
+# ---------------------------------------------------------------------------------------------------- finding a program
+
+
+def write(path: Path, text: str) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return str(path)
+
+
+USERS = '''"""Mine."""
+from __future__ import annotations
+from dataclasses import dataclass
+from torch import nn
+from espalier.network import BayesianNetwork
+
+@dataclass
+class Width:
+    value: int = {width}
+
+def model(shape: tuple[int, ...], num_outputs: int, *, width: int = Width().value) -> BayesianNetwork:
+    return BayesianNetwork(nn.Sequential(nn.Linear(shape[0], width), nn.Linear(width, num_outputs)))
+'''
+
+
+def test_a_users_own_file_is_a_program(tmp_path, monkeypatch):
+    here = write(tmp_path / "a" / "mine.py", USERS.format(width=5))
+    there = write(tmp_path / "b" / "mine.py", USERS.format(width=7))
+    own = shelf.load("models", here)
+    assert own((4,), 2).shapes == ((5, 4), (2, 5))
+    assert shelf.load("models", there)((4,), 2).shapes == ((7, 4), (2, 7))  # of the same name, elsewhere
+    monkeypatch.chdir(tmp_path / "a")
+    assert shelf.load("models", "mine.py")((4,), 2, width=3).shapes == ((3, 4), (2, 3))
+
+
+def test_a_users_file_that_is_not_there_or_has_no_entry_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"^expected a Python file with a function `infer\(...\)`, but .*gone.py is not there$"):
+        shelf.load("inference", str(tmp_path / "gone.py"))
+    empty = write(tmp_path / "empty.py", "model = 3\n")
+    with pytest.raises(ValueError, match=r"^expected .*empty.py to define a function `model\(...\)`, and it does not$"):
+        shelf.load("models", empty)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "message"),
+    [
+        ("models", "wide-resnet", r"^expected a model of .*lenet.* or a file ending in .py, got 'wide-resnet'; did you mean 'wide_resnet'\?$"),
+        ("inference", "cigle", r"^expected an inference of cigl, .*, got 'cigle'; did you mean 'cigl'\?$"),
+        ("models", "qqq", r" or a file ending in .py, got 'qqq'$"),
+    ],
+)  # fmt: skip
+def test_an_unknown_name_gets_the_nearest_there_is(kind, name, message):
+    with pytest.raises(ValueError, match=message):
+        shelf.load(kind, name)
+
+
+# ------------------------------------------------------------------------------------------------- sizes and layers
+
+
+@pytest.mark.parametrize(
+    ("paths", "limit"),
+    [(MACHINERY, 400), (PROGRAMS["models"], 60), (PROGRAMS["inference"], 80)],
+    ids=["src", "models", "inference"],
+)
+def test_files_are_short_enough_to_be_read(paths, limit):
+    assert paths
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in paths}
+    assert {path: length for path, length in lengths.items() if length > limit} == {}
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names of everything a file imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def reached(path: Path, seen: set[Path] | None = None) -> set[str]:
+    """The top-level packages that a module of the machinery imports, itself or through others of the machinery."""
+    seen = set() if seen is None else seen
+    seen.add(path)
+    packages = set()
+    for name in imports(path):
+        package, *rest = name.split(".")
+        packages.add(package)
+        module = ROOT / "src" / "espalier" / f"{rest[0]}.py" if package == "espalier" and rest else None
+        if module is not None and module.is_file() and module not in seen:
+            packages |= reached(module, seen)
+    return packages
+
+
+def module(name: str) -> Path:
+    return ROOT / "src" / "espalier" / f"{name}.py"
+
+
+NUMBERS = [name for name in ("calibration", "certificate") if module(name).is_file()]
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_functions_from_arrays_to_numbers_know_no_torch(name):
+    assert not reached(module(name)) & {"torch", "pyro", "gpytorch"}
+    code = f"import sys, espalier.{name}; sys.exit('torch' in sys.modules)"
+    path = {"PYTHONPATH": str(ROOT / "src")}
+    assert subprocess.run([sys.executable, "-c", code], env=path, check=False, timeout=120).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["topology", "schedules", "contracts"])
+def test_topology_schedules_and_contracts_know_no_pyro(name):
+    assert "torch" in reached(module(name))
+    assert not reached(module(name)) & {"pyro", "gpytorch"}
+
+
+def test_the_layers_are_read_from_real_imports():
+    # the two helpers above see what they should: a rule over nothing would always hold
+    assert {"torch", "pyro"} <= reached(module("fit"))
+    assert "espalier.contracts.Topology" in imports(module("topology"))
+
+
+@pytest.mark.parametrize("path", MACHINERY, ids=lambda path: path.stem)
+def test_nothing_in_the_machinery_imports_a_program(path):
+    for name in imports(path):
+        parts = name.split(".")
+        assert parts[0] not in shelf.ENTRY
+        assert parts[0] != "espalier" or len(parts) < 2 or parts[1] not in shelf.ENTRY
+
+
+@pytest.mark.parametrize("path", [path for paths in PROGRAMS.values() for path in paths], ids=lambda path: path.stem)
+def test_a_program_imports_only_the_machinery_and_the_stack_never_a_program(path):
+    allowed = {"espalier", "torch", "pyro", "gpytorch"} | sys.stdlib_module_names
+    for name in imports(path):
+        parts = name.split(".")
+        assert parts[0] in allowed
+        assert parts[0] != "espalier" or parts[1] not in shelf.ENTRY
+        assert name != "espalier.shelf.load"
