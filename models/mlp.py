@@ -22,5 +22,6 @@ def model(
     layers: list[nn.Module] = [nn.Flatten()]
     for narrow, wide in zip(widths, widths[1:], strict=False):
         layers += [nn.Linear(narrow, wide), nn.ReLU()]
-    net = nn.Sequential(*layers, nn.Linear(widths[-1], num_outputs))
+    last = 1 if likelihood == "bernoulli" else num_outputs  # one logit says both probabilities
+    net = nn.Sequential(*layers, nn.Linear(widths[-1], last))
     return BayesianNetwork(net, likelihood=likelihood, prior_scale=prior_scale)

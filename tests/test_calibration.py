@@ -118,15 +118,21 @@ def test_scores_agree_with_scikit_learn() -> None:
     assert calibration.brier(two, binary) == pytest.approx(2 * brier_score_loss(binary, two[:, 1]), rel=1e-12)
 
 
-def test_binned_errors_agree_with_netcal() -> None:
+def test_ece_agrees_with_netcal() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from netcal.metrics import ACE, ECE
+        from netcal.metrics import ECE
 
-        probs, labels = draw_probs(n=600)  # no confidence on an edge, and 600 = 15 x 40 bins of equal mass
-        theirs_ece, theirs_ace = ECE(15).measure(probs, labels), ACE(15).measure(probs, labels)
-    assert calibration.ece(probs, labels, 15) == pytest.approx(theirs_ece, rel=1e-12)
-    assert theirs_ace > 0
+        probs, labels = draw_probs(n=600)  # no confidence on an edge: theirs are [lo, hi)
+        theirs = ECE(15).measure(probs, labels)
+    assert calibration.ece(probs, labels, 15) == pytest.approx(theirs, rel=1e-12)
+
+
+def test_adaptive_ece_of_untied_confidences_is_that_of_equal_blocks() -> None:
+    probs, labels = draw_probs(n=600)
+    gap = (probs.argmax(1) == labels) - probs.max(1)
+    blocks = gap[np.argsort(probs.max(1))].reshape(15, 40)
+    assert calibration.adaptive_ece(probs, labels, 15) == pytest.approx(np.abs(blocks.mean(1)).mean(), rel=1e-12)
 
 
 def test_mixture_nll_agrees_with_scipy() -> None:

@@ -289,7 +289,8 @@ def test_a_model_is_predicted_from_by_pyro_and_keeps_its_buffers(name):
     torch.manual_seed(0)
     draws = Predictive(model, num_samples=3)(x)
     assert draws["y"].shape == (3, 8)
-    assert draws["weights"].shape == (3, 1, model.num_weights) or draws["weights"].shape == (3, model.num_weights)
+    assert draws["weights"].shape == (3, 1, model.num_weights)  # Pyro leaves room for the plate of the data
+    assert not torch.equal(draws["weights"][0], draws["weights"][1])
     assert before.keys() == model.state_dict().keys()
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
@@ -581,6 +582,11 @@ def test_a_given_state_stands_in_for_the_parameters_and_buffers():
     assert torch.equal(model.evaluate(weights, x, state), other.evaluate(weights, x))
     assert torch.equal(model.network(weights, state).eval()(x), other.evaluate(weights, x))
     assert not torch.equal(model.evaluate(weights, x), other.evaluate(weights, x))  # and only for that call
+
+
+def test_outputs_in_half_precision_are_widened():
+    model = BayesianNetwork(_mlp().bfloat16())
+    assert model.evaluate(model.initial, torch.randn(2, 5).bfloat16()).dtype == torch.float32
 
 
 # --------------------------------------------------------------------------------------------------- pretrained weights

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from budget import assert_mean
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
+from budget import assert_mean
 from espalier import batchnorm, shelf
 from espalier.contracts import Data
 from espalier.data import load
@@ -86,7 +86,7 @@ def trained(name: str) -> tuple[Fit, Notes]:
     training = Training(
         epochs=EPOCHS,
         batch_size=BATCH,
-        learning_rate=0.05,
+        learning_rate=0.2,
         device="cpu",
         batchnorm="running" if name.endswith("-running") else "re-estimate",
     )
@@ -96,7 +96,7 @@ def trained(name: str) -> tuple[Fit, Notes]:
     else:
         options = {**OPTIONS, "rescale": name.endswith("-rescaled")}
         infer = shelf.load("inference", "cigl")
-    return infer(BayesianNetwork(net()), digits(), training=training, seed=1, watch=notes, **options), notes
+    return infer(BayesianNetwork(net()), digits(), training=training, seed=2, watch=notes, **options), notes
 
 
 CIGL = ["mlp", "mlp-rescaled", "conv", "conv-rescaled"]
@@ -169,7 +169,6 @@ def networks_by_hand(name: str, how: str, samples: int, seed: int) -> list[nn.Mo
 @pytest.mark.parametrize(
     ("how", "draws"), [("ticket", 1), ("pairs", PAIRS), ("redraw", 3), ("mean", 1), ("unmasked", 1)]
 )
-@torch.no_grad()
 def test_each_way_is_the_plain_dense_network_it_names(name: str, how: str, draws: int) -> None:
     fit, _ = trained(name)
     x = digits().test.x
@@ -177,7 +176,7 @@ def test_each_way_is_the_plain_dense_network_it_names(name: str, how: str, draws
     assert predicted.shape == (draws, len(x), 10)
     torch.testing.assert_close(predicted.sum(-1), torch.ones(draws, len(x)))
     assert (predicted >= 0).all()
-    by_hand = [net(x).softmax(-1) for net in networks_by_hand(name, how, 3, 7)]
+    by_hand = [net(x).softmax(-1).detach() for net in networks_by_hand(name, how, 3, 7)]
     torch.testing.assert_close(predicted, torch.stack(by_hand), rtol=0, atol=TOLERANCE)
 
 
@@ -285,7 +284,6 @@ def test_averaging_before_the_freeze_is_refused_before_any_work() -> None:
 
 
 @pytest.mark.parametrize("name", ["mlp", "conv", "conv-rescaled"])
-@torch.no_grad()
 def test_ticket_is_a_plain_module_with_exact_zeros(name: str) -> None:
     fit, _ = trained(name)
     net, x = fit.ticket(), digits().test.x
@@ -300,7 +298,7 @@ def test_ticket_is_a_plain_module_with_exact_zeros(name: str) -> None:
     off[fit.topology.positions] = False
     assert (flat[off] == 0).all()
     assert (flat != 0).sum() <= fit.topology.num_active
-    torch.testing.assert_close(net(x).softmax(-1), fit.predict(x, "ticket")[0], rtol=0, atol=TOLERANCE)
+    torch.testing.assert_close(net(x).softmax(-1).detach(), fit.predict(x, "ticket")[0], rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("name", ["conv", "conv-rescaled"])
@@ -525,7 +523,6 @@ def regression() -> tuple[Data, Fit]:
     return data, shelf.load("inference", "cigl")(model, data, training=training, seed=1, **options)
 
 
-@torch.no_grad()
 def test_regression_predicts_means_and_scales_in_the_user_s_units() -> None:
     data, fit = regression()
     x, y = data.test.x[:], data.test.y * data.target_scale + data.target_shift
@@ -611,8 +608,7 @@ def test_posterior_predictive_draws_follow_the_predicted_distribution() -> None:
 
 def test_datatree_is_decided_by_its_seed() -> None:
     draws, y = torch.full((50, 8, 4), 0.25), torch.zeros(8, dtype=torch.int64)
-    first, again, other = (
-        to_datatree(draws, y, classes=True, seed=s)["posterior_predictive"]["y"].values for s in (1, 1, 2)
-    )
+    trees = [to_datatree(draws, y, classes=True, seed=seed) for seed in (1, 1, 2)]
+    first, again, other = (tree["posterior_predictive"]["y"].values for tree in trees)
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()

@@ -25,8 +25,7 @@ _P = ParamSpec("_P")
 NUM_BINS = 15
 LEVEL = 0.95
 SEED = 0
-NUM_WORLDS = 2000
-NUM_RESAMPLES = 1000
+NUM_WORLDS, NUM_RESAMPLES = 2000, 1000
 SMALLEST_PROB = float(np.finfo(np.float32).tiny)  # what float32 can tell from 0: a surprise is at most 87.3 nats
 _BLOCK = 4_000_000  # simulated examples held at once: about 64 MiB at the widest
 

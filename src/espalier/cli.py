@@ -57,6 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"expected a command of {', '.join(commands)}, got {words[0]!r}{hint}")
         return commands[words[0]](words[1:])
+    except BrokenPipeError:  # `espalier ... | head`: the reader has seen enough
+        sys.stderr.close()
+        return 0
     except (ValueError, OSError, RuntimeError) as error:
         print(f"espalier: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -132,7 +135,8 @@ def _watching(recipe: Any) -> Any:
     from espalier.progress import Bar
 
     sparsity = recipe.options.get("sparsity", 0.0)
-    title = f"{recipe.inference} {recipe.model} {recipe.data} {sparsity:.0%} sparse"
+    names = " ".join(Path(name).stem for name in (recipe.inference, recipe.model, recipe.data))
+    title = f"{names} {100 * sparsity:g} % sparse"
     return Bar(title, recipe.options["epochs"])
 
 

@@ -68,6 +68,10 @@ class Loop:
         self.optimizer.zero_grad()
         with self._autocast(x.device):
             loss = self.elbo.differentiable_loss(self.model, self.guide, x, y) / num_data
+        if not torch.isfinite(loss.detach()):
+            raise RuntimeError(
+                f"the loss stopped being finite at step {self.taken}: lower the learning_rate or add warmup"
+            )
         loss.backward()
         kl, l2 = self._regularisers()
         log_likelihood = kl / num_data + l2 - loss.detach()

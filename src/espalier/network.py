@@ -149,9 +149,11 @@ class BayesianNetwork(PyroModule):
         if self.weight_decay:
             pyro.factor("l2", -self.l2() * (self.num_data or len(x)))
         outcome = self.outcome(weights, x)
+        if y is not None and not isinstance(outcome, dist.Categorical):
+            y = y.to(weights.dtype)
         with pyro.plate("data", len(x)), pyro.poutine.scale(scale=(self.num_data or len(x)) / len(x)):
             drawn: Tensor = pyro.sample("y", outcome.to_event(len(outcome.batch_shape) - 1), obs=y)
-            return drawn
+        return drawn
 
     def evaluate(self, weights: Tensor, x: Tensor, state: Mapping[str, Tensor] | None = None) -> Tensor:
         """The network's output at a flat weight vector, in float32 or wider.

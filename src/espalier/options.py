@@ -6,10 +6,14 @@ import copy
 from dataclasses import dataclass
 from typing import Literal
 
+import pyro.distributions as dist
+import torch
+
 from espalier import schedules
 from espalier.contracts import Data
 from espalier.distributions import prior_scale_of, weight_decay_of
-from espalier.network import BayesianNetwork
+from espalier.network import BayesianNetwork, Bernoulli, Categorical, Normal
+from espalier.predict import evaluating
 from espalier.streams import find_device
 
 DEFAULT_WEIGHT_DECAY = 1e-4
@@ -83,6 +87,7 @@ def prepare(
     """
     if model.prior_scale is not None and training.weight_decay is not None:
         raise ValueError("expected a prior_scale or a weight_decay, got both: one implies the other")
+    _check_fit(model, data)
     model = copy.deepcopy(model)
     model.num_data = len(data.train.y)
     if model.prior_scale is None:
@@ -91,3 +96,38 @@ def prepare(
     else:
         model.weight_decay = weight_decay_of(model.prior_scale, model.num_data, keep_prob, rescale=rescale)
     return model.to(find_device(training.device))  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def _check_fit(model: BayesianNetwork, data: Data) -> None:
+    """Do network, likelihood and data fit together? One forward pass of two examples tells, before any work."""
+    likelihood, labels = model.likelihood, data.num_classes
+    if labels is None and isinstance(likelihood, Categorical | Bernoulli):
+        raise ValueError(
+            f"expected a likelihood for the real-valued targets of {data.name}, got {type(likelihood).__name__}: "
+            "choose likelihood normal, or the model linear or deep_gp"
+        )
+    if labels is not None and isinstance(likelihood, Normal):
+        raise ValueError(
+            f"expected a likelihood for the {labels} classes of {data.name}, got Normal: choose categorical"
+        )
+    if labels not in (None, 2) and isinstance(likelihood, Bernoulli):
+        raise ValueError(
+            f"expected two classes for a Bernoulli likelihood, but {data.name} has {labels}: choose categorical"
+        )
+    rows = torch.arange(min(2, len(data.train.y)))
+    x, y = data.train.x[rows].to(model.initial.device), data.train.y[rows]
+    try:
+        with evaluating(model):
+            outcome = model.outcome(model.initial, x)
+    except (RuntimeError, ValueError, TypeError) as error:
+        reason = str(error).split("\n")[0]
+        raise ValueError(
+            f"expected a network that takes inputs of shape {data.shape}, but it fails on them: {reason}"
+        ) from error
+    if outcome.batch_shape != y.shape:
+        raise ValueError(
+            f"expected one outcome per example, {tuple(y.shape)}, but network and likelihood give {tuple(outcome.batch_shape)}"
+        )
+    if isinstance(outcome, dist.Categorical) and outcome.probs.shape[-1] < (labels or 0):
+        raise ValueError(f"expected a network with {labels} outputs for {data.name}, got {outcome.probs.shape[-1]}")

@@ -34,24 +34,31 @@ INIT = "init.safetensors"
 
 
 def start(recipe: Recipe, folder: Path, watch: Watch | None = None) -> Fit:
-    """Run a recipe into a new folder. Raises ValueError where the folder exists: nothing is overwritten."""
+    """Run a recipe into a new folder. Raises ValueError where the folder exists: nothing is overwritten.
+
+    Whatever is wrong with the recipe shows before the folder is made, which happens when the training begins.
+    """
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(
             f"expected a new folder, but {folder} exists: choose another --out, or `espalier resume {folder}`"
         )
-    loaded, model = _materials(recipe)  # whatever is wrong shows here, before anything is written
-    programs = {"model": recipe.model, "inference": recipe.inference}
-    for part, name in programs.items():
+    loaded, model = _materials(recipe)
+    return _run(recipe, folder, loaded, model, watch)
+
+
+def _begin(recipe: Recipe, folder: Path) -> None:
+    """Write down what is asked, so that the run can be resumed: the user's own files first, the recipe last."""
+    own: dict[str, Any] = {}
+    for part, name in (("model", recipe.model), ("inference", recipe.inference)):
         if name.endswith(".py"):
             store.write_bytes(folder / f"{part}.py", Path(name).read_bytes())
-            programs[part] = f"{part}.py"
-    own: dict[str, Any] = {**programs}
+            own[part] = f"{part}.py"
     if recipe.options["init"]:
         store.write_bytes(folder / INIT, Path(recipe.options["init"]).read_bytes())
         own["init"] = INIT
-    text = yaml.safe_dump(plain({**recipe.config(), **own}), sort_keys=False)
-    store.write_bytes(folder / "config.yaml", text.encode())
-    return _run(recipe_in(folder), folder, loaded, model, watch)
+    store.write_bytes(
+        folder / "config.yaml", yaml.safe_dump(plain({**recipe.config(), **own}), sort_keys=False).encode()
+    )
 
 
 def finished(folder: Path) -> bool:
@@ -94,12 +101,13 @@ def data_of(folder: Path, data_dir: str | None = None) -> Data:
 
 
 class RunWatch:
-    """Writes a checkpoint into the run folder after every epoch, and lets another watch look on."""
+    """Makes the run folder when training begins, writes a checkpoint after every epoch, lets another watch look on."""
 
-    def __init__(self, folder: Path, inner: Watch) -> None:
-        self.path, self.inner = folder / CHECKPOINT, inner
+    def __init__(self, recipe: Recipe, folder: Path, inner: Watch) -> None:
+        self.recipe, self.folder, self.path, self.inner = recipe, folder, folder / CHECKPOINT, inner
 
     def resume(self) -> Bundle | None:
+        self.begin()
         if not self.path.is_file():
             return None
         saved = store.read_bundle(self.path)
@@ -108,6 +116,10 @@ class RunWatch:
                 f"expected {self.path} as it was written, but its content was altered: remove it to start again"
             )
         return saved
+
+    def begin(self) -> None:
+        if not (self.folder / "config.yaml").is_file():
+            _begin(self.recipe, self.folder)
 
     def step(self, info: Info) -> None:
         self.inner.step(info)
@@ -129,18 +141,13 @@ def _digest(bundle: Bundle) -> str:
 
 def _run(recipe: Recipe, folder: Path, loaded: Data, model: BayesianNetwork, watch: Watch | None) -> Fit:
     infer = shelf.load("inference", recipe.inference)
-    fit: Fit = infer(
-        model,
-        loaded,
-        **recipe.of("inference"),
-        training=Training(**recipe.of("training")),
-        watch=RunWatch(folder, watch or Silent()),
-    )
+    keeper = RunWatch(recipe, folder, watch or Silent())
+    training = Training(**recipe.of("training"))
+    fit: Fit = infer(model, loaded, **recipe.of("inference"), training=training, watch=keeper)
+    keeper.begin()  # for an inference of the user's that has no use for a watch
     programs = [name for name in ("model.py", "inference.py") if (folder / name).exists()]
     fit.record |= {
-        "recipe": plain(
-            {**recipe.config(), "model": Path(recipe.model).name, "inference": Path(recipe.inference).name}
-        ),
+        "recipe": yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")),
         "programs": {name: store.sha256((folder / name).read_bytes()) for name in programs},
         "shape": list(loaded.shape),
         "num_outputs": loaded.num_outputs,

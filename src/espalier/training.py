@@ -5,6 +5,7 @@ for each epoch:  for each batch:  Loop.step   ->  collect a pair (Z, u)  ->  wat
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
@@ -95,7 +96,13 @@ def train(
     history: list[dict[str, Any]] = []
     devices = [streams.device] if streams.device.type == "cuda" else []
     # A parameter store of our own: Pyro's global one would hand this guide the values of the last one of its name.
-    with torch.random.fork_rng(devices), pyro.get_param_store().scope(), pyro.validation_enabled(False):
+    with (
+        torch.random.fork_rng(devices),
+        pyro.get_param_store().scope(),
+        pyro.validation_enabled(False),
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings("ignore", "Encountered NaN")  # the loop raises instead
         torch.manual_seed(streams.default)
         saved = watch.resume()
         if saved is not None:
@@ -163,10 +170,6 @@ def _row(epoch: int, infos: list[Info], loop: Loop, data: Data) -> dict[str, Any
     loss, log_likelihood, kl = (
         float(torch.stack([getattr(info, name) for info in infos]).mean()) for name in ("loss", "log_likelihood", "kl")
     )
-    if not np.isfinite(loss):
-        raise RuntimeError(
-            f"the loss stopped being finite in epoch {epoch}: lower --learning-rate or add --warmup steps"
-        )
     row: dict[str, Any] = {
         "epoch": epoch,
         "step": loop.taken,
@@ -187,7 +190,7 @@ def _validate(loop: Loop, data: Data) -> dict[str, float]:
     parameters = predictive(loop.model, loop.guide.distribution().mean, data.validation.x).numpy()
     targets = data.validation.y.numpy()
     if not np.isfinite(parameters).all():
-        raise RuntimeError("the network's outputs stopped being finite: lower --learning-rate or add --warmup steps")
+        raise RuntimeError("the network's outputs stopped being finite: lower the learning_rate or add warmup")
     if data.num_classes is None:
         mean, scale = parameters[None, ..., 0], parameters[None, ..., 1]
         unit = data.target_scale

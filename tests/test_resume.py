@@ -1,0 +1,160 @@
+"""Nothing is ever lost: a killed run goes on bit for bit, and every part of the checkpoint is needed for that."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from espalier import cli, data, runs, shelf, store
+from espalier.options import Training
+from espalier.recipes import resolve
+from espalier.store import Bundle
+from espalier.training import Silent
+
+HERE = Path(__file__).parent
+KILLS = 20
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path) -> Path:
+    """A run that uses everything: batch norm, dropout, augmentation, random growth, Nesterov momentum, pairs."""
+    recipe = {
+        "model": str(HERE / "programs.py"), "inference": "cigl", "data": "digits", "train_size": 160,
+        "sparsity": 0.7, "drop_rate": 0.2, "rule": "set", "delta_t": 6, "freeze": 0.5, "average_from": 0.5,
+        "epochs": 6, "batch_size": 16, "augment": "crop-flip", "bn_batches": 3, "learning_rate": 0.05, "seed": 3,
+    }  # fmt: skip
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+def test_a_run_killed_at_random_inside_an_epoch_resumes_to_equal_files(recipe_file: Path, tmp_path: Path) -> None:
+    words = [sys.executable, str(HERE / "kill.py"), str(recipe_file), str(tmp_path / "runs"), str(KILLS)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=500, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout)
+    assert len(seen["landed"]) == KILLS
+    assert all(0 < step % seen["per_epoch"] < seen["per_epoch"] for step in seen["landed"])
+    assert seen["before_first_checkpoint"] >= 1, "no kill before the first checkpoint: that case was not tried"
+    assert seen["different"] == []
+    assert seen["files"] == ["config.yaml", "fit.safetensors", "history.json", "model.py", "record.json"]
+
+
+def test_the_command_line_resumes_a_killed_run_and_knows_a_finished_one(
+    recipe_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    words = [sys.executable, "-c", "from espalier.cli import main; raise SystemExit(main())", "fit", "--config"]
+    words += [str(recipe_file), "--epochs", "500", "--out", str(folder)]
+    process = subprocess.Popen(words, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    while not (folder / "checkpoint.safetensors").exists():
+        assert process.poll() is None
+    process.kill()
+    assert process.wait() == -9
+    assert cli.main(["evaluate", str(folder)]) == 2
+    assert "`espalier resume" in capsys.readouterr().err
+    config = (folder / "config.yaml").read_text().replace("epochs: 500", "epochs: 6")
+    (folder / "config.yaml").write_text(config)
+    (folder / "checkpoint.safetensors").unlink()  # made for 500 epochs, it may be past the sixth
+    assert cli.main(["resume", str(folder)]) == 0
+    assert "espalier evaluate" in capsys.readouterr().out
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert cli.main(["resume", str(folder)]) == 0
+    assert "is finished" in capsys.readouterr().out
+    assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+class Recorder(Silent):
+    """Keeps the checkpoint of every epoch, and starts from one."""
+
+    def __init__(self, start: Bundle | None = None) -> None:
+        self.start, self.checkpoints = start, [Bundle({}, {})]
+
+    def resume(self) -> Bundle | None:
+        return self.start
+
+    def epoch(self, row: Mapping[str, Any], checkpoint: Callable[[], Bundle]) -> None:
+        tensors, facts = checkpoint()
+        copied = {name: tensor.clone() for name, tensor in tensors.items()}
+        self.checkpoints.append(Bundle(copied, json.loads(json.dumps(facts))))
+
+
+def train(recipe_file: Path, watch: Recorder) -> str:
+    """Train, and hash all that comes of it."""
+    recipe = resolve(["--config", str(recipe_file)])
+    loaded = data.load(recipe.data, **recipe.of("data"))
+    torch.manual_seed(0)
+    model = shelf.load("models", recipe.model)(loaded.shape, loaded.num_outputs, **recipe.of("model"))
+    infer = shelf.load("inference", "cigl")
+    fit = infer(model, loaded, **recipe.of("inference"), training=Training(**recipe.of("training")), watch=watch)
+    digests = [store.tensor_digest(tensor) for _, tensor in sorted(fit.bundle().tensors.items())]
+    return hashlib.sha256((json.dumps(digests) + store.canonical(fit.history)).encode()).hexdigest()
+
+
+# Part of the state -> the names of its tensors, and the epoch to resume from: random growth matters only while the
+# topology still moves (epochs 1-3), pairs only once there are some (from epoch 4).
+PARTS: dict[str, tuple[Callable[[str], bool], int]] = {
+    "values": (lambda name: name == "values", 2),
+    "positions": (lambda name: name == "topology", 2),
+    "other parameters": (lambda name: name.startswith("model.") and name.endswith(("weight", "bias")), 2),
+    "batch-norm buffers": (lambda name: name.startswith("model.") and "running" in name, 2),
+    "moments of the values": (lambda name: name.startswith("optimizer.0."), 2),
+    "moments of the other parameters": (lambda name: name.startswith("optimizer.") and not name.startswith("optimizer.0."), 2),
+    "generator of the order": (lambda name: name == "stream.order", 2),
+    "generator of Z": (lambda name: name == "stream.mask", 2),
+    "generator of the augmentation": (lambda name: name == "stream.augment", 2),
+    "generator of random growth": (lambda name: name == "stream.topology", 2),
+    "the network's own generator": (lambda name: name == "stream.default", 2),
+    "pairs": (lambda name: name.startswith("pair."), 5),
+}
+
+
+@pytest.mark.parametrize("part", [*PARTS, "step", "number of pairs", "nothing"])
+def test_every_part_of_the_checkpoint_is_needed(recipe_file: Path, part: str) -> None:
+    whole = Recorder()
+    expected = train(recipe_file, whole)
+    chosen, epoch = PARTS.get(part, (lambda name: False, 5 if "pairs" in part else 2))
+    tensors, facts = whole.checkpoints[epoch]
+    stale, stale_facts = whole.checkpoints[epoch - 1]  # what a checkpoint that forgets this part would leave in place
+    changed = {name: stale.get(name, torch.zeros_like(tensor)) if chosen(name) else tensor for name, tensor in tensors.items()}
+    if part in PARTS:
+        touched = [name for name in tensors if chosen(name)]
+        assert touched
+        assert any(not torch.equal(changed[name], tensors[name]) for name in touched)
+    if part == "step":
+        facts = {**facts, "step": stale_facts["step"]}
+    if part == "number of pairs":
+        facts = {**facts, "pairs": facts["pairs"] - 1}
+    same = train(recipe_file, Recorder(Bundle(changed, facts))) == expected
+    assert same == (part == "nothing")
+
+
+def test_an_altered_checkpoint_is_refused(recipe_file: Path, tmp_path: Path) -> None:
+    recipe, folder = resolve(["--config", str(recipe_file), "--epochs", "2", "--freeze", "0"]), tmp_path / "run"
+
+    class Stop(Silent):
+        def epoch(self, row: Mapping[str, Any], checkpoint: Callable[[], Bundle]) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        runs.start(recipe, folder, Stop())
+    path = folder / runs.CHECKPOINT
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-7] + bytes([whole[-7] ^ 1]) + whole[-6:])
+    with pytest.raises(ValueError, match="altered"):
+        runs.resume(folder)
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="cut short or altered"):
+        runs.resume(folder)
+    path.write_bytes(whole)
+    assert runs.resume(folder).history[-1]["epoch"] == 2
