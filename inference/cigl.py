@@ -39,9 +39,11 @@ def infer(
     topology move; after `average_from` of training one pair (Z, u) per epoch, whose mean is the ticket.
 
     sparsity: fraction of the maskable weights at zero. drop_rate: P(Z = 0), the paper's "mask sparsity".
-    rescale: weights are Z * u / keep_prob instead of Z * u. rule, allocation, start: how the topology moves, shares its
-    weights between layers and begins. drop_fraction: of each layer's active weights, exchanged at the first moves.
-    freeze: fraction of training after which the topology stands still. kl_scale: tempering of the KL.
+    rescale: weights are Z * u / keep_prob instead of Z * u. rule: how the topology moves. allocation: how layers share
+    the active weights. start: where they begin. delta_t: steps between moves. drop_fraction: of each layer's active
+    weights, exchanged at the first moves. freeze: fraction of training after which the topology stands still.
+    average_from: fraction of training after which pairs are collected. kl_scale: tempering of the KL. seed: of
+    everything random.
     """
     streams = Streams(seed, find_device(training.device))
     keep_prob = effective_keep_prob(1 - drop_rate)

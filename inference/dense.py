@@ -21,7 +21,10 @@ def infer(
     seed: int = 0,
     watch: Watch | None = None,
 ) -> Fit:
-    """Train all weights: the same loop at sparsity 0."""
+    """Train all weights: the same loop at sparsity 0.
+
+    seed: of everything random.
+    """
     streams = Streams(seed, find_device(training.device))
     model = prepare(model, data, training)
     guide = MaskedGuide(model, initial(model.shapes, 0.0))

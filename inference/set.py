@@ -29,10 +29,13 @@ def infer(
     seed: int = 0,
     watch: Watch | None = None,
 ) -> Fit:
-    """Every `delta_t` steps until `freeze` of training, exchange a cosine-decayed `drop_fraction` of each layer's weights.
+    """Every `delta_t` steps until `freeze` of training, exchange a cosine-decayed fraction of each layer's weights.
 
-    sparsity: fraction of the maskable weights at zero. allocation, start: how the active weights are shared between layers
-    and where they begin. One point estimate: all five ways to predict are the same network.
+    sparsity: fraction of the maskable weights at zero. allocation: how layers share the active weights. start:
+    where they begin. delta_t: steps between moves. drop_fraction: of each layer's active weights, exchanged at the
+    first moves. freeze: fraction of training after which the topology stands still. seed: of everything random.
+
+    One point estimate: all five ways to predict are the same network.
     """
     streams = Streams(seed, find_device(training.device))
     model = prepare(model, data, training)

@@ -28,8 +28,10 @@ def infer(
 ) -> Fit:
     """Train the weights of one fixed sparse topology.
 
-    sparsity: fraction of the maskable weights at zero. allocation, start: how the active weights are shared between layers
-    and where they stand. One point estimate: all five ways to predict are the same network.
+    sparsity: fraction of the maskable weights at zero. allocation: how layers share the active weights. start: where
+    they begin. seed: of everything random.
+
+    One point estimate: all five ways to predict are the same network.
     """
     streams = Streams(seed, find_device(training.device))
     model = prepare(model, data, training)

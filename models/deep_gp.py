@@ -36,10 +36,14 @@ def model(
     num_outputs: int,
     *,
     widths: tuple[int, ...] = (50,),
-    precision: float = 1.0,
+    noise_precision: float = 1.0,
     learn_precision: bool = True,
     prior_scale: float | None = 1.0,
 ) -> BayesianNetwork:
-    """widths: K_1, K_2, ... of the hidden layers. precision: tau of y ~ N(mean, 1/tau), where it starts."""
+    """Inputs of `shape` are flattened.
+
+    widths: K_1, K_2, ... of the hidden layers. noise_precision: tau of y ~ N(mean, 1/tau), where it starts.
+    learn_precision: learn tau, or fix it there. prior_scale: standard deviation of the weights' prior.
+    """
     net = DeepGP(math.prod(shape), widths, num_outputs)
-    return BayesianNetwork(net, likelihood=Normal(precision, learn=learn_precision), prior_scale=prior_scale)
+    return BayesianNetwork(net, likelihood=Normal(noise_precision, learn=learn_precision), prior_scale=prior_scale)

@@ -16,7 +16,11 @@ def model(
     hidden: int = 500,
     prior_scale: float | None = None,
 ) -> BayesianNetwork:
-    """Images of `shape` (c, h, w), h and w at least 16 (LeCun et al. 1998; the widths of Caffe's version)."""
+    """Images of `shape` (c, h, w), h and w at least 16 (LeCun et al. 1998; the widths of Caffe's version).
+
+    channels: of the two convolutions. hidden: width of the dense layer.
+    prior_scale: standard deviation of the weights' prior; None follows weight_decay.
+    """
     features = nn.Sequential(
         nn.Conv2d(shape[0], channels[0], 5),
         nn.MaxPool2d(2),

@@ -13,11 +13,15 @@ def model(
     shape: tuple[int, ...],
     num_outputs: int,
     *,
-    precision: float = 1.0,
+    noise_precision: float = 1.0,
     learn_precision: bool = True,
     bias: bool = True,
     prior_scale: float | None = None,
 ) -> BayesianNetwork:
-    """y ~ N(w x + b, 1/precision), inputs flattened; the precision is learned or fixed."""
+    """y ~ N(w x + b, 1/tau), inputs flattened.
+
+    noise_precision: tau, where it starts. learn_precision: learn tau, or fix it there. bias: have b.
+    prior_scale: standard deviation of the weights' prior; None follows weight_decay.
+    """
     net = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), num_outputs, bias=bias))
-    return BayesianNetwork(net, likelihood=Normal(precision, learn=learn_precision), prior_scale=prior_scale)
+    return BayesianNetwork(net, likelihood=Normal(noise_precision, learn=learn_precision), prior_scale=prior_scale)

@@ -17,7 +17,11 @@ def model(
     likelihood: str = "categorical",
     prior_scale: float | None = None,
 ) -> BayesianNetwork:
-    """Inputs of `shape` are flattened; `hidden` are the widths of the hidden layers."""
+    """Inputs of `shape` are flattened.
+
+    hidden: widths of the hidden layers. likelihood: categorical, bernoulli or normal.
+    prior_scale: standard deviation of the weights' prior; None follows weight_decay.
+    """
     widths = [math.prod(shape), *hidden]
     layers: list[nn.Module] = [nn.Flatten()]
     for narrow, wide in zip(widths, widths[1:], strict=False):

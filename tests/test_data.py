@@ -24,8 +24,8 @@ import pytest
 import torch
 from PIL import Image
 
-from espalier import data, readers
-from espalier.data import Download
+from espalier import data, downloads, readers
+from espalier.downloads import Download
 
 PARTS = ("train", "validation", "calibration", "test")
 SHARED = Path(os.environ.get("ESPALIER_SHARED") or Path(__file__).parents[1] / "../shared").resolve() / "data"
@@ -505,7 +505,7 @@ def test_an_unknown_name_gets_the_nearest_and_the_list(name: str, near: str) -> 
     with pytest.raises(ValueError, match=rf"got '{name}' \(did you mean {near}\?\); the names are digits, mnist, "):
         data.load(name)
     with pytest.raises(ValueError, match=f"did you mean {near}"):
-        data.get(name)
+        downloads.get(name)
 
 
 def test_an_empty_or_strange_name_does_not_guess() -> None:
@@ -634,15 +634,15 @@ def digest(content: bytes) -> str:
 
 def test_get_stores_what_load_reads_and_downloads_nothing_twice(tmp_path: Path, server: str) -> None:
     write_mnist(tmp_path / "made/MNIST/raw", compress=True)
-    downloads = []
+    parts = []
     for path in sorted((tmp_path / "made/MNIST/raw").iterdir()):
         serve(f"/{path.name}", path.read_bytes())
         content = gzip.decompress(path.read_bytes())
-        downloads.append(Download(f"{server}/{path.name}", {f"MNIST/raw/{path.name}": digest(content)}))
+        parts.append(Download(f"{server}/{path.name}", {f"MNIST/raw/{path.name}": digest(content)}))
     seen: list[tuple[str, int, int | None]] = []
-    get = partial(data.get, "mnist", tmp_path / "here", sources={"mnist": tuple(downloads)})
+    get = partial(downloads.get, "mnist", tmp_path / "here", sources={"mnist": tuple(parts)})
     sentences = get(progress=lambda *progress: seen.append(progress))
-    assert [s.rpartition(": stored in ")[0] for s in sentences] == [f for d in downloads for f in d.files]
+    assert [s.rpartition(": stored in ")[0] for s in sentences] == [f for d in parts for f in d.files]
     assert {name: (now, total) for name, now, total in seen} == {
         path[1:]: (total, total) for path, (_, total) in Server.files.items()
     }
@@ -659,7 +659,7 @@ def test_a_file_that_is_there_but_wrong_is_replaced(tmp_path: Path, server: str)
     source = {"a": (Download(f"{server}/a.gz", {"set/a.gz": digest(b"right")}),)}
     for wrong in (gzip.compress(b"wrong"), gzip.compress(b"right")[:-3], b"wrong"):
         (tmp_path / "set/a.gz").write_bytes(wrong)
-        assert "stored in" in data.get("a", tmp_path, sources=source)[0]
+        assert "stored in" in downloads.get("a", tmp_path, sources=source)[0]
         assert gzip.decompress((tmp_path / "set/a.gz").read_bytes()) == b"right"
 
 
@@ -676,7 +676,7 @@ def test_a_failed_download_leaves_nothing_behind(tmp_path: Path, server: str) ->
         "absent.gz": r"absent\.gz: expected the whole file, got HTTP Error 404: Not Found; nothing was stored",
     }.items():
         with pytest.raises(ValueError, match=sentence):
-            data.get("a", tmp_path, sources={"a": (Download(f"{server}/{file}", {f"set/{file}": expected}),)})
+            downloads.get("a", tmp_path, sources={"a": (Download(f"{server}/{file}", {f"set/{file}": expected}),)})
         assert stored(tmp_path) == []
 
 
@@ -684,7 +684,7 @@ def test_a_failed_download_leaves_the_file_that_was_there(tmp_path: Path, server
     (tmp_path / "a.bin").write_bytes(b"mine")
     serve("/a.bin", b"wrong")
     with pytest.raises(ValueError, match="nothing was stored"):
-        data.get("a", tmp_path, sources={"a": (Download(f"{server}/a.bin", {"a.bin": digest(b"right")}),)})
+        downloads.get("a", tmp_path, sources={"a": (Download(f"{server}/a.bin", {"a.bin": digest(b"right")}),)})
     assert (tmp_path / "a.bin").read_bytes() == b"mine"
 
 
@@ -695,14 +695,14 @@ def test_an_interruption_leaves_nothing_behind(tmp_path: Path, server: str) -> N
     serve("/a.bin", b"right")
     source = {"a": (Download(f"{server}/a.bin", {"set/a.bin": digest(b"right")}),)}
     with pytest.raises(KeyboardInterrupt):
-        data.get("a", tmp_path, progress=interrupt, sources=source)
+        downloads.get("a", tmp_path, progress=interrupt, sources=source)
     assert stored(tmp_path) == []
 
 
 def test_a_server_that_is_not_there_is_said_so(tmp_path: Path, server: str) -> None:
     source = {"a": (Download("http://127.0.0.1:1/a.bin", {"a.bin": digest(b"")}),)}
     with pytest.raises(ValueError, match=r"a\.bin: expected the whole file, got .*refused.*; nothing was stored"):
-        data.get("a", tmp_path, sources=source)
+        downloads.get("a", tmp_path, sources=source)
 
 
 def tar(**members: bytes | str) -> bytes:
@@ -724,7 +724,7 @@ def test_an_archive_is_unpacked_whole_and_only_as_far_as_wanted(tmp_path: Path, 
     packed = tar(set__a=b"A", set__b=b"B", UP__escaped=b"!", set__link="/etc/passwd", set__readme=b"?")
     serve("/set.tar.gz", packed)
     files = {"set/a": digest(b"A"), "set/b": digest(b"B")}
-    get = partial(data.get, "a", tmp_path / "here")
+    get = partial(downloads.get, "a", tmp_path / "here")
     sentence = get(sources={"a": (Download(f"{server}/set.tar.gz", files, digest(packed)),)})[0]
     assert sentence.startswith("set/a, set/b: stored in")
     assert stored(tmp_path) == ["here/set/a", "here/set/b"]
@@ -740,13 +740,13 @@ def test_a_wrong_archive_leaves_nothing_behind(tmp_path: Path, server: str) -> N
         ({"set/a": digest(b"A"), "set/b": ""}, digest(packed), r"set\.tar\.gz: expected set/b in it, got no such file"),
     ):
         with pytest.raises(ValueError, match=sentence + ".*nothing was stored"):
-            data.get("a", tmp_path, sources={"a": (Download(f"{server}/set.tar.gz", files, archive),)})
+            downloads.get("a", tmp_path, sources={"a": (Download(f"{server}/set.tar.gz", files, archive),)})
         assert stored(tmp_path) == []
 
 
 def test_sources_name_the_files_that_load_looks_for(tmp_path: Path) -> None:
-    for name, downloads in data.SOURCES.items():
-        for download in downloads:
+    for name, parts in downloads.SOURCES.items():
+        for download in parts:
             assert download.url.startswith("https://")
             digests = [*download.files.values(), download.archive_sha256 or digest(b"")]
             assert all(re.fullmatch("[0-9a-f]{64}", d) for d in digests)
@@ -754,13 +754,13 @@ def test_sources_name_the_files_that_load_looks_for(tmp_path: Path) -> None:
                 (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
                 (tmp_path / file).touch()
         assert name in data.available(tmp_path)
-    assert set(data.available(tmp_path)) == {"digits", *data.SOURCES}
+    assert set(data.available(tmp_path)) == {"digits", *downloads.SOURCES}
 
 
 def test_sets_without_a_public_file_say_where_they_come_from(tmp_path: Path) -> None:
-    assert data.get("digits", tmp_path) == ["digits comes with scikit-learn: nothing to download"]
+    assert downloads.get("digits", tmp_path) == ["digits comes with scikit-learn: nothing to download"]
     with pytest.raises(ValueError, match=r"boston: expected a public address, got none.*yaringal/Dropout"):
-        data.get("boston", tmp_path)
+        downloads.get("boston", tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -813,7 +813,7 @@ def test_the_real_uci_folds_are_the_published_ones(real: Path, name: str, last: 
 
 def test_the_real_files_have_the_digests_of_their_sources(real: Path) -> None:
     for name in ("mnist", "cifar10"):
-        assert all("already there" in sentence for sentence in data.get(name, real))
+        assert all("already there" in sentence for sentence in downloads.get(name, real))
 
 
 def test_the_real_cifar10_has_its_published_mean_and_sd(real: Path) -> None:

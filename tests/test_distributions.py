@@ -52,6 +52,11 @@ def test_weights_are_kept_at_the_effective_rate_in_every_lane_of_a_word(keep_pro
         assert_rate(keep[lane::4].sum(), 100_000, rate, looks=4)
 
 
+def test_the_lowest_level_keeps_one_weight_in_65536():
+    # one level more or less would double the rate or leave nothing
+    assert_rate(draw_keep(4_000_000, 1 / 65536, CPU, stream(3)).sum(), 4_000_000, 1 / 65536)
+
+
 @pytest.mark.parametrize("apart", [1, 2, 3, 4])
 def test_neighbours_are_kept_independently(apart):
     keep = draw_keep(400_000, 0.5, CPU, stream(2))

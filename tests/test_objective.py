@@ -430,7 +430,7 @@ def linear(p: float, d: int = 6, n: int = 40) -> Linear:
     x = torch.randn(n, d) @ (torch.eye(d) + 0.4 * torch.randn(d, d))  # correlated, or ridge and masks would agree
     y = x @ torch.randn(d) + TAU**-0.5 * torch.randn(n)
     program = shelf.load("models", "linear")
-    model = program((d,), 1, precision=TAU, learn_precision=False, bias=False, prior_scale=PRIOR)
+    model = program((d,), 1, noise_precision=TAU, learn_precision=False, bias=False, prior_scale=PRIOR)
     model.num_data = n
     guide = MaskedGuide(model, initial(model.shapes, 0.0), p, generator=torch.Generator().manual_seed(6))
     return Linear(model, guide, x, y, optimum_of(x, y, p))

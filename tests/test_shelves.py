@@ -225,7 +225,7 @@ def test_every_inference_regresses(name):
 
 def test_a_fixed_precision_is_trained_around_without_a_warning():
     data = tiny(num_classes=None)
-    model = shelf.load("models", "linear")(data.shape, 1, precision=4.0, learn_precision=False)
+    model = shelf.load("models", "linear")(data.shape, 1, noise_precision=4.0, learn_precision=False)
     training = Training(epochs=1, batch_size=16, learning_rate=0.01, device="cpu")
     fit = shelf.load("inference", "cigl")(model, data, training=training)
     assert fit.predict(data.test.x)[..., 1].unique().tolist() == pytest.approx([0.5])

@@ -227,12 +227,12 @@ def _data(words: list[str]) -> int:
     parser.add_argument("--data-dir", help="default: ESPALIER_DATA, then ~/.cache/espalier")
     arguments = parser.parse_args(words)
 
-    from espalier import data
+    from espalier import data, downloads
 
     if arguments.action == "get":
         if arguments.name is None:
             raise ValueError(f"expected espalier data get NAME, with a name of {', '.join(data.names())}")
-        for line in data.get(arguments.name, arguments.data_dir):
+        for line in downloads.get(arguments.name, arguments.data_dir):
             print(line)
         return 0
     here = set(data.available(arguments.data_dir))

