@@ -27,5 +27,5 @@ def infer(
     """
     streams = Streams(seed, find_device(training.device))
     model = prepare(model, data, training)
-    guide = MaskedGuide(model, initial(model.shapes, 0.0))
+    guide = MaskedGuide(model, initial(model.shapes, 0.0, generator=streams.topology))
     return train(model, guide, schedules.static(), data, training=training, streams=streams, watch=watch)

@@ -357,6 +357,7 @@ def test_without_a_random_mask_the_bound_is_the_kl_of_two_normals():
 def test_the_registered_kl_is_the_bounds_part_that_depends_on_the_mean(keep_prob, scale, mean):
     mean = torch.tensor(mean, dtype=torch.float64)
     kl = kl_divergence(MaskedWeights(mean, POSITIONS, 8, keep_prob), FlatNormal(scale, 8)).item()
+    keep_prob = effective_keep_prob(keep_prob)
     assert kl == pytest.approx(sum(keep_prob * m * m / (2 * scale**2) for m in mean.tolist()), rel=1e-9, abs=1e-12)
     part = kl_bound(mean, keep_prob, scale, 0.01) - kl_bound(torch.zeros_like(mean), keep_prob, scale, 0.01)
     assert kl == pytest.approx(part.sum().item(), rel=1e-6, abs=1e-9)
@@ -381,6 +382,7 @@ def test_published_weight_decays_imply_the_prior_scales_worked_out_for_them(weig
     rescale=st.booleans(),
 )
 def test_prior_scale_and_weight_decay_are_inverse_and_the_kl_is_the_decay(weight_decay, num_data, keep_prob, rescale):
+    keep_prob = effective_keep_prob(keep_prob)
     scale = prior_scale_of(weight_decay, num_data, keep_prob, rescale=rescale)
     assert weight_decay_of(scale, num_data, keep_prob, rescale=rescale) == pytest.approx(weight_decay, rel=1e-9)
     values = torch.tensor([0.3, -1.1, 0.7, 2.0], dtype=torch.float64)

@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from espalier import calibration as calibration
     from espalier.contracts import Data as Data
     from espalier.contracts import Split as Split
     from espalier.contracts import Topology as Topology

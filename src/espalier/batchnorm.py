@@ -24,8 +24,12 @@ def has_batchnorm(model: BayesianNetwork) -> bool:
 
 
 def training_batches(data: Data, num_batches: int, batch_size: int, device: torch.device) -> list[Tensor]:
-    """What statistics are re-estimated on: the first batches of the (already shuffled) training split, not augmented."""
-    rows = torch.arange(min(len(data.train.y), num_batches * batch_size))
+    """What statistics are re-estimated on: the first batches of the (already shuffled) training split, not augmented.
+
+    Whole batches only: a short last one would weigh as much as the others in the cumulative mean.
+    """
+    count = min(len(data.train.y), num_batches * batch_size)
+    rows = torch.arange(count if count < batch_size else count - count % batch_size)
     return [to_device(data.train.x[part], device) for part in rows.split(batch_size)]
 
 

@@ -109,7 +109,7 @@ class MaskedWeights(TorchDistribution):
         keep_prob: float,
         draw: Callable[[int], Tensor] | None = None,
     ) -> None:
-        self.mean_value, self.positions, self.keep_prob = mean, positions, keep_prob
+        self.mean_value, self.positions, self.keep_prob = mean, positions, effective_keep_prob(keep_prob)
         self.keep: Tensor | None = None
         self._draw = draw or (lambda count: draw_keep(count, keep_prob, mean.device))
         super().__init__(event_shape=torch.Size([num_weights]), validate_args=False)

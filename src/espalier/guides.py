@@ -45,8 +45,8 @@ class MaskedGuide(PyroModule):
         super().__init__()
         if topology.sizes != model.sizes:
             raise ValueError(f"expected a topology over layers of {model.sizes} weights, got {topology.sizes}")
-        if kl_scale < 0:
-            raise ValueError(f"expected kl_scale of at least 0, got {kl_scale}")
+        if not kl_scale > 0:
+            raise ValueError(f"expected a kl_scale above 0, got {kl_scale}")
         self.counts, self.sizes = topology.counts, topology.sizes
         self.keep_prob = effective_keep_prob(keep_prob)
         self.rescale, self.kl_scale, self.generator = rescale, kl_scale, generator
@@ -83,7 +83,7 @@ class MaskedGuide(PyroModule):
         return weights
 
     def gradient(self) -> Tensor:
-        """`(num_weights,)`: d(-ELBO)/d(weights) of the last backward pass, after a forward pass with `tapped` set.
+        """`(num_weights,)`: d(loss)/d(weights) of the last backward pass, after a forward pass with `tapped` set.
 
         Only the likelihood enters: the KL is a function of the values. The tap is released.
         """

@@ -77,9 +77,7 @@ class Loop:
         log_likelihood = kl / num_data + l2 - loss.detach()
         grown = 0
         if moving:
-            evidence = Evidence(
-                self.taken, self.guide.values.data, self.guide.gradient() / num_data, self.topology_stream
-            )
+            evidence = Evidence(self.taken, self.guide.values.data, self.guide.gradient(), self.topology_stream)
             move = self.schedule.move(self.guide.topology, evidence)
             self.guide.move(move, self.optimizer)
             grown = move.num_grown

@@ -51,7 +51,7 @@ class Bernoulli(nn.Module):
     """Labels 0 or 1 from one logit: `(n, 1)` -> y `(n,)`; wider outputs (masks of images) keep their shape."""
 
     def forward(self, output: Tensor) -> dist.TorchDistribution:
-        return dist.Bernoulli(logits=_one_column(output))
+        return dist.Bernoulli(logits=one_column(output))
 
 
 class Normal(nn.Module):
@@ -62,16 +62,22 @@ class Normal(nn.Module):
 
     def __init__(self, precision: float = 1.0, learn: bool = True) -> None:
         super().__init__()
-        self.log_precision = nn.Parameter(torch.tensor(math.log(precision)), requires_grad=learn)
+        start = torch.tensor(math.log(precision))
+        self.log_precision: Tensor
+        if learn:
+            self.log_precision = nn.Parameter(start)
+        else:
+            self.register_buffer("log_precision", start)
 
     def forward(self, output: Tensor) -> dist.TorchDistribution:
-        return dist.Normal(_one_column(output), torch.exp(-0.5 * self.log_precision))
+        return dist.Normal(one_column(output), torch.exp(-0.5 * self.log_precision))
 
 
 LIKELIHOODS: dict[str, type[nn.Module]] = {"categorical": Categorical, "bernoulli": Bernoulli, "normal": Normal}
 
 
-def _one_column(output: Tensor) -> Tensor:
+def one_column(output: Tensor) -> Tensor:
+    """`(n, 1)` -> `(n,)`; anything else as it is."""
     return output.squeeze(-1) if output.dim() == 2 and output.shape[-1] == 1 else output
 
 
@@ -132,6 +138,7 @@ class BayesianNetwork(PyroModule):
         self.initial = torch.cat(parts)
         """`(num_weights,)`: the weights the network came with, where active ones start. Kept on the CPU."""
         self.net = _without(net, {name for weight in self.weights for name in weight.names})
+        self._aliases = _aliases(self.net)
         self.likelihood = _likelihood(likelihood)
         self.prior_scale = prior_scale
         self.num_data = num_data
@@ -149,8 +156,8 @@ class BayesianNetwork(PyroModule):
         if self.weight_decay:
             pyro.factor("l2", -self.l2() * (self.num_data or len(x)))
         outcome = self.outcome(weights, x)
-        if y is not None and not isinstance(outcome, dist.Categorical):
-            y = y.to(weights.dtype)
+        if y is not None:
+            y = _matched(y, outcome)
         with pyro.plate("data", len(x)), pyro.poutine.scale(scale=(self.num_data or len(x)) / len(x)):
             drawn: Tensor = pyro.sample("y", outcome.to_event(len(outcome.batch_shape) - 1), obs=y)
         return drawn
@@ -160,7 +167,8 @@ class BayesianNetwork(PyroModule):
 
         `state` stands in for the model's other parameters and buffers, by the names of its `state_dict`.
         """
-        tensors = {**under("net.", state or {}), **self.unflatten(weights)}
+        own = {name: tensor for name, tensor in under("net.", state or {}).items() if name not in self._aliases}
+        tensors = {**own, **self.unflatten(weights)}
         output: Tensor = functional_call(self.net, tensors, (x,))
         return output.float() if output.dtype in (torch.bfloat16, torch.float16) else output
 
@@ -252,6 +260,11 @@ def _maskable_weights(net: nn.Module, patterns: Sequence[str] | None) -> Iterato
         if isinstance(module, _LINEAR_OR_CONV)
     }
     plain = dict(net.named_parameters(remove_duplicate=False))
+    for name, parameter in plain.items():
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            raise ValueError(
+                f"expected an initialised network, but {name} has no shape yet: call the network once first"
+            )
     if patterns is None:
         chosen = [name for name in candidates if name in plain]
         left = [name for name in candidates if name not in plain]
@@ -266,16 +279,20 @@ def _maskable_weights(net: nn.Module, patterns: Sequence[str] | None) -> Iterato
         wanted = "a Linear or Conv layer" if patterns is None else f"a tensor that matches {' or '.join(patterns)}"
         raise ValueError(f"expected a network with {wanted}; its parameters are {', '.join(plain) or 'none'}")
     names: dict[int, list[str]] = {}
+    slots: set[tuple[int, str]] = set()
     for name, parameter in plain.items():
-        names.setdefault(id(parameter), []).append(name)
+        owner, attribute = _owner(net, name)
+        if (id(owner), attribute) not in slots:  # a layer that stands in two places has two names and one slot
+            names.setdefault(id(parameter), []).append(name)
+        slots.add((id(owner), attribute))
     for key in dict.fromkeys(id(plain[name]) for name in chosen):
         yield Weight(tuple(names[key]), tuple(plain[names[key][0]].shape))
 
 
 def _refuse_unmaskable(net: nn.Module, name: str, plain: Mapping[str, nn.Parameter]) -> None:
     owner, attribute = _owner(net, name)
-    if name not in plain or isinstance(plain[name], nn.parameter.UninitializedParameter):
-        raise ValueError(f"{name} cannot be masked: it is parametrised or not yet initialised; leave it dense")
+    if name not in plain:
+        raise ValueError(f"{name} cannot be masked: it is parametrised; leave it dense")
     if (
         isinstance(owner, nn.RNNBase)
         or parametrize.is_parametrized(owner)
@@ -289,6 +306,26 @@ def _refuse_unmaskable(net: nn.Module, name: str, plain: Mapping[str, nn.Paramet
 def _owner(net: nn.Module, name: str) -> tuple[nn.Module, str]:
     path, _, attribute = name.rpartition(".")
     return net.get_submodule(path), attribute
+
+
+def _aliases(net: nn.Module) -> frozenset[str]:
+    """Second names of parameters and buffers: `functional_call` wants every tensor once."""
+    everything = [*net.named_parameters(remove_duplicate=False), *net.named_buffers(remove_duplicate=False)]
+    first: dict[int, str] = {}
+    return frozenset(name for name, tensor in everything if first.setdefault(id(tensor), name) != name)
+
+
+def _matched(y: Tensor, outcome: dist.TorchDistribution) -> Tensor:
+    """Targets in the shape and kind of what the likelihood says. Raises ValueError where they would broadcast."""
+    if not isinstance(outcome, dist.Categorical):
+        y = y.to(torch.get_default_dtype()) if not y.is_floating_point() else y
+    if outcome.shape() == (*y.shape, 1):
+        y = y.unsqueeze(-1)
+    if outcome.shape() != y.shape:
+        raise ValueError(
+            f"expected targets of shape {tuple(outcome.shape())}, as the likelihood has, got {tuple(y.shape)}"
+        )
+    return y
 
 
 def _without(net: nn.Module, names: set[str]) -> nn.Module:

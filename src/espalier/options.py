@@ -126,7 +126,7 @@ def _check_fit(model: BayesianNetwork, data: Data) -> None:
         raise ValueError(
             f"expected a network that takes inputs of shape {data.shape}, but it fails on them: {reason}"
         ) from error
-    if outcome.batch_shape != y.shape:
+    if outcome.batch_shape not in (y.shape, (*y.shape, 1)):
         raise ValueError(
             f"expected one outcome per example, {tuple(y.shape)}, but network and likelihood give {tuple(outcome.batch_shape)}"
         )

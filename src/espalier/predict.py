@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from espalier.contracts import Rows
-from espalier.network import BayesianNetwork
+from espalier.network import BayesianNetwork, one_column
 
 if TYPE_CHECKING:
     import xarray
@@ -43,7 +43,8 @@ def parameters_of(outcome: dist.TorchDistribution) -> Tensor:
         return probs
     if isinstance(outcome, dist.Bernoulli):
         return torch.stack([1 - outcome.probs, outcome.probs], -1)
-    return torch.stack([outcome.mean, outcome.stddev], -1)
+    mean, stddev = one_column(outcome.mean), one_column(outcome.stddev)
+    return torch.stack([mean, stddev], -1)
 
 
 @torch.no_grad()
@@ -94,5 +95,6 @@ def to_datatree(draws: Iterable[Tensor], y: Tensor, *, classes: bool, seed: int 
             "log_likelihood": {"y": log_likelihood[None].numpy()},
             "observed_data": {"y": y.numpy()},
         },
-        dims={"y": ["observation"], name: dims},
+        dims={"y": ["observation"]},
+        pred_dims={name: dims},
     )

@@ -167,7 +167,7 @@ def _plain(hint: Any) -> Any:
 
 def _help(doc: str, name: str) -> str:
     """The sentence of a docstring that begins with `name:`."""
-    match = re.search(rf"\b{name}: (.+?)(?:\.(?:\s|$)|\Z)", doc, re.DOTALL)
+    match = re.search(rf"\b{name}:\s+(.+?)(?:\.(?:\s|$)|\Z)", doc, re.DOTALL)
     return " ".join(match.group(1).split()) if match else ""
 
 

@@ -103,6 +103,7 @@ def train(
         warnings.catch_warnings(),
     ):
         warnings.filterwarnings("ignore", "Encountered NaN")  # the loop raises instead
+        warnings.filterwarnings("ignore", ".* was not registered in the param store because requires_grad=False")
         torch.manual_seed(streams.default)
         saved = watch.resume()
         if saved is not None:

@@ -1,0 +1,72 @@
+"""Every recipe and every script under examples/ runs, and does what it says."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from espalier import cli, runs
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+RECIPES = sorted(path.name for path in EXAMPLES.glob("*.yaml"))
+# Script -> arguments of main, and what its result must satisfy.
+SCRIPTS: dict[str, tuple[dict[str, Any], Any]] = {
+    "own_network.py": ({"epochs": 25}, lambda found: min(found.values()) > 0.9),
+    "plain_pyro.py": ({"steps": 600}, lambda error: error < 0.2),
+    "regression.py": ({"epochs": 150}, lambda found: found["rmse"] < 0.2 and found["outside"] > found["inside"]),
+}
+# Benchmark -> arguments that make it small.
+BENCHMARKS = {
+    "fashion.py": ["--help"],
+    "state_bytes.py": [],
+    "step_time.py": ["--help"],
+}
+
+
+def test_no_example_is_left_out() -> None:
+    assert {path.name for path in EXAMPLES.glob("*.py")} == set(SCRIPTS)
+    assert {path.name for path in (EXAMPLES / "benchmarks").glob("*.py")} == set(BENCHMARKS)
+    assert len(RECIPES) >= 5
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_recipe_runs_on_small_data_of_its_kind(name: str, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    words = ["fit", "--config", str(EXAMPLES / name), "--out", str(tmp_path / "run"), "--epochs", "1", "--batch-size", "12"]
+    words += ["--warmup", "1", "--bn-batches", "1"]
+    if not name.startswith("digits"):
+        shape = (60, 32, 32, 3) if name.startswith("cifar") else (60, 28, 28)
+        np.savez(tmp_path / "small.npz", x=random.integers(0, 256, shape, dtype=np.uint8), y=np.arange(60) % 10)
+        words += ["--data", str(tmp_path / "small.npz"), "--train-size", "24", "--validation", "0"]
+    if "resnet50" in name:
+        words += ["--sparsity", "0.99"]
+    assert cli.main(words) == 0
+    fit = runs.load(tmp_path / "run")
+    wanted = 0.99 if "resnet50" in name else 0.9
+    assert fit.topology.num_active == round((1 - wanted) * fit.topology.num_weights)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_the_script_does_what_it_says(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = importlib.util.spec_from_file_location(f"example_{name[:-3]}", EXAMPLES / name)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    arguments, holds = SCRIPTS[name]
+    result = module.main(**arguments)
+    assert holds(result), result
+    assert len(capsys.readouterr().out.splitlines()) > 3
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_the_benchmark_starts(name: str) -> None:
+    words = [sys.executable, str(EXAMPLES / "benchmarks" / name), *BENCHMARKS[name]]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
