@@ -291,7 +291,7 @@ def test_an_impossible_keep_prob_is_refused(keep_prob: float) -> None:
 
 
 def test_a_negative_kl_scale_is_refused() -> None:
-    with pytest.raises(ValueError, match="expected kl_scale"):
+    with pytest.raises(ValueError, match="expected a kl_scale above 0"):
         pair(kl_scale=-1.0)
 
 

@@ -354,7 +354,7 @@ def test_prior_scale_and_weight_decay_together_are_refused() -> None:
 
 def test_registered_kl_has_the_gradient_of_the_bound_whatever_z_is() -> None:
     torch.manual_seed(0)
-    mean, positions, v, p = torch.randn(9, requires_grad=True), torch.arange(0, 27, 3), 0.83, 0.713
+    mean, positions, v, p = torch.randn(9, requires_grad=True), torch.arange(0, 27, 3), 0.83, effective_keep_prob(0.713)
     q, prior = MaskedWeights(mean, positions, 27, p), FlatNormal(math.sqrt(v), 27)
     for _ in range(3):
         q.rsample()

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +22,12 @@ from espalier import batchnorm, store
 from espalier.contracts import Rows, Topology
 from espalier.distributions import draw_keep, scatter
 from espalier.network import BayesianNetwork
-from espalier.predict import predictive
+from espalier.predict import predictive, to_datatree
 from espalier.store import Bundle
 from espalier.topology import from_bits, pack_bits, to_bits, unpack_bits
+
+if TYPE_CHECKING:
+    import xarray
 
 How = Literal["ticket", "pairs", "redraw", "mean", "unmasked"]
 WAYS: tuple[How, ...] = get_args(How)
@@ -124,6 +127,13 @@ class Fit:
         """The averaged sparse network as a plain dense `nn.Module` with zeros, in evaluation mode."""
         weights, state = next(self.weights("ticket"))
         return self.model.network(weights, state).eval()
+
+    def to_datatree(
+        self, x: Rows, y: Tensor, how: How = "pairs", *, num_samples: int = 16, seed: int = 0
+    ) -> xarray.DataTree:
+        """Predictive draws for x with outcomes y `(n,)` (regression: in the data's units) as an ArviZ DataTree."""
+        draws = self.draws(x, how, num_samples=num_samples, seed=seed)
+        return to_datatree(draws, y, classes=self.record.get("task") != "regression", seed=seed)
 
     def to(self, device: str | torch.device) -> Fit:
         """The same fit on another device, moved in place."""

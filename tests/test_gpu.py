@@ -1,0 +1,52 @@
+"""What must hold on a GPU; skipped, with a reason, where there is none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from espalier import BayesianNetwork, Fit, Training, load_data, load_program
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine"),
+]
+
+
+def conv_net() -> BayesianNetwork:
+    torch.manual_seed(0)
+    return BayesianNetwork(
+        nn.Sequential(nn.Conv2d(1, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10))
+    )
+
+
+def fit(device: str, precision: str = "float32", keep: float = 0.9) -> Fit:
+    training = Training(epochs=6, batch_size=64, device=device, precision=precision, augment="crop-flip")  # type: ignore[arg-type]
+    return load_program("inference", "cigl")(
+        conv_net(), load_data("digits"), sparsity=0.8, drop_rate=1 - keep, delta_t=8, training=training, seed=1
+    )
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_training_predicting_and_saving_work_on_the_gpu(precision: str, tmp_path: Path) -> None:
+    trained, data = fit("cuda", precision), load_data("digits")
+    assert trained.pairs.values.is_cuda
+    for how in ("ticket", "pairs", "redraw", "mean", "unmasked"):
+        probs = trained.predict(data.test.x, how, num_samples=2)  # type: ignore[arg-type]
+        assert not probs.is_cuda
+        torch.testing.assert_close(probs.sum(-1), torch.ones(probs.shape[:2]))
+    accuracy = (trained.predict(data.test.x).mean(0).argmax(-1) == data.test.y).float().mean()
+    assert accuracy > 0.8
+    trained.save(tmp_path / "run")
+    loaded = Fit.load(tmp_path / "run", conv_net())
+    torch.testing.assert_close(loaded.predict(data.test.x), trained.predict(data.test.x), rtol=1e-3, atol=1e-4)
+    assert loaded.to("cuda").predict(data.test.x, "ticket").shape == (1, len(data.test.y), 10)
+
+
+def test_the_topology_is_exact_and_two_runs_are_equal() -> None:
+    first, second = fit("cuda"), fit("cuda")
+    assert first.topology.num_active == round(0.2 * first.topology.num_weights)
+    assert torch.equal(first.topology.positions, second.topology.positions)
