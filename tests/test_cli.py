@@ -181,6 +181,35 @@ def test_regression_reports_its_own_scores(tmp_path: Path, capsys: pytest.Captur
     assert "RMSE" in capsys.readouterr().out
 
 
+def test_a_folder_of_images_trains_in_bfloat16(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from PIL import Image
+
+    random = np.random.default_rng(0)
+    for part, count in (("train", 30), ("test", 8)):
+        for label, colour in (("blue", 2), ("red", 0)):
+            folder = tmp_path / "set" / part / label
+            folder.mkdir(parents=True)
+            for index in range(count):
+                pixels = random.integers(0, 90, (20, 24, 3), dtype=np.uint8)
+                pixels[..., colour] += 120
+                Image.fromarray(pixels).save(folder / f"{index}.png")
+    words = ["--model", str(HERE / "programs.py"), "--inference", "cigl", "--data", str(tmp_path / "set"), "--image-size", "16"]
+    words += ["--epochs", "8", "--batch-size", "8", "--sparsity", "0.5", "--precision", "bf16", "--augment", "crop-flip"]
+    assert cli.main(["fit", *words, "--out", str(tmp_path / "run")]) == 0
+    capsys.readouterr()
+    assert cli.main(["evaluate", str(tmp_path / "run"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["predict"]["ticket"]["accuracy"] > 0.9
+
+
+def test_two_classes_train_with_one_logit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    x = np.random.default_rng(0).normal(size=(300, 4))
+    np.savez(tmp_path / "two.npz", x=x, y=(x[:, 0] > 0).astype(int))
+    words = ["--model", "mlp", "--likelihood", "bernoulli", "--hidden", "16", "--inference", "cigl", "--sparsity", "0.3"]
+    words += ["--data", str(tmp_path / "two.npz"), "--epochs", "20", "--batch-size", "20"]
+    assert cli.main(["fit", *words, "--out", str(tmp_path / "run"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["predict"]["ticket"]["accuracy"] > 0.9
+
+
 def test_lists_name_what_there_is(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     for command, name in (("models", "wide_resnet"), ("inferences", "cigl"), ("data", "fashion-mnist")):
         assert cli.main([command]) == 0

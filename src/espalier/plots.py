@@ -31,7 +31,7 @@ def reliability(panels: Mapping[str, tuple[Any, Any]], num_bins: int = 15) -> Fi
     from matplotlib.figure import Figure
     from scipy.stats import beta
 
-    figure = Figure(figsize=(3.4 * len(panels) + 0.6, 4.6), layout="constrained")
+    figure = Figure(figsize=(3.4 * len(panels) + 0.6, 5.2), layout="constrained")
     axes = figure.subplots(2, len(panels), squeeze=False, sharex=True, height_ratios=[3, 1])
     for column, (title, (probs, labels)) in enumerate(panels.items()):
         top, bottom = axes[:, column]
@@ -47,12 +47,13 @@ def reliability(panels: Mapping[str, tuple[Any, Any]], num_bins: int = 15) -> Fi
                    linewidth=7, label="gap")  # fmt: skip
         top.errorbar(believed, accuracy, [np.maximum(accuracy - low, 0), np.maximum(high - accuracy, 0)], fmt="o",
                      color="#0072b2", markersize=4, linewidth=1, label="accuracy, 95 % interval")  # fmt: skip
-        top.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", title=_titled(title, probs, labels, num_bins))
+        top.set(xlim=(0, 1), ylim=(0, 1), title=_titled(title, probs, labels, num_bins))
         bottom.bar(bins.edges[:-1], bins.counts, width=np.diff(bins.edges), align="edge", color="#0072b2", alpha=0.6)
         bottom.set(xlabel="confidence", yscale="log")
     axes[0, 0].set_ylabel("accuracy")
     axes[1, 0].set_ylabel("examples")
-    axes[0, 0].legend(loc="upper left", fontsize=7, frameon=False)
+    handles, names = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     return figure
 
 

@@ -25,7 +25,10 @@ def score_table(results: Mapping[str, Mapping[str, Any]], split: str) -> str:
     names = CLASSIFICATION if "accuracy" in first else REGRESSION
     rows = [["run", "way", *(TITLES[name] for name in names)]]
     for run, result in results.items():
-        for way, scores in result["predict"].items():
+        ways = dict(result["predict"])
+        if len(ways) > 1 and all(scores == next(iter(ways.values())) for scores in ways.values()):
+            ways = {"any": next(iter(ways.values()))}  # one network: its ways to predict are one
+        for way, scores in ways.items():
             rows.append([run, way, *(_cell(scores, name) for name in names)])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -1,0 +1,52 @@
+"""The wheel holds the machinery and both shelves; the public surface is a written list."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import espalier
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_wheel_holds_the_programs_and_finds_them_without_a_checkout(tmp_path: Path) -> None:
+    checkout = tmp_path / "checkout"
+    for name in ("src", "models", "inference", "pyproject.toml", "README.md", "LICENSE"):
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            checkout.mkdir(exist_ok=True)
+            shutil.copy(source, checkout / name)
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(build, cwd=checkout, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
+    for folder in ("models", "inference"):
+        installed = {path.name for path in (tmp_path / "installed" / "espalier" / folder).glob("*.py")}
+        assert installed == {"__init__.py", *(path.name for path in (ROOT / folder).glob("*.py"))}
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path / 'installed')!r})\n"
+        "from espalier import shelf; import espalier; assert 'installed' in espalier.__file__\n"
+        "print(shelf.names('models'), shelf.names('inference')); shelf.load('models', 'mlp')((4,), 2)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert "wide_resnet" in done.stdout
+    assert "cigl" in done.stdout
+
+
+def test_the_public_names_are_these() -> None:
+    assert set(espalier._PUBLIC) == {
+        "BayesianNetwork", "Data", "Fit", "MaskedGuide", "Split", "Topology", "Training",
+        "load", "load_data", "load_program", "train",
+    }  # fmt: skip
+    for name in espalier._PUBLIC:
+        assert getattr(espalier, name).__doc__, name
+
+
+def test_the_version_is_the_projects() -> None:
+    assert f'version = "{espalier.__version__}"' in (ROOT / "pyproject.toml").read_text()
