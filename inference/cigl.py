@@ -50,7 +50,7 @@ def infer(
     model = prepare(model, data, training, keep_prob=keep_prob, rescale=rescale)
     topology = initial(model.shapes, sparsity, allocation, start, model.initial, streams.topology)
     guide = MaskedGuide(model, topology, keep_prob, rescale=rescale, kl_scale=kl_scale, generator=streams.mask)
-    schedule = schedules.rule(rule, delta_t, int(freeze * training.steps(data)), drop_fraction)
+    schedule = schedules.rule(rule, delta_t, training.step_at(freeze, data), drop_fraction)
     return train(
         model, guide, schedule, data, training=training, streams=streams, average_from=average_from, watch=watch
     )

@@ -41,5 +41,5 @@ def infer(
     model = prepare(model, data, training)
     topology = initial(model.shapes, sparsity, allocation, start, model.initial, streams.topology)
     guide = MaskedGuide(model, topology)
-    schedule = schedules.set_(delta_t, int(freeze * training.steps(data)), drop_fraction)
+    schedule = schedules.set_(delta_t, training.step_at(freeze, data), drop_fraction)
     return train(model, guide, schedule, data, training=training, streams=streams, watch=watch)

@@ -243,6 +243,9 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "nothing to mask": (["--maskable", "nonsense*"], "matches nonsense*"),
     "no model file": (["--model", "./nowhere.py"], "nowhere.py is not there"),
     "no data file": (["--data", "nowhere.npz"], "nowhere.npz"),
+    "crops of no image": (["--data", "FEATURES", "--augment", "crop-flip"], "expected images"),
+    "no decay": (["--rate", "stepwise", "--decay-every", "0"], "decay_every of at least 1"),
+    "freeze before the start": (["--freeze=-1"], "a fraction of training in [0, 1]"),
 }
 
 
@@ -255,11 +258,82 @@ def test_what_is_wrong_is_said_in_one_sentence_before_anything_is_written(
     if what == "unknown command":
         assert sentence in spoken(capsys, words)
         return
+    if "FEATURES" in words:
+        np.savez(tmp_path / "features.npz", x=np.random.default_rng(0).normal(size=(60, 3)), y=np.arange(60) % 2)
+        words = [str(tmp_path / "features.npz") if word == "FEATURES" else word for word in words]
     defaults = {"--model": "mlp", "--inference": "cigl", "--data": "digits"}
     for flag, value in defaults.items():
         words = words if flag in words else [flag, value, *words]
     assert sentence in spoken(capsys, ["fit", *words, "--out", str(out)])
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [("optimizer: adamw", "--optimizer"), ("epochs: abc", "--epochs"), ("rescale: 3", "rescale"), ("sparsty: 0.5", "sparsity")],
+)
+def test_a_recipe_file_is_checked_as_the_command_line_is(
+    line: str, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "recipe.yaml").write_text(f"model: mlp\ninference: cigl\ndata: digits\n{line}\n")
+    words = ["fit", "--config", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "run")]
+    assert sentence in spoken(capsys, words)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("words", [["--hidden", "8,4"], ["--hidden=8,4"], ["--hidden", "[8, 4]"]])
+def test_several_values_are_written_with_commas(words: list[str]) -> None:
+    parts = ["--model", "logistic", "--model", "mlp", "--inference", "cigl", "--data", "digits"]  # the last one counts
+    recipe = recipes.resolve([*parts, *words, "--maskable", "*.weight,1.*"])
+    assert recipe.model == "mlp"
+    assert recipe.options["hidden"] == (8, 4)
+    assert recipe.options["maskable"] == ["*.weight", "1.*"]
+
+
+def test_a_run_can_be_looked_at_and_repeated_from_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    Path("mine.py").write_text((ROOT / "models" / "mlp.py").read_text())
+    np.savez("mine.npz", x=np.random.default_rng(0).normal(size=(90, 3)), y=np.arange(90) % 3)
+    words = ["--model", "mine.py", "--hidden", "8", "--inference", "cigl", "--sparsity", "0.3", "--data", "mine.npz"]
+    assert cli.main(["fit", *words, "--epochs", "2", "--batch-size", "10", "--out", "run"]) == 0
+    monkeypatch.chdir(tmp_path / "there")
+    assert cli.main(["evaluate", "../here/run"]) == 0
+    assert cli.main(["fit", "--config", "../here/run/config.yaml", "--out", "again"]) == 0
+    first, second = (espalier.load(folder) for folder in ("../here/run", "again"))
+    assert torch.equal(first.pairs.values, second.pairs.values)
+
+
+def test_an_inference_of_ones_own_may_leave_the_loop_to_itself(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.py"
+    mine.write_text(
+        "from espalier import Training, load_program\n\n\ndef infer(model, data, *, sparsity: float = 0.5, seed: int = 0):\n"
+        "    return load_program('inference', 'cigl')(model, data, sparsity=sparsity, training=Training(epochs=2), seed=seed)\n"
+    )
+    words = ["--model", "mlp", "--hidden", "8", "--inference", str(mine), "--data", "digits", "--out", str(tmp_path / "run")]
+    assert cli.main(["fit", *words]) == 0
+    assert cli.main(["evaluate", str(tmp_path / "run")]) == 0
+
+
+def test_an_altered_program_is_refused_before_it_is_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mine = tmp_path / "mine.py"
+    mine.write_text((ROOT / "models" / "mlp.py").read_text())
+    assert fit(tmp_path / "run", "--hidden", "8", model=str(mine)) == 0
+    capsys.readouterr()
+    program = tmp_path / "run" / "model.py"
+    program.write_text(program.read_text() + f"\nopen({str(tmp_path / 'was-here')!r}, 'w')\n")
+    assert "altered" in spoken(capsys, ["evaluate", str(tmp_path / "run")])
+    assert not (tmp_path / "was-here").exists()
+
+
+def test_a_program_that_does_not_run_is_said_in_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, text in (("syntax", "def model(:"), ("imports", "import nowhere_at_all"), ("entry", "x = 1")):
+        (tmp_path / f"{name}.py").write_text(text)
+        words = ["fit", "--model", str(tmp_path / f"{name}.py"), "--inference", "cigl", "--data", "digits"]
+        assert str(tmp_path) in spoken(capsys, [*words, "--out", str(tmp_path / "run")])
 
 
 def test_bad_labels_and_inputs_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -288,7 +362,7 @@ def test_an_existing_folder_is_never_overwritten(run: Path, capsys: pytest.Captu
     assert before == {path.name: path.read_bytes() for path in run.iterdir()}
 
 
-@pytest.mark.parametrize("name", ["fit.safetensors", "record.json", "history.json"])
+@pytest.mark.parametrize("name", ["fit.safetensors", "record.json", "history.json", "config.yaml"])
 def test_a_truncated_or_altered_run_file_is_refused(
     run: Path, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

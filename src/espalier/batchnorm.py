@@ -19,7 +19,7 @@ from espalier.predict import to_device
 
 
 def has_batchnorm(model: BayesianNetwork) -> bool:
-    """Is there a normalisation that keeps running statistics?"""
+    """Is there a batch normalisation that keeps running statistics?"""
     return any(True for _ in _norms(model.net))
 
 

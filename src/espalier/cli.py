@@ -124,7 +124,10 @@ def _resume(words: list[str]) -> int:
 
     recipe = runs.recipe_in(arguments.run)
     if runs.finished(arguments.run):
-        print(f"{arguments.run} is finished; nothing to do", file=sys.stderr if arguments.json else sys.stdout)
+        fit = runs.resume(arguments.run)
+        if arguments.json:
+            return _conclude(arguments.run, fit, True)
+        print(f"{arguments.run} is finished; nothing to do")
         return 0
     with _watching(recipe) as bar:
         fit = runs.resume(arguments.run, bar)
@@ -146,7 +149,7 @@ def _conclude(folder: Path, fit: Fit, as_json: bool) -> int:
 
     data = runs.data_of(folder)
     split = "validation" if len(data.validation.y) else "train"
-    results = {str(folder): _scored(folder, fit, data, split)}
+    results = {str(folder): _scored(folder, fit, data, split)[0]}
     if as_json:
         print(json.dumps(results[str(folder)]))
     else:
@@ -161,7 +164,7 @@ def _evaluate(words: list[str]) -> int:
     parser.add_argument("--split", default="test", help="train, validation, calibration or test (default)")
     parser.add_argument("--num-samples", type=int, default=16, help="fresh masks of `redraw`")
     parser.add_argument("--data-dir", help="where the data sets are; default: the run's own, then ESPALIER_DATA")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
     parser.add_argument("--picture", type=Path, help="also draw the reliability of all runs side by side")
     parser.add_argument("--json", action="store_true", help="print one JSON object, and nothing else, on stdout")
     arguments = parser.parse_args(words)
@@ -173,9 +176,10 @@ def _evaluate(words: list[str]) -> int:
     results, panels = {}, {}
     for folder in arguments.run:
         fit, data = runs.load(folder).to(device), runs.data_of(folder, arguments.data_dir)
-        results[str(folder)] = _scored(folder, fit, data, arguments.split, arguments.num_samples)
-        panels.update(_panels(fit, data, arguments.split, str(folder)) if arguments.picture else {})
-    if panels:
+        results[str(folder)], ticket = _scored(folder, fit, data, arguments.split, arguments.num_samples)
+        if data.num_classes is not None:
+            panels[f"{folder}: ticket"] = ticket
+    if panels and arguments.picture:
         from espalier import plots
 
         plots.save(plots.reliability(panels), arguments.picture)
@@ -188,30 +192,20 @@ def _evaluate(words: list[str]) -> int:
     return 0
 
 
-def _scored(folder: Path, fit: Fit, data: Data, split: str, num_samples: int = 16) -> dict[str, Any]:
-    """Evaluate, and leave the numbers and the picture in the run folder."""
+def _scored(folder: Path, fit: Fit, data: Data, split: str, num_samples: int = 16) -> tuple[dict[str, Any], Any]:
+    """Evaluate, and leave the numbers and the picture in the run folder. Also returns the ticket's predictions."""
     from espalier import plots, store
-    from espalier.evaluation import evaluate
+    from espalier.evaluation import evaluate, predictions, split_of
 
-    result = {
-        "run": str(folder),
-        "sparsity": 1 - fit.topology.density,
-        **evaluate(fit, data, split, num_samples=num_samples),
-    }
+    predicted = predictions(fit, data, split, num_samples=num_samples)
+    scores = evaluate(fit, data, split, num_samples=num_samples, predicted=predicted)
+    result = {"run": str(folder), "sparsity": 1 - fit.topology.density, **scores}
     store.write_bytes(folder / f"evaluation-{split}.json", store.canonical({**result, "run": folder.name}).encode())
+    labels = split_of(data, split).y.numpy()
     if data.num_classes is not None:
-        panels = _panels(fit, data, split, folder.name, ("ticket", "redraw"))
+        panels = {f"{folder.name}: {way}": (predicted[way], labels) for way in ("ticket", "redraw")}
         plots.save(plots.reliability(panels), folder / f"reliability-{split}.png")
-    return result
-
-
-def _panels(fit: Fit, data: Data, split: str, name: str, ways: Sequence[Any] = ("ticket",)) -> dict[str, Any]:
-    from espalier.evaluation import mean_probabilities, split_of
-
-    if data.num_classes is None:
-        return {}
-    part = split_of(data, split)
-    return {f"{name}: {way}": (mean_probabilities(fit, part, way), part.y.numpy()) for way in ways}
+    return result, (predicted["ticket"], labels)
 
 
 def _print_tables(results: dict[str, dict[str, Any]], split: str) -> None:
@@ -232,8 +226,11 @@ def _data(words: list[str]) -> int:
     if arguments.action == "get":
         if arguments.name is None:
             raise ValueError(f"expected espalier data get NAME, with a name of {', '.join(data.names())}")
-        for line in downloads.get(arguments.name, arguments.data_dir):
-            print(line)
+        from espalier.progress import transfers
+
+        with transfers() as seen:
+            lines = downloads.get(arguments.name, arguments.data_dir, progress=seen)
+        print("\n".join(lines))
         return 0
     here = set(data.available(arguments.data_dir))
     for name, about in data.names().items():

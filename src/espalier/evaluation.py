@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
 
 from espalier import calibration
 from espalier.batchnorm import has_batchnorm, training_batches
 from espalier.contracts import Data, Split
 from espalier.fit import WAYS, Fit, How
 
+Predictions = NDArray[np.float64]
 SPLITS = ("train", "validation", "calibration", "test")
 
 
@@ -23,45 +28,61 @@ def split_of(data: Data, name: str) -> Split:
     return split
 
 
-def evaluate(
+def predictions(
     fit: Fit, data: Data, split: str = "test", *, ways: Sequence[How] = WAYS, num_samples: int = 16, seed: int = 0
+) -> dict[How, Predictions]:
+    """What every way predicts for a split: mean probabilities `(n, C)`, or all draws `(S, n, 2)` for regression."""
+    part = split_of(data, split)
+    if part.y.dim() != 1:
+        raise ValueError(
+            f"expected one label or target per example, got y of shape {tuple(part.y.shape)}: use fit.predict"
+        )
+    if fit.inputs is None and has_batchnorm(fit.model):
+        record = fit.record
+        fit.inputs = training_batches(data, record["bn_batches"], record["batch_size"], fit.topology.positions.device)
+    if data.num_classes is None:
+        return {way: fit.predict(part.x, way, num_samples=num_samples, seed=seed).double().numpy() for way in ways}
+    return {way: _mean(fit.draws(part.x, way, num_samples=num_samples, seed=seed)) for way in ways}
+
+
+def evaluate(
+    fit: Fit,
+    data: Data,
+    split: str = "test",
+    *,
+    num_samples: int = 16,
+    predicted: Mapping[How, Predictions] | None = None,
 ) -> dict[str, Any]:
     """Scores of every way to predict on a split, JSON-able.
 
     `predict[way]` holds accuracy, nll, brier, ece_10, ece_15 and others, each with `NAME_interval` beside it and the ECE
     floors; for regression rmse, nll, crps, coverage in the units of the data. See calibration.py for their definitions.
+    predicted: what `predictions` returned, where it is at hand.
     """
-    part = split_of(data, split)
-    if fit.inputs is None and has_batchnorm(fit.model):
-        record = fit.record
-        fit.inputs = training_batches(data, record["bn_batches"], record["batch_size"], fit.topology.positions.device)
+    if predicted is None:
+        predicted = predictions(fit, data, split, num_samples=num_samples)
+    targets = split_of(data, split).y.numpy()
+    if data.num_classes is None:
+        targets = targets.astype(np.float64) * data.target_scale + data.target_shift
+        scores = {way: calibration.regression_summary(p[..., 0], p[..., 1], targets) for way, p in predicted.items()}
+    else:
+        scores = {way: calibration.classification_summary(p, targets) for way, p in predicted.items()}
     return {
         "split": split,
-        "num_examples": len(part.y),
+        "num_examples": len(targets),
         "num_samples": num_samples,
         "num_weights": fit.topology.num_weights,
         "num_active": fit.topology.num_active,
         "density": fit.topology.density,
         "num_pairs": len(fit.pairs.values),
-        "predict": {way: _scores(fit, data, part, way, num_samples, seed) for way in ways},
+        "num_bins": calibration.NUM_BINS,
+        "predict": scores,
     }
 
 
-def _scores(fit: Fit, data: Data, part: Split, way: How, num_samples: int, seed: int) -> dict[str, Any]:
-    if data.num_classes is None:
-        draws = fit.predict(part.x, way, num_samples=num_samples, seed=seed).double().numpy()
-        targets = part.y.double().numpy() * data.target_scale + data.target_shift
-        return dict(calibration.regression_summary(draws[..., 0], draws[..., 1], targets))
-    return dict(
-        calibration.classification_summary(mean_probabilities(fit, part, way, num_samples, seed), part.y.numpy())
-    )
-
-
-def mean_probabilities(fit: Fit, part: Split, way: How, num_samples: int = 16, seed: int = 0) -> Any:
-    """The Monte Carlo predictive `(n, C)`, averaged over draws one at a time."""
-    total, count = None, 0
-    for draw in fit.draws(part.x, way, num_samples=num_samples, seed=seed):
-        total = draw.double() if total is None else total + draw
-        count += 1
-    assert total is not None
+def _mean(draws: Iterator[Tensor]) -> Predictions:
+    """The average of the draws, one at a time."""
+    total, count = next(draws).double(), 1
+    for draw in draws:
+        total, count = total + draw, count + 1
     return (total / count).numpy()

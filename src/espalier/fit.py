@@ -95,6 +95,10 @@ class Fit:
             raise ValueError(f"expected one of {', '.join(WAYS)}, got {how!r}")
         if num_samples < 1:
             raise ValueError(f"expected num_samples of at least 1, got {num_samples}")
+        shape = self.record.get("shape")
+        if not len(x) or (shape is not None and list(x[torch.arange(1)].shape[1:]) != list(shape)):
+            got = tuple(x[torch.arange(1)].shape[1:]) if len(x) else "no rows"
+            raise ValueError(f"expected rows of shape {tuple(shape or ())}, got {got}")
         shift, scale = self.record.get("target", (0.0, 1.0))
         for weights, state in self.weights(how, num_samples=num_samples, seed=seed):
             parameters = predictive(self.model, weights, x, state)
@@ -117,9 +121,9 @@ class Fit:
             for index, (values, keep) in enumerate(zip(self.pairs.values, self.pairs.keep, strict=True)):
                 yield self._dense(values * keep * factor), self.pairs.state(index)
         else:
-            generator = torch.Generator(last.device).manual_seed(seed)
+            generator = torch.Generator().manual_seed(seed)  # on the CPU: the same masks wherever the fit is
             for _ in range(num_samples):
-                keep = draw_keep(len(last), self.keep_prob, last.device, generator)
+                keep = draw_keep(len(last), self.keep_prob, torch.device("cpu"), generator).to(last.device)
                 weights = self._dense(last * keep * factor)
                 yield weights, self._with_statistics(weights, state)
 

@@ -50,8 +50,8 @@ class MaskedGuide(PyroModule):
         self.counts, self.sizes = topology.counts, topology.sizes
         self.keep_prob = effective_keep_prob(keep_prob)
         self.rescale, self.kl_scale, self.generator = rescale, kl_scale, generator
-        self.register_buffer("positions", topology.positions.clone())
-        self.values = nn.Parameter(model.initial[topology.positions].clone())
+        self.register_buffer("positions", topology.positions.to(model.initial.device, copy=True))
+        self.values = nn.Parameter(model.initial[self.positions].clone())
         self.keep: Tensor | None = None
         self.tapped = False
         self._tap: Tensor | None = None

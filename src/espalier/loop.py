@@ -12,7 +12,6 @@ from torch.distributions import kl_divergence
 
 from espalier import schedules, store
 from espalier.contracts import Evidence, Schedule
-from espalier.distributions import FlatNormal
 from espalier.guides import MaskedGuide
 from espalier.network import BayesianNetwork
 from espalier.store import Bundle
@@ -90,8 +89,7 @@ class Loop:
     @torch.no_grad()
     def _regularisers(self) -> tuple[Tensor, Tensor]:
         """KL of the weights (nats, whole data set) and L2 of the point estimates (nats per datum): closed forms."""
-        prior = FlatNormal(self.model.prior_scale or 1.0, self.model.num_weights)
-        kl = self.guide.kl_scale * kl_divergence(self.guide.distribution(), prior)
+        kl = self.guide.kl_scale * kl_divergence(self.guide.distribution(), self.model.prior())
         return kl, self.model.l2() if self.model.weight_decay else torch.zeros_like(kl)
 
     def _autocast(self, device: torch.device) -> AbstractContextManager[object]:

@@ -109,9 +109,11 @@ class BayesianNetwork(PyroModule):
     num_data: training examples N that a mini-batch stands for; None takes each batch for the whole data set.
     weight_decay: L2 of the point-estimated parameters, per datum.
     maskable: glob patterns of tensor names. By default every Linear and Conv weight that is a parameter of its own;
-        others (parametrised weights, say) stay dense, with a warning. Naming one that cannot be masked is refused.
+        parametrised ones stay dense, with a warning, and frozen ones stay as they are. Naming one that cannot be masked
+        is refused.
     """
 
+    initial: Tensor
     num_data: int | None
     weight_decay: float
 
@@ -135,8 +137,8 @@ class BayesianNetwork(PyroModule):
         parts = [parameters[weight.name].detach().reshape(-1) for weight in self.weights]
         if len({(part.dtype, part.device) for part in parts}) != 1:
             raise ValueError("expected all maskable weights in one dtype on one device: call net.to(...) first")
-        self.initial = torch.cat(parts)
-        """`(num_weights,)`: the weights the network came with, where active ones start. Kept on the CPU."""
+        # The weights the network came with, `(num_weights,)`: where active ones start. Not part of the state.
+        self.register_buffer("initial", torch.cat(parts), persistent=False)
         self.net = _without(net, {name for weight in self.weights for name in weight.names})
         self._aliases = _aliases(self.net)
         self.likelihood = _likelihood(likelihood)
@@ -151,8 +153,7 @@ class BayesianNetwork(PyroModule):
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """The Pyro program. x: `(n, *shape)`, y: `(n, ...)` or None to sample it. Returns y."""
-        like = x.new_empty((), dtype=self.initial.dtype)
-        weights = pyro.sample("weights", FlatNormal(self.prior_scale or 1.0, self.num_weights, like))
+        weights = pyro.sample("weights", self.prior())
         if self.weight_decay:
             pyro.factor("l2", -self.l2() * (self.num_data or len(x)))
         outcome = self.outcome(weights, x)
@@ -161,6 +162,10 @@ class BayesianNetwork(PyroModule):
         with pyro.plate("data", len(x)), pyro.poutine.scale(scale=(self.num_data or len(x)) / len(x)):
             drawn: Tensor = pyro.sample("y", outcome.to_event(len(outcome.batch_shape) - 1), obs=y)
         return drawn
+
+    def prior(self) -> FlatNormal:
+        """N(0, prior_scale^2) over the flat weight vector."""
+        return FlatNormal(1.0 if self.prior_scale is None else self.prior_scale, self.num_weights, self.initial)
 
     def evaluate(self, weights: Tensor, x: Tensor, state: Mapping[str, Tensor] | None = None) -> Tensor:
         """The network's output at a flat weight vector, in float32 or wider.
@@ -233,7 +238,11 @@ class BayesianNetwork(PyroModule):
                 )
             if own[name].shape != tensor.shape:
                 raise ValueError(f"expected {name!r} of shape {tuple(own[name].shape)}, got {tuple(tensor.shape)}")
-        missing = sorted(set(own) - set(tensors) - {n for w in self.weights for n in w.names[1:]})
+        present = {own[name].data_ptr() for name in tensors}  # of tied tensors, a file holds one name
+        missing = sorted(name for name, tensor in own.items() if tensor.data_ptr() not in present)
+        broken = sorted(name for name, tensor in tensors.items() if not torch.isfinite(tensor).all())
+        if broken:
+            raise ValueError(f"expected finite weights, but {broken[0]} in the file holds NaN or infinity")
         if missing:
             raise ValueError(
                 f"expected every tensor of the network, but {', '.join(missing[:3])} is missing from the file"
@@ -241,7 +250,9 @@ class BayesianNetwork(PyroModule):
         net.load_state_dict(tensors, strict=False)
         parameters = dict(net.named_parameters(remove_duplicate=False))
         self.initial = torch.cat([parameters[weight.name].detach().reshape(-1) for weight in self.weights])
-        self.net.load_state_dict({k: v for k, v in tensors.items() if k in self.net.state_dict()}, strict=False)
+        self.net.load_state_dict(
+            {k: v for k, v in net.state_dict().items() if k in self.net.state_dict()}, strict=False
+        )
 
 
 def _likelihood(likelihood: str | Likelihood) -> Likelihood:
@@ -266,7 +277,7 @@ def _maskable_weights(net: nn.Module, patterns: Sequence[str] | None) -> Iterato
                 f"expected an initialised network, but {name} has no shape yet: call the network once first"
             )
     if patterns is None:
-        chosen = [name for name in candidates if name in plain]
+        chosen = [name for name in candidates if name in plain and plain[name].requires_grad]
         left = [name for name in candidates if name not in plain]
         if left:
             warnings.warn(f"{', '.join(left)} stay dense: a parametrised weight cannot be masked", stacklevel=3)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import pyro.distributions as dist
 import torch
+from torch import Tensor
 
 from espalier import schedules
 from espalier.contracts import Data
 from espalier.distributions import prior_scale_of, weight_decay_of
-from espalier.network import BayesianNetwork, Bernoulli, Categorical, Normal
+from espalier.network import BayesianNetwork
 from espalier.predict import evaluating
 from espalier.streams import find_device
 
@@ -50,6 +51,13 @@ class Training:
     batchnorm: Literal["re-estimate", "running"] = "re-estimate"
 
     def __post_init__(self) -> None:
+        for name, hint in get_type_hints(type(self)).items():
+            if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
+                raise ValueError(f"expected {name} of {', '.join(get_args(hint))}, got {getattr(self, name)!r}")
+        if self.warmup < 0 or self.decay_every < 1:
+            raise ValueError(
+                f"expected warmup of at least 0 and decay_every of at least 1, got {self.warmup}, {self.decay_every}"
+            )
         for name in ("epochs", "batch_size", "bn_batches"):
             if getattr(self, name) < 1:
                 raise ValueError(f"expected {name} of at least 1, got {getattr(self, name)}")
@@ -70,6 +78,12 @@ class Training:
         """Steps of the whole training."""
         return self.epochs * self.steps_per_epoch(data)
 
+    def step_at(self, fraction: float, data: Data) -> int:
+        """The step at which this fraction of training is over. Raises ValueError outside [0, 1]."""
+        if not 0 <= fraction <= 1:
+            raise ValueError(f"expected a fraction of training in [0, 1], got {fraction}")
+        return int(fraction * self.steps(data))
+
     def learning_rates(self, steps: int) -> schedules.Rate:
         """The learning rate of every step, counted from 1."""
         if self.rate == "cosine":
@@ -88,6 +102,10 @@ def prepare(
     """
     if model.prior_scale is not None and training.weight_decay is not None:
         raise ValueError("expected a prior_scale or a weight_decay, got both: one implies the other")
+    if training.augment != "none" and len(data.shape) != 3:
+        raise ValueError(
+            f"expected images (channels, height, width) for augment {training.augment}, got shape {data.shape}"
+        )
     _check_fit(model, data)
     model = copy.deepcopy(model)
     model.num_data = len(data.train.y)
@@ -102,22 +120,13 @@ def prepare(
 @torch.no_grad()
 def _check_fit(model: BayesianNetwork, data: Data) -> None:
     """Do network, likelihood and data fit together? One forward pass of two examples tells, before any work."""
-    likelihood, labels = model.likelihood, data.num_classes
-    if labels is None and isinstance(likelihood, Categorical | Bernoulli):
-        raise ValueError(
-            f"expected a likelihood for the real-valued targets of {data.name}, got {type(likelihood).__name__}: "
-            "choose likelihood normal, or the model linear or deep_gp"
-        )
-    if labels is not None and isinstance(likelihood, Normal):
-        raise ValueError(
-            f"expected a likelihood for the {labels} classes of {data.name}, got Normal: choose categorical"
-        )
-    if labels not in (None, 2) and isinstance(likelihood, Bernoulli):
-        raise ValueError(
-            f"expected two classes for a Bernoulli likelihood, but {data.name} has {labels}: choose categorical"
-        )
-    rows = torch.arange(min(2, len(data.train.y)))
-    x, y = data.train.x[rows].to(model.initial.device), data.train.y[rows]
+    labels, y = data.num_classes, data.train.y
+    if labels is not None and len(y) and not (int(y.min()) >= 0 and int(y.max()) < labels):
+        raise ValueError(f"expected labels 0 to {labels - 1}, got {int(y.min())} to {int(y.max())}")
+    if isinstance(data.train.x, Tensor) and not torch.isfinite(data.train.x).all():
+        raise ValueError(f"expected finite inputs, but the training inputs of {data.name} hold NaN or infinity")
+    rows = torch.arange(min(2, len(y)))
+    x, y = data.train.x[rows].to(model.initial.device), y[rows]
     try:
         with evaluating(model):
             outcome = model.outcome(model.initial, x)
@@ -126,6 +135,20 @@ def _check_fit(model: BayesianNetwork, data: Data) -> None:
         raise ValueError(
             f"expected a network that takes inputs of shape {data.shape}, but it fails on them: {reason}"
         ) from error
+    said = type(outcome).__name__
+    if labels is None and isinstance(outcome, dist.Categorical | dist.Bernoulli):
+        raise ValueError(
+            f"expected a likelihood for the real-valued targets of {data.name}, got {said}: choose likelihood normal, or "
+            "the model linear or deep_gp"
+        )
+    if labels is not None and not isinstance(outcome, dist.Categorical | dist.Bernoulli):
+        raise ValueError(
+            f"expected a likelihood for the {labels} classes of {data.name}, got {said}: choose categorical"
+        )
+    if labels not in (None, 2) and isinstance(outcome, dist.Bernoulli):
+        raise ValueError(
+            f"expected two classes for a Bernoulli likelihood, but {data.name} has {labels}: choose categorical"
+        )
     if outcome.batch_shape not in (y.shape, (*y.shape, 1)):
         raise ValueError(
             f"expected one outcome per example, {tuple(y.shape)}, but network and likelihood give {tuple(outcome.batch_shape)}"

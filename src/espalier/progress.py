@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 from espalier.loop import Info
 from espalier.store import Bundle
@@ -15,8 +26,29 @@ REFRESH = 20
 """Steps between two readings of the loss: each one waits for the device."""
 
 
+@contextmanager
+def transfers(console: Console | None = None) -> Iterator[Callable[[str, int, int | None], None]]:
+    """A bar per file that is being downloaded, on stderr."""
+    progress = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        console=console or Console(stderr=True),
+    )
+    tasks: dict[str, TaskID] = {}
+
+    def seen(file: str, done: int, total: int | None) -> None:
+        if file not in tasks:
+            tasks[file] = progress.add_task(file)
+        progress.update(tasks[file], completed=done, total=total)
+
+    with progress:
+        yield seen
+
+
 class Bar:
-    """A watch that draws a progress bar on stderr; on a pipe or a log, ten lines in all. Use as a context manager."""
+    """A watch that draws a progress bar on stderr; on a pipe or a log, ten to twenty lines in all. Use as a context manager."""
 
     def __init__(self, title: str, epochs: int, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)

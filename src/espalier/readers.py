@@ -325,6 +325,10 @@ def checked(name: str, raw: Raw) -> Raw:
     if y.dtype.kind not in "iub":
         raise ValueError(f"{name}: expected integer labels or float targets, got {y.dtype}; store y in one of them")
     num_classes = raw.num_classes or int(y.max()) + 1
+    if raw.num_classes is None and num_classes > len(y):
+        raise ValueError(
+            f"{name}: expected labels counted from 0, got {num_classes - 1} in {len(y)} rows; renumber them"
+        )
     bad = np.logical_or(y < 0, y >= num_classes)
     _refuse(bad, f"{name}: expected labels in 0..{max(num_classes, 1) - 1}, got {y[bad.argmax()]}")
     if num_classes < 2:

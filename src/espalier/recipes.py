@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import re
 import typing
 from argparse import ArgumentError
@@ -48,6 +49,7 @@ class Recipe(NamedTuple):
         return {o.name: self.options[o.name] for o in options(self.model, self.inference) if o.owner == owner}
 
 
+_RESERVED = {"model", "inference", "data", "config", "out", "json", "help", "print_config"}
 _COMMON = [
     Option(
         "maskable",
@@ -56,7 +58,9 @@ _COMMON = [
         "glob patterns of the tensors to mask; default: Linear and Conv weights",
         "run",
     ),
-    Option("init", str | None, None, "safetensors file of pretrained weights to start from", "run"),
+    Option(
+        "init", str | None, None, "safetensors file of pretrained weights; --start magnitude keeps their largest", "run"
+    ),
 ]
 
 
@@ -74,6 +78,10 @@ def options(model: str, inference: str) -> list[Option]:
     ]
     owners: dict[str, str] = {}
     for option in found:
+        if option.default is inspect.Parameter.empty or option.name in _RESERVED:
+            raise ValueError(
+                f"expected option {option.name!r} of the {option.owner} to have a default and a name of its own"
+            )
         if option.name in owners:
             raise ValueError(
                 f"expected every option to have one meaning, but {option.name!r} belongs to {owners[option.name]} and to "
@@ -90,7 +98,7 @@ def resolve(argv: Sequence[str]) -> Recipe:
     """
     words = [_dashed(word) for word in argv]
     file = _value(words, "config")
-    written = _read_config(Path(file)) if file else {}
+    written = read_config(Path(file)) if file else {}
     parts = programs(words)
     for part, name in parts.items():
         if not name:
@@ -101,9 +109,9 @@ def resolve(argv: Sequence[str]) -> Recipe:
         if name not in known:
             raise ValueError(f"expected an option of this recipe, got {name!r} in {file}{_nearest(name, known)}")
     parser = build_parser(found)
+    from_file = [_as_word(name, value) for name, value in written.items() if name not in parts and value is not None]
     try:
-        parser.set_defaults({name: _as_tuple(value) for name, value in written.items() if name not in parts})
-        values = vars(parser.parse_args(_listed(words, found)))
+        values = vars(parser.parse_args(_listed([*from_file, *words], found)))
     except ArgumentError as error:
         raise ValueError(_one_sentence(str(error), known)) from error
     return Recipe(**parts, options={option.name: values[option.name] for option in found})
@@ -112,7 +120,7 @@ def resolve(argv: Sequence[str]) -> Recipe:
 def programs(words: Sequence[str]) -> dict[str, str]:
     """What command-line words name as model, inference and data; empty where they do not."""
     file = _value(words, "config")
-    written = _read_config(Path(file)) if file else {}
+    written = read_config(Path(file)) if file else {}
     return {part: _value(words, part) or str(written.get(part) or "") for part in ("model", "inference", "data")}
 
 
@@ -146,7 +154,7 @@ def _parameters(function: Callable[..., Any], owner: str, skip: set[str]) -> lis
     hints = typing.get_type_hints(function)
     doc = inspect.getdoc(function) or ""
     return [
-        Option(name, _plain(hints.get(name, str)), parameter.default, _help(doc, name), owner)
+        Option(name, _plain(hints.get(name, type(parameter.default))), parameter.default, _help(doc, name), owner)
         for name, parameter in inspect.signature(function).parameters.items()
         if parameter.kind is parameter.KEYWORD_ONLY and name not in skip
     ]
@@ -178,29 +186,45 @@ def _dashed(word: str) -> str:
 
 
 def _value(words: Sequence[str], name: str) -> str | None:
+    """The value of an option among the words; the last one counts."""
+    found = None
     for index, word in enumerate(words):
         if word == f"--{name}" and index + 1 < len(words):
-            return words[index + 1]
+            found = words[index + 1]
         if word.startswith(f"--{name}="):
-            return word.partition("=")[2]
-    return None
+            found = word.partition("=")[2]
+    return found
 
 
 def _listed(words: Sequence[str], found: Sequence[Option]) -> list[str]:
-    """`--hidden 128,64` for options that take several values, as well as the YAML `[128, 64]`."""
-    several = {"--" + o.name.replace("_", "-") for o in found if re.match(r"(typing\.)?(list|tuple)", str(o.type))}
-    result = list(words)
+    """`--hidden 128,64` and `--hidden=128,64`, for options that take several values, as the parser's `[128, 64]`."""
+    several = {"--" + o.name.replace("_", "-"): "str" in str(o.type) for o in found if _is_several(o.type)}
+    result: list[str] = []
+    for word in words:
+        name, equals, value = word.partition("=")
+        result += [name, value] if equals and name in several else [word]
     for index, word in enumerate(result[1:], start=1):
         if result[index - 1] in several and not word.startswith(("[", "--")):
-            result[index] = f"[{word}]"
+            items = [item.strip() for item in word.split(",")]
+            result[index] = json.dumps(items) if several[result[index - 1]] else f"[{word}]"
     return result
 
 
-def _as_tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) and not any(isinstance(item, str) for item in value) else value
+def _is_several(hint: Any) -> bool:
+    """A list or a tuple, also where None is allowed."""
+    return any(typing.get_origin(part) in (list, tuple) for part in (hint, *typing.get_args(hint)))
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def _as_word(name: str, value: Any) -> str:
+    """A line of a recipe file as a word of the command line, so that both are checked alike."""
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{flag}" if value else f"--no-{flag}"
+    return f"--{flag}={json.dumps(value) if isinstance(value, list) else value}"
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A recipe file's lines. Files that it names and that stand beside it are meant. Raises ValueError where it is none."""
     import yaml
 
     if not path.is_file():
@@ -211,7 +235,8 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise ValueError(f"expected {path} to be YAML: {' '.join(str(error).split())}") from error
     if not isinstance(written, dict):
         raise ValueError(f"expected {path} to hold lines of `option: value`")
-    return written
+    beside = {part: path.parent / str(written.get(part)) for part in ("model", "inference", "data", "init")}
+    return written | {part: str(file) for part, file in beside.items() if written.get(part) and file.is_file()}
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:

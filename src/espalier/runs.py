@@ -10,6 +10,7 @@ record.json               signed: what was run, versions, hashes of data and fil
 
 from __future__ import annotations
 
+import inspect
 import platform
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -38,7 +39,7 @@ def start(recipe: Recipe, folder: Path, watch: Watch | None = None) -> Fit:
 
     Whatever is wrong with the recipe shows before the folder is made, which happens when the training begins.
     """
-    if folder.exists() and any(folder.iterdir()):
+    if folder.is_file() or (folder / "config.yaml").exists() or _foreign(folder):
         raise ValueError(
             f"expected a new folder, but {folder} exists: choose another --out, or `espalier resume {folder}`"
         )
@@ -46,9 +47,17 @@ def start(recipe: Recipe, folder: Path, watch: Watch | None = None) -> Fit:
     return _run(recipe, folder, loaded, model, watch)
 
 
+def _foreign(folder: Path) -> bool:
+    """Does the folder hold anything but what a run leaves that was killed before it began?"""
+    ours = {"model.py", "inference.py", INIT}
+    return folder.is_dir() and any(p.name not in ours and not p.name.startswith(".") for p in folder.iterdir())
+
+
 def _begin(recipe: Recipe, folder: Path) -> None:
     """Write down what is asked, so that the run can be resumed: the user's own files first, the recipe last."""
-    own: dict[str, Any] = {}
+    own: dict[str, Any] = {"data_dir": recipe.options["data_dir"] and str(Path(recipe.options["data_dir"]).resolve())}
+    if Path(recipe.data).exists() and recipe.data not in data.names():
+        own["data"] = str(Path(recipe.data).resolve())  # the run may be looked at from another folder
     for part, name in (("model", recipe.model), ("inference", recipe.inference)):
         if name.endswith(".py"):
             store.write_bytes(folder / f"{part}.py", Path(name).read_bytes())
@@ -69,6 +78,7 @@ def finished(folder: Path) -> bool:
 def resume(folder: Path, watch: Watch | None = None) -> Fit:
     """Go on with a killed run, bit for bit, from its last checkpoint or from the seed. A finished one is loaded."""
     if finished(folder):
+        (folder / CHECKPOINT).unlink(missing_ok=True)  # a kill between the last two writes leaves it
         return load(folder)
     recipe = recipe_in(folder)
     loaded, model = _materials(recipe)
@@ -78,26 +88,33 @@ def resume(folder: Path, watch: Watch | None = None) -> Fit:
 def load(folder: str | Path) -> Fit:
     """The fit in a run folder, its model rebuilt from the recipe. Needs no data."""
     folder = Path(folder)
-    recipe = recipe_in(folder)
+    if not (folder / "config.yaml").is_file():
+        raise FileNotFoundError(f"expected a run folder, but {folder} has no config.yaml")
     if not finished(folder):
         raise ValueError(f"expected a finished run, but {folder} is not: `espalier resume {folder}` finishes it")
-    record = store.check_signed(folder / "record.json")
-    for name, digest in record.get("programs", {}).items():
-        if store.sha256((folder / name).read_bytes()) != digest:
-            raise ValueError(f"expected {folder / name} as it was run, but its SHA-256 differs: it was altered")
-    model = _model(recipe, tuple(record["shape"]), record["num_outputs"])
+    record = _checked_record(folder)
+    model = _model(recipe_in(folder), tuple(record["shape"]), record["num_outputs"], start=False)
     return Fit.load(folder, model)
 
 
 def data_of(folder: Path, data_dir: str | None = None) -> Data:
     """The data of a run, cut as they were. Raises ValueError where they are not the same rows any more."""
+    record = _checked_record(folder)
     recipe = recipe_in(folder)
     options = recipe.of("data")
     loaded = data.load(recipe.data, **{**options, "data_dir": data_dir or options.get("data_dir")})
-    record = store.check_signed(folder / "record.json")
     if record["data"]["hashes"] != loaded.hashes:
         raise ValueError(f"expected the data that {folder} was trained on, but {recipe.data} now holds other rows")
     return loaded
+
+
+def _checked_record(folder: Path) -> dict[str, Any]:
+    """The record of a finished run, after a look at every file it speaks of and before any of them is run."""
+    record = store.check_signed(folder / "record.json")
+    for name, digest in record.get("programs", {}).items():
+        if store.sha256((folder / name).read_bytes()) != digest:
+            raise ValueError(f"expected {folder / name} as it was run, but its SHA-256 differs: it was altered")
+    return record
 
 
 class RunWatch:
@@ -118,6 +135,8 @@ class RunWatch:
         return saved
 
     def begin(self) -> None:
+        for orphan in self.folder.glob(".*"):  # what a kill in the middle of a write leaves
+            orphan.unlink()
         if not (self.folder / "config.yaml").is_file():
             _begin(self.recipe, self.folder)
 
@@ -143,14 +162,19 @@ def _run(recipe: Recipe, folder: Path, loaded: Data, model: BayesianNetwork, wat
     infer = shelf.load("inference", recipe.inference)
     keeper = RunWatch(recipe, folder, watch or Silent())
     training = Training(**recipe.of("training"))
-    fit: Fit = infer(model, loaded, **recipe.of("inference"), training=training, watch=keeper)
+    shared = {"training": training, "watch": keeper}
+    wanted = {name: value for name, value in shared.items() if name in inspect.signature(infer).parameters}
+    fit: Fit = infer(model, loaded, **recipe.of("inference"), **wanted)
     keeper.begin()  # for an inference of the user's that has no use for a watch
-    programs = [name for name in ("model.py", "inference.py") if (folder / name).exists()]
+    programs = [name for name in ("config.yaml", "model.py", "inference.py", INIT) if (folder / name).exists()]
     fit.record |= {
         "recipe": yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")),
         "programs": {name: store.sha256((folder / name).read_bytes()) for name in programs},
         "shape": list(loaded.shape),
         "num_outputs": loaded.num_outputs,
+        "task": "regression" if loaded.num_classes is None else "classification",
+        "target": [loaded.target_shift, loaded.target_scale],
+        "data": {"name": loaded.name, "hashes": loaded.hashes},
         "versions": versions(),
     }
     fit.save(folder)
@@ -164,15 +188,15 @@ def _materials(recipe: Recipe) -> tuple[Data, BayesianNetwork]:
     return loaded, _model(recipe, loaded.shape, loaded.num_outputs)
 
 
-def _model(recipe: Recipe, shape: tuple[int, ...], num_outputs: int) -> BayesianNetwork:
-    """The model, initialised from the run's seed."""
+def _model(recipe: Recipe, shape: tuple[int, ...], num_outputs: int, start: bool = True) -> BayesianNetwork:
+    """The model, initialised from the run's seed, and from pretrained weights where it shall start from some."""
     factory = shelf.load("models", recipe.model)
     with torch.random.fork_rng([]):
-        torch.manual_seed(recipe.options.get("seed", 0))
+        torch.default_generator.manual_seed(recipe.options.get("seed", 0))
         model: BayesianNetwork = factory(shape, num_outputs, **recipe.of("model"))
     if recipe.options["maskable"]:
         model = model.with_maskable(recipe.options["maskable"])
-    if recipe.options["init"]:
+    if start and recipe.options["init"]:
         model.start_from(store.read_tensors(Path(recipe.options["init"])))
     return model
 
@@ -181,10 +205,7 @@ def recipe_in(folder: Path) -> Recipe:
     """The recipe of a run folder, with its own copies of the user's programs."""
     if not (folder / "config.yaml").is_file():
         raise FileNotFoundError(f"expected a run folder, but {folder} has no config.yaml")
-    written = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    own = [f"--{part}={folder / written[part]}" for part in ("model", "inference") if written[part].endswith(".py")]
-    own += [f"--init={folder / INIT}"] if written.get("init") else []
-    return resolve([f"--config={folder / 'config.yaml'}", *own])
+    return resolve([f"--config={folder / 'config.yaml'}"])
 
 
 def plain(value: Any) -> Any:

@@ -81,10 +81,12 @@ def set_(delta_t: int, last: int, drop_fraction: float) -> Schedule:
 
 
 def rule(name: str, delta_t: int, last: int, drop_fraction: float) -> Schedule:
-    """The schedule called `name`: 'rigl', 'set' or 'static'."""
+    """The schedule called `name`: 'rigl', 'set' or 'static'. Raises ValueError for another."""
     if name == "static":
         return static()
-    return {"rigl": rigl, "set": set_}[name](delta_t, last, drop_fraction)
+    if name not in ("rigl", "set"):
+        raise ValueError(f"expected a rule of rigl, set, static, got {name!r}")
+    return (rigl if name == "rigl" else set_)(delta_t, last, drop_fraction)
 
 
 Rate = Callable[[int], float]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import hashlib
 import importlib
 import importlib.util
-import inspect
 import pkgutil
 import sys
 from collections.abc import Callable
@@ -49,9 +50,8 @@ def summary(kind: Kind, name: str) -> str:
     spec = importlib.util.find_spec(f"{package.__name__}.{name}")
     assert spec is not None
     assert spec.origin is not None
-    code = compile(Path(spec.origin).read_text(encoding="utf-8"), spec.origin, "exec")
-    doc = next((constant for constant in code.co_consts if isinstance(constant, str)), "")
-    return inspect.cleandoc(doc).split("\n", 1)[0]
+    doc = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8")))
+    return (doc or "").split("\n", 1)[0]
 
 
 def _from_shelf(kind: Kind, name: str) -> ModuleType:
@@ -69,10 +69,20 @@ def _from_shelf(kind: Kind, name: str) -> ModuleType:
 def _from_file(kind: Kind, path: Path) -> ModuleType:
     if not path.is_file():
         raise ValueError(f"expected a Python file with a function `{ENTRY[kind]}`, but {path} is not there")
-    spec = importlib.util.spec_from_file_location(f"espalier_user_{kind}_{path.stem}", path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    name = f"espalier_user_{kind}_{path.stem}_{digest[:16]}"  # the same content is run once
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses and typing look the module up by name
-    spec.loader.exec_module(module)
+    sys.modules[name] = module  # dataclasses and typing look the module up by name
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise ValueError(
+            f"expected {path} to run as Python on its own, but: {type(error).__name__}: {error}"
+        ) from error
     return module

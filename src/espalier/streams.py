@@ -40,6 +40,13 @@ class Streams:
         self.mask = torch.Generator(device).manual_seed(int(seeds[3]))
         self.augment = torch.Generator(device).manual_seed(int(seeds[4]))
 
+    def seed_default(self) -> None:
+        """Seed torch's default streams on the CPU and on this device, and on no other."""
+        torch.default_generator.manual_seed(self.default)
+        if self.device.type == "cuda":
+            with torch.cuda.device(self.device):
+                torch.cuda.manual_seed(self.default)
+
     def state(self) -> dict[str, Tensor]:
         """Where every stream stands."""
         states = {name: getattr(self, name).get_state() for name in ("order", "topology", "mask", "augment")}
@@ -49,7 +56,11 @@ class Streams:
         return states
 
     def restore(self, states: Mapping[str, Tensor]) -> None:
-        """Continue from `state`."""
+        """Continue from `state`. Raises ValueError where it was saved on another kind of device."""
+        if ("default_cuda" in states) != (self.device.type == "cuda"):
+            raise ValueError(
+                f"expected a checkpoint of a {self.device.type} run: resume it where it began, or say --device"
+            )
         for name in ("order", "topology", "mask", "augment"):
             getattr(self, name).set_state(states[name])
         torch.set_rng_state(states["default"])

@@ -21,6 +21,9 @@ TITLES = {
 
 def score_table(results: Mapping[str, Mapping[str, Any]], split: str) -> str:
     """One row per run and way to predict; every score with its 95 % interval. results: run -> `evaluate`'s mapping."""
+    kinds = {"accuracy" in next(iter(result["predict"].values())) for result in results.values()}
+    if len(kinds) > 1:
+        raise ValueError("expected runs of one kind, got classification and regression: evaluate them apart")
     first = next(iter(next(iter(results.values()))["predict"].values()))
     names = CLASSIFICATION if "accuracy" in first else REGRESSION
     rows = [["run", "way", *(TITLES[name] for name in names)]]

@@ -75,7 +75,7 @@ def random_topology(shapes: Shapes, counts: Sequence[int], generator: torch.Gene
 
 def magnitude_topology(shapes: Shapes, counts: Sequence[int], weights: Tensor) -> Topology:
     """The `counts[l]` largest |weight| of each layer: where pretrained weights start. weights: `(num_weights,)`."""
-    parts = iter(weights.detach().abs().split([math.prod(shape) for shape in shapes]))
+    parts = iter(weights.detach().cpu().abs().split([math.prod(shape) for shape in shapes]))
     return _assemble(shapes, counts, lambda size: next(parts))
 
 
@@ -91,6 +91,10 @@ def initial(
 
     allocation: 'erk' or 'uniform'; start: 'random', or 'magnitude' of `weights` `(num_weights,)`.
     """
+    if allocation not in ALLOCATIONS or start not in ("random", "magnitude"):
+        raise ValueError(
+            f"expected allocation of {', '.join(ALLOCATIONS)} and start of random, magnitude, got {allocation!r}, {start!r}"
+        )
     counts = ALLOCATIONS[allocation](shapes, 1 - sparsity)
     if start == "magnitude" and weights is not None:
         return magnitude_topology(shapes, counts, weights)

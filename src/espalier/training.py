@@ -73,6 +73,8 @@ def train(
     watch = watch or Silent()
     per_epoch, steps = training.steps_per_epoch(data), training.steps(data)
     first = round(average_from * training.epochs, 9)
+    if not 0 <= average_from <= 1:
+        raise ValueError(f"expected average_from in [0, 1], got {average_from}: it is a fraction of training")
     if schedule.last > first * per_epoch:
         raise ValueError(
             f"expected averaging to start after the topology is frozen, got average_from {average_from} and a freeze at "
@@ -104,7 +106,7 @@ def train(
     ):
         warnings.filterwarnings("ignore", "Encountered NaN")  # the loop raises instead
         warnings.filterwarnings("ignore", ".* was not registered in the param store because requires_grad=False")
-        torch.manual_seed(streams.default)
+        streams.seed_default()
         saved = watch.resume()
         if saved is not None:
             history, pairs = _restore(saved, loop, streams)
@@ -118,6 +120,7 @@ def train(
                 pairs.append(_collect(model, guide, training, inputs))
             history.append(_row(epoch, infos, loop, data))
             watch.epoch(history[-1], lambda: _checkpoint(loop, streams, history, pairs))
+    model.eval()  # so that evaluating it leaves the batch-norm buffers alone
     return _fit(model, guide, data, training, history, pairs, inputs)
 
 
@@ -171,6 +174,8 @@ def _row(epoch: int, infos: list[Info], loop: Loop, data: Data) -> dict[str, Any
     loss, log_likelihood, kl = (
         float(torch.stack([getattr(info, name) for info in infos]).mean()) for name in ("loss", "log_likelihood", "kl")
     )
+    if not np.isfinite(loss):
+        raise RuntimeError(f"the loss stopped being finite in epoch {epoch}: lower the learning_rate or add warmup")
     row: dict[str, Any] = {
         "epoch": epoch,
         "step": loop.taken,
@@ -181,7 +186,7 @@ def _row(epoch: int, infos: list[Info], loop: Loop, data: Data) -> dict[str, Any
         "density": loop.guide.topology.density,
         "exchanged": sum(info.grown for info in infos),
     }
-    if len(data.validation.y):
+    if len(data.validation.y) and data.validation.y.dim() == 1:
         row |= _validate(loop, data)
     return row
 
@@ -246,6 +251,8 @@ def _fit(
         torch.stack([values for values, _, _ in pairs]), torch.stack([keep for _, keep, _ in pairs]), states
     )
     record = {
+        "shape": list(data.shape),
+        "num_outputs": data.num_outputs,
         "task": "regression" if data.num_classes is None else "classification",
         "target": [data.target_shift, data.target_scale],
         "num_data": model.num_data,
