@@ -135,8 +135,7 @@ class RunWatch:
         return saved
 
     def begin(self) -> None:
-        for orphan in self.folder.glob(".*"):  # what a kill in the middle of a write leaves
-            orphan.unlink()
+        store.remove_orphans(self.folder)
         if not (self.folder / "config.yaml").is_file():
             _begin(self.recipe, self.folder)
 

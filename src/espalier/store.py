@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,7 +46,7 @@ def sha256(data: bytes) -> str:
 def write_bytes(path: Path, data: bytes) -> None:
     """Write atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    temporary = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex[:8]}")
     try:
         with open(temporary, "wb") as file:
             file.write(data)
@@ -54,6 +55,13 @@ def write_bytes(path: Path, data: bytes) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_orphans(folder: Path) -> None:
+    """Delete the temporary files that a kill in the middle of `write_bytes` left."""
+    for path in folder.glob(".*"):
+        if re.fullmatch(r"\..+\.tmp-[0-9a-f]{8}", path.name):
+            path.unlink()
 
 
 def write_bundle(path: Path, bundle: Bundle) -> str:

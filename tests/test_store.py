@@ -1,0 +1,59 @@
+"""Files are whole or absent."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from espalier import store
+from espalier.store import Bundle
+
+
+def test_a_bundle_comes_back_as_it_was(tmp_path: Path) -> None:
+    shared = torch.arange(6.0)
+    tensors = {"a": shared, "b": shared, "bits": torch.tensor([1, 255], dtype=torch.uint8), "none": torch.zeros(0)}
+    digest = store.write_bundle(tmp_path / "x", Bundle(tensors, {"step": 3, "history": [{"loss": 0.1}]}))
+    back = store.read_bundle(tmp_path / "x")
+    assert back.facts == {"step": 3, "history": [{"loss": 0.1}]}
+    assert set(back.tensors) == set(tensors)
+    assert all(torch.equal(back.tensors[name], tensor) for name, tensor in tensors.items())
+    assert digest == store.sha256((tmp_path / "x").read_bytes())
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    store.write_bytes(path, b"old")
+
+    def full(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="no space"):
+        store.write_bytes(path, b"new")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+    assert path.read_bytes() == b"old"
+
+
+def test_orphans_of_a_kill_are_removed_and_nothing_else(tmp_path: Path) -> None:
+    for name in (".checkpoint.safetensors.tmp-0123abcd", ".gitkeep", ".notes.12345678", "fit.safetensors"):
+        (tmp_path / name).write_text("x")
+    store.remove_orphans(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {".gitkeep", ".notes.12345678", "fit.safetensors"}
+
+
+def test_a_signed_file_that_was_changed_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    path.write_text(store.canonical(store.signed({"sparsity": 0.9, "layers": [1, 2]})))
+    assert store.check_signed(path) == {"sparsity": 0.9, "layers": [1, 2]}
+    path.write_text(path.read_text().replace("0.9", "0.8"))
+    with pytest.raises(ValueError, match="altered"):
+        store.check_signed(path)
+    path.write_text("[]")
+    with pytest.raises(ValueError, match="altered"):
+        store.check_signed(path)
+    path.write_text("{")
+    with pytest.raises(ValueError, match="cut short or altered"):
+        store.check_signed(path)
