@@ -1,6 +1,6 @@
 """Your own network, in one line: a plain `nn.Module` becomes a Bayesian one, is trained sparse, and says how sure it is.
 
-    python examples/own_network.py            (seconds; scikit-learn's digits)
+python examples/own_network.py            (seconds; scikit-learn's digits)
 """
 
 from __future__ import annotations
@@ -14,14 +14,22 @@ from espalier import BayesianNetwork, Training, calibration, load_data, load_pro
 def main(epochs: int = 60) -> dict[str, float]:
     torch.manual_seed(0)
     net = nn.Sequential(
-        nn.Conv2d(1, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 36, 64), nn.ReLU(), nn.Linear(64, 10)
+        nn.Conv2d(1, 16, 3),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(16 * 36, 64),
+        nn.ReLU(),
+        nn.Linear(64, 10),
     )  # nothing of Espalier's in it
     model = BayesianNetwork(net)
     print(f"{model.num_weights:,} weights may be masked: {', '.join(weight.name for weight in model.weights)}")
 
     infer = load_program("inference", "cigl")
     data = load_data("digits")
-    fit = infer(model, data, sparsity=0.9, drop_rate=0.2, delta_t=20, training=Training(epochs=epochs, batch_size=64), seed=1)
+    fit = infer(
+        model, data, sparsity=0.9, drop_rate=0.2, delta_t=20, training=Training(epochs=epochs, batch_size=64), seed=1
+    )
 
     print(f"{fit.topology.num_active:,} of them are active; {len(fit.pairs.values)} pairs (Z, u) collected")
     found = {}

@@ -1,6 +1,6 @@
 """Only Pyro: the model and the guide are ordinary Pyro programs, so SVI, Predictive and poutine work on them.
 
-    python examples/plain_pyro.py             (seconds; generated data)
+python examples/plain_pyro.py             (seconds; generated data)
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ def main(steps: int = 600) -> float:
             print(f"step {step:4d}  -ELBO / N {loss / 200:8.3f}")
 
     trace = pyro.poutine.trace(guide).get_trace(x)
-    print(f"the guide's one site: {trace.stochastic_nodes}, {int((trace.nodes['weights']['value'] != 0).sum())} weights not zero")
+    print(
+        f"the guide's one site: {trace.stochastic_nodes}, {int((trace.nodes['weights']['value'] != 0).sum())} weights not zero"
+    )
     grid = torch.linspace(-3, 3, 7)[:, None]
     draws = Predictive(model, guide=guide, num_samples=200)(grid)["y"]
     for point, mean, sd in zip(grid[:, 0], draws.mean(0), draws.std(0), strict=True):

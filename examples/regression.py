@@ -1,6 +1,6 @@
 """Regression with uncertainty: the finite-width deep GP, sparse, where the data end.
 
-    python examples/regression.py             (seconds; generated data)
+python examples/regression.py             (seconds; generated data)
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ def generated(seed: int = 0) -> Data:
     x = random.uniform(-1, 1, 600)
     y = x * np.sin(3 * x) + 0.1 * random.normal(size=600)
     shift, scale = float(y[:400].mean()), float(y[:400].std())
-    inputs, targets = torch.tensor(x, dtype=torch.float32)[:, None], torch.tensor((y - shift) / scale, dtype=torch.float32)
+    inputs, targets = (
+        torch.tensor(x, dtype=torch.float32)[:, None],
+        torch.tensor((y - shift) / scale, dtype=torch.float32),
+    )
     parts = [Split(inputs[rows], targets[rows]) for rows in np.split(np.arange(600), [400, 500, 500])]
     return Data("wave", *parts, shape=(1,), num_classes=None, target_shift=shift, target_scale=scale)
 
@@ -38,7 +41,11 @@ def main(epochs: int = 300) -> dict[str, float]:
     for point, centre, spread in zip(grid[:, 0], mean.mean(0), mean.std(0), strict=True):
         where = "inside " if abs(point) <= 1 else "outside"
         print(f"x {point:5.1f} ({where} the data)  mean {centre:6.2f}  spread of the masks {spread:.3f}")
-    return {"rmse": float(scores["rmse"]), "inside": float(mean.std(0)[2]), "outside": float(mean.std(0)[[0, 4]].mean())}
+    return {
+        "rmse": float(scores["rmse"]),
+        "inside": float(mean.std(0)[2]),
+        "outside": float(mean.std(0)[[0, 4]].mean()),
+    }
 
 
 if __name__ == "__main__":
