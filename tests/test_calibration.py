@@ -356,9 +356,9 @@ def test_classification_summary_is_json_with_intervals_about_its_numbers() -> No
     probs, labels = draw_probs()
     summary = calibration.classification_summary(probs, labels)
     assert json.loads(json.dumps(summary)) == summary
-    plain = {"accuracy", "nll", "brier", "ece_10", "ece_15", "adaptive_ece"}
+    plain = {"accuracy", "nll", "brier", "ece_10", "ece_15", "adaptive_ece", "classwise_ece"}
     floors = {"ece_10_floor", "ece_15_floor"}
-    assert set(summary) == plain | {f"{k}_interval" for k in plain} | floors | {"classwise_ece", "num_examples"}
+    assert set(summary) == plain | {f"{k}_interval" for k in plain} | floors | {"num_examples"}
     assert summary["num_examples"] == 500
     assert summary["ece_10"] == calibration.ece(probs, labels, 10)
     assert summary["ece_15_floor"] == calibration.ece_floor(probs, 15)
@@ -416,3 +416,32 @@ REFUSALS: dict[str, Callable[[], object]] = {
 def test_a_wrong_argument_is_refused_with_a_sentence(sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         REFUSALS[sentence]()
+
+
+@pytest.mark.parametrize("distortion", [1.0, 0.5])
+def test_the_classwise_interval_covers_the_population_error(distortion: float) -> None:
+    """Four classes; labels drawn from a tempered version of what is said: calibrated at 1, over-confident at 0.5."""
+    worlds, n, num_classes = 80, 600, 4
+    rng = np.random.default_rng(11)
+
+    def said(count: int) -> np.ndarray:
+        logits = 2 * rng.standard_normal((count, num_classes))
+        return np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+
+    def true(probs: np.ndarray) -> np.ndarray:
+        return probs**distortion / (probs**distortion).sum(1, keepdims=True)
+
+    many = said(400_000)
+    cell = np.minimum((many * 15).astype(int), 14)
+    gap = true(many) - many
+    target = np.mean([np.abs(np.bincount(cell[:, c], gap[:, c], 15)).sum() / len(many) for c in range(num_classes)])
+    covered, widths = 0, []
+    for _ in range(worlds):
+        probs = said(n)
+        labels = (rng.random((n, 1)) > true(probs).cumsum(1)).sum(1)
+        low, high = calibration.classwise_ece_interval(probs, labels)
+        covered += low <= target <= high
+        widths.append(high - low)
+    assert covered / worlds >= 0.95 - 4 * np.sqrt(0.05 * 0.95 / worlds)
+    assert np.mean(widths) < 0.15, "an interval that says nothing"
+    assert (target < 1e-3) == (distortion == 1.0)

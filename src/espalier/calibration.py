@@ -26,6 +26,7 @@ NUM_BINS = 15
 LEVEL = 0.95
 SEED = 0
 NUM_WORLDS, NUM_RESAMPLES = 2000, 1000
+MANY_CLASSES = 20
 SMALLEST_PROB = float(np.finfo(np.float32).tiny)  # what float32 can tell from 0: a surprise is at most 87.3 nats
 _BLOCK = 4_000_000  # simulated examples held at once: about 64 MiB at the widest
 
@@ -183,11 +184,13 @@ def _bisect(accepts: Callable[[float], bool], no: float, yes: float) -> float:
     return yes
 
 
-def _gap_interval(confidence: Floats, hit: Floats, index: Ints, num_bins: int, level: float, seed: int) -> Interval:
+def _gap_interval(
+    confidence: Floats, hit: Floats, index: Ints, num_bins: int, level: float, seed: int, num_worlds: int = NUM_WORLDS
+) -> Interval:
     n, tail, share = len(index), _tail(level), np.bincount(index, minlength=num_bins) / len(index)
     gap, said = _gaps(index, hit - confidence, num_bins), _gaps(index, confidence, num_bins)
     depth, observed = np.abs(gap), float(np.abs(gap).sum())
-    noise = np.random.default_rng(seed).standard_normal((NUM_WORLDS, num_bins))
+    noise = np.random.default_rng(seed).standard_normal((num_worlds, num_bins))
     # Were the hit rate c + g, Var(hit - c) would be c (1 - c) + g (1 - 2c): linear in the true gap.
     variance = _gaps(index, confidence * (1 - confidence), num_bins) / n
     tilt = (share - 2 * said) / (np.where(share > 0, share, 1) * n)
@@ -238,6 +241,24 @@ def adaptive_ece_interval(
     """`ece_interval` for `adaptive_ece`: its target is the population's error over the bins that this sample fixed."""
     confidence, hit = _top_label(*_classification(probs, labels))
     return _gap_interval(confidence, hit, _equal_mass(confidence, num_bins), num_bins, level, seed)
+
+
+def classwise_ece_interval(
+    probs: ArrayLike, labels: ArrayLike, num_bins: int = NUM_BINS, level: float = LEVEL, seed: int = SEED
+) -> Interval:
+    """A confidence interval for the population's `classwise_ece`: the mean of the classes' intervals, each at the level
+    1 - (1 - level) / C, so that all hold together (Bonferroni). Conservative, and slow beyond some twenty classes."""
+    p, y = _classification(probs, labels)
+    count = p.shape[1]
+    own_level = 1 - (1 - level) / count
+    num_worlds = max(NUM_WORLDS, int(16 / (1 - own_level)))  # eight worlds in either tail
+    ends = [
+        _gap_interval(
+            p[:, c], (y == c).astype(float), _equal_width(p[:, c], num_bins), num_bins, own_level, seed, num_worlds
+        )
+        for c in range(count)
+    ]
+    return float(np.mean([low for low, _ in ends])), float(np.mean([high for _, high in ends]))
 
 
 # --- Regression ---------------------------------------------------------------------------------------------------
@@ -319,8 +340,8 @@ def _wilson(hits: Floats, level: float) -> Interval:
 
 def classification_summary(probs: ArrayLike, labels: ArrayLike, *, level: float = LEVEL, seed: int = SEED) -> Summary:
     """What a record keeps of a classifier, ready for JSON: each number and its neighbour `NAME_interval` [lo, hi] by
-    Wilson (accuracy), bootstrap (NLL, Brier) or `ece_interval`. `classwise_ece` has none: its cells are dependent
-    across classes, and an interval that ignored this would not cover."""
+    Wilson (accuracy), bootstrap (NLL, Brier) or `ece_interval` and its like. Beyond `MANY_CLASSES` classes
+    `classwise_ece` goes without: its interval would take seconds and say little."""
     p, y = _classification(probs, labels)
     scores = {"accuracy": accuracy_scores(p, y), "nll": nll_scores(p, y), "brier": brier_scores(p, y)}
     values = {name: float(score.mean()) for name, score in scores.items()}
@@ -331,6 +352,8 @@ def classification_summary(probs: ArrayLike, labels: ArrayLike, *, level: float 
     intervals |= {f"ece_{bins}": ece_interval(p, y, bins, level, seed) for bins in (10, 15)}
     intervals["accuracy"] = _wilson(scores["accuracy"], level)
     intervals["adaptive_ece"] = adaptive_ece_interval(p, y, NUM_BINS, level, seed)
+    if p.shape[1] <= MANY_CLASSES:
+        intervals["classwise_ece"] = classwise_ece_interval(p, y, NUM_BINS, level, seed)
     out: Summary = {"num_examples": len(y), **values}
     return out | {f"{name}_interval": list(ends) for name, ends in intervals.items()}
 
