@@ -150,6 +150,14 @@ def _conclude(folder: Path, fit: Fit, as_json: bool) -> int:
     data = runs.data_of(folder)
     split = "validation" if len(data.validation.y) else "train"
     results = {str(folder): _scored(folder, fit, data, split)[0]}
+    if (
+        fit.topology.density < 1
+        and "delta_t" in runs.recipe_in(folder).options
+        and not any(r["exchanged"] for r in fit.history)
+    ):
+        print(
+            "espalier: note: the topology never moved in this short run; a smaller --delta-t moves it", file=sys.stderr
+        )
     if as_json:
         print(json.dumps(results[str(folder)]))
     else:

@@ -80,6 +80,10 @@ class Fit:
         self.inputs = inputs
         self.statistics = dict(statistics) if statistics is not None else self._estimate_statistics()
 
+    def __repr__(self) -> str:
+        where = f"{self.topology.num_active} of {self.topology.num_weights} weights active"
+        return f"Fit({where}, {len(self.pairs.values)} pairs, keep_prob {self.keep_prob:g})"
+
     def predict(self, x: Rows, how: How = "ticket", *, num_samples: int = 16, seed: int = 0) -> Tensor:
         """Predictive draws `(S, n, C)` of class probabilities, on the CPU; average over the first dimension.
 
@@ -137,7 +141,7 @@ class Fit:
     ) -> xarray.DataTree:
         """Predictive draws for x with outcomes y `(n,)` (regression: in the data's units) as an ArviZ DataTree."""
         draws = self.draws(x, how, num_samples=num_samples, seed=seed)
-        return to_datatree(draws, y, classes=self.record.get("task") != "regression", seed=seed)
+        return to_datatree(draws, torch.as_tensor(y), classes=self.record.get("task") != "regression", seed=seed)
 
     def to(self, device: str | torch.device) -> Fit:
         """The same fit on another device, moved in place."""

@@ -100,6 +100,12 @@ def prepare(
 
     Raises ValueError where both are given, or where the likelihood cannot be asked about these targets.
     """
+    if not isinstance(model, BayesianNetwork):
+        raise ValueError(f"expected a BayesianNetwork, got {type(model).__name__}: wrap it, BayesianNetwork(net)")
+    if not isinstance(data, Data):
+        raise ValueError(
+            f"expected Data, got {type(data).__name__}: load_data(name), or fill espalier.Data with your own tensors"
+        )
     if model.prior_scale is not None and training.weight_decay is not None:
         raise ValueError("expected a prior_scale or a weight_decay, got both: one implies the other")
     if training.augment != "none" and len(data.shape) != 3:

@@ -72,7 +72,8 @@ def to_datatree(draws: Iterable[Tensor], y: Tensor, *, classes: bool, seed: int 
 
     draws: S tensors `(n, C)` of probabilities (`classes`) or `(n, 2)` of means and standard deviations; y: `(n,)`.
     Groups: `posterior_predictive` (y drawn once per draw), `predictions` (the parameters themselves), `log_likelihood`
-    (pointwise, nats) and `observed_data`. With ArviZ 1.x: `arviz.plot_ppc_pava(tree)` and its like.
+    (pointwise, nats) and `observed_data`. On Python 3.11 it is
+    `arviz.preview` that plots it, later `arviz` itself: `plot_ppc_pava(tree, data_type="categorical")`.
     """
     from arviz_base import from_dict
 

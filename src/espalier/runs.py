@@ -41,7 +41,7 @@ def start(recipe: Recipe, folder: Path, watch: Watch | None = None) -> Fit:
     """
     if folder.is_file() or (folder / "config.yaml").exists() or _foreign(folder):
         raise ValueError(
-            f"expected a new folder, but {folder} exists: choose another --out, or `espalier resume {folder}`"
+            f"expected a new folder, but {folder} exists: choose another --out, remove it, or `espalier resume {folder}`"
         )
     loaded, model = _materials(recipe)
     return _run(recipe, folder, loaded, model, watch)
@@ -89,7 +89,9 @@ def load(folder: str | Path) -> Fit:
     """The fit in a run folder, its model rebuilt from the recipe. Needs no data."""
     folder = Path(folder)
     if not (folder / "config.yaml").is_file():
-        raise FileNotFoundError(f"expected a run folder, but {folder} has no config.yaml")
+        raise FileNotFoundError(
+            f"expected a run folder, but {folder} has no config.yaml; a fit saved from Python is read by Fit.load(folder, model)"
+        )
     if not finished(folder):
         raise ValueError(f"expected a finished run, but {folder} is not: `espalier resume {folder}` finishes it")
     record = _checked_record(folder)

@@ -37,6 +37,8 @@ def load(kind: Kind, name: str) -> Callable[..., Any]:
 
     Raises ValueError for an unknown name (with the nearest), a file that is not there or one without its entry.
     """
+    if kind not in ENTRY:
+        raise ValueError(f"expected a kind of {', '.join(ENTRY)}, got {kind!r}")
     module = _from_file(kind, Path(name)) if name.endswith(".py") else _from_shelf(kind, name)
     entry: Callable[..., Any] | None = getattr(module, ENTRY[kind], None)
     if entry is None or not callable(entry):

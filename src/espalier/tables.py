@@ -35,10 +35,10 @@ def score_table(results: Mapping[str, Mapping[str, Any]], split: str) -> str:
             rows.append([run, way, *(_cell(scores, name) for name in names)])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    result = next(iter(results.values()))
-    heading = f"{split} split, {result['num_examples']} examples; [95 % intervals]"
+    heading = f"{split} split; [95 % intervals]"
     facts = [
-        f"{run}: {r['num_active']} of {r['num_weights']} weights, {r['num_pairs']} pairs" for run, r in results.items()
+        f"{run}: {r['num_examples']} examples, {r['num_active']} of {r['num_weights']} weights, {r['num_pairs']} pairs"
+        for run, r in results.items()
     ]
     return "\n".join([heading, *facts, "", lines[0], "-" * len(lines[0]), *lines[1:]])
 
