@@ -325,8 +325,9 @@ def test_an_altered_program_is_refused_before_it_is_run(tmp_path: Path, capsys: 
     capsys.readouterr()
     program = tmp_path / "run" / "model.py"
     program.write_text(program.read_text() + f"\nopen({str(tmp_path / 'was-here')!r}, 'w')\n")
-    assert "altered" in spoken(capsys, ["evaluate", str(tmp_path / "run")])
-    assert not (tmp_path / "was-here").exists()
+    for command in ("evaluate", "resume"):
+        assert "altered" in spoken(capsys, [command, str(tmp_path / "run")])
+        assert not (tmp_path / "was-here").exists()
 
 
 def test_a_program_that_does_not_run_is_said_in_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -122,14 +122,13 @@ def _resume(words: list[str]) -> int:
 
     from espalier import runs
 
-    recipe = runs.recipe_in(arguments.run)
     if runs.finished(arguments.run):
         fit = runs.resume(arguments.run)
         if arguments.json:
             return _conclude(arguments.run, fit, True)
         print(f"{arguments.run} is finished; nothing to do")
         return 0
-    with _watching(recipe) as bar:
+    with _watching(runs.recipe_in(arguments.run)) as bar:
         fit = runs.resume(arguments.run, bar)
     return _conclude(arguments.run, fit, arguments.json)
 

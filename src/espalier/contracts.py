@@ -7,7 +7,7 @@ The seven words (README, "The idea"): model, topology, schedule, guide, infer, f
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -54,6 +54,16 @@ class Data(NamedTuple):
     def num_outputs(self) -> int:
         """Width of the network's last layer: one per class, or one mean."""
         return 1 if self.num_classes is None else self.num_classes
+
+    def facts(self) -> dict[str, Any]:
+        """What a record keeps of the data, JSON-able."""
+        return {
+            "shape": list(self.shape),
+            "num_outputs": self.num_outputs,
+            "task": "regression" if self.num_classes is None else "classification",
+            "target": [self.target_shift, self.target_scale],
+            "data": {"name": self.name, "hashes": self.hashes},
+        }
 
 
 class Topology(NamedTuple):

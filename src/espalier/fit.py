@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 How = Literal["ticket", "pairs", "redraw", "mean", "unmasked"]
 WAYS: tuple[How, ...] = get_args(How)
+SINGLE: tuple[How, ...] = ("ticket", "mean", "unmasked")
+"""The ways that are one network, and so have batch-norm statistics of their own."""
 State = dict[str, Tensor]
 
 
@@ -172,9 +174,9 @@ class Fit:
 
     def _estimate_statistics(self) -> dict[str, State]:
         """Batch-norm buffers of the three single networks."""
-        self.statistics = {"ticket": {}, "mean": {}, "unmasked": {}}
+        self.statistics = {how: {} for how in SINGLE}
         result: dict[str, State] = {}
-        for how in ("ticket", "mean", "unmasked"):
+        for how in SINGLE:
             weights, state = next(self.weights(how))
             estimated = self._with_statistics(weights, state)
             result[how] = {name: tensor for name, tensor in estimated.items() if tensor is not state[name]}
@@ -231,7 +233,7 @@ class Fit:
             if "keep" in tensors
             else values.new_ones(values.shape, dtype=torch.bool)
         )
-        statistics: dict[str, State] = {"ticket": {}, "mean": {}, "unmasked": {}}
+        statistics: dict[str, State] = {how: {} for how in SINGLE}
         for name, tensor in tensors.items():
             if name.startswith("statistics."):
                 _, how, key = name.split(".", 2)

@@ -11,7 +11,7 @@ import json
 import re
 import typing
 from argparse import ArgumentError
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -99,7 +99,7 @@ def resolve(argv: Sequence[str]) -> Recipe:
     words = [_dashed(word) for word in argv]
     file = _value(words, "config")
     written = read_config(Path(file)) if file else {}
-    parts = programs(words)
+    parts = _programs(words, written)
     for part, name in parts.items():
         if not name:
             raise ValueError(f"expected --{part} NAME, or a --config FILE that has it")
@@ -120,7 +120,10 @@ def resolve(argv: Sequence[str]) -> Recipe:
 def programs(words: Sequence[str]) -> dict[str, str]:
     """What command-line words name as model, inference and data; empty where they do not."""
     file = _value(words, "config")
-    written = read_config(Path(file)) if file else {}
+    return _programs(words, read_config(Path(file)) if file else {})
+
+
+def _programs(words: Sequence[str], written: Mapping[str, Any]) -> dict[str, str]:
     return {part: _value(words, part) or str(written.get(part) or "") for part in ("model", "inference", "data")}
 
 

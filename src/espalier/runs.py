@@ -171,11 +171,7 @@ def _run(recipe: Recipe, folder: Path, loaded: Data, model: BayesianNetwork, wat
     fit.record |= {
         "recipe": yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")),
         "programs": {name: store.sha256((folder / name).read_bytes()) for name in programs},
-        "shape": list(loaded.shape),
-        "num_outputs": loaded.num_outputs,
-        "task": "regression" if loaded.num_classes is None else "classification",
-        "target": [loaded.target_shift, loaded.target_scale],
-        "data": {"name": loaded.name, "hashes": loaded.hashes},
+        **loaded.facts(),
         "versions": versions(),
     }
     fit.save(folder)

@@ -174,8 +174,6 @@ def _row(epoch: int, infos: list[Info], loop: Loop, data: Data) -> dict[str, Any
     loss, log_likelihood, kl = (
         float(torch.stack([getattr(info, name) for info in infos]).mean()) for name in ("loss", "log_likelihood", "kl")
     )
-    if not np.isfinite(loss):
-        raise RuntimeError(f"the loss stopped being finite in epoch {epoch}: lower the learning_rate or add warmup")
     row: dict[str, Any] = {
         "epoch": epoch,
         "step": loop.taken,
@@ -251,10 +249,7 @@ def _fit(
         torch.stack([values for values, _, _ in pairs]), torch.stack([keep for _, keep, _ in pairs]), states
     )
     record = {
-        "shape": list(data.shape),
-        "num_outputs": data.num_outputs,
-        "task": "regression" if data.num_classes is None else "classification",
-        "target": [data.target_shift, data.target_scale],
+        **data.facts(),
         "num_data": model.num_data,
         "num_weights": topology.num_weights,
         "num_active": topology.num_active,
@@ -273,7 +268,6 @@ def _fit(
         "bn_batches": training.bn_batches,
         "batch_size": training.batch_size,
         "elbo": {name: history[-1][name] for name in ("log_likelihood", "kl", "loss")},
-        "data": {"name": data.name, "hashes": data.hashes},
     }
     return Fit(
         model,
