@@ -23,7 +23,8 @@ def infer(
     sparsity: float = 0.9,
     drop_rate: float = 0.1,
     rescale: bool = False,
-    rule: Literal["rigl", "set", "static"] = "rigl",
+    mask: Literal["weight", "unit"] = "weight",
+    rule: Literal["rigl", "set", "static", "gradual", "one-shot"] = "rigl",
     allocation: Literal["erk", "uniform"] = "erk",
     start: Literal["random", "magnitude"] = "random",
     delta_t: int = 100,
@@ -39,7 +40,8 @@ def infer(
     topology move; after `average_from` of training one pair (Z, u) per epoch, whose mean is the ticket.
 
     sparsity: fraction of the maskable weights at zero. drop_rate: P(Z = 0), the paper's "mask sparsity".
-    rescale: weights are Z * u / keep_prob instead of Z * u. rule: how the topology moves. allocation: how layers share
+    rescale: weights are Z * u / keep_prob instead of Z * u. mask: one Z per weight, or per input unit (Gal's dropout).
+    rule: how the topology moves; gradual and one-shot start dense and prune. allocation: how layers share
     the active weights. start: where they begin. delta_t: steps between moves. drop_fraction: of each layer's active
     weights, exchanged at the first moves. freeze: fraction of training after which the topology stands still.
     average_from: fraction of training after which pairs are collected. kl_scale: tempering of the KL. seed: of
@@ -49,8 +51,12 @@ def infer(
     keep_prob = effective_keep_prob(1 - drop_rate)
     model = prepare(model, data, training, keep_prob=keep_prob, rescale=rescale)
     topology = initial(model.shapes, sparsity, allocation, start, model.initial, streams.topology)
-    guide = MaskedGuide(model, topology, keep_prob, rescale=rescale, kl_scale=kl_scale, generator=streams.mask)
-    schedule = schedules.rule(rule, delta_t, training.step_at(freeze, data), drop_fraction)
+    schedule = schedules.rule(rule, delta_t, training.step_at(freeze, data), drop_fraction, topology.counts)
+    if rule in schedules.PRUNING:
+        topology = initial(model.shapes, 0.0)
+    guide = MaskedGuide(
+        model, topology, keep_prob, rescale=rescale, mask=mask, kl_scale=kl_scale, generator=streams.mask
+    )
     return train(
         model, guide, schedule, data, training=training, streams=streams, average_from=average_from, watch=watch
     )

@@ -17,6 +17,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 RECIPES = sorted(path.name for path in EXAMPLES.glob("*.yaml"))
 # Script -> arguments of main, and what its result must satisfy.
 SCRIPTS: dict[str, tuple[dict[str, Any], Any]] = {
+    "inclusion.py": ({"steps": 80}, lambda found: (found > 0.95).sum() > 30 and abs(float(found.sum()) - 355) < 0.1),
     "own_network.py": ({"epochs": 25}, lambda found: min(found.values()) > 0.9),
     "plain_pyro.py": ({"steps": 600}, lambda error: error < 0.2),
     "regression.py": ({"epochs": 150}, lambda found: found["rmse"] < 0.2 and found["outside"] > found["inside"]),
@@ -26,6 +27,7 @@ BENCHMARKS = {
     "fashion.py": ["--help"],
     "state_bytes.py": [],
     "step_time.py": ["--help"],
+    "uci.py": ["--help"],
 }
 
 

@@ -9,6 +9,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,8 @@ Bayesian sparse training for networks that know what they don't know.
   espalier fit --config RECIPE.yaml --out RUN                        the same from a file; see examples/
   espalier resume RUN                                                go on with a run that was stopped
   espalier evaluate RUN [RUN ...]                                    scores of every way to predict, with intervals
+  espalier compare GRID.yaml --out DIR                               methods x sparsities x seeds, with paired intervals
+  espalier theory                                                    check every claim behind the method; a page of pictures
   espalier models | inferences | data                                what there is
   espalier data get NAME                                             download a public data set
 
@@ -39,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "fit": _fit,
         "resume": _resume,
         "evaluate": _evaluate,
+        "compare": _compare,
+        "theory": _theory,
         "data": _data,
         "models": _models,
         "inferences": _inferences,
@@ -64,7 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"espalier: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("espalier: stopped; `espalier resume RUN` goes on from the last epoch", file=sys.stderr)
+        how = "the same command" if words[0] == "compare" else "`espalier resume RUN`"
+        print(f"espalier: stopped; {how} goes on from the last epoch", file=sys.stderr)
         return 130
 
 
@@ -83,7 +89,7 @@ def _fit(words: list[str]) -> int:
     own.add_argument("-h", "--help", action="store_true")
     mine, rest = own.parse_known_args(words)
 
-    from espalier import recipes, runs
+    from espalier import distributed, recipes, runs
 
     if mine.help:
         return _fit_help(own, rest)
@@ -95,9 +101,9 @@ def _fit(words: list[str]) -> int:
         return 0
     if mine.out is None:
         raise ValueError("expected --out RUN, a new folder for the run")
-    with _watching(recipe) as bar:
+    with distributed.joined() as first, _watching(recipe, first) as bar:
         fit = runs.start(recipe, mine.out, bar)
-    return _conclude(mine.out, fit, mine.json)
+    return _conclude(mine.out, fit, mine.json) if first else 0
 
 
 def _fit_help(own: argparse.ArgumentParser, rest: list[str]) -> int:
@@ -120,20 +126,24 @@ def _resume(words: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object, and nothing else, on stdout")
     arguments = parser.parse_args(words)
 
-    from espalier import runs
+    from espalier import distributed, runs
 
-    if runs.finished(arguments.run):
-        fit = runs.resume(arguments.run)
-        if arguments.json:
-            return _conclude(arguments.run, fit, True)
+    with distributed.joined() as first:
+        finished = runs.finished(arguments.run)
+        with nullcontext() if finished else _watching(runs.recipe_in(arguments.run), first) as bar:
+            fit = runs.resume(arguments.run, bar)
+    if not first:
+        return 0
+    if finished and not arguments.json:
         print(f"{arguments.run} is finished; nothing to do")
         return 0
-    with _watching(runs.recipe_in(arguments.run)) as bar:
-        fit = runs.resume(arguments.run, bar)
     return _conclude(arguments.run, fit, arguments.json)
 
 
-def _watching(recipe: Any) -> Any:
+def _watching(recipe: Any, first: bool) -> Any:
+    """The bar of a run; of processes that train together, the first one shows it."""
+    if not first:
+        return nullcontext()
     from espalier.progress import Bar
 
     sparsity = recipe.options.get("sparsity", 0.0)
@@ -245,6 +255,71 @@ def _data(words: list[str]) -> int:
     print(
         "FILE.npz              arrays x, y and optionally train/test rows\nFOLDER                images, FOLDER/train/CLASS/*"
     )
+    return 0
+
+
+def _compare(words: list[str]) -> int:
+    parser = _Parser(prog="espalier compare", description="Train and score a grid of methods; espalier/grids.py says how.")
+    parser.add_argument("grid", type=Path, metavar="GRID.yaml")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="what is finished there is kept; default: runs/GRID")
+    parser.add_argument("--jobs", type=int, default=2, help="processes of one thread each (default 2)")
+    parser.add_argument("--scheduler", metavar="ADDRESS", help="a Dask cluster that is there, instead of own processes")
+    parser.add_argument("--dry-run", action="store_true", help="only say which runs and cells there are")
+    arguments = parser.parse_args(words)
+
+    from espalier import compare, grids, report
+    from espalier.progress import comparing
+    from espalier.workers import workers
+
+    grid = grids.read(arguments.grid)
+    out = arguments.out or Path("runs") / arguments.grid.stem
+    left = compare.plan(grid, out)
+    if arguments.dry_run:
+        print(report.plan_lines(grid, left))
+        return 0
+    hands = workers(arguments.jobs, arguments.scheduler)
+    epochs = sum(recipe.options["epochs"] for recipe in left.runs.values())
+    with comparing(len(left.runs), epochs, len(left.cells), lambda: compare.epochs_done(out, left.runs)) as seen:
+        outcome = compare.compare(grid, out, hands, seen)
+    files = report.write(grid, outcome, arguments.grid, out)
+    print(report.summary(grid, outcome))
+    print(f"\nThe tables are in {', '.join(str(file) for file in files)}.")
+    if outcome.failures:
+        print(f"espalier: {len(outcome.failures)} cells failed; the same command tries them again", file=sys.stderr)
+    return 1 if outcome.failures else 0
+
+
+def _theory(words: list[str]) -> int:
+    parser = _Parser(prog="espalier theory", description="Check every claim behind the method against another answer.")
+    parser.add_argument("claim", nargs="*", help="names of claims; default: all")
+    parser.add_argument("--quick", action="store_true", help="fewer draws and smaller grids: a minute, not ten")
+    parser.add_argument("--out", type=Path, metavar="DIR", default=Path("runs/theory"), help="default: runs/theory")
+    parser.add_argument("--jobs", type=int, default=2, help="processes of one thread each (default 2)")
+    parser.add_argument("--list", action="store_true", help="only say which claims there are")
+    parser.add_argument("--json", action="store_true", help="print one JSON object, and nothing else, on stdout")
+    arguments = parser.parse_args(words)
+
+    from espalier import theory
+
+    wanted = theory.chosen(arguments.claim)
+    if arguments.list:
+        print("\n".join(f"{name:24s} {claim.says}" for name, claim in wanted.items()))
+        return 0
+    from espalier.progress import counting
+    from espalier.theory import run
+
+    lines = []
+    with counting("claims", len(wanted)) as seen:
+        for line in run.run(list(wanted), arguments.quick, arguments.jobs, seen):
+            lines.append(line)
+            if not arguments.json:
+                print(run.sentence(line), flush=True)
+    run.write(lines, arguments.out, arguments.quick)
+    if arguments.json:
+        print((arguments.out / "theory.json").read_text(), end="")
+    else:
+        held = sum(line.finding.verdict == "holds" for line in lines)
+        print(f"\n{held} of {len(lines)} claims hold; figures and pictures: {arguments.out / 'index.html'}")
     return 0
 
 

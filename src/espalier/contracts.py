@@ -100,6 +100,8 @@ class Evidence(NamedTuple):
     """`(num_weights,)`: gradient of the mean likelihood loss of this batch at Z * u."""
     generator: torch.Generator
     """For rules that grow at random."""
+    scales: Tensor | None = None
+    """Standard deviations of the active weights `(k,)`, where the guide learns them."""
 
 
 class Move(NamedTuple):

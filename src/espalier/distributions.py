@@ -89,17 +89,41 @@ class FlatNormal(TorchDistribution):
         return -0.5 * square / self.scale**2 - log_normaliser
 
 
-class MaskedWeights(TorchDistribution):
+class _Scattered(TorchDistribution):
+    """Weights that are zero but at the active positions: no density over the flat vector, only a registered KL."""
+
+    arg_constraints: dict[str, Any] = {}
+    support = constraints.real_vector
+    has_rsample = True
+
+    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> Any:
+        return _unbatched(self, batch_shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        raise NotImplementedError(
+            "a guide over the active weights has no density over all of them: train it with pyro.infer.TraceMeanField_ELBO, "
+            "which uses its registered KL"
+        )
+
+    def score_parts(self, value: Tensor, *args: Any, **kwargs: Any) -> ScoreParts:
+        """What `TraceMeanField_ELBO` computes on the way and never uses; every other ELBO would use it, and is refused."""
+        elbo = _elbo_in_use()
+        if elbo is not None and not isinstance(elbo, TraceMeanField_ELBO):
+            raise ValueError(
+                f"expected TraceMeanField_ELBO, got {type(elbo).__name__}: a guide over the active weights has no "
+                "density over all of them, only a KL, and that ELBO would train another objective"
+            )
+        unused = value.new_tensor(-math.inf)
+        return ScoreParts(unused, 0.0, unused)
+
+
+class MaskedWeights(_Scattered):
     """The guide's distribution at noise scale s -> 0: `w = scatter(Z * mean)`, Z ~ Bernoulli(keep_prob) per active weight.
 
     mean: `(k,)` component means m (u, or u / p where the guide rescales); positions: `(k,)`; event shape
     `(num_weights,)`. `keep` is the last Z, `(*sample_shape, k)`. Its density at s -> 0 does not exist: `log_prob` raises,
     and the only objective that trains it is `TraceMeanField_ELBO` through the registered KL.
     """
-
-    arg_constraints: dict[str, Any] = {}
-    support = constraints.real_vector
-    has_rsample = True
 
     def __init__(
         self,
@@ -125,9 +149,6 @@ class MaskedWeights(TorchDistribution):
         spread = self.keep_prob * (1 - self.keep_prob) * self.mean_value.square()
         return scatter(spread, self.positions, self.event_shape[0])
 
-    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> MaskedWeights:
-        return _unbatched(self, batch_shape)
-
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
         shape = (*sample_shape, *self.mean_value.shape)
         if self.keep_prob == 1.0:  # no draw, no multiplication
@@ -137,22 +158,35 @@ class MaskedWeights(TorchDistribution):
         # A float mask multiplies twice as fast as a boolean one.
         return scatter(self.mean_value * self.keep.to(self.mean_value.dtype), self.positions, self.event_shape[0])
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        raise NotImplementedError(
-            "the masked guide has no density at noise scale 0: train it with pyro.infer.TraceMeanField_ELBO, "
-            "which uses its registered KL"
-        )
 
-    def score_parts(self, value: Tensor, *args: Any, **kwargs: Any) -> ScoreParts:
-        """What `TraceMeanField_ELBO` computes on the way and never uses; every other ELBO would use it, and is refused."""
-        elbo = _elbo_in_use()
-        if elbo is not None and not isinstance(elbo, TraceMeanField_ELBO):
-            raise ValueError(
-                f"expected TraceMeanField_ELBO, got {type(elbo).__name__}: the masked guide has no density at noise "
-                "scale 0, only a KL, and that ELBO would train another objective"
-            )
-        unused = value.new_tensor(-math.inf)
-        return ScoreParts(unused, 0.0, unused)
+class GaussianWeights(_Scattered):
+    """Mean-field Gaussian on the active weights: `w = scatter(mean + scale * noise)`.
+
+    mean, scale: `(k,)`; positions: `(k,)`; event shape `(num_weights,)`. `keep` is all True, `(*sample_shape, k)`.
+    """
+
+    def __init__(
+        self, mean: Tensor, scale: Tensor, positions: Tensor, num_weights: int, generator: torch.Generator | None = None
+    ) -> None:
+        self.mean_value, self.scale, self.positions, self._generator = mean, scale, positions, generator
+        self.keep: Tensor | None = None
+        super().__init__(event_shape=torch.Size([num_weights]), validate_args=False)
+
+    @property
+    def mean(self) -> Tensor:
+        return scatter(self.mean_value, self.positions, self.event_shape[0])
+
+    @property
+    def variance(self) -> Tensor:
+        return scatter(self.scale.square(), self.positions, self.event_shape[0])
+
+    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        shape = (*sample_shape, *self.mean_value.shape)
+        self.keep = torch.ones((), dtype=torch.bool, device=self.mean_value.device).expand(shape)
+        noise = torch.randn(
+            shape, generator=self._generator, dtype=self.mean_value.dtype, device=self.mean_value.device
+        )
+        return scatter(self.mean_value + self.scale * noise, self.positions, self.event_shape[0])
 
 
 def _unbatched(distribution: _D, batch_shape: torch.Size) -> _D:
@@ -178,6 +212,14 @@ def _elbo_in_use() -> ELBO | None:
 def _kl_masked_flat(q: MaskedWeights, p: FlatNormal) -> Tensor:
     """The terms of A(m) (`kl_bound`) that depend on the parameters: sum over active weights of p m^2 / 2v. In nats."""
     return (0.5 * q.keep_prob / p.scale**2) * torch.dot(q.mean_value, q.mean_value)
+
+
+@register_kl(GaussianWeights, FlatNormal)
+def _kl_gaussian_flat(q: GaussianWeights, p: FlatNormal) -> Tensor:
+    """sum over active weights of KL(N(mu, sigma^2) || N(0, v)) = (mu^2 + sigma^2)/2v - 1/2 - ln(sigma / sqrt v). In nats."""
+    squares = torch.dot(q.mean_value, q.mean_value) + torch.dot(q.scale, q.scale)
+    constant = len(q.scale) * (math.log(p.scale) - 0.5)
+    return 0.5 * squares / p.scale**2 - q.scale.log().sum() + constant
 
 
 def kl_bound(mean: Tensor, keep_prob: float, prior_scale: float, noise_scale: float) -> Tensor:

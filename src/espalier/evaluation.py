@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +12,10 @@ from torch import Tensor
 from espalier import calibration
 from espalier.batchnorm import has_batchnorm, training_batches
 from espalier.contracts import Data, Split
-from espalier.fit import WAYS, Fit, How
+from espalier.fit import Fit, How
 
 Predictions = NDArray[np.float64]
+Way = TypeVar("Way", bound=str)
 SPLITS = ("train", "validation", "calibration", "test")
 
 
@@ -29,10 +30,16 @@ def split_of(data: Data, name: str) -> Split:
 
 
 def predictions(
-    fit: Fit, data: Data, split: str = "test", *, ways: Sequence[How] = WAYS, num_samples: int = 16, seed: int = 0
+    fit: Fit,
+    data: Data,
+    split: str = "test",
+    *,
+    ways: Sequence[How] | None = None,
+    num_samples: int = 16,
+    seed: int = 0,
 ) -> dict[How, Predictions]:
     """What every way predicts for a split: mean probabilities `(n, C)`, or all draws `(S, n, 2)` for regression."""
-    part = split_of(data, split)
+    part, ways = split_of(data, split), ways or fit.ways
     if part.y.dim() != 1:
         raise ValueError(
             f"expected one label or target per example, got y of shape {tuple(part.y.shape)}: use fit.predict"
@@ -61,15 +68,10 @@ def evaluate(
     """
     if predicted is None:
         predicted = predictions(fit, data, split, num_samples=num_samples)
-    targets = split_of(data, split).y.numpy()
-    if data.num_classes is None:
-        targets = targets.astype(np.float64) * data.target_scale + data.target_shift
-        scores = {way: calibration.regression_summary(p[..., 0], p[..., 1], targets) for way, p in predicted.items()}
-    else:
-        scores = {way: calibration.classification_summary(p, targets) for way, p in predicted.items()}
+    scores = score(predicted, data, split)
     return {
         "split": split,
-        "num_examples": len(targets),
+        "num_examples": len(split_of(data, split).y),
         "num_samples": num_samples,
         "num_weights": fit.topology.num_weights,
         "num_active": fit.topology.num_active,
@@ -78,6 +80,15 @@ def evaluate(
         "num_bins": calibration.NUM_BINS,
         "predict": scores,
     }
+
+
+def score(predicted: Mapping[Way, Predictions], data: Data, split: str = "test") -> dict[Way, dict[str, Any]]:
+    """Scores of any predictive distributions on a split, by name; each as `predictions` returns them, in its units."""
+    targets = split_of(data, split).y.numpy()
+    if data.num_classes is not None:
+        return {way: calibration.classification_summary(p, targets) for way, p in predicted.items()}
+    targets = targets.astype(np.float64) * data.target_scale + data.target_shift
+    return {way: calibration.regression_summary(p[..., 0], p[..., 1], targets) for way, p in predicted.items()}
 
 
 def _mean(draws: Iterator[Tensor]) -> Predictions:

@@ -7,6 +7,8 @@ A fit predicts in five ways (Lei et al. 2023, sec. 3.2 and 5.4; names of the pap
     redraw    the last u with fresh masks Z                                 (MC dropout)
     mean      the last u times E[Z]: the posterior mean of the last guide
     unmasked  the last u, no Z, no factor                                   (weight dropout; RigL where keep_prob = 1)
+
+and, where there is one, in a sixth: `distilled`, one sparse net taught by the masked ones (`distillation.py`).
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from torch import Tensor, nn
 
 from espalier import batchnorm, store
 from espalier.contracts import Rows, Topology
-from espalier.distributions import draw_keep, scatter
+from espalier.distributions import scatter
+from espalier.guides import Mask, draw_mask
 from espalier.network import BayesianNetwork
 from espalier.predict import predictive, to_datatree
 from espalier.store import Bundle
@@ -29,23 +32,51 @@ from espalier.topology import from_bits, pack_bits, to_bits, unpack_bits
 if TYPE_CHECKING:
     import xarray
 
-How = Literal["ticket", "pairs", "redraw", "mean", "unmasked"]
-WAYS: tuple[How, ...] = get_args(How)
+How = Literal["ticket", "pairs", "redraw", "mean", "unmasked", "distilled"]
+WAYS: tuple[How, ...] = get_args(How)[:5]
+"""What every fit has."""
 SINGLE: tuple[How, ...] = ("ticket", "mean", "unmasked")
 """The ways that are one network, and so have batch-norm statistics of their own."""
 State = dict[str, Tensor]
 
 
-class Pairs(NamedTuple):
-    """Collected draws of the variational posterior: P pairs (Z, u), each with its epoch's other parameters.
+class Pair(NamedTuple):
+    """One draw of the variational posterior: (Z, u) of the active weights `(k,)` each, and what else the network has.
 
-    values: u `(P, k)`; keep: Z `(P, k)` bool; states: the model's other parameters and buffers by name, `(P, ...)`, with
-    batch-norm statistics re-estimated for that pair.
+    values: u. keep: Z, bool. state: the model's other parameters and buffers by name, with batch-norm statistics
+    re-estimated for this pair. scales: of a Gaussian guide, sigma; Z is all True then.
     """
 
     values: Tensor
     keep: Tensor
+    state: State
+    scales: Tensor | None = None
+
+    def draw(self, index: int) -> Tensor:
+        """The active weights `(k,)`: Z * u, or the draw of N(u, sigma^2) that `index` decides."""
+        if self.scales is None:
+            return self.values * self.keep
+        return gaussian(self.values, self.scales, torch.Generator().manual_seed(index))
+
+
+class Pairs(NamedTuple):
+    """All collected pairs, stacked: values and keep `(P, k)`, states `(P, ...)`, scales `(P, k)` or None; see `Pair`."""
+
+    values: Tensor
+    keep: Tensor
     states: State
+    scales: Tensor | None = None
+
+    @classmethod
+    def of(cls, pairs: Sequence[Pair]) -> Pairs:
+        states = {name: torch.stack([pair.state[name] for pair in pairs]) for name in pairs[0].state}
+        scales = [pair.scales for pair in pairs if pair.scales is not None]
+        values, keep = torch.stack([pair.values for pair in pairs]), torch.stack([pair.keep for pair in pairs])
+        return cls(values, keep, states, torch.stack(scales) if scales else None)
+
+    def pair(self, index: int) -> Pair:
+        scales = None if self.scales is None else self.scales[index]
+        return Pair(self.values[index], self.keep[index], self.state(index), scales)
 
     def state(self, index: int) -> State:
         return {name: tensor[index] for name, tensor in self.states.items()}
@@ -55,12 +86,18 @@ class Pairs(NamedTuple):
         return {n: t.mean(0) if t.is_floating_point() else t[-1] for n, t in self.states.items()}
 
 
+def gaussian(mean: Tensor, scale: Tensor, generator: torch.Generator) -> Tensor:
+    """A draw of N(mean, scale^2) `(k,)`, its noise drawn on the CPU: the same wherever the fit is."""
+    return mean + scale * torch.randn(mean.shape, generator=generator, dtype=mean.dtype).to(mean.device)
+
+
 class Fit:
     """What `infer` returns.
 
-    model, topology, pairs: see their classes. keep_prob, rescale: the guide's. record: what was run, JSON-able.
+    model, topology, pairs: see their classes. keep_prob, rescale, mask: the guide's. record: what was run, JSON-able.
     history: one row per epoch. inputs: batches of training inputs for batch-norm statistics; a loaded fit has none until
-    it is given some, and then only `redraw` of a network with batch norm asks for them.
+    it is given some, and then only `redraw` of a network with batch norm asks for them. student: the distilled network's
+    values `(k,)` and its other state.
     """
 
     def __init__(
@@ -71,20 +108,28 @@ class Fit:
         *,
         keep_prob: float,
         rescale: bool,
+        mask: Mask = "weight",
         record: dict[str, Any],
         history: list[dict[str, Any]],
         inputs: Sequence[Tensor] | None = None,
         statistics: Mapping[str, State] | None = None,
+        student: tuple[Tensor, State] | None = None,
     ) -> None:
         self.model, self.topology, self.pairs = model, topology, pairs
-        self.keep_prob, self.rescale = keep_prob, rescale
+        self.keep_prob, self.rescale, self.mask = keep_prob, rescale, mask
         self.record, self.history = record, history
         self.inputs = inputs
+        self.student = student
         self.statistics = dict(statistics) if statistics is not None else self._estimate_statistics()
 
     def __repr__(self) -> str:
         where = f"{self.topology.num_active} of {self.topology.num_weights} weights active"
         return f"Fit({where}, {len(self.pairs.values)} pairs, keep_prob {self.keep_prob:g})"
+
+    @property
+    def ways(self) -> tuple[How, ...]:
+        """The ways to predict that this fit has."""
+        return WAYS if self.student is None else (*WAYS, "distilled")
 
     def predict(self, x: Rows, how: How = "ticket", *, num_samples: int = 16, seed: int = 0) -> Tensor:
         """Predictive draws `(S, n, C)` of class probabilities, on the CPU; average over the first dimension.
@@ -97,8 +142,8 @@ class Fit:
 
     def draws(self, x: Rows, how: How = "ticket", *, num_samples: int = 16, seed: int = 0) -> Iterator[Tensor]:
         """`predict`, one draw `(n, C)` at a time: nothing of size S is held."""
-        if how not in WAYS:
-            raise ValueError(f"expected one of {', '.join(WAYS)}, got {how!r}")
+        if how not in self.ways:
+            raise ValueError(f"expected one of {', '.join(self.ways)}, got {how!r}")
         if num_samples < 1:
             raise ValueError(f"expected num_samples of at least 1, got {num_samples}")
         shape = self.record.get("shape")
@@ -118,24 +163,34 @@ class Fit:
         last, state = self.pairs.values[-1], self.pairs.state(-1)
         if how == "ticket":
             averaged = (self.pairs.values * self.pairs.keep).mean(0) * factor
-            yield self._dense(averaged), {**self.pairs.mean_state(), **self.statistics[how]}
+            yield self.dense(averaged), {**self.pairs.mean_state(), **self.statistics[how]}
         elif how == "mean":
-            yield self._dense(last * (self.keep_prob * factor)), {**state, **self.statistics[how]}
+            yield self.dense(last * (self.keep_prob * factor)), {**state, **self.statistics[how]}
         elif how == "unmasked":
-            yield self._dense(last), {**state, **self.statistics[how]}
+            yield self.dense(last), {**state, **self.statistics[how]}
+        elif how == "distilled" and self.student is not None:
+            values, own = self.student
+            yield self.dense(values), own
         elif how == "pairs":
-            for index, (values, keep) in enumerate(zip(self.pairs.values, self.pairs.keep, strict=True)):
-                yield self._dense(values * keep * factor), self.pairs.state(index)
+            for index in range(len(self.pairs.values)):
+                yield self.dense(self.pairs.pair(index).draw(index) * factor), self.pairs.state(index)
         else:
             generator = torch.Generator().manual_seed(seed)  # on the CPU: the same masks wherever the fit is
             for _ in range(num_samples):
-                keep = draw_keep(len(last), self.keep_prob, torch.device("cpu"), generator).to(last.device)
-                weights = self._dense(last * keep * factor)
+                weights = self.dense(self._redrawn(generator) * factor)
                 yield weights, self._with_statistics(weights, state)
 
-    def ticket(self) -> nn.Module:
-        """The averaged sparse network as a plain dense `nn.Module` with zeros, in evaluation mode."""
-        weights, state = next(self.weights("ticket"))
+    def _redrawn(self, generator: torch.Generator) -> Tensor:
+        """The last u under a fresh Z, or a fresh draw of N(u, sigma^2)."""
+        last = self.pairs.values[-1]
+        if self.pairs.scales is not None:
+            return gaussian(last, self.pairs.scales[-1], generator)
+        positions = self.topology.positions.cpu()
+        return last * draw_mask(positions, self.model.shapes, self.mask, self.keep_prob, generator).to(last.device)
+
+    def ticket(self, how: How = "ticket") -> nn.Module:
+        """The averaged (or the `distilled`) sparse network as a plain dense `nn.Module` with zeros, in evaluation mode."""
+        weights, state = next(self.weights(how))
         return self.model.network(weights, state).eval()
 
     def to_datatree(
@@ -150,8 +205,11 @@ class Fit:
         self.model.to(device)
         self.topology = self.topology._replace(positions=self.topology.positions.to(device))
         states = {name: tensor.to(device) for name, tensor in self.pairs.states.items()}
-        self.pairs = Pairs(self.pairs.values.to(device), self.pairs.keep.to(device), states)
+        scales = None if self.pairs.scales is None else self.pairs.scales.to(device)
+        self.pairs = Pairs(self.pairs.values.to(device), self.pairs.keep.to(device), states, scales)
         self.statistics = {how: {n: t.to(device) for n, t in s.items()} for how, s in self.statistics.items()}
+        if self.student is not None:
+            self.student = (self.student[0].to(device), {n: t.to(device) for n, t in self.student[1].items()})
         self.inputs = None if self.inputs is None else [batch.to(device) for batch in self.inputs]
         return self
 
@@ -162,7 +220,8 @@ class Fit:
             raise KeyError(f"expected a masked tensor of {', '.join(named[0])}, got {name!r}")
         return torch.stack([tensors[name] for tensors in named])
 
-    def _dense(self, values: Tensor) -> Tensor:
+    def dense(self, values: Tensor) -> Tensor:
+        """Values of the active weights `(k,)` as a flat weight vector `(num_weights,)`."""
         return scatter(values, self.topology.positions, self.topology.num_weights)
 
     def _with_statistics(self, weights: Tensor, state: State) -> State:
@@ -187,10 +246,16 @@ class Fit:
         tensors = {"topology": to_bits(self.topology), "values": self.pairs.values}
         if self.keep_prob < 1:
             tensors["keep"] = pack_bits(self.pairs.keep)
+        if self.pairs.scales is not None:
+            tensors["scales"] = self.pairs.scales
+        if self.student is not None:
+            tensors |= {"student.values": self.student[0]}
+            tensors |= {f"student.state.{name}": tensor for name, tensor in self.student[1].items()}
         tensors |= {f"state.{name}": tensor for name, tensor in self.pairs.states.items()}
         for how, state in self.statistics.items():
             tensors |= {f"statistics.{how}.{name}": tensor for name, tensor in state.items()}
-        facts = {"sizes": self.topology.sizes, "keep_prob": self.keep_prob, "rescale": self.rescale}
+        facts = {"sizes": self.topology.sizes, "keep_prob": self.keep_prob, "rescale": self.rescale,
+                 "mask": self.mask}  # fmt: skip
         return Bundle(tensors, facts)
 
     def save(self, folder: str | Path) -> None:
@@ -239,13 +304,18 @@ class Fit:
                 _, how, key = name.split(".", 2)
                 statistics[how][key] = tensor
         states = {name.removeprefix("state."): tensor for name, tensor in tensors.items() if name.startswith("state.")}
+        student = None
+        if "student.values" in tensors:
+            student = (tensors["student.values"], store.under("student.state.", tensors))
         return cls(
             model,
             topology,
-            Pairs(values, keep, states),
+            Pairs(values, keep, states, tensors.get("scales")),
             keep_prob=facts["keep_prob"],
             rescale=facts["rescale"],
+            mask=facts.get("mask", "weight"),
             record={key: value for key, value in record.items() if key != "files"},
             history=store.read_json(folder / "history.json"),
             statistics=statistics,
+            student=student,
         )

@@ -6,15 +6,51 @@ optimiser's moments. The distribution scatters values * Z into the network's fla
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from typing import Literal, get_args
+
 import pyro
 import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from espalier.contracts import Move, Topology
-from espalier.distributions import MaskedWeights, draw_keep, effective_keep_prob
+from espalier.distributions import GaussianWeights, MaskedWeights, draw_keep, effective_keep_prob
 from espalier.network import BayesianNetwork
 from espalier.topology import relocate
+
+Mask = Literal["weight", "unit"]
+"""What shares a Z: nothing, or all weights that leave the same input unit or channel (Gal & Ghahramani 2016)."""
+
+
+def input_units(positions: Tensor, shapes: Sequence[tuple[int, ...]]) -> tuple[Tensor, int]:
+    """Of each weight at `positions` `(k,)` the unit it leaves, `(k,)`, numbered through the layers; and how many there are.
+
+    A layer's shape is (outputs, inputs, ...), as torch's Linear and Conv have it; of a transposed convolution it is the
+    output channels that share a Z.
+    """
+    sizes = torch.tensor([math.prod(shape) for shape in shapes], device=positions.device)
+    inputs = torch.tensor([shape[1] for shape in shapes], device=positions.device)
+    kernel = torch.tensor([math.prod(shape[2:]) for shape in shapes], device=positions.device)
+    layer = torch.bucketize(positions, sizes.cumsum(0), right=True)
+    local = positions - (sizes.cumsum(0) - sizes)[layer]
+    units = local // kernel[layer] % inputs[layer] + (inputs.cumsum(0) - inputs)[layer]
+    return units, int(inputs.sum())
+
+
+def draw_mask(
+    positions: Tensor,
+    shapes: Sequence[tuple[int, ...]],
+    mask: Mask,
+    keep_prob: float,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Z of the weights at `positions` `(k,)`, `(k,)` bool: independent, or shared by the weights of an input unit."""
+    if mask == "weight":
+        return draw_keep(len(positions), keep_prob, positions.device, generator)
+    units, count = input_units(positions, shapes)
+    return draw_keep(count, keep_prob, positions.device, generator)[units]
 
 
 class MaskedGuide(PyroModule):
@@ -24,6 +60,8 @@ class MaskedGuide(PyroModule):
 
     keep_prob: P(Z = 1); the effective value of the 16-bit draw is kept. One draws nothing.
     rescale: component mean m = u / keep_prob instead of u, so that E[w] = u ("inverted dropout").
+    mask: 'weight', a Z for each active weight, or 'unit', one for all that leave the same input unit. The KL bound holds for
+        both: it is convex in the mixture, whatever the parts share.
     kl_scale: the one tempering knob, a factor on the KL of the weights.
     generator: where Z is drawn from; None is torch's default, which `pyro.set_rng_seed` seeds.
 
@@ -39,6 +77,7 @@ class MaskedGuide(PyroModule):
         keep_prob: float = 1.0,
         *,
         rescale: bool = False,
+        mask: Mask = "weight",
         kl_scale: float = 1.0,
         generator: torch.Generator | None = None,
     ) -> None:
@@ -47,7 +86,9 @@ class MaskedGuide(PyroModule):
             raise ValueError(f"expected a topology over layers of {model.sizes} weights, got {topology.sizes}")
         if not kl_scale > 0:
             raise ValueError(f"expected a kl_scale above 0, got {kl_scale}")
-        self.counts, self.sizes = topology.counts, topology.sizes
+        if mask not in get_args(Mask):
+            raise ValueError(f"expected a mask per weight or unit, got {mask!r}")
+        self.counts, self.sizes, self.shapes, self.mask = topology.counts, topology.sizes, model.shapes, mask
         self.keep_prob = effective_keep_prob(keep_prob)
         self.rescale, self.kl_scale, self.generator = rescale, kl_scale, generator
         self.register_buffer("positions", topology.positions.to(model.initial.device, copy=True))
@@ -96,14 +137,85 @@ class MaskedGuide(PyroModule):
 
     def move(self, move: Move, *optimizers: torch.optim.Optimizer) -> None:
         """Stand on another topology: values and every optimiser moment travel with their weight, grown ones are 0."""
-        for optimizer in optimizers:
-            state = optimizer.state.get(self.values, {})
-            for name, moment in state.items():
-                if isinstance(moment, Tensor) and moment.shape == self.values.shape:
-                    state[name] = relocate(moment, move.source)
-        self.values.data = relocate(self.values.data, move.source)
-        self.values.grad = None
+        for name, old in list(self.named_parameters()):
+            moved = relocate(old.data, move.source)
+            moved[move.source < 0] = self.grown(name)
+            for optimizer in optimizers:
+                state = optimizer.state.get(old, {})
+                for key, moment in state.items():
+                    if isinstance(moment, Tensor) and moment.shape == old.shape:
+                        state[key] = relocate(moment, move.source)
+            if moved.shape == old.shape:
+                old.data, old.grad = moved, None
+            else:
+                self._replace(name, old, nn.Parameter(moved), *optimizers)
         self.positions, self.counts = move.topology.positions, move.topology.counts
 
+    def grown(self, name: str) -> float:
+        """Where a parameter of a weight that has just grown begins."""
+        return 0.0
+
+    def scales(self) -> Tensor | None:
+        """Standard deviations of the active weights `(k,)`, of a guide that learns them."""
+        return None
+
+    def lengthwise(self) -> dict[str, Tensor]:
+        """All that there is one of for every active weight, `(k,)` each."""
+        return {name: parameter.data for name, parameter in self.named_parameters()}
+
+    def _replace(self, name: str, old: Tensor, new: nn.Parameter, *optimizers: torch.optim.Optimizer) -> None:
+        """A parameter of another length: autograd remembers the shape of the old one for as long as a graph of it lives."""
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["params"] = [new if parameter is old else parameter for parameter in group["params"]]
+            if old in optimizer.state:
+                optimizer.state[new] = optimizer.state.pop(old)
+        store = pyro.get_param_store()
+        for key in [key for key, parameter in store.named_parameters() if parameter is old]:
+            del store[key]
+        setattr(self, name, new)
+
     def _draw(self, count: int) -> Tensor:
-        return draw_keep(count, self.keep_prob, self.values.device, self.generator)
+        if self.mask == "weight":
+            return draw_keep(count, self.keep_prob, self.values.device, self.generator)
+        draws = count // len(self.positions)
+        masks = [
+            draw_mask(self.positions, self.shapes, self.mask, self.keep_prob, self.generator) for _ in range(draws)
+        ]
+        return torch.cat(masks)
+
+
+class GaussianGuide(MaskedGuide):
+    """Mean-field Gaussian on the active weights: w = scatter(N(mu, sigma^2)), one learned sigma per active weight.
+
+    The sparse variational family of SSVI (Li et al. 2024) and, dense, of Blundell et al. 2015. Same site, same tap, same
+    moves as `MaskedGuide`; there is no Z. Trained by `TraceMeanField_ELBO`.
+
+    noise_scale: where every sigma starts, also of a weight that has just grown.
+
+    values: mu `(k,)`. log_scale: ln sigma `(k,)`.
+    """
+
+    def __init__(
+        self,
+        model: BayesianNetwork,
+        topology: Topology,
+        *,
+        noise_scale: float = 0.01,
+        kl_scale: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(model, topology, kl_scale=kl_scale, generator=generator)
+        if not noise_scale > 0:
+            raise ValueError(f"expected a noise_scale above 0, got {noise_scale}: it is a standard deviation")
+        self.noise_scale = noise_scale
+        self.log_scale = nn.Parameter(torch.full_like(self.values.data, math.log(noise_scale)))
+
+    def distribution(self) -> GaussianWeights:
+        return GaussianWeights(self.values, self.log_scale.exp(), self.positions, sum(self.sizes), self.generator)
+
+    def grown(self, name: str) -> float:
+        return math.log(self.noise_scale) if name == "log_scale" else 0.0
+
+    def scales(self) -> Tensor:
+        return self.log_scale.detach().exp()

@@ -10,7 +10,7 @@ from pyro.infer import TraceMeanField_ELBO
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from espalier import schedules, store
+from espalier import distributed, schedules, store
 from espalier.contracts import Evidence, Schedule
 from espalier.guides import MaskedGuide
 from espalier.network import BayesianNetwork
@@ -30,6 +30,10 @@ class Info(NamedTuple):
     """KL bound per example (times kl_scale), nats."""
     grown: int
     """Weights exchanged, where the step was a topology move."""
+    moved: bool = False
+    """Was the step a topology move?"""
+    active: int = 0
+    """Active weights that the step computed with."""
 
 
 class Loop:
@@ -51,7 +55,7 @@ class Loop:
         self.precision, self.topology_stream = precision, topology_stream or torch.Generator()
         self.elbo = TraceMeanField_ELBO()
         points = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        parameters = [guide.values, *points]  # their decay is in the ELBO, so the optimiser has none
+        parameters = [*guide.parameters(), *points]  # their decay is in the ELBO, so the optimiser has none
         if optimizer == "adam":
             self.optimizer: torch.optim.Optimizer = torch.optim.Adam(parameters)
         else:
@@ -62,29 +66,32 @@ class Loop:
         """One step on a batch x `(b, *shape)`, y `(b, ...)`: the same Z in the forward pass, the gradient and the guide."""
         self.taken += 1
         num_data = self.model.num_data or len(x)
-        moving = self.schedule.due(self.taken)
+        moving, active = self.schedule.due(self.taken), len(self.guide.values)
         self.guide.tapped = moving
         self.optimizer.zero_grad()
         with self._autocast(x.device):
             loss = self.elbo.differentiable_loss(self.model, self.guide, x, y) / num_data
-        if not torch.isfinite(loss.detach()):
+        seen = distributed.mean(loss.detach())
+        if not torch.isfinite(seen):
             raise RuntimeError(
                 f"the loss stopped being finite at step {self.taken}: lower the learning_rate or add warmup"
             )
         loss.backward()
         kl, l2 = self._regularisers()
-        log_likelihood = kl / num_data + l2 - loss.detach()
+        log_likelihood = kl / num_data + l2 - seen
         grown = 0
         if moving:
-            evidence = Evidence(self.taken, self.guide.values.data, self.guide.gradient(), self.topology_stream)
+            gradient = distributed.mean(self.guide.gradient())
+            evidence = Evidence(self.taken, self.guide.values.data, gradient, self.topology_stream, self.guide.scales())
             move = self.schedule.move(self.guide.topology, evidence)
             self.guide.move(move, self.optimizer)
             grown = move.num_grown
         else:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.learning_rate(self.taken)
+            distributed.average_gradients(self.optimizer)
             self.optimizer.step()
-        return Info(self.taken, loss.detach(), log_likelihood, kl / num_data, grown)
+        return Info(self.taken, seen, log_likelihood, kl / num_data, grown, moving, active)
 
     @torch.no_grad()
     def _regularisers(self) -> tuple[Tensor, Tensor]:
@@ -97,7 +104,7 @@ class Loop:
 
     def state(self) -> Bundle:
         """Everything that the next step depends on, but for the random streams."""
-        tensors = {"topology": to_bits(self.guide.topology), "values": self.guide.values.data}
+        tensors = {"topology": to_bits(self.guide.topology), **self.guide.lengthwise()}
         tensors |= {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         for index, slots in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": slot for name, slot in slots.items() if slot is not None}
@@ -109,7 +116,8 @@ class Loop:
         topology = from_bits(tensors["topology"], self.guide.sizes)
         device = self.guide.values.device
         self.guide.positions, self.guide.counts = topology.positions.to(device), topology.counts
-        self.guide.values.data = tensors["values"].to(device)
+        for name, parameter in self.guide.named_parameters():
+            parameter.data = tensors[name].to(device)
         self.model.load_state_dict(store.under("model.", tensors))
         slots: dict[int, dict[str, Tensor]] = {}
         for name, tensor in store.under("optimizer.", tensors).items():

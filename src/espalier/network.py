@@ -152,7 +152,10 @@ class BayesianNetwork(PyroModule):
         return sum(self.sizes)
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """The Pyro program. x: `(n, *shape)`, y: `(n, ...)` or None to sample it. Returns y."""
+        """The Pyro program. x: `(n, *shape)`, y: `(n, ...)` or None to sample it. Returns y.
+
+        Labels may be soft, probabilities `(n, C)`: site `y` is then the factor sum_c y_c log p_c (a Gibbs posterior).
+        """
         weights = pyro.sample("weights", self.prior())
         if self.weight_decay:
             pyro.factor("l2", -self.l2() * (self.num_data or len(x)))
@@ -160,6 +163,9 @@ class BayesianNetwork(PyroModule):
         if y is not None:
             y = _matched(y, outcome)
         with pyro.plate("data", len(x)), pyro.poutine.scale(scale=(self.num_data or len(x)) / len(x)):
+            if y is not None and _soft(y, outcome):
+                pyro.factor("y", (y * outcome.logits).sum(-1))
+                return y
             drawn: Tensor = pyro.sample("y", outcome.to_event(len(outcome.batch_shape) - 1), obs=y)
         return drawn
 
@@ -330,13 +336,17 @@ def _matched(y: Tensor, outcome: dist.TorchDistribution) -> Tensor:
     """Targets in the shape and kind of what the likelihood says. Raises ValueError where they would broadcast."""
     if not isinstance(outcome, dist.Categorical):
         y = y.to(torch.get_default_dtype()) if not y.is_floating_point() else y
-    if outcome.shape() == (*y.shape, 1):
+    shape = outcome.logits.shape if _soft(y, outcome) else outcome.shape()
+    if shape == (*y.shape, 1):
         y = y.unsqueeze(-1)
-    if outcome.shape() != y.shape:
-        raise ValueError(
-            f"expected targets of shape {tuple(outcome.shape())}, as the likelihood has, got {tuple(y.shape)}"
-        )
+    if shape != y.shape:
+        raise ValueError(f"expected targets of shape {tuple(shape)}, as the likelihood has, got {tuple(y.shape)}")
     return y
+
+
+def _soft(y: Tensor, outcome: dist.TorchDistribution) -> bool:
+    """Are these labels probabilities of the classes?"""
+    return isinstance(outcome, dist.Categorical) and y.is_floating_point() and y.dim() == outcome.logits.dim()
 
 
 def _without(net: nn.Module, names: set[str]) -> nn.Module:

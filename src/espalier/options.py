@@ -26,10 +26,13 @@ class Training:
 
     epochs: passes over the training split. batch_size: examples of a step; an incomplete last batch is left out.
     optimizer: sgd (Nesterov momentum) or adam. learning_rate: its peak. momentum: of sgd.
-    rate: cosine, stepwise or constant. warmup: steps of linear increase before it.
+    rate: cosine, stepwise, constant, or swa (constant, then linear to a twentieth at 75 %).
+    warmup: steps of linear increase before it.
     decay_every: steps between the decays of stepwise. decay_factor: what each multiplies the rate by.
     weight_decay: coupled L2, per datum; None takes it from the model's prior_scale, or 1e-4 where it has none.
     augment: none, or crop-flip (pad by an eighth, crop at random, flip). device: auto, cpu, cuda, cuda:1.
+    label_smoothing: mass that a label gives away to all classes alike (Szegedy et al. 2016). mixup: alpha of the
+    Beta(alpha, alpha) weight by which pairs of examples and their labels are mixed (Zhang et al. 2018), 0 is none.
     precision: float32, or bf16 autocast. bn_batches: training batches that batch-norm statistics are re-estimated on.
     batchnorm: re-estimate for every weight vector that predicts, or running (what training left, as an ablation).
     """
@@ -39,12 +42,14 @@ class Training:
     optimizer: Literal["sgd", "adam"] = "sgd"
     learning_rate: float = 0.1
     momentum: float = 0.9
-    rate: Literal["cosine", "stepwise", "constant"] = "cosine"
+    rate: Literal["cosine", "stepwise", "constant", "swa"] = "cosine"
     warmup: int = 0
     decay_every: int = 20000
     decay_factor: float = 0.5
     weight_decay: float | None = None
     augment: Literal["none", "crop-flip"] = "none"
+    label_smoothing: float = 0.0
+    mixup: float = 0.0
     device: str = "auto"
     precision: Literal["float32", "bf16"] = "float32"
     bn_batches: int = 16
@@ -65,6 +70,10 @@ class Training:
             raise ValueError(f"expected a learning_rate above 0, got {self.learning_rate}")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"expected a momentum in [0, 1), got {self.momentum}")
+        if not 0 <= self.label_smoothing < 1 or not self.mixup >= 0:
+            raise ValueError(
+                f"expected label_smoothing in [0, 1) and mixup of 0 or more, got {self.label_smoothing} and {self.mixup}"
+            )
         if self.weight_decay is not None and not self.weight_decay > 0:
             raise ValueError(
                 f"expected a weight_decay above 0, got {self.weight_decay}: it is the precision of the prior"
@@ -90,6 +99,8 @@ class Training:
             return schedules.cosine(self.learning_rate, steps, self.warmup)
         if self.rate == "stepwise":
             return schedules.stepwise(self.learning_rate, self.decay_every, self.decay_factor, self.warmup)
+        if self.rate == "swa":
+            return schedules.swa(self.learning_rate, steps, self.warmup)
         return schedules.constant(self.learning_rate, self.warmup)
 
 
@@ -112,6 +123,8 @@ def prepare(
         raise ValueError(
             f"expected images (channels, height, width) for augment {training.augment}, got shape {data.shape}"
         )
+    if data.num_classes is None and (training.label_smoothing or training.mixup):
+        raise ValueError(f"expected labels to smooth or to mix, but {data.name} has real-valued targets")
     _check_fit(model, data)
     model = copy.deepcopy(model)
     model.num_data = len(data.train.y)

@@ -14,6 +14,11 @@ from espalier import calibration, store
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from espalier.theory.claims import Picture, Ranks
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+"""Okabe & Ito's palette: told apart by colour-blind readers too."""
+
 
 def save(figure: Figure, path: Path) -> None:
     """Write a PNG, atomically and without the date, so that equal figures are equal files."""
@@ -61,3 +66,65 @@ def _titled(title: str, probs: Any, labels: Any, num_bins: int) -> str:
     ece = calibration.ece(probs, labels, num_bins)
     low, high = calibration.ece_interval(probs, labels, num_bins)
     return f"{title}\nECE {ece:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def curves(picture: Picture) -> Figure:
+    """The curves of a claim's picture over one pair of axes."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for index, curve in enumerate(picture.curves):
+        x, y, colour = np.asarray(curve.x), np.asarray(curve.y), COLOURS[index % len(COLOURS)]
+        low, high = (None if each is None else np.asarray(each) for each in (curve.low, curve.high))
+        if curve.style == "bars":
+            axes.bar(
+                x, y, width=0.8 * np.min(np.diff(x)) if len(x) > 1 else 0.8, color=colour, alpha=0.6, label=curve.label
+            )
+        else:
+            form = {"line": "-", "dashed": "--", "points": "o-"}[curve.style]
+            axes.plot(x, y, form, color=colour, label=curve.label, linewidth=1.4, markersize=4)
+        if low is not None and high is not None and curve.style == "line":
+            axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
+        elif low is not None and high is not None:
+            spread = np.maximum(np.stack([y - low, high - y]), 0)
+            axes.errorbar(x, y, spread, fmt="none", color=colour, linewidth=1, capsize=2)
+    axes.set(title=picture.title, xlabel=picture.x, ylabel=picture.y, xscale=picture.xscale, yscale=picture.yscale)
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize=8, frameon=False)
+    return figure
+
+
+def ranks(picture: Ranks, ci_prob: float = 0.99) -> Figure:
+    """A rank histogram and its difference from the uniform ECDF, with ArviZ's simultaneous bands (Säilynoja et al. 2022).
+
+    Left: counts by rank; the band is where a uniform rank's count lies with probability `ci_prob` for all ranks together
+    (Bonferroni). Right: ranks spread over their cell, (rank + U) / (L + 1), so that uniform ranks are uniform on [0, 1].
+    """
+    from arviz_stats.ecdf_utils import ecdf_pit
+    from matplotlib.figure import Figure
+    from scipy import stats
+
+    found, cells = np.asarray(picture.ranks), picture.num_draws + 1
+    figure = Figure(figsize=(8.4, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    low, high = stats.binom.ppf([0.5 * (1 - ci_prob) / cells, 1 - 0.5 * (1 - ci_prob) / cells], len(found), 1 / cells)
+    left.axhspan(low, high, color="0.5", alpha=0.3, zorder=2)
+    left.bar(np.arange(cells), np.bincount(found, minlength=cells), width=1.0, color=COLOURS[0], alpha=0.6)
+    pit = (found + np.random.default_rng(0).random(len(found))) / cells
+    at, ecdf, lower, upper = ecdf_pit(pit, ci_prob, 500, rng=np.random.default_rng(0))
+    right.fill_between(at, lower - at, upper - at, color="0.85", label=f"uniform: {ci_prob:.0%} band for all at once")
+    right.plot(at, ecdf - at, color=COLOURS[0], linewidth=1.2, label="ranks")
+    if picture.expected is not None:
+        law = np.asarray(picture.expected)
+        left.step(np.arange(-1, cells + 1), len(found) * np.pad(law, 1), where="mid", color=COLOURS[1], linewidth=1.2)
+        edges = np.arange(cells + 1) / cells
+        right.plot(edges, np.concatenate([[0], np.cumsum(law)]) - edges, color=COLOURS[1], linestyle="--", linewidth=1.2,
+                   label="predicted law")  # fmt: skip
+        left.set_yscale("log")
+    left.set(xlabel=f"rank among {picture.num_draws} draws", ylabel="data sets", xlim=(-1, cells))
+    right.set(xlabel="rank / number of draws", ylabel="ECDF - uniform")
+    handles, names = right.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    figure.suptitle(picture.title)
+    return figure

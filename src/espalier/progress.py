@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -45,6 +49,73 @@ def transfers(console: Console | None = None) -> Iterator[Callable[[str, int, in
 
     with progress:
         yield seen
+
+
+@contextmanager
+def counting(what: str, total: int, console: Console | None = None) -> Iterator[Callable[[int], None]]:
+    """A bar of things done, on stderr, with the time left; nothing on a pipe. Yields what to tell the count to."""
+    with tallying({what: total}, console) as seen:
+        yield partial(seen, what)
+
+
+@contextmanager
+def tallying(totals: Mapping[str, float], console: Console | None = None) -> Iterator[Callable[[str, float], None]]:
+    """A bar for each kind of thing that is done. Yields what to tell a kind and its count to."""
+    console = console or Console(stderr=True)
+    progress = Progress(
+        TextColumn("[bold]{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+        speed_estimate_period=600,  # what is counted may take minutes apiece
+        redirect_stdout=sys.stdout.isatty(),  # else rich would send our lines to stderr
+    )
+    tasks = {what: progress.add_task(what, total=total) for what, total in totals.items()}
+    with progress:
+        yield lambda what, done: progress.update(tasks[what], completed=done)
+
+
+@contextmanager
+def comparing(
+    runs: int, epochs: float, cells: int, look: Callable[[], float], console: Console | None = None
+) -> Iterator[Callable[[str, str, str | None], None]]:
+    """Bars for a grid: the epochs of its runs, which `look` counts every other second wherever they are trained, and its
+    cells. On a pipe a line for each run and failure. Yields what to tell an ended run or cell to, and why it failed."""
+    console = console or Console(stderr=True)
+    start, already, done = time.monotonic(), look(), {"run": 0, "cell": 0}
+    over = threading.Event()
+
+    def time_left() -> str:
+        behind = look() - already
+        left = (time.monotonic() - start) * (epochs - already - behind) / behind if behind > 0 else 0.0
+        return f", about {left / 60:.0f} min left" if left > 0 else ""
+
+    with tallying({"epochs": epochs, "cells": cells}, console) as bars:
+
+        def watch() -> None:
+            while not over.wait(2.0):
+                bars("epochs", look())
+
+        def seen(what: str, name: str, why: str | None) -> None:
+            done[what] += 1
+            bars("epochs", look()) if what == "run" else bars("cells", done["cell"])
+            line = f"{what} {done[what]}/{runs if what == 'run' else cells} {name}"
+            if why is not None:
+                console.print(f"{line} failed: {why}", highlight=False, soft_wrap=True, markup=False)
+            elif what == "run" and not console.is_terminal:
+                console.print(f"{line}{time_left()}", highlight=False, soft_wrap=True, markup=False)
+
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            yield seen
+        finally:
+            over.set()
+            watcher.join()
 
 
 class Bar:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import yaml
 
-from espalier import data, shelf, store
+from espalier import data, distributed, shelf, store
 from espalier.contracts import Data
 from espalier.fit import Fit
 from espalier.loop import Info
@@ -43,6 +43,7 @@ def start(recipe: Recipe, folder: Path, watch: Watch | None = None) -> Fit:
         raise ValueError(
             f"expected a new folder, but {folder} exists: choose another --out, remove it, or `espalier resume {folder}`"
         )
+    distributed.barrier()  # the first process makes the folder after all have looked
     loaded, model = _materials(recipe)
     return _run(recipe, folder, loaded, model, watch)
 
@@ -120,13 +121,17 @@ def _checked_record(folder: Path) -> dict[str, Any]:
 
 
 class RunWatch:
-    """Makes the run folder when training begins, writes a checkpoint after every epoch, lets another watch look on."""
+    """Makes the run folder when training begins, writes a checkpoint after every epoch, lets another watch look on.
+
+    Of several processes the first one writes, and all read.
+    """
 
     def __init__(self, recipe: Recipe, folder: Path, inner: Watch) -> None:
         self.recipe, self.folder, self.path, self.inner = recipe, folder, folder / CHECKPOINT, inner
 
     def resume(self) -> Bundle | None:
         self.begin()
+        distributed.barrier()
         if not self.path.is_file():
             return None
         saved = store.read_bundle(self.path)
@@ -137,6 +142,8 @@ class RunWatch:
         return saved
 
     def begin(self) -> None:
+        if distributed.rank():
+            return
         store.remove_orphans(self.folder)
         if not (self.folder / "config.yaml").is_file():
             _begin(self.recipe, self.folder)
@@ -145,8 +152,9 @@ class RunWatch:
         self.inner.step(info)
 
     def epoch(self, row: Mapping[str, Any], checkpoint: Callable[[], Bundle]) -> None:
-        bundle = checkpoint()
-        store.write_bundle(self.path, bundle._replace(facts={**bundle.facts, "sha256": _digest(bundle)}))
+        if distributed.rank() == 0:
+            bundle = checkpoint()
+            store.write_bundle(self.path, bundle._replace(facts={**bundle.facts, "sha256": _digest(bundle)}))
         self.inner.epoch(row, checkpoint)
 
 
@@ -166,6 +174,8 @@ def _run(recipe: Recipe, folder: Path, loaded: Data, model: BayesianNetwork, wat
     shared = {"training": training, "watch": keeper}
     wanted = {name: value for name, value in shared.items() if name in inspect.signature(infer).parameters}
     fit: Fit = infer(model, loaded, **recipe.of("inference"), **wanted)
+    if distributed.rank():
+        return fit
     keeper.begin()  # for an inference of the user's that has no use for a watch
     programs = [name for name in ("config.yaml", "model.py", "inference.py", INIT) if (folder / name).exists()]
     fit.record |= {
@@ -215,6 +225,7 @@ def plain(value: Any) -> Any:
 def versions() -> dict[str, str]:
     """Versions of what computed the numbers."""
     found = {"python": platform.python_version(), "threads": str(torch.get_num_threads())}
+    found["processes"] = str(distributed.size())
     for package in ("espalier", "torch", "pyro-ppl", "numpy"):
         try:
             found[package] = version(package)

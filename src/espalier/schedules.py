@@ -6,13 +6,13 @@ A topology rule is a drop score times a grow score; RigL is SET with one functio
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from espalier.contracts import Evidence, Move, Schedule, Topology
-from espalier.topology import drop_and_grow
+from espalier.topology import drop_and_grow, prune
 
 DropScore = Callable[[Evidence], Tensor]
 """`(k,)`, one score per active weight: the smallest are dropped."""
@@ -23,6 +23,31 @@ GrowScore = Callable[[Evidence], Tensor]
 def magnitude(evidence: Evidence) -> Tensor:
     """|u|: ranked on the unmasked value, so that a weight is not dropped for having been masked at this step."""
     return evidence.values.abs()
+
+
+def snr(evidence: Evidence) -> Tensor:
+    """|mu| / sigma of a Gaussian guide's weight (Graves 2011; Blundell et al. 2015). Raises ValueError without sigma."""
+    return evidence.values.abs() / _scales(evidence)
+
+
+def snr_of_magnitude(evidence: Evidence) -> Tensor:
+    """E|w| / sd|w| of the folded normal |w|, w ~ N(mu, sigma^2): SSVI's score (Li et al. 2024, sec. 4.2)."""
+    mu, sigma = evidence.values.abs().double(), _scales(evidence).double()
+    ratio = mu / sigma
+    mean = sigma * math.sqrt(2 / math.pi) * torch.exp(-ratio.square() / 2) + mu * torch.erf(ratio / math.sqrt(2))
+    variance = (mu.square() + sigma.square() - mean.square()).clamp(min=torch.finfo(torch.float64).tiny)
+    return mean / variance.sqrt()
+
+
+def _scales(evidence: Evidence) -> Tensor:
+    if evidence.scales is None:
+        raise ValueError(
+            "expected a guide that learns standard deviations for this score: use mean_field, or magnitude"
+        )
+    return evidence.scales
+
+
+DROP_SCORES: dict[str, DropScore] = {"magnitude": magnitude, "snr": snr, "snr-magnitude": snr_of_magnitude}
 
 
 def gradient(evidence: Evidence) -> Tensor:
@@ -70,9 +95,9 @@ def static() -> Schedule:
     return Schedule(last=0, due=lambda step: False, move=stay)
 
 
-def rigl(delta_t: int, last: int, drop_fraction: float) -> Schedule:
+def rigl(delta_t: int, last: int, drop_fraction: float, drop: DropScore = magnitude) -> Schedule:
     """RigL: drop the smallest |u|, grow the largest |gradient| (Evci et al. 2020)."""
-    return drop_and_grow_every(delta_t, last, drop_fraction, grow=gradient)
+    return drop_and_grow_every(delta_t, last, drop_fraction, drop=drop, grow=gradient)
 
 
 def set_(delta_t: int, last: int, drop_fraction: float) -> Schedule:
@@ -80,13 +105,42 @@ def set_(delta_t: int, last: int, drop_fraction: float) -> Schedule:
     return drop_and_grow_every(delta_t, last, drop_fraction, grow=at_random)
 
 
-def rule(name: str, delta_t: int, last: int, drop_fraction: float) -> Schedule:
-    """The schedule called `name`: 'rigl', 'set' or 'static'. Raises ValueError for another."""
-    if name == "static":
-        return static()
-    if name not in ("rigl", "set"):
-        raise ValueError(f"expected a rule of rigl, set, static, got {name!r}")
-    return (rigl if name == "rigl" else set_)(delta_t, last, drop_fraction)
+def gradual(counts: Sequence[int], delta_t: int, last: int, *, drop: DropScore = magnitude) -> Schedule:
+    """Gradual magnitude pruning (Zhu & Gupta 2018, eq. 1), from a dense start: at every delta_t-th step t < last a layer of
+    n weights keeps k + (n - k) (1 - t / t_end)^3 of them, k = counts[l] at the last of these steps, t_end.
+
+    Raises ValueError where there is no such step.
+    """
+    end = (last - 1) // delta_t * delta_t if delta_t >= 1 else 0
+    if end < 1:
+        raise ValueError(f"expected a delta_t below the freeze at step {last}, got {delta_t}: nothing would be pruned")
+
+    def move(topology: Topology, evidence: Evidence) -> Move:
+        rest = max(0.0, 1 - evidence.step / end) ** 3
+        left = [k + round((size - k) * rest) for k, size in zip(counts, topology.sizes, strict=True)]
+        return prune(topology, drop(evidence), left)
+
+    return Schedule(last=last, due=lambda step: step % delta_t == 0 and step <= end, move=move)
+
+
+def one_shot(counts: Sequence[int], at: int, *, drop: DropScore = magnitude) -> Schedule:
+    """Magnitude pruning in one move at step `at`, from a dense start; what follows is fine-tuning (Han et al. 2015)."""
+    at = max(1, at)
+    return Schedule(last=at + 1, due=lambda step: step == at, move=lambda topology, e: prune(topology, drop(e), counts))
+
+
+RULES = ("rigl", "set", "static", "gradual", "one-shot")
+PRUNING = ("gradual", "one-shot")
+"""Rules that start dense."""
+
+
+def rule(name: str, delta_t: int, last: int, drop_fraction: float, counts: Sequence[int] = ()) -> Schedule:
+    """The schedule called `name`, one of `RULES`. counts: where the pruning ones end. Raises ValueError for another."""
+    if name not in RULES:
+        raise ValueError(f"expected a rule of {', '.join(RULES)}, got {name!r}")
+    if name in PRUNING:
+        return gradual(counts, delta_t, last) if name == "gradual" else one_shot(counts, last - 1)
+    return static() if name == "static" else (rigl if name == "rigl" else set_)(delta_t, last, drop_fraction)
 
 
 Rate = Callable[[int], float]
@@ -111,6 +165,18 @@ def stepwise(peak: float, every: int, factor: float = 0.5, warmup: int = 0) -> R
         if step <= warmup:
             return peak * step / warmup
         return peak * factor ** ((step - 1) // every)
+
+    return rate
+
+
+def swa(peak: float, steps: int, warmup: int = 0, floor: float = 0.05) -> Rate:
+    """Izmailov et al. 2018, sec. 4: `peak` for half of training, linear to `floor * peak` at 75 %, then constant there, so
+    that the averaged weights keep exploring."""
+
+    def rate(step: int) -> float:
+        done = (step - 1) / max(1, steps)
+        fall = min(1.0, max(0.0, (done - 0.5) / 0.25))
+        return peak * (1 - (1 - floor) * fall) * (min(1.0, step / warmup) if warmup else 1.0)
 
     return rate
 

@@ -77,7 +77,9 @@ def read_bundle(path: Path) -> Bundle:
     try:
         with safe_open(path, framework="pt") as file:
             facts = json.loads((file.metadata() or {})["facts"])
-            return Bundle({name: file.get_tensor(name) for name in file.keys()}, facts)  # noqa: SIM118 - not a dict
+            # Copied into memory of torch's own alignment: a sum over tensors that stand where the file has them may round
+            # otherwise than the same sum did before they were written.
+            return Bundle({name: file.get_tensor(name).clone() for name in file.keys()}, facts)  # noqa: SIM118
     except (SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise ValueError(
             f"expected {path} to be a whole file of Espalier's, but it is cut short or altered ({error})"

@@ -8,15 +8,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from espalier import distributed
+
 
 def find_device(name: str) -> torch.device:
     """The device called `name`; auto is a GPU when there is one. Raises ValueError where it is not there."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise ValueError(f"expected a device such as auto, cpu or cuda, got {name!r}") from error
+    if device == torch.device("cuda"):
+        device = distributed.own_gpu()
+    elif device.type == "cuda" and distributed.size() > 1:
+        raise ValueError(f"expected device cuda with several processes, got {name!r}: each takes a GPU of its own")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(
             f"expected the GPU {name!r}, but torch sees {torch.cuda.device_count()}: use --device cpu or auto"
@@ -28,7 +34,8 @@ class Streams:
     """Random numbers by purpose, all from one seed, so that two methods at one seed see the same batches.
 
     order: the shuffling of epochs. mask: Z. augment: crops and flips. topology: initial positions and random growth. The
-    network's own randomness (dropout) uses torch's default streams, which `train` seeds and puts back.
+    network's own randomness (dropout) uses torch's default streams, which `train` seeds and puts back; of processes that
+    train together, they alone differ.
     """
 
     def __init__(self, seed: int, device: torch.device) -> None:
@@ -40,12 +47,20 @@ class Streams:
         self.mask = torch.Generator(device).manual_seed(int(seeds[3]))
         self.augment = torch.Generator(device).manual_seed(int(seeds[4]))
 
-    def seed_default(self) -> None:
+    def seed_default(self, seed: int | None = None) -> None:
         """Seed torch's default streams on the CPU and on this device, and on no other."""
-        torch.default_generator.manual_seed(self.default)
+        seed = self.default if seed is None else seed
+        torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
             with torch.cuda.device(self.device):
-                torch.cuda.manual_seed(self.default)
+                torch.cuda.manual_seed(seed)
+
+    def part(self, epoch: int) -> None:
+        """Give every process but the first default streams of its own: seeded anew at each epoch, there is no state of
+        theirs to keep."""
+        if rank := distributed.rank():
+            own = np.random.SeedSequence([self.default, rank, epoch]).generate_state(1, np.uint64) >> np.uint64(1)
+            self.seed_default(int(own[0]))
 
     def state(self) -> dict[str, Tensor]:
         """Where every stream stands."""

@@ -154,6 +154,18 @@ def drop_and_grow(topology: Topology, drop_score: Tensor, grow_score: Tensor, fr
     return Move(topology._replace(positions=torch.cat(positions)), torch.cat(sources))
 
 
+def prune(topology: Topology, score: Tensor, counts: Sequence[int]) -> Move:
+    """Keep, in every layer, the `counts[l]` active weights of largest score `(k,)`; at equal scores the lower position.
+
+    A layer that has no more than that keeps all it has.
+    """
+    olds = torch.arange(topology.num_active, device=topology.positions.device).split(list(topology.counts))
+    left = tuple(min(count, old) for count, old in zip(counts, topology.counts, strict=True))
+    parts = zip(olds, score.split(list(topology.counts)), left, strict=True)
+    source = torch.cat([old[keep_top(part, count)] for old, part, count in parts])
+    return Move(Topology(topology.positions[source], left, topology.sizes), source)
+
+
 def relocate(old: Tensor, source: Tensor) -> Tensor:
     """What belonged to the old active weights, `(k, ...)`, at their new places; zero where a weight has just grown."""
     moved = old[source.clamp(min=0)]

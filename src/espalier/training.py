@@ -14,9 +14,10 @@ import pyro
 import torch
 from torch import Tensor
 
-from espalier import batchnorm, calibration, store
+from espalier import batchnorm, calibration, distributed, store
 from espalier.contracts import Data, Schedule
-from espalier.fit import Fit, Pairs, State
+from espalier.distributions import scatter
+from espalier.fit import Fit, Pair, Pairs
 from espalier.guides import MaskedGuide
 from espalier.loop import Info, Loop
 from espalier.network import BayesianNetwork
@@ -80,6 +81,7 @@ def train(
             f"expected averaging to start after the topology is frozen, got average_from {average_from} and a freeze at "
             f"step {schedule.last} of {steps}: raise one or lower the other"
         )
+    distributed.check_shares(min(training.batch_size, len(data.train.y)), model.num_data)
     guide.to(streams.device)
     loop = Loop(
         model,
@@ -94,7 +96,7 @@ def train(
     inputs = []
     if batchnorm.has_batchnorm(model):
         inputs = batchnorm.training_batches(data, training.bn_batches, training.batch_size, streams.device)
-    pairs: list[tuple[Tensor, Tensor, State]] = []
+    pairs: list[Pair] = []
     history: list[dict[str, Any]] = []
     devices = [streams.device] if streams.device.type == "cuda" else []
     # A parameter store of our own: Pyro's global one would hand this guide the values of the last one of its name.
@@ -110,41 +112,70 @@ def train(
         saved = watch.resume()
         if saved is not None:
             history, pairs = _restore(saved, loop, streams)
+        distributed.check_alike({**_checkpoint(loop, streams, history, pairs).tensors, **data.hashes})
         model.train()
         for epoch in range(len(history) + 1, training.epochs + 1):
             infos = []
-            for x, y in _epoch(data, training, streams):
-                infos.append(loop.step(x, y))
-                watch.step(infos[-1])
+            streams.part(epoch)
+            with distributed.synchronised(model.net, streams.device):
+                for x, y in batches(data, training, streams):
+                    infos.append(loop.step(x, y))
+                    watch.step(infos[-1])
             if epoch > first or epoch == training.epochs:
-                pairs.append(_collect(model, guide, training, inputs))
+                pairs.append(_collect(model, guide, training, inputs, len(pairs)))
             history.append(_row(epoch, infos, loop, data))
             watch.epoch(history[-1], lambda: _checkpoint(loop, streams, history, pairs))
+        distributed.check_alike(loop.state().tensors)
     model.eval()  # so that evaluating it leaves the batch-norm buffers alone
     return _fit(model, guide, data, training, history, pairs, inputs)
 
 
-def _epoch(data: Data, training: Training, streams: Streams) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches of one epoch, shuffled, on the device."""
+def batches(data: Data, training: Training, streams: Streams) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of one epoch, shuffled, on the device; of several processes each sees its share of every batch."""
     order = torch.randperm(len(data.train.y), generator=streams.order)
     size = min(training.batch_size, len(order))
     for rows in order.split(size)[: training.steps_per_epoch(data)]:
-        x = to_device(data.train.x[rows], streams.device)
+        mine = distributed.share(len(rows))
+        part = slice(None) if training.mixup else mine  # an example's partner may be anywhere in the batch
+        x = to_device(data.train.x[rows[part]], streams.device)
         if training.augment == "crop-flip":
-            x = crop_flip(x, streams.augment)
-        yield x, data.train.y[rows].to(streams.device)
+            x = crop_flip(x, streams.augment, len(rows), part)
+        y = data.train.y[rows[part]].to(streams.device)
+        if training.label_smoothing or training.mixup:
+            x, y = soften(x, y, data.num_outputs, training.label_smoothing, training.mixup, streams.augment)
+        yield (x[mine], y[mine]) if training.mixup else (x, y)
 
 
-def crop_flip(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def soften(
+    x: Tensor, y: Tensor, num_classes: int, smoothing: float, alpha: float, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    """Inputs and soft labels `(n, C)` of a batch: (1 - smoothing) onehot + smoothing / C (Szegedy et al. 2016, sec. 7),
+    then, for alpha above 0, both mixed with a shuffled copy of the batch by one weight ~ Beta(alpha, alpha) (Zhang et al.
+    2018, as released: one weight a batch). All is drawn from `generator`, so processes that share a batch mix it alike.
+    """
+    labels = torch.nn.functional.one_hot(y, num_classes).to(x.dtype) * (1 - smoothing) + smoothing / num_classes
+    if alpha > 0:
+        seed = torch.randint(2**63 - 1, (), generator=generator, device=x.device)
+        weight = float(np.random.default_rng(int(seed)).beta(alpha, alpha))  # torch's Beta takes no generator
+        other = torch.randperm(len(x), generator=generator, device=x.device)
+        x, labels = weight * x + (1 - weight) * x[other], weight * labels + (1 - weight) * labels[other]
+    return x, labels
+
+
+def crop_flip(
+    x: Tensor, generator: torch.Generator | None = None, whole: int | None = None, part: slice = slice(None)
+) -> Tensor:
     """Images x `(n, c, h, w)`, each padded with zeros by an eighth of its height, cropped at random and flipped or not.
 
-    At 32 x 32 that is the usual padding by 4 (He et al. 2016). Drawn on the generator's device.
+    At 32 x 32 that is the usual padding by 4 (He et al. 2016). Drawn on the generator's device; where x is the `part` of a
+    batch of `whole` images, for all of them.
     """
     count, _, height, width = x.shape
     pad = height // 8
     padded = torch.nn.functional.pad(x, (pad, pad, pad, pad))
-    top, left = torch.randint(0, 2 * pad + 1, (2, count, 1), generator=generator, device=x.device)
-    flip = torch.randint(0, 2, (count, 1), generator=generator, device=x.device).bool()
+    whole = whole or count
+    top, left = torch.randint(0, 2 * pad + 1, (2, whole, 1), generator=generator, device=x.device)[:, part]
+    flip = torch.randint(0, 2, (whole, 1), generator=generator, device=x.device)[part].bool()
     rows = top + torch.arange(height, device=x.device)
     columns = torch.arange(width, device=x.device).expand(count, -1)
     columns = left + torch.where(flip, width - 1 - columns, columns)
@@ -153,19 +184,15 @@ def crop_flip(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
 
 
 @torch.no_grad()
-def _collect(
-    model: BayesianNetwork, guide: MaskedGuide, training: Training, inputs: list[Tensor]
-) -> tuple[Tensor, Tensor, State]:
+def _collect(model: BayesianNetwork, guide: MaskedGuide, training: Training, inputs: list[Tensor], index: int) -> Pair:
     """The pair at an epoch's end: Z of the last step with u after it, and the other parameters and statistics."""
     assert guide.keep is not None
-    keep, values = guide.keep.clone(), guide.values.data.clone()
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    pair = Pair(guide.values.data.clone(), guide.keep.clone(), state, guide.scales())
     if training.batchnorm == "re-estimate":
-        q = guide.distribution()
-        dense = torch.zeros(model.num_weights, dtype=values.dtype, device=values.device)
-        dense[guide.positions] = q.mean_value * keep
-        state = batchnorm.estimate(model, dense, state, inputs)
-    return values, keep, state
+        weights = scatter(pair.draw(index) * guide.scale, guide.positions, model.num_weights)
+        pair = pair._replace(state=batchnorm.estimate(model, weights, state, inputs))
+    return pair
 
 
 @torch.no_grad()
@@ -183,6 +210,8 @@ def _row(epoch: int, infos: list[Info], loop: Loop, data: Data) -> dict[str, Any
         "learning_rate": loop.learning_rate(loop.taken),
         "density": loop.guide.topology.density,
         "exchanged": sum(info.grown for info in infos),
+        "moves": sum(info.moved for info in infos),
+        "mean_density": sum(info.active for info in infos) / (len(infos) * loop.model.num_weights),
     }
     if len(data.validation.y) and data.validation.y.dim() == 1:
         row |= _validate(loop, data)
@@ -209,28 +238,26 @@ def _validate(loop: Loop, data: Data) -> dict[str, float]:
     }
 
 
-def _checkpoint(
-    loop: Loop, streams: Streams, history: list[dict[str, Any]], pairs: list[tuple[Tensor, Tensor, State]]
-) -> Bundle:
+def _checkpoint(loop: Loop, streams: Streams, history: list[dict[str, Any]], pairs: list[Pair]) -> Bundle:
     """All that a training is: continuing from it gives the same bits as never having stopped."""
     tensors, facts = loop.state()
     tensors |= {f"stream.{name}": state for name, state in streams.state().items()}
-    for index, (values, keep, state) in enumerate(pairs):
-        tensors |= {f"pair.{index}.values": values, f"pair.{index}.keep": pack_bits(keep)}
-        tensors |= {f"pair.{index}.state.{name}": tensor for name, tensor in state.items()}
+    for index, pair in enumerate(pairs):
+        tensors |= {f"pair.{index}.values": pair.values, f"pair.{index}.keep": pack_bits(pair.keep)}
+        tensors |= {f"pair.{index}.state.{name}": tensor for name, tensor in pair.state.items()}
+        if pair.scales is not None:
+            tensors[f"pair.{index}.scales"] = pair.scales
     return Bundle(tensors, {**facts, "history": history, "pairs": len(pairs)})
 
 
-def _restore(
-    saved: Bundle, loop: Loop, streams: Streams
-) -> tuple[list[dict[str, Any]], list[tuple[Tensor, Tensor, State]]]:
+def _restore(saved: Bundle, loop: Loop, streams: Streams) -> tuple[list[dict[str, Any]], list[Pair]]:
     loop.restore(saved)
     streams.restore(store.under("stream.", saved.tensors))
     pairs = []
     for index in range(saved.facts["pairs"]):
         own = {name: tensor.to(streams.device) for name, tensor in store.under(f"pair.{index}.", saved.tensors).items()}
         keep = unpack_bits(own["keep"], len(own["values"]))
-        pairs.append((own["values"], keep, store.under("state.", own)))
+        pairs.append(Pair(own["values"], keep, store.under("state.", own), own.get("scales")))
     return saved.facts["history"], pairs
 
 
@@ -240,14 +267,10 @@ def _fit(
     data: Data,
     training: Training,
     history: list[dict[str, Any]],
-    pairs: list[tuple[Tensor, Tensor, State]],
+    pairs: list[Pair],
     inputs: list[Tensor],
 ) -> Fit:
     topology = guide.topology
-    states = {name: torch.stack([state[name] for _, _, state in pairs]) for name in pairs[0][2]}
-    stacked = Pairs(
-        torch.stack([values for values, _, _ in pairs]), torch.stack([keep for _, keep, _ in pairs]), states
-    )
     record = {
         **data.facts(),
         "num_data": model.num_data,
@@ -260,6 +283,7 @@ def _fit(
         ],
         "keep_prob": guide.keep_prob,
         "rescale": guide.rescale,
+        "mask": guide.mask,
         "kl_scale": guide.kl_scale,
         "prior_scale": model.prior_scale,
         "weight_decay": model.weight_decay,
@@ -272,9 +296,10 @@ def _fit(
     return Fit(
         model,
         topology,
-        stacked,
+        Pairs.of(pairs),
         keep_prob=guide.keep_prob,
         rescale=guide.rescale,
+        mask=guide.mask,
         record=record,
         history=history,
         inputs=inputs or None,

@@ -1,0 +1,288 @@
+"""Executes a grid: trains its runs, scores its cells, gathers the tables. Whatever is finished is not done again.
+
+OUT/runs/RUN/                 run folders, as `espalier fit` leaves them, and in each progress.json: epochs and seconds
+OUT/cells/CELL.json, .npz     signed scores and facts of a cell; hit, confidence, nll and brier of every example
+OUT/errors/NAME.txt           tracebacks of what failed
+OUT/cells.csv, differences.csv, table.md, grid.yaml    what it all comes to (cells.parquet too, where pyarrow is)
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from espalier import calibration, comparison, data, runs, store
+from espalier.calibrators import CALIBRATORS
+from espalier.comparison import Difference, Scores
+from espalier.contracts import Data, Split
+from espalier.evaluation import Predictions, predictions, split_of
+from espalier.fit import Fit
+from espalier.grids import Cell, Grid
+from espalier.recipes import Recipe
+from espalier.streams import find_device
+from espalier.training import Silent
+from espalier.workers import Failure, Workers
+
+TRAIN_ROWS = 10_000
+"""Training examples, at most, that a cell's training accuracy and NLL are taken over: they tell the regime."""
+
+DRAWN = ("pairs", "redraw")
+"""The ways to predict that average several networks."""
+
+
+class Outcome(NamedTuple):
+    """What a grid came to.
+
+    cells: facts by cell name, for those that are finished. differences: from the baseline, by (method, variant, sparsity),
+    over `seeds`. failures: sentences by cell name.
+    """
+
+    cells: dict[str, dict[str, Any]]
+    differences: dict[tuple[str, tuple[str, ...], float], tuple[tuple[int, ...], dict[str, Difference]]]
+    failures: dict[str, str]
+
+
+class Plan(NamedTuple):
+    """What is left to do of a grid: runs to train, by name, and cells to score."""
+
+    runs: dict[str, Recipe]
+    cells: tuple[Cell, ...]
+
+
+def plan(grid: Grid, out: Path) -> Plan:
+    """What is not finished in OUT: a finished cell needs its runs no more."""
+    cells = tuple(cell for cell in grid.cells if not (out / "cells" / f"{cell.name}.json").is_file())
+    needed = dict.fromkeys(name for cell in cells for name in cell.runs)
+    return Plan({name: grid.runs[name] for name in needed if not runs.finished(out / "runs" / name)}, cells)
+
+
+def compare(
+    grid: Grid, out: Path, workers: Workers, seen: Callable[[str, str, str | None], None] = lambda what, name, why: None
+) -> Outcome:
+    """Train what is not trained, score what is not scored, gather. A failure is kept for the table, and tried again by the
+    next call. seen: told, after each "run" and "cell", its name, and why it failed if it did.
+
+    Raises ValueError before any work where the data do not suit the grid.
+    """
+    left, failed = plan(grid, out), dict[str, str]()
+
+    def note(what: str, name: str, failure: Failure | None) -> None:
+        trace = out / "errors" / f"{name}.txt"
+        if failure is None:
+            trace.unlink(missing_ok=True)
+        else:
+            failed[name] = failure.sentence
+            store.write_bytes(trace, failure.traceback.encode())
+        seen(what, name, failed.get(name))
+
+    if left.cells:
+        check_data(grid)
+        with workers as each:
+            for (name, _), failure in each(functools.partial(train, out), left.runs.items()):
+                note("run", name, failure)
+            ready = [cell for cell in left.cells if not any(name in failed for name in cell.runs)]
+            for cell, failure in each(functools.partial(score, out, grid.num_samples, grid.split), ready):
+                note("cell", cell.name, failure)
+    return gather(grid, out, failed)
+
+
+def check_data(grid: Grid) -> None:
+    """Are the data there, and labels to score? Every set of the grid is loaded once. Raises ValueError or OSError."""
+    for recipe in {store.canonical([r.data, r.of("data")]): r for r in grid.runs.values()}.values():
+        loaded = data.load(recipe.data, **recipe.of("data"))
+        if loaded.num_classes is None:
+            raise ValueError(
+                f"expected classes to score, but {recipe.data} has real-valued targets: use espalier evaluate"
+            )
+        split_of(loaded, grid.split)
+
+
+# --- Runs ---------------------------------------------------------------------------------------------------------
+class Meter(Silent):
+    """Writes down, after every epoch, how far a run is and the seconds its epochs took, through all that stopped it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.began = path, 0.0
+        self.before = float(store.read_json(path)["seconds"]) if path.is_file() else 0.0
+
+    def step(self, info: Any) -> None:
+        self.began = self.began or time.perf_counter()
+
+    def epoch(self, row: Mapping[str, Any], checkpoint: Callable[[], Any]) -> None:
+        seconds = self.before + time.perf_counter() - self.began
+        facts = {"epoch": row["epoch"], "step": row["step"], "seconds": seconds}
+        store.write_bytes(self.path, store.canonical(facts).encode())
+
+
+def train(out: Path, task: tuple[str, Recipe]) -> None:
+    """Begin a run, or go on with it bit for bit where it was stopped."""
+    name, recipe = task
+    folder = out / "runs" / name
+    meter = Meter(folder / "progress.json")
+    try:
+        if (folder / "config.yaml").is_file():
+            runs.resume(folder, meter)
+        else:
+            runs.start(recipe, folder, meter)
+    except Exception:
+        if not runs.finished(folder):  # by a worker that was given up and yet lives, say: the files are equal
+            raise
+
+
+def epochs_done(out: Path, names: Mapping[str, Recipe]) -> float:
+    """Epochs behind the runs of these names, finished or under way."""
+    done = 0.0
+    for name, recipe in names.items():
+        path = out / "runs" / name / "progress.json"
+        if runs.finished(out / "runs" / name):
+            done += recipe.options["epochs"]
+        elif path.is_file():
+            done += min(recipe.options["epochs"], store.read_json(path)["epoch"])
+    return done
+
+
+# --- Cells --------------------------------------------------------------------------------------------------------
+def score(out: Path, num_samples: int, split: str, cell: Cell) -> None:
+    """Score one cell from its finished runs, and write it down: the arrays first, the signed facts last."""
+    folders = [out / "runs" / name for name in cell.runs]
+    fits = [runs.load(folder) for folder in folders]
+    fits = [fit.to(find_device(fit.record["recipe"]["device"])) for fit in fits]
+    loaded = runs.data_of(folders[0])
+    if any(fit.record["data"]["hashes"] != loaded.hashes for fit in fits):
+        raise ValueError("expected members of an ensemble that were trained on the same data")
+    for fit in fits:
+        _check_draws(fit, loaded, split, cell)  # and, where there is batch norm, gives the fit its training inputs
+    parts = [split, "train", *(["validation"] if cell.calibrate else [])]
+    probs = {part: _mean_prediction(fits, loaded, part, cell, num_samples) for part in parts}
+    labels = {part: split_of(loaded, part).y.numpy()[: len(probs[part])] for part in parts}
+    facts = cell_facts(fits, folders, cell, num_samples)
+    if cell.calibrate:
+        calibrator = CALIBRATORS[cell.calibrate]
+        parameter = calibrator.fit(probs["validation"], labels["validation"])
+        probs = {part: calibrator.apply(p, parameter) for part, p in probs.items()}
+        facts[calibrator.parameter] = parameter
+    p, y = probs[split], labels[split]
+    arrays = {
+        "hit": calibration.accuracy_scores(p, y),
+        "confidence": np.clip(p.max(1), 0, 1),
+        "nll": calibration.nll_scores(p, y),
+        "brier": calibration.brier_scores(p, y),
+    }
+    written = io.BytesIO()
+    np.savez(written, **arrays)
+    path = out / "cells" / cell.name
+    store.write_bytes(path.with_name(f"{cell.name}.npz"), written.getvalue())
+    record = {
+        "runs": list(cell.runs),
+        "predict": cell.predict,
+        "calibrate": cell.calibrate,
+        "num_samples": num_samples,
+        "split": split,
+        "examples": loaded.hashes[split],
+        "train_accuracy": calibration.accuracy(probs["train"], labels["train"]),
+        "train_nll": calibration.nll(probs["train"], labels["train"]),
+        "scores": calibration.classification_summary(p, y)
+        | {f"ece_{bins}_debiased": comparison.ece_debiased(p, y, bins) for bins in (10, 15)},
+        "facts": facts,
+        "arrays": store.sha256(written.getvalue()),
+    }
+    store.write_bytes(path.with_name(f"{cell.name}.json"), store.canonical(store.signed(record)).encode())
+
+
+def _mean_prediction(fits: Sequence[Fit], loaded: Data, part: str, cell: Cell, num_samples: int) -> Predictions:
+    """What the cell predicts before any calibrator: the average over draws, and over members (Lakshminarayanan et al.
+    2017)."""
+    way, short = cell.predict, _head(loaded, "train", TRAIN_ROWS)
+    each = [predictions(fit, short, part, ways=[way], num_samples=num_samples)[way] for fit in fits]
+    return np.asarray(np.mean(each, axis=0))
+
+
+def _check_draws(fit: Fit, loaded: Data, split: str, cell: Cell) -> None:
+    """Are several draws asked of what is one network? Known for sure only once there is a fit."""
+    way = cell.predict
+    if way in DRAWN:
+        found = predictions(fit, _head(loaded, split, 8), split, ways=[way, "unmasked"], num_samples=2)
+        if np.array_equal(found[way], found["unmasked"]):
+            raise ValueError(f"expected draws that differ for predict {way}, but this fit is one network: `unmasked`")
+
+
+def _head(loaded: Data, part: str, count: int) -> Data:
+    """The data with only the first rows of one part; rows are in random order."""
+    x, y = getattr(loaded, part)
+    rows = torch.arange(min(count, len(y)))
+    shorter = x.select(rows.numpy()) if isinstance(x, data.ImageRows) else x[rows]
+    cut: dict[str, Any] = {part: Split(shorter, y[rows])}
+    return loaded._replace(**cut)
+
+
+def cell_facts(fits: Sequence[Fit], folders: Sequence[Path], cell: Cell, num_samples: int) -> dict[str, float]:
+    """What a cell's quality was bought with; every entry is a column of the table. Summed over members.
+
+    passes: networks evaluated for one prediction. state_bytes: of the fit files. seconds: of training, on its machine.
+    """
+    measured = [store.read_json(folder / "progress.json") for folder in folders if (folder / "progress.json").is_file()]
+    passes = {"pairs": len(fits[0].pairs.values), "redraw": num_samples}
+    facts: dict[str, float] = {
+        "num_weights": fits[0].topology.num_weights,
+        "num_active": sum(fit.topology.num_active for fit in fits),
+        "passes": len(fits) * passes.get(cell.predict, 1),
+        "state_bytes": sum((folder / "fit.safetensors").stat().st_size for folder in folders),
+    }
+    if len(measured) == len(folders):
+        seconds = sum(each["seconds"] for each in measured)
+        facts |= {"seconds": seconds, "seconds_per_step": seconds / sum(each["step"] for each in measured)}
+    return facts
+
+
+# --- Gathering ----------------------------------------------------------------------------------------------------
+def gather(grid: Grid, out: Path, failures: Mapping[str, str] | None = None) -> Outcome:
+    """Read the finished cells, and set every method against the baseline, seed by seed and example by example.
+
+    Seeds that are missing in either arm are left out of a difference. Raises ValueError for an altered file, and where two
+    arms were scored on different examples.
+    """
+    failures = failures or {}
+    cells: dict[str, dict[str, Any]] = {}
+    scores: dict[tuple[str, tuple[str, ...], float], dict[int, tuple[str, str]]] = {}
+    errors = {}
+    for cell in grid.cells:
+        path = out / "cells" / f"{cell.name}.json"
+        if path.is_file():
+            cells[cell.name] = store.check_signed(path)
+            seeds = scores.setdefault((cell.method, cell.variant, cell.sparsity), {})
+            seeds[cell.seed] = cell.name, cells[cell.name]["examples"]
+        else:
+            known = [failures[name] for name in (cell.name, *cell.runs) if name in failures]
+            errors[cell.name] = known[0] if known else "not run yet"
+    counts = functools.lru_cache(2)(comparison.example_counts)
+    differences = {}
+    for point, own in scores.items():
+        reference = scores.get((grid.baseline, *point[1:]), {})
+        shared = tuple(sorted(own.keys() & reference.keys()))
+        if point[0] == grid.baseline or not shared:
+            continue
+        if len({examples for arm in (own, reference) for seed, (_, examples) in arm.items() if seed in shared}) > 1:
+            raise ValueError(f"expected {point[0]} and {grid.baseline} scored on the same examples, at every seed")
+        arm, baseline = (_read_scores(out, [each[seed][0] for seed in shared], cells) for each in (own, reference))
+        differences[point] = shared, comparison.differences(arm, baseline, counts(arm.hit.shape[1]))
+    return Outcome(cells, differences, errors)
+
+
+def _read_scores(out: Path, names: Sequence[str], cells: Mapping[str, Mapping[str, Any]]) -> Scores:
+    rows = []
+    for name in names:
+        written = (out / "cells" / f"{name}.npz").read_bytes()
+        if store.sha256(written) != cells[name]["arrays"]:
+            raise ValueError(
+                f"expected {out / 'cells' / name}.npz as it was written, but its SHA-256 differs: remove both"
+            )
+        with np.load(io.BytesIO(written), allow_pickle=False) as file:
+            rows.append([file[field] for field in Scores._fields])
+    return Scores(*(np.stack(field) for field in zip(*rows, strict=True)))

@@ -1,0 +1,179 @@
+"""Is one method better than another? Paired differences over seeds and test examples, with intervals that cover.
+
+Pure functions over NumPy arrays; no torch. Both arms are scored on the same test examples, and a seed of the one is paired
+with the same seed of the other. Two intervals answer two questions:
+
+    t         Student's t over the differences of the S seeds, S - 1 degrees of freedom (Student 1908): what would new
+              seeds give on these very test examples?
+    crossed   what would new seeds give on new test examples? Seeds and examples are crossed, every seed being scored on
+              every example, so the examples are resampled for all seeds and both arms at once (Owen 2007).
+
+Resampling three seeds as well, and taking percentiles, covers far too little (the 2.5 % point of a resample of three is
+all but their minimum; `test_comparison.py` shows it), so `crossed` adds what seeds contribute as Student did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import ndtr
+from scipy.stats import t as student
+
+from espalier import calibration
+from espalier.calibration import LEVEL, NUM_BINS, NUM_RESAMPLES, SEED, Interval
+
+Floats = NDArray[np.float64]
+Verdict = Literal["won", "tied", "lost"]
+
+SIGNS: Mapping[str, int] = {"accuracy": 1, "nll": -1, "brier": -1, "ece_15": -1}
+"""The scores that are compared: 1 where more is better, -1 where less is."""
+
+
+class Scores(NamedTuple):
+    """One arm on n test examples, every field `(S, n)`, a row per seed."""
+
+    hit: Floats
+    confidence: Floats
+    nll: Floats
+    brier: Floats
+
+
+class Difference(NamedTuple):
+    """One arm minus another in one score: `mean` over seeds, its two intervals, and what `crossed` decides.
+
+    t: None for a single seed. crossed: for a single seed over the examples alone.
+    """
+
+    mean: float
+    t: Interval | None
+    crossed: Interval
+    verdict: Verdict
+
+
+def example_counts(num_examples: int, num_resamples: int = NUM_RESAMPLES, seed: int = SEED) -> NDArray[np.float32]:
+    """How often each example is in each resample of all, `(R, n)`: the same for every arm that is compared."""
+    rng = np.random.default_rng(seed)
+    draws = (
+        np.bincount(rng.integers(num_examples, size=num_examples), minlength=num_examples) for _ in range(num_resamples)
+    )
+    return np.stack([draw.astype(np.float32) for draw in draws])
+
+
+def values(scores: Scores) -> dict[str, Floats]:
+    """Every score of `SIGNS` on all examples, `(S,)`."""
+    return {name: value[:, 0] for name, value in resampled(scores, np.ones((1, scores.hit.shape[1]))).items()}
+
+
+def resampled(scores: Scores, counts: ArrayLike) -> dict[str, Floats]:
+    """Every score of `SIGNS` on every resample, `(S, R)`. counts: `example_counts`, `(R, n)`."""
+    weights = np.asarray(counts)
+    means = {"accuracy": scores.hit, "nll": scores.nll, "brier": scores.brier}
+    result = {name: _means(rows, weights) for name, rows in means.items()}
+    result["ece_15"] = np.stack(
+        [_ece(hit, confidence, weights) for hit, confidence in zip(scores.hit, scores.confidence, strict=True)]
+    )
+    return result
+
+
+def _means(rows: Floats, weights: NDArray[np.floating]) -> Floats:
+    return np.asarray((weights @ rows.T.astype(weights.dtype) / rows.shape[1]).T, dtype=np.float64)
+
+
+def _ece(hit: Floats, confidence: Floats, weights: NDArray[np.floating]) -> Floats:
+    """`calibration.ece` of every resample: sum over bins of |mean of hit - confidence in the bin|."""
+    edges = np.arange(1, NUM_BINS) / NUM_BINS
+    member = np.eye(NUM_BINS)[np.searchsorted(edges, confidence, side="left")]
+    gaps = weights @ (member * (hit - confidence)[:, None]).astype(weights.dtype)
+    return np.asarray(np.abs(gaps).sum(1) / len(hit), dtype=np.float64)
+
+
+def t_interval(differences: ArrayLike, level: float = LEVEL) -> Interval | None:
+    """mean +- t_{S-1} s / sqrt(S) over paired differences `(S,)` (Student 1908). None for a single one."""
+    d = np.asarray(differences, dtype=np.float64)
+    if len(d) < 2:
+        return None
+    half = float(student.ppf((1 + level) / 2, len(d) - 1) * d.std(ddof=1) / np.sqrt(len(d)))
+    return float(d.mean()) - half, float(d.mean()) + half
+
+
+def crossed_interval(differences: ArrayLike, resamples: ArrayLike, level: float = LEVEL) -> Interval:
+    """An interval for the mean over new seeds and new examples of a score's difference.
+
+    differences: per seed on all examples, `(S,)`; resamples: the same on every resample of the examples, `(S, R)`, one
+    resample shared by all seeds. With d_si = mean + a_s + b_i + e_si the variance of the mean is
+
+        var(a) / S + var(e) / (S n)   seeds: s^2 / S of the differences, S - 1 degrees of freedom
+      + var(b) / n                    examples: what all seeds share; the variance between resamples of the seeds' mean is
+                                      var(b) / n + var(e) / (S n), that of a single seed var(b) / n + var(e) / n
+
+    and the interval is mean +- t_f sqrt(seeds + examples), f = (S - 1) (1 + examples / seeds)^2 (Satterthwaite 1946; the
+    examples' own n - 1 degrees count as infinitely many). For a single seed only the examples vary.
+    """
+    d, r = np.asarray(differences, dtype=np.float64), np.asarray(resamples, dtype=np.float64)
+    mean, count = float(d.mean()), len(d)
+    together = float(r.mean(0).var(ddof=1))
+    if count == 1:
+        half = float(student.ppf((1 + level) / 2, np.inf)) * together**0.5
+        return mean - half, mean + half
+    single = float(r.var(axis=1, ddof=1).mean())
+    seeds = float(d.var(ddof=1)) / count
+    examples = max(0.0, together - (single - together) / (count - 1))
+    freedom = (count - 1) * (1 + examples / seeds) ** 2 if seeds > 0 else np.inf
+    half = float(student.ppf((1 + level) / 2, freedom)) * (seeds + examples) ** 0.5
+    return mean - half, mean + half
+
+
+def verdict(interval: Interval, sign: int) -> Verdict:
+    """Lost where the whole interval lies on the losing side, won where it lies on the other, else tied."""
+    low, high = sorted((sign * interval[0], sign * interval[1]))
+    return "lost" if high < 0 else "won" if low > 0 else "tied"
+
+
+def differences(
+    arm: Scores, baseline: Scores, counts: ArrayLike | None = None, level: float = LEVEL
+) -> dict[str, Difference]:
+    """Arm minus baseline in every score of `SIGNS`, paired by seed and by example.
+
+    counts: `example_counts`, where several arms share them. Raises ValueError for arms of different shapes.
+    """
+    if arm.hit.shape != baseline.hit.shape:
+        raise ValueError(
+            f"expected two arms scored on the same seeds and examples, got {arm.hit.shape} and {baseline.hit.shape}"
+        )
+    weights = example_counts(arm.hit.shape[1]) if counts is None else counts
+    after, before = values(arm), values(baseline)
+    many, fewer = resampled(arm, weights), resampled(baseline, weights)
+    result = {}
+    for name, sign in SIGNS.items():
+        d = after[name] - before[name]
+        crossed = crossed_interval(d, many[name] - fewer[name], level)
+        result[name] = Difference(float(d.mean()), t_interval(d, level), crossed, verdict(crossed, sign))
+    return result
+
+
+def ece_debiased(probs: ArrayLike, labels: ArrayLike, num_bins: int = NUM_BINS) -> float:
+    """`calibration.ece` less its estimated bias: 2 sum_b |g_b| - sum_b E|Normal(g_b, s_b)|, g_b the gap of bin b and s_b
+    = sqrt(acc_b (1 - acc_b) n_b) / n its noise.
+
+    The correction that Kumar et al. 2019 release for the absolute error (`normal_debiased_ce`; by resampling there, here
+    the mean of a folded normal in closed form). It removes the bias where gaps are wide beside their noise and about
+    two fifths of it where there are none, and so may be below 0: read it beside `ece_floor`, not in its place.
+    """
+    p, y = np.asarray(probs, dtype=np.float64), np.asarray(labels)
+    hit, confidence = calibration.accuracy_scores(p, y), np.clip(p.max(1), 0, 1)
+    table = calibration.reliability(confidence, hit, num_bins)
+    held = table.counts > 0
+    count, rate = table.counts[held], table.accuracy[held]
+    gap = count / len(y) * (rate - table.confidence[held])
+    noise = np.sqrt(rate * (1 - rate) * count) / len(y)
+    return float((2 * np.abs(gap) - _folded_mean(gap, noise)).sum())
+
+
+def _folded_mean(mean: Floats, scale: Floats) -> Floats:
+    """E|Normal(mean, scale)| (Leone et al. 1961); |mean| where the scale is 0."""
+    z = mean / np.where(scale > 0, scale, 1)
+    folded = scale * np.sqrt(2 / np.pi) * np.exp(-0.5 * z**2) + mean * (2 * ndtr(z) - 1)
+    return np.asarray(np.where(scale > 0, folded, np.abs(mean)))

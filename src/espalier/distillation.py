@@ -1,0 +1,154 @@
+"""The posterior predictive projected back onto one sparse net: one forward pass, as calibrated as its own draws.
+
+From the ticket's weights, on its frozen support, minimise over w
+
+    L(w) = (1/N) sum_n CE( E_Z softmax f(x_n; Z * u),  softmax f(x_n; w) )
+
+with u the average over the collected pairs. Cross-entropy is linear in its first argument, so one draw of Z per step gives an
+unbiased gradient: the teacher costs a forward pass. It sees training inputs only, no labels and no held-out data. Sources:
+Korattikara et al. 2015, *Bayesian dark knowledge*; Bulo et al. 2016, *Dropout distillation*; method.md, section 9.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from espalier import batchnorm, calibration, schedules, store
+from espalier.contracts import Data
+from espalier.fit import Fit, State
+from espalier.guides import draw_mask
+from espalier.loop import Info
+from espalier.options import Training
+from espalier.predict import predictive
+from espalier.store import Bundle
+from espalier.streams import Streams
+from espalier.training import Silent, Watch, batches
+
+
+def distill(
+    fit: Fit,
+    data: Data,
+    *,
+    training: Training,
+    streams: Streams,
+    epochs: int,
+    learning_rate: float,
+    watch: Watch | None = None,
+) -> Fit:
+    """Add the distilled network to `fit`, as its way to predict `distilled`; returns the same fit.
+
+    epochs: passes over the training inputs, in batches and under the augmentation of `training`. learning_rate: its
+    peak, of Nesterov SGD under a cosine. Raises ValueError for a fit without random masks or of a regression.
+    """
+    if data.num_classes is None:
+        raise ValueError(f"expected class probabilities to distill, but {data.name} has real-valued targets")
+    if fit.keep_prob == 1:
+        raise ValueError(
+            "expected a drop_rate above 0: without random masks there is one network and nothing to distill"
+        )
+    if epochs < 1 or not learning_rate > 0:
+        raise ValueError(f"expected distill_epochs of at least 1 and a rate above 0, got {epochs} and {learning_rate}")
+    with torch.random.fork_rng([streams.device] if streams.device.type == "cuda" else []):
+        return _distill(fit, data, training, streams, epochs, learning_rate, watch or Silent())
+
+
+def _distill(
+    fit: Fit, data: Data, training: Training, streams: Streams, epochs: int, learning_rate: float, watch: Watch
+) -> Fit:
+    student = _Student(fit, schedules.cosine(learning_rate, epochs * training.steps_per_epoch(data)))
+    history: list[dict[str, Any]] = []
+    streams.seed_default()
+    saved = watch.resume()
+    if saved is not None:
+        history = saved.facts["history"]
+        student.restore(saved)
+        streams.restore(store.under("stream.", saved.tensors))
+    fit.model.train()  # batch norm by the batch, for teacher and student alike
+    for _ in range(len(history), epochs):
+        losses = []
+        for x, _ in batches(data, training, streams):
+            losses.append(student.step(x, streams.mask))
+            watch.step(Info(student.taken, losses[-1], -losses[-1], torch.zeros(()), 0))
+        number = training.epochs + len(history) + 1
+        row = {"epoch": number, "step": fit.history[-1]["step"] + student.taken, "loss": float(torch.stack(losses).mean()),
+               "learning_rate": student.rate(student.taken), "density": fit.topology.density, "exchanged": 0}  # fmt: skip
+        history.append(row | _validate(fit, data, *student.network()))
+        watch.epoch(history[-1], lambda: student.checkpoint(streams, history))
+    fit.model.eval()
+    fit.history = [*fit.history, *history]
+    fit.record |= {"distilled": {"epochs": epochs, "learning_rate": learning_rate, "loss": history[-1]["loss"]}}
+    values, state = student.network()
+    fit.student = (values, batchnorm.estimate(fit.model, fit.dense(values), state, fit.inputs) if fit.inputs else state)
+    return fit
+
+
+class _Student:
+    """The one network that learns, its optimiser, and the masked teacher."""
+
+    def __init__(self, fit: Fit, rate: schedules.Rate) -> None:
+        self.fit, self.rate, self.taken = fit, rate, 0
+        pairs = fit.pairs
+        self.factor = 1 / fit.keep_prob if fit.rescale else 1.0
+        self.teacher = pairs.values.mean(0) * self.factor
+        self.state = pairs.mean_state()
+        trained = {name for name, parameter in fit.model.named_parameters() if parameter.requires_grad}
+        self.values = (fit.pairs.values * fit.pairs.keep).mean(0).mul(self.factor).requires_grad_()
+        self.own = {n: t.clone().requires_grad_() for n, t in self.state.items() if n in trained}
+        parameters = [self.values, *self.own.values()]
+        self.optimizer = torch.optim.SGD(parameters, lr=0.0, momentum=0.9, nesterov=True)
+
+    def step(self, x: Tensor, stream: torch.Generator) -> Tensor:
+        """One draw of Z, one step towards its predictions. Returns the cross-entropy, nats per example."""
+        fit, self.taken = self.fit, self.taken + 1
+        with torch.no_grad():
+            keep = draw_mask(fit.topology.positions, fit.model.shapes, fit.mask, fit.keep_prob, stream)
+            target = fit.model.evaluate(fit.dense(self.teacher * keep), x, _copied(self.state)).softmax(-1)
+        output = fit.model.evaluate(fit.dense(self.values), x, {**_copied(self.state), **self.own})
+        loss = torch.nn.functional.cross_entropy(output, target)
+        if not torch.isfinite(loss.detach()):
+            raise RuntimeError("the distillation's loss stopped being finite: lower the distill_rate")
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate(self.taken)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()
+
+    def network(self) -> tuple[Tensor, State]:
+        """Values `(k,)` and the other parameters and buffers."""
+        own = {name: tensor.detach().clone() for name, tensor in self.own.items()}
+        return self.values.detach().clone(), {**_copied(self.state), **own}
+
+    def checkpoint(self, streams: Streams, history: list[dict[str, Any]]) -> Bundle:
+        tensors = {"values": self.values.detach(), **{f"own.{name}": t.detach() for name, t in self.own.items()}}
+        tensors |= {f"stream.{name}": state for name, state in streams.state().items()}
+        for index, parameter in enumerate((self.values, *self.own.values())):
+            tensors[f"momentum.{index}"] = self.optimizer.state[parameter]["momentum_buffer"]
+        return Bundle(tensors, {"step": self.taken, "history": history})
+
+    def restore(self, saved: Bundle) -> None:
+        self.taken = saved.facts["step"]
+        self.values.data.copy_(saved.tensors["values"])
+        for name, tensor in self.own.items():
+            tensor.data.copy_(saved.tensors[f"own.{name}"])
+        for index, parameter in enumerate((self.values, *self.own.values())):
+            self.optimizer.state[parameter]["momentum_buffer"] = saved.tensors[f"momentum.{index}"].to(parameter.device)
+
+
+def _copied(state: State) -> State:
+    """Batch norm writes into the buffers that it is given."""
+    return {name: tensor.clone() for name, tensor in state.items()}
+
+
+def _validate(fit: Fit, data: Data, values: Tensor, state: State) -> dict[str, float]:
+    if not len(data.validation.y):
+        return {}
+    probs, labels = (
+        predictive(fit.model, fit.dense(values), data.validation.x, state).numpy(),
+        data.validation.y.numpy(),
+    )
+    return {"validation_accuracy": calibration.accuracy(probs, labels), "validation_nll": calibration.nll(probs, labels),
+            "validation_ece": calibration.ece(probs, labels)}  # fmt: skip

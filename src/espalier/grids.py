@@ -1,0 +1,324 @@
+"""A grid file: methods crossed with sparsities, seeds and named variants, as runs to train and cells to score.
+
+    base: {model: mlp, data: fashion-mnist, batch_size: 128}           # options of every run, as in a recipe
+    over: {regime: {interpolating: {epochs: 60}, short: {epochs: 5}}}  # optional axes: name -> options (nets, data, ...)
+    sparsities: [0.8, 0.9]
+    seeds: [0, 1, 2]
+    methods:
+      RigL:      {run: {inference: rigl}, predict: unmasked}
+      RigL + TS: {run: {inference: rigl}, predict: unmasked, calibrate: temperature}
+      CigL:      {run: {inference: cigl, drop_rate: {0.8: 0.3, 0.9: 0.2}}, predict: ticket}
+      Ensemble:  {run: {inference: rigl}, predict: unmasked, members: 3}
+      Dense:     {run: {inference: dense}, sparsities: [0]}
+    baseline: RigL            # default: the first method
+    num_samples: 16           # fresh masks of `redraw`
+    split: test               # where cells are scored; validation while something is still being chosen
+
+Later options win: base, the axes in order, the method. An option may be given per sparsity or per name of an axis, or
+both: `drop_rate: {interpolating: {0.8: 0.3, 0.9: 0.2}, short: 0.05}`. Files beside the grid may be named as in a recipe.
+Methods whose runs come to the same recipe share one run, and an ensemble's first member is the run at the seed itself.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+
+import numpy as np
+
+from espalier import data, store
+from espalier.calibrators import CALIBRATORS
+from espalier.evaluation import SPLITS
+from espalier.fit import How
+from espalier.options import Training
+from espalier.recipes import Recipe, resolve
+from espalier.runs import plain
+
+KEYS = ("base", "over", "sparsities", "seeds", "methods", "baseline", "num_samples", "split")
+
+
+class Method(NamedTuple):
+    """How a method trains and predicts. `run`: its options; `sparsities`: its own, where the grid's do not apply."""
+
+    run: dict[str, Any]
+    predict: How = "ticket"
+    calibrate: str | None = None
+    members: int | None = None
+    sparsities: list[float] | None = None
+
+
+class Cell(NamedTuple):
+    """One number of the table: a method at one variant, sparsity and seed.
+
+    variant: one name per axis. runs: names of the runs that it averages, more than one for an ensemble. name: that of its
+    files; it changes with whatever its scores depend on.
+    """
+
+    method: str
+    variant: tuple[str, ...]
+    sparsity: float
+    seed: int
+    runs: tuple[str, ...]
+    predict: How
+    calibrate: str | None
+    name: str
+
+
+class Grid(NamedTuple):
+    """A grid, resolved: every run by name and every cell, in the order of the table."""
+
+    axes: tuple[str, ...]
+    methods: tuple[str, ...]
+    baseline: str
+    num_samples: int
+    split: str
+    runs: dict[str, Recipe]
+    cells: tuple[Cell, ...]
+
+
+def read(path: Path) -> Grid:
+    """The grid in a YAML file. Raises ValueError, in one sentence, for whatever in it makes no sense."""
+    import yaml
+
+    if not path.is_file():
+        raise ValueError(f"expected a grid file, but {path} is not there")
+    try:
+        written = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"expected {path} to be YAML: {' '.join(str(error).split())}") from error
+    return expand(_mapping(written, str(path)), path.parent)
+
+
+def expand(written: Mapping[str, Any], folder: Path = Path()) -> Grid:
+    """The grid of a mapping, as the module describes it. folder: where the files that it names may stand.
+
+    Raises ValueError for unknown keys, programs and options, values out of range, and cells that make no sense.
+    """
+    _known(written, KEYS, "the grid")
+    base, axes = _mapping(written.get("base", {}), "base"), _axes(written.get("over", {}))
+    sparsities, seeds = _sparsities(written.get("sparsities"), "sparsities"), _seeds(written.get("seeds", [0]))
+    methods = {str(name): _method(str(name), own) for name, own in _mapping(written.get("methods"), "methods").items()}
+    baseline = str(written.get("baseline", next(iter(methods))))
+    if baseline not in methods:
+        raise ValueError(f"expected a baseline of {', '.join(methods)}, got {baseline!r}{_near(baseline, methods)}")
+    num_samples, split = written.get("num_samples", 16), written.get("split", "test")
+    if type(num_samples) is not int or num_samples < 1:
+        raise ValueError(f"expected num_samples of at least 1, got {num_samples!r}")
+    if split not in SPLITS[1:]:
+        raise ValueError(f"expected a split of {', '.join(SPLITS[1:])} to score on, got {split!r}")
+
+    runs: dict[str, Recipe] = {}
+    cells: list[Cell] = []
+    every = sorted({s for method in methods.values() for s in method.sparsities or sparsities})
+    resolved = functools.cache(lambda words: resolve(words))
+    for variant, sparsity, (name, method) in product(product(*axes.values()), every, methods.items()):
+        if sparsity not in (method.sparsities or sparsities):
+            continue
+        chosen = [axes[axis][value] for axis, value in zip(axes, variant, strict=True)]
+        layers = [base, *chosen, method.run]
+        where = f"method {name!r} at {', '.join([*variant, f'sparsity {sparsity:g}'])}"
+        try:
+            recipe = _recipe(layers, (*variant, sparsity), sparsity, folder, resolved)
+            _check(method, recipe, split)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+        for seed in seeds:
+            used = []
+            for own in _member_seeds(seed, method.members or 1):
+                run = recipe._replace(options={**recipe.options, "seed": own})
+                used.append(_run_name(run, sparsity))
+                runs[used[-1]] = run
+            cells.append(_cell(name, variant, sparsity, seed, tuple(used), method, num_samples, split))
+    return Grid(tuple(axes), tuple(methods), baseline, num_samples, split, runs, tuple(cells))
+
+
+def _axes(written: Any) -> dict[str, dict[str, dict[str, Any]]]:
+    axes = {str(axis): {str(n): dict(_mapping(o, f"{axis}: {n}")) for n, o in _mapping(names, str(axis)).items()}
+            for axis, names in _mapping(written, "over").items()}  # fmt: skip
+    every = [name for names in axes.values() for name in names]
+    if len(set(every)) < len(every):
+        raise ValueError(f"expected names of variants that differ, got {', '.join(every)}: options are given per name")
+    reserved = {"method", "sparsity", "seed"} & set(axes)
+    if reserved:
+        raise ValueError(f"expected another name for the axis {min(reserved)!r}: the table has a column of that name")
+    return axes
+
+
+def _method(name: str, written: Any) -> Method:
+    own = _mapping(written, f"method {name!r}")
+    _known(own, Method._fields, f"method {name!r}")
+    method = Method(**{"run": {}, **own})
+    _mapping(method.run, f"run of method {name!r}")
+    if method.predict not in get_args(How):
+        raise ValueError(f"method {name!r}: expected predict of {', '.join(get_args(How))}, got {method.predict!r}")
+    if method.calibrate is not None and method.calibrate not in CALIBRATORS:
+        raise ValueError(f"method {name!r}: expected calibrate of {', '.join(CALIBRATORS)}, got {method.calibrate!r}")
+    if method.members is not None and (type(method.members) is not int or method.members < 2):
+        raise ValueError(
+            f"method {name!r}: expected members of at least 2, got {method.members!r}: leave it out for one net"
+        )
+    if method.sparsities is not None:
+        return method._replace(sparsities=_sparsities(method.sparsities, f"sparsities of method {name!r}"))
+    return method
+
+
+def _recipe(
+    layers: Sequence[Mapping[str, Any]], point: tuple[Any, ...], sparsity: float, folder: Path, resolved: Any
+) -> Recipe:
+    """What these options come to at a point of the grid, at seed 0."""
+    written = {str(name).replace("-", "_"): value for layer in layers for name, value in layer.items()}
+    if belongs := {"sparsity", "seed", "config", "out"} & set(written):
+        raise ValueError(f"expected no option {min(belongs)!r} in a run: the grid's own lines say it")
+    picked = {name: _pick(name, value, point) for name, value in written.items()}
+    program = picked.get("model"), picked.get("inference"), picked.get("data")
+    if not all(program):
+        raise ValueError(
+            "expected a model, an inference and data: name them in base, in an axis or in the method's run"
+        )
+    words = [_word(name, _located(name, value, folder)) for name, value in picked.items() if value is not None]
+    recipe: Recipe = resolved(tuple(words))
+    if "seed" not in recipe.options:
+        raise ValueError(f"expected an inference with an option seed, got {recipe.inference}")
+    if "sparsity" in recipe.options:
+        return recipe._replace(options={**recipe.options, "sparsity": sparsity})
+    varies = any(isinstance(value, Mapping) and sparsity in value for value in written.values())
+    if sparsity != 0 and not varies:
+        raise ValueError(
+            f"expected an inference that trains sparse, but {Path(recipe.inference).stem} has no option sparsity: give the "
+            "method `sparsities: [0]`, or an option per sparsity, the width of a smaller net say"
+        )
+    return recipe
+
+
+def _pick(name: str, value: Any, point: tuple[Any, ...]) -> Any:
+    """An option's value at a point: itself, or the entry for the sparsity or variant, step by step."""
+    while isinstance(value, Mapping):
+        found = [key for key in value if key in point]
+        if len(found) != 1:
+            raise ValueError(
+                f"expected option {name!r} to have one value here, got entries for {', '.join(map(str, value))}: give it "
+                "per sparsity or per name of an axis"
+            )
+        value = value[found[0]]
+    return value
+
+
+def _word(name: str, value: Any) -> str:
+    """An option as a word of the command line, so that grids, recipes and words are checked alike."""
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{flag}" if value else f"--no-{flag}"
+    return f"--{flag}={store.canonical(value).strip() if isinstance(value, list) else value}"
+
+
+def _located(name: str, value: Any, folder: Path) -> Any:
+    """A file that an option names, beside the grid or here, by its whole path: workers stand elsewhere."""
+    text = str(value)
+    named = name in ("init", "data_dir") or (name == "data" and text not in data.names())
+    if named or (name in ("model", "inference") and text.endswith(".py")):
+        for path in (folder / Path(text).expanduser(), Path(text)):
+            if path.exists():
+                return str(path.resolve())
+    return value
+
+
+def _check(method: Method, recipe: Recipe, split: str) -> None:
+    """Refuse what can be known to make no sense before anything is trained."""
+    Training(**recipe.of("training"))
+    said = recipe.options
+    if method.calibrate is not None and not said["validation"] > 0:
+        raise ValueError(
+            f"expected a validation split to fit the {method.calibrate} on, got validation {said['validation']}"
+        )
+    if method.calibrate is not None and split == "validation":
+        raise ValueError(
+            f"expected cells scored where no {method.calibrate} was fitted: score them on test or calibration"
+        )
+    if split in said and not said[split] > 0:
+        raise ValueError(f"expected a {split} split to score on, got {split} {said[split]}")
+    unmasked = said.get("drop_rate") == 0
+    if method.predict == "redraw" and unmasked:
+        raise ValueError(
+            "expected a drop_rate above 0 for predict redraw, got 0: its draws are one network, `unmasked`"
+        )
+    if method.predict == "pairs" and unmasked and said.get("average_from", 1) >= 1:
+        raise ValueError("expected several pairs for predict pairs, got drop_rate 0 and one pair: that is `unmasked`")
+
+
+def _member_seeds(seed: int, members: int) -> Iterator[int]:
+    """The seed itself, then seeds that no other seed of a grid leads to: ensembles at two seeds share no member."""
+    yield seed
+    for member in range(1, members):
+        yield int(np.random.SeedSequence([seed, member]).generate_state(1)[0])
+
+
+def _run_name(recipe: Recipe, sparsity: float) -> str:
+    """Readable, and told apart by all that the run depends on: files count by content, the data's folder not at all."""
+    config = {name: _identity(name, value) for name, value in plain(recipe.config()).items() if name != "data_dir"}
+    parts = [*(Path(name).stem for name in (recipe.inference, recipe.model, recipe.data)), f"{sparsity:g}"]
+    return f"{slug('-'.join(parts))}-s{recipe.options['seed']}-{_digest(config)}"
+
+
+def _identity(name: str, value: Any) -> Any:
+    is_file = name in ("model", "inference", "data", "init") and isinstance(value, str) and Path(value).is_file()
+    return _file_digest(value, Path(value).stat().st_mtime_ns) if is_file else value
+
+
+@functools.cache
+def _file_digest(path: str, _: int) -> str:
+    return store.sha256(Path(path).read_bytes())
+
+
+def _cell(
+    name: str, variant: tuple[str, ...], sparsity: float, seed: int, used: tuple[str, ...], method: Method,
+    num_samples: int, split: str,
+) -> Cell:  # fmt: skip
+    facts = {"runs": list(used), "predict": method.predict, "calibrate": method.calibrate, "split": split}
+    digest = _digest({**facts, "num_samples": num_samples})
+    file = f"{slug('-'.join([name, *variant, f'{sparsity:g}']))}-s{seed}-{digest}"
+    return Cell(name, variant, sparsity, seed, used, method.predict, method.calibrate, file)
+
+
+def _digest(value: Any) -> str:
+    return store.sha256(store.canonical(value).encode())[:10]
+
+
+def slug(text: str) -> str:
+    """Lower case, digits, dots and hyphens: good in a file's name."""
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")
+
+
+def _mapping(value: Any, what: str) -> Mapping[Any, Any]:
+    if not isinstance(value, Mapping) or (what == "methods" and not value):
+        raise ValueError(f"expected {what} to hold lines of `name: ...`, got {value!r}")
+    return value
+
+
+def _known(written: Mapping[Any, Any], known: Sequence[str], what: str) -> None:
+    for key in written:
+        if key not in known:
+            raise ValueError(f"expected a line of {', '.join(known)} in {what}, got {key!r}{_near(str(key), known)}")
+
+
+def _near(name: str, known: Any) -> str:
+    near = get_close_matches(name, list(known), 1)
+    return f": did you mean {near[0]!r}?" if near else ""
+
+
+def _sparsities(written: Any, what: str) -> list[float]:
+    fine = isinstance(written, list) and written and all(isinstance(s, int | float) and 0 <= s < 1 for s in written)
+    if not fine or len(set(written)) < len(written):
+        raise ValueError(f"expected {what} as a list of different fractions in [0, 1), got {written!r}")
+    return [float(s) for s in written]
+
+
+def _seeds(written: Any) -> list[int]:
+    fine = isinstance(written, list) and written and all(type(s) is int and s >= 0 for s in written)
+    if not fine or len(set(written)) < len(written):
+        raise ValueError(f"expected seeds as a list of different whole numbers of 0 or more, got {written!r}")
+    return list(written)

@@ -1,0 +1,74 @@
+"""Several trainings in one run, which still resumes bit for bit: a later one's checkpoints carry the earlier ones' last.
+
+first = Phase(watch)
+fit = train(..., watch=first)          # resumed after the end of it, this takes no step and gives the same fit
+train(..., watch=first.next())
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from espalier import store
+from espalier.loop import Info
+from espalier.store import Bundle
+from espalier.training import Silent, Watch
+
+
+class Phase:
+    """The watch of one training of several. It is the inner watch's, but for what later phases put into checkpoints."""
+
+    def __init__(self, inner: Watch | None = None) -> None:
+        self.inner = inner or Silent()
+        self._saved: Bundle | None = None
+        self._last: Callable[[], Bundle] | None = None
+
+    def resume(self) -> Bundle | None:
+        self._saved = self.inner.resume()
+        if self._saved is None:
+            return None
+        own = {name: tensor for name, tensor in self._saved.tensors.items() if not name.startswith("next.")}
+        facts = {key: value for key, value in self._saved.facts.items() if key != "next"}
+        self._last = lambda: Bundle(own, facts)
+        return self._last()
+
+    def step(self, info: Info) -> None:
+        self.inner.step(info)
+
+    def epoch(self, row: Mapping[str, Any], checkpoint: Callable[[], Bundle]) -> None:
+        self._last = checkpoint
+        self.inner.epoch(row, checkpoint)
+
+    def next(self) -> Phase:
+        """The watch of the phase that follows. Call it when this one is over."""
+        return Phase(_Continued(self))
+
+    def following(self) -> Bundle | None:
+        """What a checkpoint held of the phases after this one."""
+        if self._saved is None or "next" not in self._saved.facts:
+            return None
+        return Bundle(store.under("next.", self._saved.tensors), self._saved.facts["next"])
+
+    def joined(self, later: Bundle) -> Bundle:
+        """The last checkpoint of this phase with that of a later one in it."""
+        assert self._last is not None
+        own = self._last()
+        tensors = {f"next.{name}": tensor for name, tensor in later.tensors.items()}
+        return Bundle({**own.tensors, **tensors}, {**own.facts, "next": later.facts})
+
+
+class _Continued:
+    """Between a phase and the one before it."""
+
+    def __init__(self, before: Phase) -> None:
+        self.before = before
+
+    def resume(self) -> Bundle | None:
+        return self.before.following()
+
+    def step(self, info: Info) -> None:
+        self.before.inner.step(info)
+
+    def epoch(self, row: Mapping[str, Any], checkpoint: Callable[[], Bundle]) -> None:
+        self.before.inner.epoch(row, lambda: self.before.joined(checkpoint()))

@@ -1,0 +1,228 @@
+"""The tables of a grid: one tidy row per cell, one per paired difference, and the page that people read."""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from espalier import store
+from espalier.calibration import Interval
+from espalier.compare import TRAIN_ROWS, Outcome, Plan
+from espalier.comparison import SIGNS
+from espalier.grids import Grid
+
+Row = dict[str, Any]
+Point = tuple[tuple[str, ...], float]
+
+SHOWN = {
+    "train_accuracy": "training accuracy",
+    "train_nll": "training NLL",
+    "accuracy": "accuracy",
+    "nll": "NLL",
+    "brier": "Brier",
+    "ece_15": "ECE (15 bins)",
+    "ece_15_floor": "its floor",
+    "ece_15_debiased": "debiased",
+}
+NOTES = f"""\
+Mean over seeds (standard deviation). Training accuracy and NLL, over at most {TRAIN_ROWS:,} training examples and by the
+same way to predict, tell the regime: where they are near 1 and 0 the network interpolates. `its floor` is the ECE that a
+perfectly calibrated predictor of these confidences would score, `debiased` the ECE less its estimated bias.
+"""
+
+
+def write(grid: Grid, outcome: Outcome, source: Path, out: Path) -> list[Path]:
+    """Write `cells.csv`, `differences.csv`, `table.md` and a copy of the grid file; `cells.parquet` where pyarrow is."""
+    cells, differences = cell_rows(grid, outcome), difference_rows(grid, outcome)
+    page = f"{summary(grid, outcome)}\n\n{every_seed(grid, outcome)}\n"
+    written = {
+        "table.md": page.encode(),
+        "cells.csv": csv_of(cells),
+        "differences.csv": csv_of(differences),
+        "grid.yaml": source.read_bytes(),
+    }
+    if (parquet := _parquet(cells)) is not None:
+        written["cells.parquet"] = parquet
+    for name, content in written.items():
+        store.write_bytes(out / name, content)
+    return [out / name for name in written if name != "grid.yaml"]
+
+
+def cell_rows(grid: Grid, outcome: Outcome) -> list[Row]:
+    """One row per cell: what it is, its scores with intervals as `NAME_low` and `NAME_high`, its facts, or its error."""
+    rows = []
+    for cell in grid.cells:
+        row: Row = {"method": cell.method, **dict(zip(grid.axes, cell.variant, strict=True))}
+        row |= {"sparsity": cell.sparsity, "seed": cell.seed, "error": outcome.failures.get(cell.name, "")}
+        if (found := outcome.cells.get(cell.name)) is not None:
+            row |= {name: found[name] for name in ("train_accuracy", "train_nll")}
+            for name, value in found["scores"].items():
+                row |= {f"{name}_low": value[0], f"{name}_high": value[1]} if isinstance(value, list) else {name: value}
+            row |= found["facts"]
+        rows.append(row | {"predict": cell.predict, "calibrate": cell.calibrate or "", "runs": " ".join(cell.runs)})
+    return rows
+
+
+def difference_rows(grid: Grid, outcome: Outcome) -> list[Row]:
+    """One row per method, point of the grid and score: the mean difference from the baseline, both intervals, the verdict."""
+    rows = []
+    for (method, variant, sparsity), (seeds, scores) in outcome.differences.items():
+        for name, found in scores.items():
+            row: Row = {"method": method, "baseline": grid.baseline, **dict(zip(grid.axes, variant, strict=True))}
+            row |= {"sparsity": sparsity, "seeds": len(seeds), "score": name, "difference": found.mean}
+            row |= {"crossed_low": found.crossed[0], "crossed_high": found.crossed[1]}
+            row |= dict(zip(("t_low", "t_high"), found.t or ("", ""), strict=True))
+            rows.append(row | {"verdict": found.verdict})
+    return rows
+
+
+def summary(grid: Grid, outcome: Outcome) -> str:
+    """Markdown: for every point of the grid the scores and the differences, then what was won and lost, and what failed."""
+    parts = [NOTES]
+    for point in _points(grid):
+        parts += [f"## {_title(grid, *point)}\n", _scores(grid, outcome, point, _mean_and_sd), ""]
+        if any(key[1:] == point for key in outcome.differences):
+            parts += [f"Minus {grid.baseline}:\n", _differences(grid, outcome, point), ""]
+    if outcome.differences:
+        parts += [
+            f"## Won / tied / lost against {grid.baseline}\n",
+            _tally(grid, outcome),
+            "",
+            _which_interval(outcome),
+        ]
+    if outcome.failures:
+        rows = [[cell.name, outcome.failures[cell.name]] for cell in grid.cells if cell.name in outcome.failures]
+        parts += ["\n## Failed\n", _table(["cell", "error"], rows)]
+    return "\n".join(parts).rstrip()
+
+
+def every_seed(grid: Grid, outcome: Outcome) -> str:
+    """Markdown: the same scores, each seed for itself, in the order of the grid's seeds."""
+    parts = ["## Every seed\n"]
+    for point in _points(grid):
+        parts += [f"### {_title(grid, *point)}\n", _scores(grid, outcome, point, _one_by_one), ""]
+    return "\n".join(parts).rstrip()
+
+
+def plan_lines(grid: Grid, left: Plan) -> str:
+    """What a grid would do: its runs and cells, those that are left marked."""
+    waiting = {cell.name for cell in left.cells}
+    runs = [f"  {'train' if name in left.runs else '     '}  {name}" for name in grid.runs]
+    cells = [
+        f"  {'score' if cell.name in waiting else '     '}  {cell.method}, "
+        f"{', '.join([*cell.variant, f'sparsity {cell.sparsity:g}', f'seed {cell.seed}'])}: {cell.predict} of "
+        f"{' + '.join(cell.runs)}{f', {cell.calibrate}' if cell.calibrate else ''}"
+        for cell in grid.cells
+    ]
+    return "\n".join(
+        [f"{len(grid.runs)} runs, {len(left.runs)} to train", *runs]
+        + [f"{len(grid.cells)} cells, {len(left.cells)} to score", *cells]
+    )
+
+
+def csv_of(rows: Sequence[Row]) -> bytes:
+    """CSV (RFC 4180, \\n) with every column that any row has; numbers as Python writes them, so that they read back."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    written = io.StringIO()
+    writer = csv.DictWriter(written, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return written.getvalue().encode()
+
+
+def _parquet(rows: Sequence[Row]) -> bytes | None:
+    try:
+        from pyarrow import Table, parquet
+    except ImportError:
+        return None
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    written = io.BytesIO()
+    parquet.write_table(Table.from_pylist([{name: row.get(name) for name in columns} for row in rows]), written)
+    return written.getvalue()
+
+
+def _points(grid: Grid) -> list[Point]:
+    return list(dict.fromkeys((cell.variant, cell.sparsity) for cell in grid.cells))
+
+
+def _title(grid: Grid, variant: tuple[str, ...], sparsity: float) -> str:
+    named = [f"{axis} {name}" for axis, name in zip(grid.axes, variant, strict=True)]
+    return ", ".join([*named, f"{100 * sparsity:g} % sparse"])
+
+
+def _scores(grid: Grid, outcome: Outcome, point: Point, shown: Callable[[Sequence[float]], str]) -> str:
+    rows = []
+    for method in grid.methods:
+        cells = [c for c in grid.cells if c.method == method and (c.variant, c.sparsity) == point]
+        found = [{**outcome.cells[c.name], **outcome.cells[c.name]["scores"]} for c in cells if c.name in outcome.cells]
+        if found:
+            passes, active = (found[0]["facts"][name] for name in ("passes", "num_active"))
+            values = [shown([each[name] for each in found]) for name in SHOWN]
+            rows.append([method, *values, f"{len(found)} of {len(cells)}", f"{passes}", f"{active:,}"])
+        elif cells:
+            rows.append([method, *["failed"] * len(SHOWN), f"0 of {len(cells)}", "", ""])
+    return _table(["method", *SHOWN.values(), "seeds", "passes", "active weights"], rows)
+
+
+def _mean_and_sd(values: Sequence[float]) -> str:
+    spread = f" ({statistics.stdev(values):.4f})" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.4f}{spread}"
+
+
+def _one_by_one(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.4f}" for value in values)
+
+
+def _differences(grid: Grid, outcome: Outcome, point: Point) -> str:
+    rows = []
+    for method in grid.methods:
+        if (method, *point) in outcome.differences:
+            seeds, scores = outcome.differences[method, *point]
+            cells = []
+            for name in SIGNS:
+                found = scores[name]
+                t = f"; t {_interval(found.t)}" if found.t else ""
+                cells.append(f"{found.mean:+.4f} {_interval(found.crossed)} {found.verdict}{t}")
+            rows.append([method, *cells, str(len(seeds))])
+    return _table(["method", *(SHOWN[name] for name in SIGNS), "seeds"], rows)
+
+
+def _tally(grid: Grid, outcome: Outcome) -> str:
+    counts = {method: {name: Counter[str]() for name in SIGNS} for method in grid.methods}
+    for (method, _, _), (_, scores) in outcome.differences.items():
+        for name in SIGNS:
+            counts[method][name][scores[name].verdict] += 1
+    rows = [
+        [method, *(" / ".join(str(own[name][verdict]) for verdict in ("won", "tied", "lost")) for name in SIGNS)]
+        for method, own in counts.items()
+        if any(own[name] for name in SIGNS)
+    ]
+    return _table(["method", *(SHOWN[name] for name in SIGNS)], rows)
+
+
+def _which_interval(outcome: Outcome) -> str:
+    """Which interval is which, and what decides."""
+    numbers = sorted({len(seeds) for seeds, _ in outcome.differences.values()})
+    said = (
+        "Intervals are for 95 %, paired by seed and by test example. The first decides: it is for new seeds on new test "
+        "examples (examples resampled, the same for all seeds and both arms; seeds by Student's t; comparison.py). `t` is "
+        "for new seeds on these test examples: seeds - 1 degrees of freedom. Lost: the whole interval is on the losing "
+        "side; won: on the other; tied: neither."
+    )
+    if 1 in numbers:
+        said += " With one seed only the examples are resampled: how much another seed would change is not in it."
+    return said
+
+
+def _interval(ends: Interval) -> str:
+    return f"[{ends[0]:+.4f}, {ends[1]:+.4f}]"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)

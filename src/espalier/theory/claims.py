@@ -1,0 +1,108 @@
+"""What a claim of the theory is, and what checking it finds.
+
+A check compares a formula with an answer that owes it nothing (closed form, quadrature, enumeration, another library,
+Monte Carlo with its error). The formulas are its keyword arguments, so that a test can hand it a wrong one and see it
+fail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+FALSE_ALARMS = 1e-6
+"""Probability that one statistical check says `fails` of a claim that holds, over all the numbers it looks at."""
+
+
+class Curve(NamedTuple):
+    """One line of a picture: `y` over `x`, `(n,)` each, with a band or error bars from `low` to `high` where given."""
+
+    label: str
+    x: ArrayLike
+    y: ArrayLike
+    low: ArrayLike | None = None
+    high: ArrayLike | None = None
+    style: Literal["line", "dashed", "points", "bars"] = "line"
+
+
+class Picture(NamedTuple):
+    """Curves over one pair of axes."""
+
+    title: str
+    x: str
+    y: str
+    curves: tuple[Curve, ...]
+    xscale: Literal["linear", "log", "symlog"] = "linear"
+    yscale: Literal["linear", "log", "symlog"] = "linear"
+
+
+class Ranks(NamedTuple):
+    """A rank histogram: counts of simulation-based calibration ranks `(n,)` in 0..num_draws, and what they should follow.
+
+    expected: probabilities of the `num_draws + 1` ranks; None is uniform.
+    """
+
+    title: str
+    ranks: ArrayLike
+    num_draws: int
+    expected: ArrayLike | None = None
+
+
+class Finding(NamedTuple):
+    """How far apart the two sides are. The claim holds if `discrepancy <= tolerance`, both in `unit`."""
+
+    compared: str
+    """What was compared with what, on how much."""
+    discrepancy: float
+    tolerance: float
+    unit: str
+    """'nats', 'relative', 'standard errors', '-log10 p' ..."""
+    figures: Mapping[str, Any] = {}
+    """Numbers worth keeping beside the verdict, JSON-able."""
+    breaks: str = ""
+    """One sentence: where the claim does not hold exactly. Empty where it does."""
+    pictures: tuple[Picture | Ranks, ...] = ()
+
+    @property
+    def verdict(self) -> Literal["holds", "fails"]:
+        return "holds" if self.discrepancy <= self.tolerance else "fails"  # a NaN fails
+
+
+class Claim(NamedTuple):
+    """One line of `espalier theory`."""
+
+    name: str
+    says: str
+    source: str
+    check: Callable[..., Finding]
+    """`check(quick, *, formulas...)`: quick asks for the same comparison on fewer draws or a smaller grid."""
+
+
+def limit(looks: int = 1) -> float:
+    """Standard errors that the worst of `looks` two-sided normal comparisons stays within, but for `FALSE_ALARMS`."""
+    return float(stats.norm.isf(FALSE_ALARMS / (2 * looks)))
+
+
+def surprise(p_value: float) -> float:
+    """-log10 of a p-value (above 1, as Bonferroni's may be, it counts as 1); a check holds up to `SURPRISE`."""
+    return float(-np.log10(min(1.0, max(p_value, 1e-300)))) + 0.0
+
+
+SURPRISE = surprise(FALSE_ALARMS)
+
+
+def worst_z(estimate: ArrayLike, truth: ArrayLike, error: ArrayLike) -> tuple[float, float]:
+    """The largest |estimate - truth| / error, and its `limit` over that many looks: a discrepancy and its tolerance.
+
+    Differences below 1e-12 of the truth count as none: rounding where the standard error vanishes.
+    """
+    estimate, truth, error = (np.asarray(each, dtype=np.float64) for each in (estimate, truth, error))
+    gap: NDArray[np.float64] = np.abs(estimate - truth)
+    gap = np.where(gap <= 1e-12 * (1 + np.abs(truth)), 0.0, gap)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        z = np.where(gap == 0, 0.0, gap / error)
+    return float(np.max(z)), limit(z.size)
