@@ -60,14 +60,16 @@ def seen(folder: Path, rank: int) -> dict[str, Any]:
 @pytest.mark.parametrize("case", EXACT)
 def test_two_processes_train_what_one_does_on_the_same_batches(folder: Path, case: str) -> None:
     alone, two = together.state(together.trained(case)), left(folder, 0, case)
-    assert sum(row["moves"] for row in alone.facts["history"]) == MOVES
+    assert sum(row.get("moves", 0) for row in alone.facts["history"]) == MOVES
     assert sum(row["exchanged"] for row in alone.facts["history"]) > 1000
+    if "augment" not in CASES[case]:  # these learn within the epochs that there are
+        assert alone.facts["history"][-1]["loss"] < 0.8 * alone.facts["history"][0]["loss"]
     assert two.tensors.keys() == alone.tensors.keys()
     assert torch.equal(two.tensors["positions"], alone.tensors["positions"])
     assert torch.equal(two.tensors["keep"], alone.tensors["keep"])
     for name, tensor in alone.tensors.items():
         assert tensor.dtype in (torch.float64, torch.bool, torch.int64)
-        print(case, name, float((two.tensors[name].double()-tensor.double()).abs().max())); torch.testing.assert_close(two.tensors[name], tensor, rtol=0, atol=1e-10, msg=name)
+        torch.testing.assert_close(two.tensors[name], tensor, rtol=0, atol=1e-10, msg=name)
     for row, other in zip(alone.facts["history"], two.facts["history"], strict=True):
         assert row == pytest.approx(other, rel=0, abs=1e-10)
 
@@ -112,6 +114,12 @@ def test_batch_norm_is_synchronised_on_gpus_and_plain_again_afterwards(folder: P
         }  # fmt: skip
 
 
+def test_no_thread_outlives_the_group(folder: Path) -> None:
+    # one that did aborted the interpreter at its end, once in thirty runs
+    for rank in (0, 1):
+        assert [name for name in json.loads((folder / str(rank) / "threads.json").read_text()) if "gloo" in name] == []
+
+
 def test_what_processes_cannot_share_is_refused_in_a_sentence(folder: Path) -> None:
     for rank in (0, 1):
         said = seen(folder, rank)["refused"]
@@ -145,6 +153,15 @@ def test_a_run_of_two_processes_resumes_after_a_kill_bit_for_bit(folder: Path, r
     for name in written:
         assert (run / name).read_bytes() == (folder / "whole" / name).read_bytes(), name
     assert json.loads((run / "record.json").read_text())["versions"]["processes"] == "2"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="no two CUDA devices on this machine")
+def test_two_gpus_train_one_network(recipe_file: Path, tmp_path: Path) -> None:
+    words = [*TORCHRUN, "-m", "espalier", "fit", "--config", str(recipe_file), "--device", "cuda", "--json"]
+    done = subprocess.run([*words, "--out", str(tmp_path / "run")], capture_output=True, text=True, env=ENVIRONMENT)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["predict"]["ticket"]["accuracy"] > 0.5
 
 
 def test_alone_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:

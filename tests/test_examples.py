@@ -15,6 +15,7 @@ from espalier import cli, runs
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 RECIPES = sorted(path.name for path in EXAMPLES.glob("*.yaml"))
+GRIDS = sorted(path.name for path in (EXAMPLES / "grids").glob("*.yaml"))
 # Script -> arguments of main, and what its result must satisfy.
 SCRIPTS: dict[str, tuple[dict[str, Any], Any]] = {
     "inclusion.py": ({"steps": 80}, lambda found: (found > 0.95).sum() > 30 and abs(float(found.sum()) - 355) < 0.1),
@@ -24,6 +25,7 @@ SCRIPTS: dict[str, tuple[dict[str, Any], Any]] = {
 }
 # Benchmark -> arguments that make it small.
 BENCHMARKS = {
+    "choose.py": ["--help"],
     "fashion.py": ["--help"],
     "state_bytes.py": [],
     "step_time.py": ["--help"],
@@ -52,6 +54,14 @@ def test_the_recipe_runs_on_small_data_of_its_kind(name: str, tmp_path: Path) ->
     fit = runs.load(tmp_path / "run")
     wanted = 0.99 if "resnet50" in name else 0.9
     assert fit.topology.num_active == round((1 - wanted) * fit.topology.num_weights)
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_the_grid_says_what_it_would_run(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["compare", str(EXAMPLES / "grids" / name), "--out", str(tmp_path / "out"), "--dry-run"]) == 0
+    runs_line, *_ = capsys.readouterr().out.splitlines()
+    assert int(runs_line.split()[0]) >= 12
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

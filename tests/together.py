@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch import nn
 
 from espalier import distributed, runs, schedules, store
 from espalier.contracts import Data, Split
+from espalier.distillation import distill
 from espalier.fit import Fit
 from espalier.guides import MaskedGuide
 from espalier.network import BayesianNetwork
@@ -30,13 +32,14 @@ BATCH, EPOCHS, EXAMPLES = 32, 8, 160  # of the whole: 5 steps an epoch, 40 in al
 MOVES = 9  # every third step before the freeze at 30
 
 CASES: dict[str, dict[str, Any]] = {
-    "sgd": {"optimizer": "sgd", "learning_rate": 0.1},
-    "adam": {"optimizer": "adam", "learning_rate": 0.003},
-    "set": {"rule": "set", "learning_rate": 0.1},
-    "augmented": {"learning_rate": 0.05, "augment": "crop-flip", "label_smoothing": 0.1},
-    "mixed": {"learning_rate": 0.05, "augment": "crop-flip", "mixup": 0.4},
+    "sgd": {"optimizer": "sgd", "learning_rate": 0.2},
+    "adam": {"optimizer": "adam", "learning_rate": 0.01},
+    "set": {"rule": "set", "learning_rate": 0.2},
+    "augmented": {"learning_rate": 0.2, "augment": "crop-flip", "label_smoothing": 0.1},
+    "mixed": {"learning_rate": 0.2, "augment": "crop-flip", "mixup": 0.4},
     "batch norm": {"learning_rate": 0.05},
     "dropout": {"learning_rate": 0.05},
+    "distilled": {"learning_rate": 0.2, "distill": 3},
 }
 
 
@@ -51,8 +54,9 @@ def network(case: str) -> nn.Module:
 
 def data() -> Data:
     generator = torch.Generator().manual_seed(1)
-    x = torch.randn(EXAMPLES + 40, 1, 8, 8, generator=generator, dtype=torch.float64)
-    y = x.flatten(1)[:, :5].argmax(1)
+    y = torch.randint(0, 5, (EXAMPLES + 40,), generator=generator)
+    centres = torch.randn(5, 1, 8, 8, generator=generator, dtype=torch.float64)
+    x = centres[y] + torch.randn(len(y), 1, 8, 8, generator=generator, dtype=torch.float64)
     parts = [Split(x[:EXAMPLES], y[:EXAMPLES]), Split(x[EXAMPLES:], y[EXAMPLES:])]
     return Data("made", parts[0], parts[1], *[Split(x[:0], y[:0])] * 2, shape=(1, 8, 8), num_classes=5)
 
@@ -60,13 +64,16 @@ def data() -> Data:
 def trained(case: str, seed: int = 3, **changed: Any) -> Fit:
     """CigL in float64: 70 % sparse, one weight in five masked, nine moves."""
     options = {**CASES[case], **changed}
-    rule = options.pop("rule", "rigl")
+    rule, taught = options.pop("rule", "rigl"), options.pop("distill", 0)
     training = Training(**{"epochs": EPOCHS, "batch_size": BATCH, "device": "cpu", "bn_batches": 2, **options})
     streams = Streams(seed, find_device("cpu"))
     model = BayesianNetwork(network(case), prior_scale=0.5, num_data=EXAMPLES, weight_decay=1e-3)
     guide = MaskedGuide(model, initial(model.shapes, 0.7, generator=streams.topology), 0.8, generator=streams.mask)
     schedule = schedules.rule(rule, 3, 30, 0.4)
-    return train(model, guide, schedule, data(), training=training, streams=streams, average_from=0.8)
+    fit = train(model, guide, schedule, data(), training=training, streams=streams, average_from=0.8)
+    if taught:
+        distill(fit, data(), training=training, streams=streams, epochs=taught, learning_rate=0.05)
+    return fit
 
 
 def state(fit: Fit) -> Bundle:
@@ -74,6 +81,7 @@ def state(fit: Fit) -> Bundle:
     tensors = {"positions": fit.topology.positions, "values": fit.pairs.values, "keep": fit.pairs.keep}
     tensors |= {f"state.{name}": tensor for name, tensor in fit.pairs.states.items()}
     tensors |= {f"buffer.{name}": tensor for name, tensor in fit.model.named_buffers() if name != "initial"}
+    tensors |= {"student": fit.student[0]} if fit.student else {}
     return Bundle({name: tensor.detach() for name, tensor in tensors.items()}, {"history": fit.history})
 
 
@@ -117,11 +125,13 @@ def main(folder: Path, recipe: str) -> None:
             store.write_bundle(own / f"{case}.safetensors", state(trained(case)))
         streams = Streams(0, torch.device("cpu"))
         streams.seed_default()
-        streams.part(1)
+        streams.part_ways(1)
         drawn = {"default": float(torch.rand(())), "Z": float(torch.rand((), generator=streams.mask))}
         seen = {"first": first, "size": distributed.size(), "drawn": drawn, "refused": refusals(), "norms": norms()}
         store.write_bytes(own / "seen.json", json.dumps(seen).encode())
         runs.start(resolve(["--config", recipe]), folder / "whole")
+    threads = [Path(f"/proc/self/task/{thread}/comm").read_text() for thread in os.listdir("/proc/self/task")]
+    store.write_bytes(own / "threads.json", json.dumps(threads).encode())
 
 
 if __name__ == "__main__":

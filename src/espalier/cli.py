@@ -259,7 +259,7 @@ def _data(words: list[str]) -> int:
 
 
 def _compare(words: list[str]) -> int:
-    parser = _Parser(prog="espalier compare", description="Train and score a grid of methods; espalier/grids.py says how.")
+    parser = _Parser(prog="espalier compare", description="Train and score a grid of methods; see grids.py.")
     parser.add_argument("grid", type=Path, metavar="GRID.yaml")
     parser.add_argument("--out", type=Path, metavar="DIR", help="what is finished there is kept; default: runs/GRID")
     parser.add_argument("--jobs", type=int, default=2, help="processes of one thread each (default 2)")
@@ -267,7 +267,7 @@ def _compare(words: list[str]) -> int:
     parser.add_argument("--dry-run", action="store_true", help="only say which runs and cells there are")
     arguments = parser.parse_args(words)
 
-    from espalier import compare, grids, report
+    from espalier import compare, figures, grids, report
     from espalier.progress import comparing
     from espalier.workers import workers
 
@@ -283,7 +283,8 @@ def _compare(words: list[str]) -> int:
         outcome = compare.compare(grid, out, hands, seen)
     files = report.write(grid, outcome, arguments.grid, out)
     print(report.summary(grid, outcome))
-    print(f"\nThe tables are in {', '.join(str(file) for file in files)}.")
+    figures.write(grid, outcome, out)
+    print(f"\nThe tables are in {', '.join(str(file) for file in files)}; figures in {out / 'figures'}.")
     if outcome.failures:
         print(f"espalier: {len(outcome.failures)} cells failed; the same command tries them again", file=sys.stderr)
     return 1 if outcome.failures else 0

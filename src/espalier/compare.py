@@ -1,6 +1,6 @@
 """Executes a grid: trains its runs, scores its cells, gathers the tables. Whatever is finished is not done again.
 
-OUT/runs/RUN/                 run folders, as `espalier fit` leaves them, and in each progress.json: epochs and seconds
+OUT/runs/RUN/                 run folders, as `espalier fit` leaves them, each with progress.json: epochs, steps, seconds
 OUT/cells/CELL.json, .npz     signed scores and facts of a cell; hit, confidence, nll and brier of every example
 OUT/errors/NAME.txt           tracebacks of what failed
 OUT/cells.csv, differences.csv, table.md, grid.yaml    what it all comes to (cells.parquet too, where pyarrow is)
@@ -71,6 +71,7 @@ def compare(
 
     Raises ValueError before any work where the data do not suit the grid.
     """
+    out = out.resolve()  # workers stand elsewhere
     left, failed = plan(grid, out), dict[str, str]()
 
     def note(what: str, name: str, failure: Failure | None) -> None:
@@ -106,18 +107,21 @@ def check_data(grid: Grid) -> None:
 
 # --- Runs ---------------------------------------------------------------------------------------------------------
 class Meter(Silent):
-    """Writes down, after every epoch, how far a run is and the seconds its epochs took, through all that stopped it."""
+    """Writes down, after every epoch, how far a run is: epochs, steps and the seconds they took, through all that stopped
+    it. A run of several trainings counts them all."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.began = path, 0.0
-        self.before = float(store.read_json(path)["seconds"]) if path.is_file() else 0.0
+        self.path, self.began, self.steps, self.epochs = path, 0.0, 0, 0
+        self.before = store.read_json(path) if path.is_file() else {"epoch": 0, "step": 0, "seconds": 0.0}
 
     def step(self, info: Any) -> None:
         self.began = self.began or time.perf_counter()
+        self.steps += 1
 
     def epoch(self, row: Mapping[str, Any], checkpoint: Callable[[], Any]) -> None:
-        seconds = self.before + time.perf_counter() - self.began
-        facts = {"epoch": row["epoch"], "step": row["step"], "seconds": seconds}
+        self.epochs += 1
+        new = {"epoch": self.epochs, "step": self.steps, "seconds": time.perf_counter() - self.began}
+        facts = {name: self.before[name] + value for name, value in new.items()}
         store.write_bytes(self.path, store.canonical(facts).encode())
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from espalier import batchnorm, calibration, schedules, store
+from espalier import batchnorm, calibration, distributed, schedules, store
 from espalier.contracts import Data
 from espalier.fit import Fit, State
 from espalier.guides import draw_mask
@@ -68,11 +68,12 @@ def _distill(
         streams.restore(store.under("stream.", saved.tensors))
     fit.model.train()  # batch norm by the batch, for teacher and student alike
     for _ in range(len(history), epochs):
-        losses = []
-        for x, _ in batches(data, training, streams):
-            losses.append(student.step(x, streams.mask))
-            watch.step(Info(student.taken, losses[-1], -losses[-1], torch.zeros(()), 0))
-        number = training.epochs + len(history) + 1
+        losses, number = [], training.epochs + len(history) + 1
+        streams.part_ways(number)
+        with distributed.synchronised(fit.model.net, streams.device):
+            for x, _ in batches(data, training, streams):
+                losses.append(student.step(x, streams.mask))
+                watch.step(Info(student.taken, losses[-1], -losses[-1], torch.zeros(()), 0))
         row = {"epoch": number, "step": fit.history[-1]["step"] + student.taken, "loss": float(torch.stack(losses).mean()),
                "learning_rate": student.rate(student.taken), "density": fit.topology.density, "exchanged": 0}  # fmt: skip
         history.append(row | _validate(fit, data, *student.network()))
@@ -108,14 +109,16 @@ class _Student:
             target = fit.model.evaluate(fit.dense(self.teacher * keep), x, _copied(self.state)).softmax(-1)
         output = fit.model.evaluate(fit.dense(self.values), x, {**_copied(self.state), **self.own})
         loss = torch.nn.functional.cross_entropy(output, target)
-        if not torch.isfinite(loss.detach()):
+        seen = distributed.mean(loss.detach())
+        if not torch.isfinite(seen):
             raise RuntimeError("the distillation's loss stopped being finite: lower the distill_rate")
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate(self.taken)
         self.optimizer.zero_grad()
         loss.backward()
+        distributed.average_gradients(self.optimizer)
         self.optimizer.step()
-        return loss.detach()
+        return seen
 
     def network(self) -> tuple[Tensor, State]:
         """Values `(k,)` and the other parameters and buffers."""

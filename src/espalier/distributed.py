@@ -18,6 +18,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 
 import torch
 from torch import Tensor, distributed, nn
@@ -37,6 +38,9 @@ def joined() -> Iterator[bool]:
     if alone or size() > 1:
         yield rank() == 0
         return
+    # Imported first: its default arguments would keep the group, and so gloo's threads, beyond the end of the interpreter,
+    # which aborts where one of them still has a tensor to give back. (Torch's optimisers import it anyway, but late.)
+    import_module("torch.distributed.nn.functional")
     distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield rank() == 0

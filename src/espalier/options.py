@@ -125,7 +125,7 @@ def prepare(
         )
     if data.num_classes is None and (training.label_smoothing or training.mixup):
         raise ValueError(f"expected labels to smooth or to mix, but {data.name} has real-valued targets")
-    _check_fit(model, data)
+    _check_fit(model, data, soft=bool(training.label_smoothing or training.mixup))
     model = copy.deepcopy(model)
     model.num_data = len(data.train.y)
     if model.prior_scale is None:
@@ -137,7 +137,7 @@ def prepare(
 
 
 @torch.no_grad()
-def _check_fit(model: BayesianNetwork, data: Data) -> None:
+def _check_fit(model: BayesianNetwork, data: Data, soft: bool = False) -> None:
     """Do network, likelihood and data fit together? One forward pass of two examples tells, before any work."""
     labels, y = data.num_classes, data.train.y
     if labels is not None and len(y) and not (int(y.min()) >= 0 and int(y.max()) < labels):
@@ -171,6 +171,10 @@ def _check_fit(model: BayesianNetwork, data: Data) -> None:
     if outcome.batch_shape not in (y.shape, (*y.shape, 1)):
         raise ValueError(
             f"expected one outcome per example, {tuple(y.shape)}, but network and likelihood give {tuple(outcome.batch_shape)}"
+        )
+    if soft and not (isinstance(outcome, dist.Categorical) and outcome.probs.shape[-1] == labels):
+        raise ValueError(
+            f"expected a categorical likelihood with one output for each of {labels} classes, to smooth or mix their labels"
         )
     if isinstance(outcome, dist.Categorical) and outcome.probs.shape[-1] < (labels or 0):
         raise ValueError(f"expected a network with {labels} outputs for {data.name}, got {outcome.probs.shape[-1]}")

@@ -14,7 +14,7 @@ from espalier import calibration, store
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from espalier.theory.claims import Picture, Ranks
+    from espalier.pictures import Picture, Ranks
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 """Okabe & Ito's palette: told apart by colour-blind readers too."""
@@ -72,7 +72,8 @@ def curves(picture: Picture) -> Figure:
     """The curves of a claim's picture over one pair of axes."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    aside = len(picture.curves) > 4  # a long legend would lie on the curves
+    figure = Figure(figsize=(8.4 if aside else 6.4, 4.2), layout="constrained")
     axes = figure.subplots()
     for index, curve in enumerate(picture.curves):
         x, y, colour = np.asarray(curve.x), np.asarray(curve.y), COLOURS[index % len(COLOURS)]
@@ -91,7 +92,10 @@ def curves(picture: Picture) -> Figure:
             axes.errorbar(x, y, spread, fmt="none", color=colour, linewidth=1, capsize=2)
     axes.set(title=picture.title, xlabel=picture.x, ylabel=picture.y, xscale=picture.xscale, yscale=picture.yscale)
     axes.grid(alpha=0.25)
-    axes.legend(fontsize=8, frameon=False)
+    if aside:
+        figure.legend(loc="outside right center", fontsize=8, frameon=False)
+    else:
+        axes.legend(fontsize=8, frameon=False)
     return figure
 
 

@@ -6,7 +6,7 @@ import csv
 import io
 import statistics
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,8 @@ SHOWN = {
 NOTES = f"""\
 Mean over seeds (standard deviation). Training accuracy and NLL, over at most {TRAIN_ROWS:,} training examples and by the
 same way to predict, tell the regime: where they are near 1 and 0 the network interpolates. `its floor` is the ECE that a
-perfectly calibrated predictor of these confidences would score, `debiased` the ECE less its estimated bias.
+perfectly calibrated predictor of these confidences would score, `debiased` the ECE less its estimated bias. `passes`:
+networks evaluated for one prediction.
 """
 
 
@@ -62,7 +63,8 @@ def cell_rows(grid: Grid, outcome: Outcome) -> list[Row]:
         if (found := outcome.cells.get(cell.name)) is not None:
             row |= {name: found[name] for name in ("train_accuracy", "train_nll")}
             for name, value in found["scores"].items():
-                row |= {f"{name}_low": value[0], f"{name}_high": value[1]} if isinstance(value, list) else {name: value}
+                short = name.removesuffix("_interval")
+                row |= {f"{short}_low": value[0], f"{short}_high": value[1]} if name != short else {name: value}
             row |= found["facts"]
         rows.append(row | {"predict": cell.predict, "calibrate": cell.calibrate or "", "runs": " ".join(cell.runs)})
     return rows
@@ -83,7 +85,8 @@ def difference_rows(grid: Grid, outcome: Outcome) -> list[Row]:
 
 def summary(grid: Grid, outcome: Outcome) -> str:
     """Markdown: for every point of the grid the scores and the differences, then what was won and lost, and what failed."""
-    parts = [NOTES]
+    counts = {cell["scores"]["num_examples"] for cell in outcome.cells.values()}
+    parts = [f"Scored on the {grid.split} split, {_numbers(counts)} examples. {NOTES}"]
     for point in _points(grid):
         parts += [f"## {_title(grid, *point)}\n", _scores(grid, outcome, point, _mean_and_sd), ""]
         if any(key[1:] == point for key in outcome.differences):
@@ -217,6 +220,10 @@ def _which_interval(outcome: Outcome) -> str:
     if 1 in numbers:
         said += " With one seed only the examples are resampled: how much another seed would change is not in it."
     return said
+
+
+def _numbers(found: Collection[int]) -> str:
+    return " or ".join(f"{number:,}" for number in sorted(found)) or "no"
 
 
 def _interval(ends: Interval) -> str:

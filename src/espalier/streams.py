@@ -55,7 +55,7 @@ class Streams:
             with torch.cuda.device(self.device):
                 torch.cuda.manual_seed(seed)
 
-    def part(self, epoch: int) -> None:
+    def part_ways(self, epoch: int) -> None:
         """Give every process but the first default streams of its own: seeded anew at each epoch, there is no state of
         theirs to keep."""
         if rank := distributed.rank():

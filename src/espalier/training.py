@@ -116,7 +116,7 @@ def train(
         model.train()
         for epoch in range(len(history) + 1, training.epochs + 1):
             infos = []
-            streams.part(epoch)
+            streams.part_ways(epoch)
             with distributed.synchronised(model.net, streams.device):
                 for x, y in batches(data, training, streams):
                     infos.append(loop.step(x, y))
@@ -291,6 +291,8 @@ def _fit(
         "batchnorm": training.batchnorm,
         "bn_batches": training.bn_batches,
         "batch_size": training.batch_size,
+        "optimizer": training.optimizer,
+        "momentum": training.momentum,
         "elbo": {name: history[-1][name] for name in ("log_likelihood", "kl", "loss")},
     }
     return Fit(

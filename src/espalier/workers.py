@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 Item = TypeVar("Item")
@@ -67,42 +69,56 @@ def failure_of(error: BaseException) -> Failure:
     return Failure(sentence, "".join(traceback.format_exception(error)))
 
 
+class _Process(NamedTuple):
+    """A spawned process as an executor, and its number."""
+
+    pool: ProcessPoolExecutor
+    pid: Future[int]
+
+    @classmethod
+    def new(cls) -> Self:
+        pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_follow_parent)
+        return cls(pool, pool.submit(os.getpid))
+
+
 class Processes:
     """Spawned processes, each an executor of its own: if one is killed, what it was doing is known, and only that fails."""
 
     def __init__(self, jobs: int) -> None:
         self.jobs = jobs
-        self.idle: list[ProcessPoolExecutor] = []
-        self.busy: dict[Future[Failure | None], tuple[ProcessPoolExecutor, Any]] = {}
+        self.idle: list[_Process] = []
+        self.busy: dict[Future[Failure | None], tuple[_Process, Any]] = {}
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
-        for pool in [*self.idle, *(pool for pool, _ in self.busy.values())]:
-            pool.shutdown(wait=False, cancel_futures=True)
+        working = [process for process, _ in self.busy.values()]  # there are some if we were stopped
+        for process in [*self.idle, *working]:
+            process.pool.shutdown(wait=False, cancel_futures=True)
+        for process in working:
+            if process.pid.done() and not process.pid.cancelled():
+                with suppress(ProcessLookupError):
+                    os.kill(process.pid.result(), signal.SIGTERM)
 
     def __call__(self, task: Callable[[Item], None], items: Iterable[Item]) -> Iterator[tuple[Item, Failure | None]]:
         waiting = deque(items)
         while waiting or self.busy:
             while waiting and len(self.busy) < self.jobs:
-                pool, item = self.idle.pop() if self.idle else _process(), waiting.popleft()
-                self.busy[pool.submit(attempt, task, item)] = pool, item
+                process, item = self.idle.pop() if self.idle else _Process.new(), waiting.popleft()
+                self.busy[process.pool.submit(attempt, task, item)] = process, item
             for future in wait(self.busy, return_when=FIRST_COMPLETED).done:
-                pool, item = self.busy.pop(future)
+                process, item = self.busy[future]
                 try:
                     failure = future.result()
-                    self.idle.append(pool)
+                    self.idle.append(process)
                 except BrokenProcessPool as error:
-                    pool.shutdown()
+                    process.pool.shutdown()
                     failure = failure_of(error)._replace(
                         sentence="its process was killed from outside, by the system for want of memory perhaps"
                     )
+                del self.busy[future]
                 yield item, failure
-
-
-def _process() -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_follow_parent)
 
 
 def _follow_parent() -> None:
@@ -122,8 +138,9 @@ class Cluster:
     """An existing Dask cluster: one Dask task per item. A task whose worker dies is given to another one by Dask (up to
     `distributed.scheduler.allowed-failures` times). Workers must see this package and the same files."""
 
-    def __init__(self, address: str) -> None:
-        self.address = address
+    def __init__(self, address: str, patience: float = 10.0) -> None:
+        """patience: seconds to wait for the scheduler's answer."""
+        self.address, self.patience = address, patience
 
     def __enter__(self) -> Self:
         try:
@@ -131,7 +148,7 @@ class Cluster:
         except ImportError as error:
             raise ValueError('expected dask.distributed for --scheduler: pip install "espalier[dask]"') from error
         try:
-            self.client = Client(self.address, timeout=20)
+            self.client = Client(self.address, timeout=self.patience)
         except (OSError, TimeoutError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"expected a Dask scheduler at {self.address}, got none: {reason}") from error

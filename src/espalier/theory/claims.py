@@ -14,42 +14,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+from espalier.pictures import Curve as Curve
+from espalier.pictures import Picture as Picture
+from espalier.pictures import Ranks as Ranks
+
 FALSE_ALARMS = 1e-6
 """Probability that one statistical check says `fails` of a claim that holds, over all the numbers it looks at."""
-
-
-class Curve(NamedTuple):
-    """One line of a picture: `y` over `x`, `(n,)` each, with a band or error bars from `low` to `high` where given."""
-
-    label: str
-    x: ArrayLike
-    y: ArrayLike
-    low: ArrayLike | None = None
-    high: ArrayLike | None = None
-    style: Literal["line", "dashed", "points", "bars"] = "line"
-
-
-class Picture(NamedTuple):
-    """Curves over one pair of axes."""
-
-    title: str
-    x: str
-    y: str
-    curves: tuple[Curve, ...]
-    xscale: Literal["linear", "log", "symlog"] = "linear"
-    yscale: Literal["linear", "log", "symlog"] = "linear"
-
-
-class Ranks(NamedTuple):
-    """A rank histogram: counts of simulation-based calibration ranks `(n,)` in 0..num_draws, and what they should follow.
-
-    expected: probabilities of the `num_draws + 1` ranks; None is uniform.
-    """
-
-    title: str
-    ranks: ArrayLike
-    num_draws: int
-    expected: ArrayLike | None = None
 
 
 class Finding(NamedTuple):

@@ -176,7 +176,10 @@ def _growth(every: list[Run], measured: list[tuple[float, float]], sign: int, of
 def check_sparsity(quick: bool, *, steps: Callable[[Run], Floats] = lambda one: one.own) -> Finding:
     every = runs(quick)
     measured = [one.correlation(steps(one)) for one in every]
-    why = "decay and drift set it, and sparsity enters only through the size and spread of u"
+    why = (
+        "decay and drift set it, and sparsity enters only through the size and spread of u; runs count alike, while "
+        "weighting them by precision, first tried, let the dense ones decide and said holds"
+    )
     return _growth(every, measured, 1, "the pooled correlation of Z and u over steps", why)
 
 

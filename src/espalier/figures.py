@@ -1,0 +1,127 @@
+"""What a grid looks like: scores against density, the ECE along training, risk against coverage. Pictures as data."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from espalier import plots, store
+from espalier.compare import Outcome
+from espalier.grids import Cell, Grid
+from espalier.pictures import Curve, Picture
+
+Floats = NDArray[np.float64]
+SCORES = {"accuracy": "accuracy", "nll": "NLL, nats", "ece_15": "ECE, 15 bins"}
+COVERAGE: Floats = np.linspace(0.02, 1, 50)
+
+
+def write(grid: Grid, outcome: Outcome, out: Path) -> list[Path]:
+    """Draw every figure of a grid into OUT/figures; returns the files."""
+    files = []
+    for name, picture in figures(grid, outcome, out):
+        files.append(out / "figures" / f"{name}.png")
+        plots.save(plots.curves(picture), files[-1])
+    return files
+
+
+def figures(grid: Grid, outcome: Outcome, out: Path) -> Iterator[tuple[str, Picture]]:
+    """The pictures, by file name: scores against density for every variant; for every density the ECE along training and
+    the risk-coverage curve. With sparsities from 0 to 99.9 % the first is the double descent of the ECE."""
+    done = [cell for cell in grid.cells if cell.name in outcome.cells]
+    for variant in dict.fromkeys(cell.variant for cell in done):
+        here = [cell for cell in done if cell.variant == variant]
+        title = " ".join(variant)
+        for score, label in SCORES.items():
+            picture = against_density(grid, outcome, here, score, label, title)
+            yield _name("density", *variant, score), picture
+        for sparsity in dict.fromkeys(cell.sparsity for cell in here):
+            cells, where = (
+                [cell for cell in here if cell.sparsity == sparsity],
+                f"{title} {sparsity:.4g} sparse".strip(),
+            )
+            yield _name("coverage", *variant, sparsity), risk_coverage(grid, cells, out, where)
+            if (picture_or_none := along_training(grid, cells, out, where)) is not None:
+                yield _name("training", *variant, sparsity), picture_or_none
+
+
+def _name(*parts: object) -> str:
+    return "-".join(str(part).replace(" ", "_").replace("/", "_") for part in parts)
+
+
+def against_density(grid: Grid, outcome: Outcome, cells: Sequence[Cell], score: str, label: str, title: str) -> Picture:
+    """Means over seeds with 95 % t intervals, over the percentage of active weights."""
+    curves = []
+    for method in grid.methods:
+        own = [cell for cell in cells if cell.method == method]
+        levels = sorted({cell.sparsity for cell in own}, reverse=True)
+        values = [[outcome.cells[c.name]["scores"][score] for c in own if c.sparsity == level] for level in levels]
+        if levels:
+            curves.append(_banded(method, 100 * (1 - np.array(levels)), [np.array(each) for each in values]))
+    return Picture(f"{title}: {grid.split} split".lstrip(": "), "active weights, %", label, tuple(curves), xscale="log")
+
+
+def _banded(label: str, x: Floats, values: Sequence[Floats]) -> Curve:
+    """`values`: one array of seeds per x. The band is the 95 % t interval of their mean, where there are two or more."""
+    mean = np.array([each.mean() for each in values])
+    if min(map(len, values)) < 2:
+        return Curve(label, x, mean, style="points")
+    half = np.array([stats.t.ppf(0.975, len(each) - 1) * stats.sem(each) for each in values])
+    return Curve(label, x, mean, mean - half, mean + half)
+
+
+def risk(confidence: Floats, hit: Floats, coverage: Floats = COVERAGE) -> Floats:
+    """Error rate among the most confident fraction `coverage` of the examples (El-Yaniv & Wiener 2010); ties by position."""
+    order = np.argsort(-confidence, kind="stable")
+    wrong = np.cumsum(1 - hit[order])
+    count = np.maximum(1, np.round(coverage * len(hit)).astype(int))
+    result: Floats = wrong[count - 1] / count
+    return result
+
+
+def risk_coverage(grid: Grid, cells: Sequence[Cell], out: Path, title: str) -> Picture:
+    """What is answered wrongly where only the most confident are answered, mean over seeds."""
+
+    def one(cell: Cell) -> Floats:
+        with np.load(io.BytesIO((out / "cells" / f"{cell.name}.npz").read_bytes()), allow_pickle=False) as file:
+            return risk(file["confidence"], file["hit"])
+
+    return Picture(
+        f"{title}: risk and coverage",
+        "coverage",
+        "error rate among the answered",
+        _mean_curves(grid, cells, one, COVERAGE),
+    )
+
+
+def along_training(grid: Grid, cells: Sequence[Cell], out: Path, title: str) -> Picture | None:
+    """The validation ECE of the posterior mean after every epoch, mean over seeds; one curve per kind of run."""
+    seen: dict[tuple[str, ...], str] = {}
+    for cell in cells:  # methods that share their runs share their curve
+        seen.setdefault(cell.runs, cell.method)
+    first = [cell for cell in cells if seen[cell.runs] == cell.method and len(cell.runs) == 1]
+    histories = {cell.name: _history(out, cell) for cell in first}
+    length = min((len(history) for history in histories.values()), default=0)
+    if length < 2:
+        return None
+
+    def one(cell: Cell) -> Floats:
+        return histories[cell.name][:length]
+
+    curves = _mean_curves(grid, first, one, np.arange(1, length + 1, dtype=np.float64))
+    return Picture(f"{title}: along training", "epoch", "validation ECE of the posterior mean", curves)
+
+
+def _history(out: Path, cell: Cell) -> Floats:
+    rows: list[dict[str, Any]] = store.read_json(out / "runs" / cell.runs[0] / "history.json")
+    return np.array([row["validation_ece"] for row in rows if "validation_ece" in row], dtype=np.float64)
+
+
+def _mean_curves(grid: Grid, cells: Sequence[Cell], one: Callable[[Cell], Floats], x: Floats) -> tuple[Curve, ...]:
+    groups = {method: [one(cell) for cell in cells if cell.method == method] for method in grid.methods}
+    return tuple(Curve(method, x, np.mean(group, axis=0)) for method, group in groups.items() if group)

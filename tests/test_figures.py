@@ -1,0 +1,84 @@
+"""The figures of a grid: what they show is what the cells hold."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import stats
+
+from espalier import cli, compare, grids
+from espalier.figures import COVERAGE, figures, risk
+
+GRID = """
+base: {model: mlp, hidden: [24], data: digits, train_size: 300, epochs: 3, batch_size: 50, delta_t: 3}
+over: {regime: {short: {epochs: 2}, long: {}}}
+sparsities: [0.5, 0.9]
+seeds: [0, 1, 2]
+methods:
+  RigL: {run: {inference: rigl}, predict: unmasked}
+  RigL + TS: {run: {inference: rigl}, predict: unmasked, calibrate: temperature}
+  CigL: {run: {inference: cigl, drop_rate: 0.1}, predict: ticket}
+"""
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[grids.Grid, compare.Outcome, Path]:
+    folder = tmp_path_factory.mktemp("grid")
+    (folder / "small.yaml").write_text(GRID)
+    assert cli.main(["compare", str(folder / "small.yaml"), "--out", str(folder / "out"), "--jobs", "1"]) == 0
+    grid = grids.read(folder / "small.yaml")
+    return grid, compare.gather(grid, folder / "out"), folder / "out"
+
+
+def test_risk_is_the_error_rate_of_the_most_confident() -> None:
+    rng = np.random.default_rng(0)
+    confidence, hit = rng.random(200).round(2), (rng.random(200) < 0.7).astype(float)  # with ties
+    found = risk(confidence, hit)
+    ranked = sorted(range(200), key=lambda i: (-confidence[i], i))
+    for coverage, value in zip(COVERAGE, found, strict=True):
+        answered = ranked[: max(1, round(float(coverage) * 200))]
+        assert value == pytest.approx(1 - np.mean(hit[answered]))
+    assert found[-1] == pytest.approx(1 - hit.mean())
+
+
+def test_every_figure_is_written(drawn) -> None:
+    _, _, out = drawn
+    names = {path.stem for path in (out / "figures").glob("*.png")}
+    variants, levels = ("short", "long"), ("0.5", "0.9")
+    assert names == {
+        *(f"density-{variant}-{score}" for variant in variants for score in ("accuracy", "nll", "ece_15")),
+        *(f"{kind}-{variant}-{level}" for kind in ("coverage", "training") for variant in variants for level in levels),
+    }
+    for path in (out / "figures").glob("*.png"):
+        with Image.open(path) as image:
+            assert image.size[0] > 300
+
+
+def test_a_score_against_density_is_the_mean_of_the_cells_with_its_t_interval(drawn) -> None:
+    grid, outcome, out = drawn
+    picture = dict(figures(grid, outcome, out))["density-long-nll"]
+    assert [curve.label for curve in picture.curves] == ["RigL", "RigL + TS", "CigL"]
+    curve = picture.curves[2]
+    assert np.asarray(curve.x) == pytest.approx([10, 50])
+    for x, mean, low, high in zip(curve.x, curve.y, curve.low, curve.high, strict=True):
+        values = [outcome.cells[cell.name]["scores"]["nll"] for cell in grid.cells
+                  if cell.method == "CigL" and cell.variant == ("long",) and cell.sparsity == pytest.approx(1 - x / 100)]  # fmt: skip
+        assert len(values) == 3
+        assert mean == pytest.approx(np.mean(values))
+        interval = stats.t.interval(0.95, 2, np.mean(values), stats.sem(values))
+        assert (low, high) == pytest.approx(interval)
+
+
+def test_the_ece_along_training_is_the_runs_history(drawn) -> None:
+    grid, outcome, out = drawn
+    picture = dict(figures(grid, outcome, out))["training-long-0.5"]
+    assert [curve.label for curve in picture.curves] == ["RigL", "CigL"]  # RigL + TS is RigL's run
+    runs = [cell.runs[0] for cell in grid.cells
+            if cell.method == "RigL" and cell.variant == ("long",) and cell.sparsity == 0.5]  # fmt: skip
+    histories = [json.loads((out / "runs" / run / "history.json").read_text()) for run in runs]
+    expected = np.mean([[row["validation_ece"] for row in rows] for rows in histories], axis=0)
+    assert np.asarray(picture.curves[0].y) == pytest.approx(expected)
