@@ -53,7 +53,7 @@ def infer(
     topology = initial(model.shapes, sparsity, allocation, start, model.initial, streams.topology)
     schedule = schedules.rule(rule, delta_t, training.step_at(freeze, data), drop_fraction, topology.counts)
     if rule in schedules.PRUNING:
-        topology = initial(model.shapes, 0.0)
+        topology = initial(model.shapes, 0.0, generator=streams.topology)
     guide = MaskedGuide(
         model, topology, keep_prob, rescale=rescale, mask=mask, kl_scale=kl_scale, generator=streams.mask
     )

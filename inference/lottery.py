@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 from espalier import schedules
 from espalier.contracts import Data
+from espalier.costs import trained
 from espalier.distributions import effective_keep_prob
 from espalier.fit import Fit
 from espalier.guides import MaskedGuide
@@ -45,6 +46,7 @@ def infer(
         raise ValueError(
             f"expected rounds of at least 1 and rewind_epochs of at least 0, got {rounds}, {rewind_epochs}"
         )
+    earlier: list[dict[str, Any]] = []
     streams, phase = Streams(seed, find_device(training.device)), Phase(watch)
     counts = [ALLOCATIONS[allocation](model.shapes, (1 - sparsity) ** (i / rounds)) for i in range(1, rounds + 1)]
     start, own = copy.deepcopy(model), training
@@ -52,11 +54,12 @@ def infer(
     if rewind_epochs:
         own = replace(training, epochs=rewind_epochs, rate="constant")
         dense = prepare(model, data, own)
-        fit = train(dense, MaskedGuide(dense, initial(model.shapes, 0.0)), schedules.static(), data, training=own,
-                    streams=streams, watch=phase)  # fmt: skip
+        guide = MaskedGuide(dense, initial(model.shapes, 0.0, generator=streams.topology))
+        fit = train(dense, guide, schedules.static(), data, training=own, streams=streams, watch=phase)
         start.start_from(fit.ticket().state_dict())
+        earlier.append(trained(fit))
         phase = phase.next()
-    topology = initial(model.shapes, 0.0)
+    topology = initial(model.shapes, 0.0, generator=streams.topology)
     for left in [*counts, None]:
         p = keep_prob if left is None else 1.0
         ready = prepare(start, data, training, keep_prob=p)
@@ -65,5 +68,7 @@ def infer(
                     average_from=average_from if left is None else 1.0, watch=phase)  # fmt: skip
         if left is not None:
             topology = magnitude_topology(model.shapes, left, next(fit.weights("unmasked"))[0])
+            earlier.append(trained(fit))
             phase = phase.next()
+    fit.record |= {"earlier": earlier}
     return fit

@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, recipe_file: Path) -> Path:
     """What two processes under torchrun left, the second one in `1`."""
     folder = tmp_path_factory.mktemp("together")
     words = [*TORCHRUN, str(HERE / "together.py"), str(folder), str(recipe_file)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=300, env=ENVIRONMENT)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=600, env=ENVIRONMENT)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -139,13 +139,13 @@ def test_a_run_of_two_processes_resumes_after_a_kill_bit_for_bit(folder: Path, r
     workers = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
     assert len(workers) == 2
     os.kill(int(workers[1]), signal.SIGKILL)
-    out, _ = launcher.communicate(timeout=60)
+    out, _ = launcher.communicate(timeout=300)
     assert launcher.returncode != 0
     assert "The run is in" not in out
     assert not (run / "record.json").exists()
 
     words = [*TORCHRUN, "-m", "espalier", "resume", str(run), "--json"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=120, env=ENVIRONMENT)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=600, env=ENVIRONMENT)
     assert done.returncode == 0, done.stderr
     assert set(json.loads(done.stdout)["predict"]) >= {"ticket", "pairs", "redraw"}  # one process speaks
     written = ["config.yaml", "fit.safetensors", "history.json", "model.py", "record.json"]

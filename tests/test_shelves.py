@@ -17,7 +17,7 @@ import torch
 
 from espalier import shelf
 from espalier.contracts import Data, Split
-from espalier.fit import WAYS, Fit
+from espalier.fit import Fit
 from espalier.network import BayesianNetwork
 from espalier.options import Training
 
@@ -145,7 +145,7 @@ def tiny(num_classes: int | None = 3) -> Data:
 
 def fitted(name: str, data: Data, seed: int = 0) -> tuple[BayesianNetwork, Fit]:
     infer, net = shelf.load("inference", name), network(data)
-    options = {"sparsity": 0.5, "delta_t": 2, "drop_rate": 0.2}
+    options = {"sparsity": 0.5, "delta_t": 2, "drop_rate": 0.2, "distill_epochs": 1}
     options = {key: value for key, value in options.items() if key in inspect.signature(infer).parameters}
     training = Training(epochs=2, batch_size=16, learning_rate=0.05, device="cpu")
     return net, infer(net, data, training=training, seed=seed, **options)
@@ -164,13 +164,14 @@ def test_every_inference_returns_a_fit_whose_ways_to_predict_are_probabilities(n
     data = tiny()
     _, fit = fitted(name, data)
     assert isinstance(fit, Fit)
-    for how in WAYS:
+    for how in fit.ways:
         draws = fit.predict(data.test.x, how, num_samples=3)
         assert draws.shape == ({"redraw": 3, "pairs": fit.record["num_pairs"]}.get(how, 1), 20, 3)
         assert torch.allclose(draws.sum(-1), torch.ones(draws.shape[:-1]), atol=1e-5)
         assert (draws >= 0).all()
-    assert len(fit.history) == 2
-    assert fit.history[-1]["step"] == 2 * (60 // 16)
+    epochs = 3 if name == "distilled" else 2
+    assert len(fit.history) == epochs
+    assert fit.history[-1]["step"] == epochs * (60 // 16)
     assert json.dumps(fit.record)
     moving = "delta_t" in inspect.signature(shelf.load("inference", name)).parameters
     assert (sum(row["exchanged"] for row in fit.history) > 0) == moving
@@ -216,7 +217,7 @@ def test_every_inference_leaves_torchs_stream_and_pyros_store_as_they_were(name)
 def test_every_inference_regresses(name):
     data = tiny(num_classes=None)
     _, fit = fitted(name, data)
-    for how in WAYS:
+    for how in fit.ways:
         draws = fit.predict(data.test.x, how, num_samples=3)
         assert draws.shape[1:] == (20, 2)
         assert torch.isfinite(draws).all()

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from espalier import calibration, comparison, data, runs, store
+from espalier import calibration, comparison, costs, data, runs, store
 from espalier.calibrators import CALIBRATORS
 from espalier.comparison import Difference, Scores
 from espalier.contracts import Data, Split
@@ -229,7 +229,7 @@ def _head(loaded: Data, part: str, count: int) -> Data:
 def cell_facts(fits: Sequence[Fit], folders: Sequence[Path], cell: Cell, num_samples: int) -> dict[str, float]:
     """What a cell's quality was bought with; every entry is a column of the table. Summed over members.
 
-    passes: networks evaluated for one prediction. state_bytes: of the fit files. seconds: of training, on its machine.
+    passes: networks evaluated for one prediction. FLOPs and bytes: `costs.costs`. seconds: of training, on its machine.
     """
     measured = [store.read_json(folder / "progress.json") for folder in folders if (folder / "progress.json").is_file()]
     passes = {"pairs": len(fits[0].pairs.values), "redraw": num_samples}
@@ -237,7 +237,7 @@ def cell_facts(fits: Sequence[Fit], folders: Sequence[Path], cell: Cell, num_sam
         "num_weights": fits[0].topology.num_weights,
         "num_active": sum(fit.topology.num_active for fit in fits),
         "passes": len(fits) * passes.get(cell.predict, 1),
-        "state_bytes": sum((folder / "fit.safetensors").stat().st_size for folder in folders),
+        **costs.ensemble([costs.costs(fit, cell.predict, num_samples=num_samples) for fit in fits]),
     }
     if len(measured) == len(folders):
         seconds = sum(each["seconds"] for each in measured)

@@ -7,16 +7,21 @@ From the ticket's weights, on its frozen support, minimise over w
 with u the average over the collected pairs. Cross-entropy is linear in its first argument, so one draw of Z per step gives an
 unbiased gradient: the teacher costs a forward pass. It sees training inputs only, no labels and no held-out data. Sources:
 Korattikara et al. 2015, *Bayesian dark knowledge*; Bulo et al. 2016, *Dropout distillation*; method.md, section 9.
+
+For a regression both are normal, and the cross-entropy teaches the one net the spread between the masked ones too, as far as
+its likelihood has a variance to learn.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from espalier import batchnorm, calibration, distributed, schedules, store
+from espalier import batchnorm, distributed, schedules, store
 from espalier.contracts import Data
 from espalier.fit import Fit, State
 from espalier.guides import draw_mask
@@ -25,7 +30,7 @@ from espalier.options import Training
 from espalier.predict import predictive
 from espalier.store import Bundle
 from espalier.streams import Streams
-from espalier.training import Silent, Watch, batches
+from espalier.training import Silent, Watch, batches, validation_scores
 
 
 def distill(
@@ -41,10 +46,9 @@ def distill(
     """Add the distilled network to `fit`, as its way to predict `distilled`; returns the same fit.
 
     epochs: passes over the training inputs, in batches and under the augmentation of `training`. learning_rate: its
-    peak, of Nesterov SGD under a cosine. Raises ValueError for a fit without random masks or of a regression.
+    peak, of Nesterov SGD under a cosine. Raises ValueError for a fit without random masks, or a likelihood that is neither
+    categorical nor normal.
     """
-    if data.num_classes is None:
-        raise ValueError(f"expected class probabilities to distill, but {data.name} has real-valued targets")
     if fit.keep_prob == 1:
         raise ValueError(
             "expected a drop_rate above 0: without random masks there is one network and nothing to distill"
@@ -86,6 +90,18 @@ def _distill(
     return fit
 
 
+def cross_entropy(teacher: dist.TorchDistribution, student: dist.TorchDistribution) -> Tensor:
+    """-E log student(y) under y ~ teacher, `(n,)`, nats: a sum over classes, or the closed form of two normals."""
+    if isinstance(student, dist.Categorical) and isinstance(teacher, dist.Categorical):
+        loss: Tensor = -(teacher.probs * student.logits).sum(-1)
+        return loss
+    if isinstance(student, dist.Normal) and isinstance(teacher, dist.Normal):
+        square = teacher.scale.square() + (teacher.loc - student.loc).square()
+        loss = 0.5 * square / student.scale.square() + student.scale.log() + 0.5 * math.log(2 * math.pi)
+        return loss
+    raise ValueError(f"expected a categorical or normal likelihood to distill, got {type(student).__name__}")
+
+
 class _Student:
     """The one network that learns, its optimiser, and the masked teacher."""
 
@@ -106,9 +122,9 @@ class _Student:
         fit, self.taken = self.fit, self.taken + 1
         with torch.no_grad():
             keep = draw_mask(fit.topology.positions, fit.model.shapes, fit.mask, fit.keep_prob, stream)
-            target = fit.model.evaluate(fit.dense(self.teacher * keep), x, _copied(self.state)).softmax(-1)
-        output = fit.model.evaluate(fit.dense(self.values), x, {**_copied(self.state), **self.own})
-        loss = torch.nn.functional.cross_entropy(output, target)
+            target = fit.model.outcome(fit.dense(self.teacher * keep), x, _copied(self.state))
+        outcome = fit.model.outcome(fit.dense(self.values), x, {**_copied(self.state), **self.own})
+        loss = cross_entropy(target, outcome).mean()
         seen = distributed.mean(loss.detach())
         if not torch.isfinite(seen):
             raise RuntimeError("the distillation's loss stopped being finite: lower the distill_rate")
@@ -147,11 +163,6 @@ def _copied(state: State) -> State:
 
 
 def _validate(fit: Fit, data: Data, values: Tensor, state: State) -> dict[str, float]:
-    if not len(data.validation.y):
+    if not len(data.validation.y) or data.validation.y.dim() > 1:
         return {}
-    probs, labels = (
-        predictive(fit.model, fit.dense(values), data.validation.x, state).numpy(),
-        data.validation.y.numpy(),
-    )
-    return {"validation_accuracy": calibration.accuracy(probs, labels), "validation_nll": calibration.nll(probs, labels),
-            "validation_ece": calibration.ece(probs, labels)}  # fmt: skip
+    return validation_scores(predictive(fit.model, fit.dense(values), data.validation.x, state), data)

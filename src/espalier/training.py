@@ -220,8 +220,12 @@ def _row(epoch: int, infos: list[Info], loop: Loop, data: Data) -> dict[str, Any
 
 def _validate(loop: Loop, data: Data) -> dict[str, float]:
     """How the posterior mean does on the validation split, with the batch-norm statistics as they run: an indication."""
-    parameters = predictive(loop.model, loop.guide.distribution().mean, data.validation.x).numpy()
-    targets = data.validation.y.numpy()
+    return validation_scores(predictive(loop.model, loop.guide.distribution().mean, data.validation.x), data)
+
+
+def validation_scores(predicted: Tensor, data: Data) -> dict[str, float]:
+    """A history row's scores of what is predicted for the validation split, `predict.parameters_of` it."""
+    parameters, targets = predicted.numpy(), data.validation.y.numpy()
     if not np.isfinite(parameters).all():
         raise RuntimeError("the network's outputs stopped being finite: lower the learning_rate or add warmup")
     if data.num_classes is None:
