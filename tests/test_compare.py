@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import yaml
 
-from espalier import calibration, calibrators, cli, compare, comparison, grids, report, runs, store
+from espalier import calibration, calibrators, cli, compare, comparison, costs, grids, report, runs, store
 from espalier.evaluation import predictions
 from espalier.grids import Grid
 from espalier.workers import Failure, attempt, workers
@@ -129,7 +129,8 @@ def test_a_row_says_what_its_quality_was_bought_with(done: tuple[Grid, Path, com
     assert passes == {"RigL": 1, "RigL + TS": 1, "MC-DP": 4, "CigL": 1, "CigL w/o WMA": 2, "Ensemble of 2": 2}
     for cell in grid.cells:
         row = rows[cell.method, cell.sparsity, cell.seed]
-        assert row["state_bytes"] == sum((out / "runs" / n / "fit.safetensors").stat().st_size for n in cell.runs)
+        members = [costs.costs(runs.load(out / "runs" / name), cell.predict, num_samples=4) for name in cell.runs]
+        assert {name: row[name] for name in members[0]} == costs.ensemble(members)
         assert row["seconds"] > 0
         assert row["seconds_per_step"] == pytest.approx(row["seconds"] / (len(cell.runs) * 36))
         assert row["error"] == ""

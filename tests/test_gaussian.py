@@ -26,7 +26,7 @@ from espalier import schedules, shelf
 from espalier.contracts import Data, Evidence, Move, Schedule, Topology
 from espalier.data import load
 from espalier.distributions import FlatNormal, GaussianWeights
-from espalier.fit import WAYS, Fit
+from espalier.fit import WAYS, Fit, Pairs
 from espalier.guides import GaussianGuide, MaskedGuide
 from espalier.loop import Loop
 from espalier.network import BayesianNetwork
@@ -453,6 +453,19 @@ def test_draws_of_a_fit_have_the_learned_mean_and_deviation() -> None:
     for how in ("mean", "unmasked"):
         assert torch.equal(next(fit.weights(how))[0], fit.dense(mu[-1]))
     torch.testing.assert_close(next(fit.weights("ticket"))[0], fit.dense(mu.mean(0)))
+
+
+def test_redraw_takes_mean_and_deviation_from_the_last_pair() -> None:
+    model = BayesianNetwork(net())
+    topology = initial(model.shapes, 0.5, generator=torch.Generator().manual_seed(0))
+    values = torch.stack([torch.full((45,), 3.0), torch.full((45,), -1.0)])
+    scales = torch.stack([torch.full((45,), 2.0), torch.linspace(0.1, 0.9, 45)])
+    states = {name: torch.stack([tensor, tensor]) for name, tensor in model.state_dict().items()}
+    pairs = Pairs(values, torch.ones(2, 45, dtype=torch.bool), states, scales)
+    fit = Fit(model, topology, pairs, keep_prob=1.0, rescale=False, record={}, history=[])
+    draws = torch.stack([w for w, _ in fit.weights("redraw", num_samples=2000)])[:, topology.positions]
+    assert_mean(draws, values[-1])
+    assert_mean((draws - values[-1]) ** 2, scales[-1] ** 2)
 
 
 def test_statistics_of_a_pair_are_those_of_its_own_draw() -> None:
