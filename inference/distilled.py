@@ -6,7 +6,7 @@ from typing import Literal
 
 from espalier import schedules
 from espalier.contracts import Data
-from espalier.distillation import distill
+from espalier.distillation import check, distill
 from espalier.distributions import effective_keep_prob
 from espalier.fit import Fit
 from espalier.guides import MaskedGuide
@@ -52,6 +52,7 @@ def infer(
     streams = Streams(seed, find_device(training.device))
     keep_prob = effective_keep_prob(1 - drop_rate)
     model = prepare(model, data, training, keep_prob=keep_prob, rescale=rescale)
+    check(model, data, keep_prob, distill_epochs, distill_rate)
     topology = initial(model.shapes, sparsity, allocation, start, model.initial, streams.topology)
     guide = MaskedGuide(model, topology, keep_prob, rescale=rescale, mask=mask, generator=streams.mask)
     schedule = schedules.rule(rule, delta_t, training.step_at(freeze, data), drop_fraction)

@@ -49,6 +49,8 @@ def infer(
     earlier: list[dict[str, Any]] = []
     streams, phase = Streams(seed, find_device(training.device)), Phase(watch)
     counts = [ALLOCATIONS[allocation](model.shapes, (1 - sparsity) ** (i / rounds)) for i in range(1, rounds + 1)]
+    for i in reversed(range(rounds - 1)):  # shares are rounded in each round: no layer may grow back
+        counts[i] = tuple(map(max, counts[i], counts[i + 1]))
     start, own = copy.deepcopy(model), training
     keep_prob = effective_keep_prob(1 - drop_rate)
     if rewind_epochs:

@@ -319,7 +319,6 @@ def test_real_valued_targets_are_refused_before_any_work(options: dict[str, floa
     assert watch.steps == 0
 
 
-@pytest.mark.xfail(reason="bug: Training(mixup=inf) is accepted, its weight is NaN and the loss after it", strict=True)
 def test_an_infinite_mixup_is_refused() -> None:
     with pytest.raises(ValueError, match="mixup"):
         Training(mixup=float("inf"))

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor
@@ -26,8 +27,9 @@ from espalier.contracts import Data
 from espalier.fit import Fit, State
 from espalier.guides import draw_mask
 from espalier.loop import Info
+from espalier.network import BayesianNetwork
 from espalier.options import Training
-from espalier.predict import predictive
+from espalier.predict import evaluating, predictive
 from espalier.store import Bundle
 from espalier.streams import Streams
 from espalier.training import Silent, Watch, batches, validation_scores
@@ -46,17 +48,32 @@ def distill(
     """Add the distilled network to `fit`, as its way to predict `distilled`; returns the same fit.
 
     epochs: passes over the training inputs, in batches and under the augmentation of `training`. learning_rate: its
-    peak, of Nesterov SGD under a cosine. Raises ValueError for a fit without random masks, or a likelihood that is neither
-    categorical nor normal.
+    peak, of Nesterov SGD under a cosine. Raises ValueError for a fit without random masks, or a likelihood that is not
+    categorical, Bernoulli or normal.
     """
-    if fit.keep_prob == 1:
+    check(fit.model, data, fit.keep_prob, epochs, learning_rate)
+    fit.look_at(data)
+    devices = [streams.device] if streams.device.type == "cuda" else []
+    with (
+        torch.random.fork_rng(devices),
+        pyro.validation_enabled(False),
+    ):  # a loss that is not finite gets our own sentence
+        return _distill(fit, data, training, streams, epochs, learning_rate, watch or Silent())
+
+
+@torch.no_grad()
+def check(model: BayesianNetwork, data: Data, keep_prob: float, epochs: int, learning_rate: float) -> None:
+    """Can this be distilled? Raises ValueError before any work where it cannot."""
+    if keep_prob == 1:
         raise ValueError(
             "expected a drop_rate above 0: without random masks there is one network and nothing to distill"
         )
     if epochs < 1 or not learning_rate > 0:
         raise ValueError(f"expected distill_epochs of at least 1 and a rate above 0, got {epochs} and {learning_rate}")
-    with torch.random.fork_rng([streams.device] if streams.device.type == "cuda" else []):
-        return _distill(fit, data, training, streams, epochs, learning_rate, watch or Silent())
+    with evaluating(model):
+        rows = data.train.x[torch.arange(min(2, len(data.train.y)))].to(model.initial.device)
+        outcome = model.outcome(model.initial, rows)
+    cross_entropy(outcome, outcome)
 
 
 def _distill(
@@ -99,7 +116,9 @@ def cross_entropy(teacher: dist.TorchDistribution, student: dist.TorchDistributi
         square = teacher.scale.square() + (teacher.loc - student.loc).square()
         loss = 0.5 * square / student.scale.square() + student.scale.log() + 0.5 * math.log(2 * math.pi)
         return loss
-    raise ValueError(f"expected a categorical or normal likelihood to distill, got {type(student).__name__}")
+    if isinstance(student, dist.Bernoulli) and isinstance(teacher, dist.Bernoulli):
+        return torch.nn.functional.binary_cross_entropy_with_logits(student.logits, teacher.probs, reduction="none")
+    raise ValueError(f"expected a categorical, Bernoulli or normal likelihood to distill, got {type(student).__name__}")
 
 
 class _Student:
@@ -144,8 +163,8 @@ class _Student:
     def checkpoint(self, streams: Streams, history: list[dict[str, Any]]) -> Bundle:
         tensors = {"values": self.values.detach(), **{f"own.{name}": t.detach() for name, t in self.own.items()}}
         tensors |= {f"stream.{name}": state for name, state in streams.state().items()}
-        for index, parameter in enumerate((self.values, *self.own.values())):
-            tensors[f"momentum.{index}"] = self.optimizer.state[parameter]["momentum_buffer"]
+        for name, parameter in self._parameters():
+            tensors[f"momentum.{name}"] = self.optimizer.state[parameter]["momentum_buffer"]
         return Bundle(tensors, {"step": self.taken, "history": history})
 
     def restore(self, saved: Bundle) -> None:
@@ -153,8 +172,12 @@ class _Student:
         self.values.data.copy_(saved.tensors["values"])
         for name, tensor in self.own.items():
             tensor.data.copy_(saved.tensors[f"own.{name}"])
-        for index, parameter in enumerate((self.values, *self.own.values())):
-            self.optimizer.state[parameter]["momentum_buffer"] = saved.tensors[f"momentum.{index}"].to(parameter.device)
+        for name, parameter in self._parameters():
+            self.optimizer.state[parameter]["momentum_buffer"] = saved.tensors[f"momentum.{name}"].to(parameter.device)
+
+    def _parameters(self) -> list[tuple[str, Tensor]]:
+        """By name: a file does not keep their order."""
+        return [("values", self.values), *((f"own.{name}", tensor) for name, tensor in self.own.items())]
 
 
 def _copied(state: State) -> State:

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from espalier import calibration
-from espalier.batchnorm import has_batchnorm, training_batches
 from espalier.contracts import Data, Split
 from espalier.fit import Fit, How
 
@@ -44,9 +43,7 @@ def predictions(
         raise ValueError(
             f"expected one label or target per example, got y of shape {tuple(part.y.shape)}: use fit.predict"
         )
-    if fit.inputs is None and has_batchnorm(fit.model):
-        record = fit.record
-        fit.inputs = training_batches(data, record["bn_batches"], record["batch_size"], fit.topology.positions.device)
+    fit.look_at(data)
     if data.num_classes is None:
         return {way: fit.predict(part.x, way, num_samples=num_samples, seed=seed).double().numpy() for way in ways}
     return {way: _mean(fit.draws(part.x, way, num_samples=num_samples, seed=seed)) for way in ways}

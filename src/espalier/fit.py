@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from espalier import batchnorm, store
-from espalier.contracts import Rows, Topology
+from espalier.contracts import Data, Rows, Topology
 from espalier.distributions import scatter
 from espalier.guides import Mask, draw_mask
 from espalier.network import BayesianNetwork
@@ -125,6 +125,12 @@ class Fit:
     def __repr__(self) -> str:
         where = f"{self.topology.num_active} of {self.topology.num_weights} weights active"
         return f"Fit({where}, {len(self.pairs.values)} pairs, keep_prob {self.keep_prob:g})"
+
+    def look_at(self, data: Data) -> None:
+        """Take the training inputs that batch-norm statistics are estimated on. A loaded fit has none until then."""
+        if self.inputs is None and batchnorm.has_batchnorm(self.model):
+            batches, size = self.record["bn_batches"], self.record["batch_size"]
+            self.inputs = batchnorm.training_batches(data, batches, size, self.topology.positions.device)
 
     @property
     def ways(self) -> tuple[How, ...]:

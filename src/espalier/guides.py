@@ -27,8 +27,7 @@ Mask = Literal["weight", "unit"]
 def input_units(positions: Tensor, shapes: Sequence[tuple[int, ...]]) -> tuple[Tensor, int]:
     """Of each weight at `positions` `(k,)` the unit it leaves, `(k,)`, numbered through the layers; and how many there are.
 
-    A layer's shape is (outputs, inputs, ...), as torch's Linear and Conv have it; of a transposed convolution it is the
-    output channels that share a Z.
+    A layer's shape is (outputs, inputs, ...), as torch's Linear and Conv have it where they have no groups.
     """
     sizes = torch.tensor([math.prod(shape) for shape in shapes], device=positions.device)
     inputs = torch.tensor([shape[1] for shape in shapes], device=positions.device)
@@ -37,6 +36,17 @@ def input_units(positions: Tensor, shapes: Sequence[tuple[int, ...]]) -> tuple[T
     local = positions - (sizes.cumsum(0) - sizes)[layer]
     units = local // kernel[layer] % inputs[layer] + (inputs.cumsum(0) - inputs)[layer]
     return units, int(inputs.sum())
+
+
+def _check_units(model: BayesianNetwork) -> None:
+    """Raises ValueError where a masked tensor's second dimension is not the inputs that all of its outputs see."""
+    for weight in model.weights:
+        owner = model.net.get_submodule(weight.name.rpartition(".")[0])
+        if len(weight.shape) < 2 or getattr(owner, "groups", 1) > 1 or getattr(owner, "transposed", False):
+            raise ValueError(
+                f"expected Linear layers and plain convolutions for mask unit, but {weight.name} of shape {weight.shape} "
+                f"belongs to {type(owner).__name__}: choose mask weight, or leave that tensor dense"
+            )
 
 
 def draw_mask(
@@ -88,6 +98,8 @@ class MaskedGuide(PyroModule):
             raise ValueError(f"expected a kl_scale above 0, got {kl_scale}")
         if mask not in get_args(Mask):
             raise ValueError(f"expected a mask per weight or unit, got {mask!r}")
+        if mask == "unit":
+            _check_units(model)
         self.counts, self.sizes, self.shapes, self.mask = topology.counts, topology.sizes, model.shapes, mask
         self.keep_prob = effective_keep_prob(keep_prob)
         self.rescale, self.kl_scale, self.generator = rescale, kl_scale, generator

@@ -214,7 +214,8 @@ class BayesianNetwork(PyroModule):
             for name in weight.names:
                 owner, attribute = _owner(net, name)
                 setattr(owner, attribute, parameter)
-        net.load_state_dict(under("net.", state or {}), strict=False)
+        own = {name: tensor for name, tensor in under("net.", state or {}).items() if name not in self._aliases}
+        net.load_state_dict(own, strict=False)  # a second name may still hold what `state` replaced under the first
         return net
 
     def with_maskable(self, patterns: Sequence[str]) -> BayesianNetwork:

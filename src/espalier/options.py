@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args, get_origin, get_type_hints
 
@@ -70,7 +71,7 @@ class Training:
             raise ValueError(f"expected a learning_rate above 0, got {self.learning_rate}")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"expected a momentum in [0, 1), got {self.momentum}")
-        if not 0 <= self.label_smoothing < 1 or not self.mixup >= 0:
+        if not 0 <= self.label_smoothing < 1 or not 0 <= self.mixup < math.inf:
             raise ValueError(
                 f"expected label_smoothing in [0, 1) and mixup of 0 or more, got {self.label_smoothing} and {self.mixup}"
             )
