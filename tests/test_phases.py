@@ -19,6 +19,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from scipy import integrate
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
@@ -133,8 +134,6 @@ KILLS = {
         "in each": [{"step": 8}, {"step": 38}, {"step": 25}, {"step": 33}],
     },
 }
-
-
 
 
 @pytest.mark.parametrize(("name", "case"), [
@@ -557,6 +556,51 @@ def test_teacher_and_student_normalise_by_the_batch() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in fit.model.state_dict().items())  # nor any buffer
 
 
+@pytest.mark.usefixtures("float64")
+def test_the_cross_entropy_of_two_normals_is_an_integral() -> None:
+    teacher, student = dist.Normal(torch.tensor(0.4), 0.7), dist.Normal(torch.tensor(-0.3), 1.9)
+
+    def integrand(y: float) -> float:
+        at = torch.tensor(y)
+        return float(-teacher.log_prob(at).exp() * student.log_prob(at))
+
+    expected = integrate.quad(integrand, -8, 8, epsabs=1e-12)[0]
+    assert float(cross_entropy(teacher, student)) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.usefixtures("float64")
+def test_a_regression_is_distilled_with_its_noise() -> None:
+    """-E log N(y; f_s, 1/tau_s), y ~ N(f_t, 1/tau_t): (1/tau_t + (f_t - f_s)^2) tau_s / 2 - ln(tau_s) / 2 + ln(2 pi) / 2."""
+    torch.manual_seed(0)
+    model = BayesianNetwork(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)), likelihood="normal")
+    topology, stream = initial(model.shapes, 0.25, "uniform", generator=torch.Generator().manual_seed(7)), torch.Generator()
+    state = {name: torch.randn(tensor.shape, generator=stream) for name, tensor in model.state_dict().items()}
+    pair = Pair(torch.randn(12, generator=stream), torch.rand(12, generator=stream) < P, state)
+    record = {"task": "regression"}
+    fit = Fit(model, topology, Pairs.of([pair]), keep_prob=P, rescale=False, record=record, history=[{"step": 0}])
+    x, names = toy().train.x, ["net.0.bias", "net.2.bias", "likelihood.log_precision"]
+
+    def mean(active: Tensor, b1: Tensor, b2: Tensor) -> Tensor:
+        dense = torch.zeros(16).index_put((topology.positions,), active)
+        return torch.tanh(F.linear(x, dense[:12].reshape(4, 3), b1)) @ dense[12:] + b2
+
+    student = [pair.draw(0).clone(), *(state[name].clone() for name in names)]
+    for parameter in student:
+        parameter.requires_grad_()
+    words = torch.empty(3, dtype=torch.int64).random_(-(2**63), None, generator=Streams(5, CPU).mask)
+    z = words.view(torch.int16)[:12] < round(65536 * P) - 32768
+    gap = mean(pair.values * z, state[names[0]], state[names[1]]) - mean(*student[:3])
+    tau_s, tau_t = student[3].exp(), state[names[2]].exp()
+    loss = ((1 / tau_t + gap**2) * tau_s / 2 - tau_s.log() / 2 + math.log(2 * math.pi) / 2).mean()
+    gradients = torch.autograd.grad(loss, student)
+    once(fit, toy(classes=None))
+    assert fit.student is not None
+    mine = [fit.student[0], *(fit.student[1][name] for name in names)]
+    for after, start, gradient in zip(mine, student, gradients, strict=True):
+        close(after, start - 0.1 * 1.9 * gradient)
+    assert fit.history[-1]["loss"] == pytest.approx(float(loss.detach()), rel=1e-12)
+
+
 WRONG = {"drop_rate": 0.0, "distill_epochs": 0, "distill_rate": 0.0}
 
 
@@ -571,19 +615,29 @@ def test_a_distillation_that_cannot_be_is_refused_before_any_work(option: str) -
     assert watch.steps == 0
 
 
-def test_a_one_logit_network_is_distilled_or_refused() -> None:
+def test_a_one_logit_network_is_distilled_like_the_same_network_with_two() -> None:
+    """A sigmoid of f is the softmax of (0, f): the same masked teacher, the same steps."""
     torch.manual_seed(0)
-    x = torch.randn(64, 3)
-    part = Split(x, (x[:, 0] > 0).long())
-    data = Data("two", part, part, part, part, (3,), 2)
-    model = BayesianNetwork(nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1)), likelihood="bernoulli")
-    settings = {"sparsity": 0.3, "drop_rate": 0.4, "delta_t": 2, "distill_epochs": 3, "distill_rate": 0.5}
-    training = Training(epochs=4, batch_size=16, device="cpu")
-    try:
-        fit = shelf.load("inference", "distilled")(model, data, training=training, **settings)
-    except ValueError:
-        return
-    assert not torch.equal(fit.predict(x, "distilled"), fit.predict(x, "ticket"))
+    one = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+    model = BayesianNetwork(one, likelihood="bernoulli", maskable=["0.weight"])
+    topology = initial(model.shapes, 0.25, generator=torch.Generator().manual_seed(7))
+    pair = Pair(torch.randn(9), torch.rand(9) < P, copy.deepcopy(model.state_dict()))
+    fit = Fit(model, topology, Pairs.of([pair]), keep_prob=P, rescale=False, record={}, history=[{"step": 0}])
+    once(fit, toy(classes=2))
+    z = torch.empty(3, dtype=torch.int64).random_(-(2**63), None, generator=Streams(5, CPU).mask)
+    keep = z.view(torch.int16)[:9] < round(65536 * P) - 32768
+
+    def logits(active: Tensor) -> Tensor:
+        dense = torch.zeros(12).index_put((topology.positions,), active).reshape(4, 3)
+        f = one[2](torch.tanh(F.linear(toy().train.x, dense, one[0].bias)))
+        return torch.cat([torch.zeros_like(f), f], 1)
+
+    with torch.no_grad():
+        target = logits(pair.values * keep).softmax(-1)
+    student = (pair.values * pair.keep).requires_grad_()
+    (gradient,) = torch.autograd.grad(F.cross_entropy(logits(student), target), student)
+    assert fit.student is not None
+    torch.testing.assert_close(fit.student[0], (student - 0.1 * 1.9 * gradient).detach(), rtol=0, atol=1e-6)
 
 
 def test_a_loaded_fit_is_distilled_like_the_one_that_was_saved(tmp_path: Path) -> None:

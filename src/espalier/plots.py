@@ -83,7 +83,8 @@ def curves(picture: Picture) -> Figure:
                 x, y, width=0.8 * np.min(np.diff(x)) if len(x) > 1 else 0.8, color=colour, alpha=0.6, label=curve.label
             )
         else:
-            form = {"line": "-", "dashed": "--", "points": "o-"}[curve.style]
+            again = ("-", "-.", ":")[index // len(COLOURS) % 3]  # where the colours begin anew
+            form = {"line": again, "dashed": "--", "points": f"o{again}"}[curve.style]
             axes.plot(x, y, form, color=colour, label=curve.label, linewidth=1.4, markersize=4)
         if low is not None and high is not None and curve.style == "line":
             axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
