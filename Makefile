@@ -22,8 +22,9 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# One thread a worker: OpenMP threads that wait for each other make small tensors several times slower.
 test: lint
-	$(BIN)/python -m pytest -q -n 2 -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "not slow"
 
 bench: $(VENV)/installed
 	$(BIN)/python examples/benchmarks/step_time.py
