@@ -29,12 +29,12 @@ MUTATIONS = {
 
 
 def test_every_claim_has_a_mutation_test() -> None:
-    assert MUTATIONS.keys() == theory.claims().keys()
+    assert MUTATIONS.keys() == theory.catalogue().keys()
     assert min(len(mutations) for mutations in MUTATIONS.values()) >= 2
 
 
 def test_every_claim_says_what_and_whence() -> None:
-    for name, claim in theory.claims().items():
+    for name, claim in theory.catalogue().items():
         assert claim.name == name
         assert 20 <= len(claim.says) <= 220
         assert claim.source
@@ -72,7 +72,7 @@ def test_the_quick_run_checks_every_claim_and_leaves_the_page(quick, tmp_path: P
     start = time.perf_counter()
     assert cli.main(["theory", "--quick", "--out", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    names = list(theory.claims())
+    names = list(theory.catalogue())
     for line, name in zip(lines, names, strict=False):
         assert line.split()[0] in ("holds", "fails")
         assert line.split()[1] == f"{name}:"
@@ -118,7 +118,7 @@ def test_some_claims_only(tmp_path: Path, capsys) -> None:
 
 def test_the_list_says_what_there_is(capsys) -> None:
     assert cli.main(["theory", "--list"]) == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(theory.claims())
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(theory.catalogue())
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_a_check_that_raises_fails_and_the_others_go_on(monkeypatch) -> None:
     def broken(quick: bool) -> Finding:
         raise RuntimeError("no convergence")
 
-    monkeypatch.setattr(theory, "claims", lambda: {"broken": Claim("broken", "says", "source", broken)})
+    monkeypatch.setattr(theory, "catalogue", lambda: {"broken": Claim("broken", "says", "source", broken)})
     finding, _ = run.check("broken", True)
     assert finding.verdict == "fails"
     assert finding.compared == "not compared: RuntimeError: no convergence"

@@ -22,7 +22,7 @@ from espalier.theory.claims import Claim
 MODULES = ("literal", "topologies", "kl", "scale", "deep_gp", "sbc", "dependence", "ground_truth")
 
 
-def claims() -> dict[str, Claim]:
+def catalogue() -> dict[str, Claim]:
     """All claims by name, in the order of the page."""
     modules = [importlib.import_module(f"espalier.theory.{name}") for name in MODULES]
     return {claim.name: claim for module in modules for claim in module.CLAIMS}
@@ -30,7 +30,7 @@ def claims() -> dict[str, Claim]:
 
 def chosen(names: list[str]) -> dict[str, Claim]:
     """The claims called `names`, or all. Raises ValueError for a name that there is not."""
-    known = claims()
+    known = catalogue()
     for name in names:
         if name not in known:
             near = get_close_matches(name, known, 1)

@@ -34,14 +34,14 @@ def check(name: str, quick: bool) -> tuple[Finding, float]:
     import pyro
     import torch
 
-    from espalier.theory import claims
+    from espalier.theory import catalogue
 
     torch.set_num_threads(1)
     start = time.perf_counter()
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), pyro.get_param_store().scope():
         warnings.simplefilter("ignore")
         try:
-            finding = claims()[name].check(quick)
+            finding = catalogue()[name].check(quick)
         except Exception as error:  # noqa: BLE001 - whatever it was, the other claims go on
             finding = Finding(f"not compared: {type(error).__name__}: {error}", math.nan, 0.0, "")
     return finding, time.perf_counter() - start
