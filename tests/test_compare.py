@@ -27,7 +27,15 @@ HERE = Path(__file__).parent
 RIGL = {"run": {"inference": "rigl"}, "predict": "unmasked"}
 CIGL = {"inference": "cigl", "drop_rate": 0.2}
 LINES: dict[str, Any] = {
-    "base": {"model": "mlp", "hidden": [16], "data": "digits", "train_size": 300, "batch_size": 50, "delta_t": 4, "epochs": 6},
+    "base": {
+        "model": "mlp",
+        "hidden": [16],
+        "data": "digits",
+        "train_size": 300,
+        "batch_size": 50,
+        "delta_t": 4,
+        "epochs": 6,
+    },
     "sparsities": [0.8],
     "seeds": [0, 1],
     "methods": {
@@ -125,7 +133,10 @@ def test_a_row_says_what_its_quality_was_bought_with(done: tuple[Grid, Path, com
     grid, out, outcome = done
     rows = {(r["method"], r["sparsity"], r["seed"]): r for r in report.cell_rows(grid, outcome)}
     weights = 64 * 16 + 16 * 10
-    assert [rows[m, 0.8, 0]["num_active"] for m in ("RigL", "Ensemble of 2")] == [round(0.2 * weights), 2 * round(0.2 * weights)]
+    assert [rows[m, 0.8, 0]["num_active"] for m in ("RigL", "Ensemble of 2")] == [
+        round(0.2 * weights),
+        2 * round(0.2 * weights),
+    ]
     passes = {m: rows[m, 0.8, 1]["passes"] for m in grid.methods}
     assert passes == {"RigL": 1, "RigL + TS": 1, "MC-DP": 4, "CigL": 1, "CigL w/o WMA": 2, "Ensemble of 2": 2}
     for cell in grid.cells:
@@ -146,14 +157,54 @@ def test_differences_are_paired_by_seed_and_example(done: tuple[Grid, Path, comp
         files = [np.load(out / "cells" / f"{named[method, 0.8, seed]}.npz", allow_pickle=False) for seed in (0, 1)]
         return comparison.Scores(*(np.stack([file[field] for file in files]) for field in comparison.Scores._fields))
 
-    seeds, found = outcome.differences["CigL", (), 0.8]
+    seeds, found = outcome.differences["CigL", "RigL", (), 0.8]
     assert seeds == (0, 1)
-    assert found == comparison.differences(scores("CigL"), scores("RigL"))
+    together = comparison.differences(scores("CigL"), scores("RigL"))  # the grid sums each seed for itself, in float32
+    for name, own in together.items():
+        assert found[name].mean == pytest.approx(own.mean, rel=1e-12)
+        assert found[name].crossed == pytest.approx(own.crossed, abs=1e-6)
+        assert found[name].verdict == own.verdict
     rows = [r for r in report.difference_rows(grid, outcome) if (r["method"], r["sparsity"]) == ("CigL", 0.8)]
     assert [r["score"] for r in rows] == ["accuracy", "nll", "brier", "ece_15"]
     nll = {(r["method"], r["seed"]): r["nll"] for r in report.cell_rows(grid, outcome)}
     expected = np.mean([nll["CigL", seed] - nll["RigL", seed] for seed in (0, 1)])
     assert rows[1]["difference"] == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_list_of_baselines_and_costs_beside_the_dense_net_of_the_grid(tmp_path: Path) -> None:
+    methods = {
+        "RigL": RIGL,
+        "MC-DP": {"run": CIGL, "predict": "redraw"},
+        "Small": {"run": {"inference": "dense", "hidden": {0.8: [3]}}, "predict": "unmasked"},
+        "Dense": {"run": {"inference": "dense"}, "predict": "unmasked", "sparsities": [0]},
+    }
+    base = {name: value for name, value in LINES["base"].items() if name != "delta_t"}
+    methods["RigL"] = {**RIGL, "run": {**RIGL["run"], "delta_t": 4}}
+    grid = grids.read(write(tmp_path / "lines.yaml", base=base, methods=methods, baseline=["RigL", "MC-DP"]))
+    assert grid.baselines == ("RigL", "MC-DP")
+    outcome = compare.compare(grid, tmp_path / "out", InThisProcess())
+    assert outcome.failures == {}
+    assert [(pair.method, pair.baseline) for pair in outcome.differences] == [
+        ("RigL", "MC-DP"), ("MC-DP", "RigL"), ("Small", "RigL"), ("Small", "MC-DP"),
+    ]  # fmt: skip
+    ours, theirs = (outcome.differences[pair][1] for pair in list(outcome.differences)[:2])
+    assert {name: found.mean for name, found in ours.items()} == {name: -found.mean for name, found in theirs.items()}
+    assert ours["nll"].crossed == pytest.approx([-end for end in reversed(theirs["nll"].crossed)])
+    page = report.summary(grid, outcome)
+    assert "Minus RigL:" in page
+    assert "## Won / tied / lost against MC-DP" in page
+    rows = {(r["method"], r["seed"]): r for r in report.cell_rows(grid, outcome)}
+    times = [rows["Dense", seed]["seconds_per_step"] for seed in (0, 1)]
+    for (method, _), row in rows.items():
+        assert row["seconds_per_step_relative"] == pytest.approx(row["seconds_per_step"] / np.mean(times)), method
+    assert np.mean([rows["Dense", seed]["seconds_per_step_relative"] for seed in (0, 1)]) == pytest.approx(1)
+    small, rigl = rows["Small", 0], rows["RigL", 0]
+    assert small["inference_flops_relative"] == pytest.approx(74 * 3 / (74 * 16))  # over the big net, not over itself
+    assert small["state_bytes_relative"] < 0.4
+    assert rigl["train_flops_relative"] == pytest.approx(
+        outcome.cells[grid.cells[2].name]["facts"]["train_flops_relative"]
+    )
+    assert "inference FLOPs ÷ dense" in page
 
 
 def test_the_page_says_which_interval_is_which_and_shows_every_seed(done: tuple[Grid, Path, compare.Outcome]) -> None:
@@ -168,7 +219,9 @@ def test_the_page_says_which_interval_is_which_and_shows_every_seed(done: tuple[
     assert "seeds - 1 degrees of freedom" in page
     first = report.cell_rows(grid, outcome)[0]
     assert f"| RigL | {first['train_accuracy']:.4f}, " in report.every_seed(grid, outcome)
-    assert {"accuracy_low", "ece_15_high", "temperature", "state_bytes", "runs"} <= set().union(*report.cell_rows(grid, outcome))
+    assert {"accuracy_low", "ece_15_high", "temperature", "state_bytes", "runs"} <= set().union(
+        *report.cell_rows(grid, outcome)
+    )
     reread = list(csv.DictReader(io.StringIO(report.csv_of(report.cell_rows(grid, outcome)).decode())))
     assert [float(row["ece_15"]) for row in reread] == [r["ece_15"] for r in report.cell_rows(grid, outcome)]
 
@@ -281,7 +334,7 @@ def test_a_run_that_fails_or_dies_is_reported_and_tried_again(tmp_path: Path) ->
     outcome = compare.compare(grid, out, InThisProcess())
     assert outcome.failures == {bad.name: "RuntimeError: out of luck"}
     assert "raise RuntimeError" in (out / "errors" / f"{bad.runs[0]}.txt").read_text()
-    assert outcome.differences["Fragile", (), 0.5][0] == (0,)
+    assert outcome.differences["Fragile", "RigL", (), 0.5][0] == (0,)
     page = report.summary(grid, outcome)
     assert f"| {bad.name} | RuntimeError: out of luck |" in page
     assert "| 1 of 2 |" in page
@@ -295,7 +348,7 @@ def test_a_run_that_fails_or_dies_is_reported_and_tried_again(tmp_path: Path) ->
     (tmp_path / "dies").unlink()
     outcome = compare.compare(grid, out, InThisProcess())
     assert outcome.failures == {}
-    assert outcome.differences["Fragile", (), 0.5][0] == (0, 1)
+    assert outcome.differences["Fragile", "RigL", (), 0.5][0] == (0, 1)
     assert not list((out / "errors").iterdir())
 
 
@@ -306,7 +359,9 @@ def test_a_missing_job_or_scheduler_is_a_sentence(tmp_path: Path, capsys: pytest
     assert not (tmp_path / "out").exists()
 
 
-def test_a_dry_run_says_what_is_left(done: tuple[Grid, Path, compare.Outcome], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_says_what_is_left(
+    done: tuple[Grid, Path, compare.Outcome], capsys: pytest.CaptureFixture[str]
+) -> None:
     grid, out, _ = done
     words = ["compare", str(out.parent / "lines.yaml"), "--dry-run"]
     assert cli.main([*words, "--out", str(out.parent / "none")]) == 0
@@ -395,7 +450,9 @@ def test_a_grid_that_was_killed_goes_on_to_the_same_table(long: tuple[Path, Path
     assert "table.md" in out
     assert "run 4/4" in err
     assert_same_tables(tmp_path / "out", whole)
-    assert json.loads((tmp_path / "out" / "runs" / cut / "progress.json").read_text())["epoch"] == LONG["base"]["epochs"]
+    assert (
+        json.loads((tmp_path / "out" / "runs" / cut / "progress.json").read_text())["epoch"] == LONG["base"]["epochs"]
+    )
 
 
 def test_a_dask_cluster_that_loses_a_worker_comes_to_the_same_table(long: tuple[Path, Path], tmp_path: Path) -> None:
@@ -405,7 +462,9 @@ def test_a_dask_cluster_that_loses_a_worker_comes_to_the_same_table(long: tuple[
         assert cluster.stdout is not None
         address = cluster.stdout.readline().strip()
         assert address.startswith("tcp://")
-        with running(*comparing(path, Path("out"), "--scheduler", address), cwd=tmp_path) as process:  # workers stand elsewhere
+        with running(
+            *comparing(path, Path("out"), "--scheduler", address), cwd=tmp_path
+        ) as process:  # workers stand elsewhere
             wait_for(lambda: halfway(tmp_path / "out"), process)
             print("kill", file=cluster.stdin, flush=True)
             assert cluster.stdout.readline() == "killed at work\n"
@@ -421,5 +480,3 @@ def test_a_scheduler_that_is_not_there_is_a_sentence() -> None:
     words = [sys.executable, "-c", "from espalier.workers import Cluster\nwith Cluster('tcp://127.0.0.1:9', 0.5): pass"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=120)
     assert "ValueError: expected a Dask scheduler at tcp://127.0.0.1:9, got none" in done.stderr
-
-

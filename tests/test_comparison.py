@@ -149,7 +149,8 @@ def test_the_crossed_interval_covers_a_difference_of_calibration_errors() -> Non
             own = gap + 0.01 * rng.standard_normal((3, 1))
             hit = (np.where(rng.random((3, n)) < 0.5, luck, rng.random((3, n))) < confidence - own).astype(float)
             arms.append(Scores(hit, np.tile(confidence, (3, 1)), hit, hit))
-        low, high = comparison.differences(arms[0], arms[1], comparison.example_counts(n, 200, world))["ece_15"].crossed
+        counts = comparison.example_counts(n, 200, world)
+        low, high = comparison.between(*(comparison.Summary.of(arm, counts) for arm in arms))["ece_15"].crossed
         held += low <= 0.09 <= high
     assert 0.91 <= held / worlds <= 0.985
 

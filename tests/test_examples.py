@@ -39,12 +39,28 @@ def test_no_example_is_left_out() -> None:
     assert len(RECIPES) >= 5
 
 
+def image_folder(root: Path) -> Path:
+    """Two classes as ImageNet has them: train/CLASS/*.JPEG and val/CLASS/*.JPEG, of many sizes."""
+    from PIL import Image
+
+    random = np.random.default_rng(0)
+    for part, count in (("train", 12), ("val", 4)):
+        for label in ("n01440764", "n01443537"):
+            (root / part / label).mkdir(parents=True)
+            for index in range(count):
+                pixels = random.integers(0, 256, (40 + index, 44 - index, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / part / label / f"{label}_{index}.JPEG")
+    return root
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_recipe_runs_on_small_data_of_its_kind(name: str, tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     words = ["fit", "--config", str(EXAMPLES / name), "--out", str(tmp_path / "run"), "--epochs", "1", "--batch-size", "12"]
     words += ["--warmup", "1", "--bn-batches", "1"]
-    if not name.startswith("digits"):
+    if name.startswith("imagenet"):
+        words += ["--data", str(image_folder(tmp_path / "images")), "--image-size", "32", "--validation", "0"]
+    elif not name.startswith("digits"):
         shape = (60, 32, 32, 3) if name.startswith("cifar") else (60, 28, 28)
         np.savez(tmp_path / "small.npz", x=random.integers(0, 256, shape, dtype=np.uint8), y=np.arange(60) % 10)
         words += ["--data", str(tmp_path / "small.npz"), "--train-size", "24", "--validation", "0"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import textwrap
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,20 @@ def test_every_grid_of_the_examples_is_one(path: Path) -> None:
     found = grids.read(path)
     assert len(found.cells) >= len(found.methods)
     assert {name for cell in found.cells for name in cell.runs} == set(found.runs)
+
+
+@pytest.mark.parametrize(("name", "inputs"), [("fashion-mlp", 784), ("sparse-methods", 64)])
+def test_small_dense_nets_have_as_many_weights_as_the_sparse_ones(name: str, inputs: int) -> None:
+    found = grids.read(GRIDS[0].parent / f"{name}.yaml")
+
+    def weights(hidden: tuple[int, ...]) -> int:
+        return sum(n * m for n, m in pairwise((inputs, *hidden, 10)))
+
+    small = {c.sparsity: found.runs[c.runs[0]].options["hidden"] for c in found.cells if c.method.lower() == "small dense"}
+    (big,) = {found.runs[c.runs[0]].options["hidden"] for c in found.cells if c.method.lower() == "dense"}
+    assert set(small) == {c.sparsity for c in found.cells} - {0.0}
+    for sparsity, hidden in small.items():
+        assert weights(hidden) == pytest.approx((1 - sparsity) * weights(big), rel=0.015)
 
 
 def test_the_grid_of_the_docstring_is_one() -> None:
@@ -137,6 +152,7 @@ def test_a_cells_name_depends_on_what_its_scores_depend_on() -> None:
     names = {first.name, *(grid(**change).cells[0].name for change in changes)}
     assert len(names) == 1 + len(changes)
     assert grid(baseline="RigL").cells == (first,)
+    assert grid(baseline=["RigL"]).baselines == ("RigL",)
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {

@@ -12,6 +12,7 @@ import functools
 import io
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ import torch
 
 from espalier import calibration, comparison, costs, data, runs, store
 from espalier.calibrators import CALIBRATORS
-from espalier.comparison import Difference, Scores
+from espalier.comparison import Difference, Scores, Summary
 from espalier.contracts import Data, Split
 from espalier.evaluation import Predictions, predictions, split_of
 from espalier.fit import Fit
@@ -37,15 +38,24 @@ DRAWN = ("pairs", "redraw")
 """The ways to predict that average several networks."""
 
 
+class Pair(NamedTuple):
+    """A method set against a baseline at one point of the grid."""
+
+    method: str
+    baseline: str
+    variant: tuple[str, ...]
+    sparsity: float
+
+
 class Outcome(NamedTuple):
     """What a grid came to.
 
-    cells: facts by cell name, for those that are finished. differences: from the baseline, by (method, variant, sparsity),
-    over `seeds`. failures: sentences by cell name.
+    cells: facts by cell name, for those that are finished. differences: with the seeds that both arms have. failures:
+    sentences by cell name.
     """
 
     cells: dict[str, dict[str, Any]]
-    differences: dict[tuple[str, tuple[str, ...], float], tuple[tuple[int, ...], dict[str, Difference]]]
+    differences: dict[Pair, tuple[tuple[int, ...], dict[str, Difference]]]
     failures: dict[str, str]
 
 
@@ -247,7 +257,7 @@ def cell_facts(fits: Sequence[Fit], folders: Sequence[Path], cell: Cell, num_sam
 
 # --- Gathering ----------------------------------------------------------------------------------------------------
 def gather(grid: Grid, out: Path, failures: Mapping[str, str] | None = None) -> Outcome:
-    """Read the finished cells, and set every method against the baseline, seed by seed and example by example.
+    """Read the finished cells, and set every method against every baseline, seed by seed and example by example.
 
     Seeds that are missing in either arm are left out of a difference. Raises ValueError for an altered file, and where two
     arms were scored on different examples.
@@ -266,27 +276,32 @@ def gather(grid: Grid, out: Path, failures: Mapping[str, str] | None = None) -> 
             known = [failures[name] for name in (cell.name, *cell.runs) if name in failures]
             errors[cell.name] = known[0] if known else "not run yet"
     counts = functools.lru_cache(2)(comparison.example_counts)
+
+    @functools.cache
+    def summary(name: str) -> Summary:
+        arm = _read_scores(out / "cells" / f"{name}.npz", cells[name]["arrays"])
+        return Summary.of(arm, counts(arm.hit.shape[1]))
+
     differences = {}
-    for point, own in scores.items():
-        reference = scores.get((grid.baseline, *point[1:]), {})
+    for (point, own), baseline in product(scores.items(), grid.baselines):
+        pair = Pair(point[0], baseline, *point[1:])
+        reference = scores.get((baseline, *point[1:]), {})
         shared = tuple(sorted(own.keys() & reference.keys()))
-        if point[0] == grid.baseline or not shared:
+        if pair.method == baseline or not shared:
             continue
         if len({examples for arm in (own, reference) for seed, (_, examples) in arm.items() if seed in shared}) > 1:
-            raise ValueError(f"expected {point[0]} and {grid.baseline} scored on the same examples, at every seed")
-        arm, baseline = (_read_scores(out, [each[seed][0] for seed in shared], cells) for each in (own, reference))
-        differences[point] = shared, comparison.differences(arm, baseline, counts(arm.hit.shape[1]))
+            raise ValueError(f"expected {pair.method} and {baseline} scored on the same examples, at every seed")
+        arm, other = (Summary.stack([summary(each[seed][0]) for seed in shared]) for each in (own, reference))
+        differences[pair] = shared, comparison.between(arm, other)
     return Outcome(cells, differences, errors)
 
 
-def _read_scores(out: Path, names: Sequence[str], cells: Mapping[str, Mapping[str, Any]]) -> Scores:
-    rows = []
-    for name in names:
-        written = (out / "cells" / f"{name}.npz").read_bytes()
-        if store.sha256(written) != cells[name]["arrays"]:
-            raise ValueError(
-                f"expected {out / 'cells' / name}.npz as it was written, but its SHA-256 differs: remove both"
-            )
-        with np.load(io.BytesIO(written), allow_pickle=False) as file:
-            rows.append([file[field] for field in Scores._fields])
-    return Scores(*(np.stack(field) for field in zip(*rows, strict=True)))
+def _read_scores(path: Path, digest: str) -> Scores:
+    """One cell's arrays, a row each."""
+    written = path.read_bytes()
+    if store.sha256(written) != digest:
+        raise ValueError(
+            f"expected {path} as it was written, but its SHA-256 differs: remove it and the .json beside it"
+        )
+    with np.load(io.BytesIO(written), allow_pickle=False) as file:
+        return Scores(*(file[field][None] for field in Scores._fields))

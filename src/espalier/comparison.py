@@ -14,7 +14,7 @@ all but their minimum; `test_comparison.py` shows it), so `crossed` adds what se
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -51,6 +51,26 @@ class Difference(NamedTuple):
     t: Interval | None
     crossed: Interval
     verdict: Verdict
+
+
+class Summary(NamedTuple):
+    """Every score of `SIGNS` of one arm: on all examples `(S,)`, and on every resample of them `(S, R)`."""
+
+    values: dict[str, Floats]
+    resamples: dict[str, Floats]
+
+    @classmethod
+    def of(cls, scores: Scores, counts: ArrayLike | None = None) -> Summary:
+        """counts: `example_counts`, the same for all arms that are compared."""
+        weights = example_counts(scores.hit.shape[1]) if counts is None else counts
+        return cls(values(scores), resampled(scores, weights))
+
+    @classmethod
+    def stack(cls, seeds: Sequence[Summary]) -> Summary:
+        """Those of one seed each, together."""
+        return cls(
+            *({name: np.concatenate([seed[field][name] for seed in seeds]) for name in SIGNS} for field in (0, 1))
+        )
 
 
 def example_counts(num_examples: int, num_resamples: int = NUM_RESAMPLES, seed: int = SEED) -> NDArray[np.float32]:
@@ -133,24 +153,25 @@ def verdict(interval: Interval, sign: int) -> Verdict:
     return "lost" if high < 0 else "won" if low > 0 else "tied"
 
 
-def differences(
-    arm: Scores, baseline: Scores, counts: ArrayLike | None = None, level: float = LEVEL
-) -> dict[str, Difference]:
+def differences(arm: Scores, baseline: Scores, level: float = LEVEL) -> dict[str, Difference]:
     """Arm minus baseline in every score of `SIGNS`, paired by seed and by example.
 
-    counts: `example_counts`, where several arms share them. Raises ValueError for arms of different shapes.
+    Raises ValueError for arms of different shapes.
     """
     if arm.hit.shape != baseline.hit.shape:
         raise ValueError(
             f"expected two arms scored on the same seeds and examples, got {arm.hit.shape} and {baseline.hit.shape}"
         )
-    weights = example_counts(arm.hit.shape[1]) if counts is None else counts
-    after, before = values(arm), values(baseline)
-    many, fewer = resampled(arm, weights), resampled(baseline, weights)
+    counts = example_counts(arm.hit.shape[1])
+    return between(Summary.of(arm, counts), Summary.of(baseline, counts), level)
+
+
+def between(arm: Summary, baseline: Summary, level: float = LEVEL) -> dict[str, Difference]:
+    """`differences` of two arms that were resampled by the same counts."""
     result = {}
     for name, sign in SIGNS.items():
-        d = after[name] - before[name]
-        crossed = crossed_interval(d, many[name] - fewer[name], level)
+        d = arm.values[name] - baseline.values[name]
+        crossed = crossed_interval(d, arm.resamples[name] - baseline.resamples[name], level)
         result[name] = Difference(float(d.mean()), t_interval(d, level), crossed, verdict(crossed, sign))
     return result
 

@@ -10,7 +10,7 @@
       CigL:      {run: {inference: cigl, drop_rate: {0.8: 0.3, 0.9: 0.2}}, predict: ticket}
       Ensemble:  {run: {inference: rigl}, predict: unmasked, members: 3}
       Dense:     {run: {inference: dense}, sparsities: [0]}
-    baseline: RigL            # default: the first method
+    baseline: RigL            # or a list of them, each set against all methods; default: the first method
     num_samples: 16           # fresh masks of `redraw`
     split: test               # where cells are scored; validation while something is still being chosen
 
@@ -74,7 +74,7 @@ class Grid(NamedTuple):
 
     axes: tuple[str, ...]
     methods: tuple[str, ...]
-    baseline: str
+    baselines: tuple[str, ...]
     num_samples: int
     split: str
     runs: dict[str, Recipe]
@@ -103,9 +103,11 @@ def expand(written: Mapping[str, Any], folder: Path = Path()) -> Grid:
     base, axes = _mapping(written.get("base", {}), "base"), _axes(written.get("over", {}))
     sparsities, seeds = _sparsities(written.get("sparsities"), "sparsities"), _seeds(written.get("seeds", [0]))
     methods = {str(name): _method(str(name), own) for name, own in _mapping(written.get("methods"), "methods").items()}
-    baseline = str(written.get("baseline", next(iter(methods))))
-    if baseline not in methods:
-        raise ValueError(f"expected a baseline of {', '.join(methods)}, got {baseline!r}{_near(baseline, methods)}")
+    named = written.get("baseline", next(iter(methods)))
+    baselines = tuple(map(str, named if isinstance(named, list) else [named]))
+    for baseline in baselines:
+        if baseline not in methods:
+            raise ValueError(f"expected a baseline of {', '.join(methods)}, got {baseline!r}{_near(baseline, methods)}")
     num_samples, split = written.get("num_samples", 16), written.get("split", "test")
     if type(num_samples) is not int or num_samples < 1:
         raise ValueError(f"expected num_samples of at least 1, got {num_samples!r}")
@@ -134,7 +136,7 @@ def expand(written: Mapping[str, Any], folder: Path = Path()) -> Grid:
                 used.append(_run_name(run, sparsity))
                 runs[used[-1]] = run
             cells.append(_cell(name, variant, sparsity, seed, tuple(used), method, num_samples, split))
-    return Grid(tuple(axes), tuple(methods), baseline, num_samples, split, runs, tuple(cells))
+    return Grid(tuple(axes), tuple(methods), baselines, num_samples, split, runs, tuple(cells))
 
 
 def _axes(written: Any) -> dict[str, dict[str, dict[str, Any]]]:

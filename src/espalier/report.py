@@ -6,13 +6,13 @@ import csv
 import io
 import statistics
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from espalier import store
 from espalier.calibration import Interval
-from espalier.compare import TRAIN_ROWS, Outcome, Plan
+from espalier.compare import TRAIN_ROWS, Outcome, Pair, Plan
 from espalier.comparison import SIGNS
 from espalier.grids import Grid
 
@@ -29,11 +29,19 @@ SHOWN = {
     "ece_15_floor": "its floor",
     "ece_15_debiased": "debiased",
 }
+COSTS = {
+    "train_flops": "training FLOPs",
+    "inference_flops": "inference FLOPs",
+    "state_bytes": "state",
+    "disk_bytes": "disk",
+    "seconds_per_step": "step time",
+}
 NOTES = f"""\
 Mean over seeds (standard deviation). Training accuracy and NLL, over at most {TRAIN_ROWS:,} training examples and by the
 same way to predict, tell the regime: where they are near 1 and 0 the network interpolates. `its floor` is the ECE that a
 perfectly calibrated predictor of these confidences would score, `debiased` the ECE less its estimated bias. `passes`:
-networks evaluated for one prediction.
+networks evaluated for one prediction. `÷ dense`: over the dense network of the grid, where it has one (`costs.py`; the time
+of a step over its mean in the same run of the grid, on whatever else the machine did then).
 """
 
 
@@ -57,6 +65,7 @@ def write(grid: Grid, outcome: Outcome, source: Path, out: Path) -> list[Path]:
 def cell_rows(grid: Grid, outcome: Outcome) -> list[Row]:
     """One row per cell: what it is, its scores with intervals as `NAME_low` and `NAME_high`, its facts, or its error."""
     rows = []
+    dense = {cell.variant: dense_costs(grid, outcome, cell.variant) for cell in grid.cells}
     for cell in grid.cells:
         row: Row = {"method": cell.method, **dict(zip(grid.axes, cell.variant, strict=True))}
         row |= {"sparsity": cell.sparsity, "seed": cell.seed, "error": outcome.failures.get(cell.name, "")}
@@ -65,18 +74,41 @@ def cell_rows(grid: Grid, outcome: Outcome) -> list[Row]:
             for name, value in found["scores"].items():
                 short = name.removesuffix("_interval")
                 row |= {f"{short}_low": value[0], f"{short}_high": value[1]} if name != short else {name: value}
-            row |= found["facts"]
+            row |= found["facts"] | relative(found["facts"], dense[cell.variant])
         rows.append(row | {"predict": cell.predict, "calibrate": cell.calibrate or "", "runs": " ".join(cell.runs)})
     return rows
 
 
+def dense_costs(grid: Grid, outcome: Outcome, variant: tuple[str, ...]) -> dict[str, float]:
+    """What each of `COSTS` was for the dense network of the grid at this variant; empty if it has none.
+
+    The network that every method of the grid is sparser than: inference `dense` at sparsity 0. FLOPs and bytes are those
+    of plain torch, as `costs.costs` has them.
+    """
+    cells = [
+        c for c in grid.cells if (c.variant, c.sparsity) == (variant, 0.0) and grid.runs[c.runs[0]].inference == "dense"
+    ]
+    facts = [outcome.cells[c.name]["facts"] for c in cells if c.name in outcome.cells]
+    return {
+        name: statistics.fmean(own[name] / own.get(f"{name}_relative", 1.0) for own in facts)
+        for name in COSTS
+        if facts and all(name in own for own in facts)
+    }
+
+
+def relative(facts: Mapping[str, float], dense: Mapping[str, float]) -> dict[str, float]:
+    """A cell's costs over those of the grid's dense network; a smaller dense network is so told from a cheap method."""
+    return {f"{name}_relative": facts[name] / value for name, value in dense.items() if name in facts}
+
+
 def difference_rows(grid: Grid, outcome: Outcome) -> list[Row]:
-    """One row per method, point of the grid and score: the mean difference from the baseline, both intervals, the verdict."""
+    """One row per method, point of the grid and score: the mean difference from a baseline, both intervals, the verdict."""
     rows = []
-    for (method, variant, sparsity), (seeds, scores) in outcome.differences.items():
+    for pair, (seeds, scores) in outcome.differences.items():
         for name, found in scores.items():
-            row: Row = {"method": method, "baseline": grid.baseline, **dict(zip(grid.axes, variant, strict=True))}
-            row |= {"sparsity": sparsity, "seeds": len(seeds), "score": name, "difference": found.mean}
+            row: Row = {"method": pair.method, "baseline": pair.baseline}
+            row |= dict(zip(grid.axes, pair.variant, strict=True))
+            row |= {"sparsity": pair.sparsity, "seeds": len(seeds), "score": name, "difference": found.mean}
             row |= {"crossed_low": found.crossed[0], "crossed_high": found.crossed[1]}
             row |= dict(zip(("t_low", "t_high"), found.t or ("", ""), strict=True))
             rows.append(row | {"verdict": found.verdict})
@@ -89,15 +121,13 @@ def summary(grid: Grid, outcome: Outcome) -> str:
     parts = [f"Scored on the {grid.split} split, {_numbers(counts)} examples. {NOTES}"]
     for point in _points(grid):
         parts += [f"## {_title(grid, *point)}\n", _scores(grid, outcome, point, _mean_and_sd), ""]
-        if any(key[1:] == point for key in outcome.differences):
-            parts += [f"Minus {grid.baseline}:\n", _differences(grid, outcome, point), ""]
+        for baseline in grid.baselines:
+            if any((pair.baseline, pair.variant, pair.sparsity) == (baseline, *point) for pair in outcome.differences):
+                parts += [f"Minus {baseline}:\n", _differences(grid, outcome, baseline, point), ""]
+    for baseline in dict.fromkeys(pair.baseline for pair in outcome.differences):
+        parts += [f"## Won / tied / lost against {baseline}\n", _tally(grid, outcome, baseline), ""]
     if outcome.differences:
-        parts += [
-            f"## Won / tied / lost against {grid.baseline}\n",
-            _tally(grid, outcome),
-            "",
-            _which_interval(outcome),
-        ]
+        parts += [_which_interval(outcome)]
     if outcome.failures:
         rows = [[cell.name, outcome.failures[cell.name]] for cell in grid.cells if cell.name in outcome.failures]
         parts += ["\n## Failed\n", _table(["cell", "error"], rows)]
@@ -160,16 +190,25 @@ def _title(grid: Grid, variant: tuple[str, ...], sparsity: float) -> str:
 
 def _scores(grid: Grid, outcome: Outcome, point: Point, shown: Callable[[Sequence[float]], str]) -> str:
     rows = []
+    dense = dense_costs(grid, outcome, point[0])
     for method in grid.methods:
         cells = [c for c in grid.cells if c.method == method and (c.variant, c.sparsity) == point]
         found = [{**outcome.cells[c.name], **outcome.cells[c.name]["scores"]} for c in cells if c.name in outcome.cells]
         if found:
             passes, active = (found[0]["facts"][name] for name in ("passes", "num_active"))
             values = [shown([each[name] for each in found]) for name in SHOWN]
-            rows.append([method, *values, f"{len(found)} of {len(cells)}", f"{passes}", f"{active:,}"])
+            facts = [each["facts"] | relative(each["facts"], dense) for each in found]
+            paid = [_mean([own.get(f"{name}_relative") for own in facts]) for name in COSTS]
+            rows.append([method, *values, f"{len(found)} of {len(cells)}", f"{passes}", f"{active:,}", *paid])
         elif cells:
-            rows.append([method, *["failed"] * len(SHOWN), f"0 of {len(cells)}", "", ""])
-    return _table(["method", *SHOWN.values(), "seeds", "passes", "active weights"], rows)
+            rows.append([method, *["failed"] * len(SHOWN), f"0 of {len(cells)}", *[""] * (2 + len(COSTS))])
+    costs = [f"{name} ÷ dense" for name in COSTS.values()]
+    return _table(["method", *SHOWN.values(), "seeds", "passes", "active weights", *costs], rows)
+
+
+def _mean(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return f"{statistics.fmean(known):.3g}" if known else ""
 
 
 def _mean_and_sd(values: Sequence[float]) -> str:
@@ -181,11 +220,11 @@ def _one_by_one(values: Sequence[float]) -> str:
     return ", ".join(f"{value:.4f}" for value in values)
 
 
-def _differences(grid: Grid, outcome: Outcome, point: Point) -> str:
+def _differences(grid: Grid, outcome: Outcome, baseline: str, point: Point) -> str:
     rows = []
     for method in grid.methods:
-        if (method, *point) in outcome.differences:
-            seeds, scores = outcome.differences[method, *point]
+        if (pair := Pair(method, baseline, *point)) in outcome.differences:
+            seeds, scores = outcome.differences[pair]
             cells = []
             for name in SIGNS:
                 found = scores[name]
@@ -195,11 +234,11 @@ def _differences(grid: Grid, outcome: Outcome, point: Point) -> str:
     return _table(["method", *(SHOWN[name] for name in SIGNS), "seeds"], rows)
 
 
-def _tally(grid: Grid, outcome: Outcome) -> str:
+def _tally(grid: Grid, outcome: Outcome, baseline: str) -> str:
     counts = {method: {name: Counter[str]() for name in SIGNS} for method in grid.methods}
-    for (method, _, _), (_, scores) in outcome.differences.items():
-        for name in SIGNS:
-            counts[method][name][scores[name].verdict] += 1
+    for pair, (_, scores) in outcome.differences.items():
+        for name in SIGNS if pair.baseline == baseline else ():
+            counts[pair.method][name][scores[name].verdict] += 1
     rows = [
         [method, *(" / ".join(str(own[name][verdict]) for verdict in ("won", "tied", "lost")) for name in SIGNS)]
         for method, own in counts.items()
