@@ -27,6 +27,8 @@ Bayesian sparse training for networks that know what they don't know.
   espalier resume RUN                                                go on with a run that was stopped
   espalier evaluate RUN [RUN ...]                                    scores of every way to predict, with intervals
   espalier compare GRID.yaml --out DIR                               methods x sparsities x seeds, with paired intervals
+  espalier certify RUN --risk error --alpha 0.03 --delta 0.05        prune as far as the calibration split can certify
+  espalier verify CERTIFICATE                                        recompute a certificate: does it still hold?
   espalier theory                                                    check every claim behind the method; a page of pictures
   espalier models | inferences | data                                what there is
   espalier data get NAME                                             download a public data set
@@ -43,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "resume": _resume,
         "evaluate": _evaluate,
         "compare": _compare,
+        "certify": lambda words: _elsewhere("certify", words),
+        "verify": lambda words: _elsewhere("verify", words),
         "theory": _theory,
         "data": _data,
         "models": _models,
@@ -74,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """argparse whose errors are our one sentence."""
 
     def error(self, message: str) -> Any:
@@ -82,7 +86,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _fit(words: list[str]) -> int:
-    own = _Parser(prog="espalier fit", add_help=False, allow_abbrev=False)
+    own = Parser(prog="espalier fit", add_help=False, allow_abbrev=False)
     own.add_argument("--out", type=Path, metavar="RUN", help="new folder for the run")
     own.add_argument("--json", action="store_true", help="print one JSON object, and nothing else, on stdout")
     own.add_argument("--print-config", "--print_config", action="store_true", help="print what would run, and stop")
@@ -121,7 +125,7 @@ def _fit_help(own: argparse.ArgumentParser, rest: list[str]) -> int:
 
 
 def _resume(words: list[str]) -> int:
-    parser = _Parser(prog="espalier resume", description="Go on with a run that was stopped, bit for bit.")
+    parser = Parser(prog="espalier resume", description="Go on with a run that was stopped, bit for bit.")
     parser.add_argument("run", type=Path)
     parser.add_argument("--json", action="store_true", help="print one JSON object, and nothing else, on stdout")
     arguments = parser.parse_args(words)
@@ -176,7 +180,7 @@ def _conclude(folder: Path, fit: Fit, as_json: bool) -> int:
 
 
 def _evaluate(words: list[str]) -> int:
-    parser = _Parser(prog="espalier evaluate", description="Score every way to predict on a split, with intervals.")
+    parser = Parser(prog="espalier evaluate", description="Score every way to predict on a split, with intervals.")
     parser.add_argument("run", type=Path, nargs="+")
     parser.add_argument("--split", default="test", help="train, validation, calibration or test (default)")
     parser.add_argument("--num-samples", type=int, default=16, help="fresh masks of `redraw`")
@@ -232,7 +236,7 @@ def _print_tables(results: dict[str, dict[str, Any]], split: str) -> None:
 
 
 def _data(words: list[str]) -> int:
-    parser = _Parser(prog="espalier data", description="List the data sets, or download one.")
+    parser = Parser(prog="espalier data", description="List the data sets, or download one.")
     parser.add_argument("action", nargs="?", choices=["get"])
     parser.add_argument("name", nargs="?")
     parser.add_argument("--data-dir", help="default: ESPALIER_DATA, then ~/.cache/espalier")
@@ -259,7 +263,7 @@ def _data(words: list[str]) -> int:
 
 
 def _compare(words: list[str]) -> int:
-    parser = _Parser(prog="espalier compare", description="Train and score a grid of methods; see grids.py.")
+    parser = Parser(prog="espalier compare", description="Train and score a grid of methods; see grids.py.")
     parser.add_argument("grid", type=Path, metavar="GRID.yaml")
     parser.add_argument("--out", type=Path, metavar="DIR", help="what is finished there is kept; default: runs/GRID")
     parser.add_argument("--jobs", type=int, default=2, help="processes of one thread each (default 2)")
@@ -291,7 +295,7 @@ def _compare(words: list[str]) -> int:
 
 
 def _theory(words: list[str]) -> int:
-    parser = _Parser(prog="espalier theory", description="Check every claim behind the method against another answer.")
+    parser = Parser(prog="espalier theory", description="Check every claim behind the method against another answer.")
     parser.add_argument("claim", nargs="*", help="names of claims; default: all")
     parser.add_argument("--quick", action="store_true", help="fewer draws and smaller grids: a minute, not ten")
     parser.add_argument("--out", type=Path, metavar="DIR", default=Path("runs/theory"), help="default: runs/theory")
@@ -324,10 +328,17 @@ def _theory(words: list[str]) -> int:
     return 0
 
 
+def _elsewhere(command: str, words: list[str]) -> int:
+    from espalier import cli_certify
+
+    run: int = getattr(cli_certify, command)(words)
+    return run
+
+
 def _shelf(kind: Any, words: list[str]) -> int:
     from espalier import shelf
 
-    _Parser(prog=f"espalier {kind}").parse_args(words)
+    Parser(prog=f"espalier {kind}").parse_args(words)
     for name in shelf.names(kind):
         print(f"{name:14s} {shelf.summary(kind, name)}")
     return 0

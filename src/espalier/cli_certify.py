@@ -1,0 +1,85 @@
+"""The two commands about certificates; arguments in, sentences out, as in `cli.py`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from espalier.cli import Parser
+
+
+def certify(words: list[str]) -> int:
+    parser = Parser(prog="espalier certify", description="Prune a run as far as its calibration split can certify.",
+                     epilog="Several runs of the same data: choose the sparsest that can be certified.")  # fmt: skip
+    add = parser.add_argument
+    add("run", type=Path, nargs="+")
+    add("--risk", action="append", help="error (default), disagreement, gap, brier, selective:T, miscoverage:Q, ece, dice, "
+        "dice-change; several hold at once")  # fmt: skip
+    add("--alpha", type=float, action="append", help="the level that the risk shall not exceed, one for each risk")
+    add(
+        "--delta",
+        type=float,
+        default=0.05,
+        help="probability, over calibration sets, of a wrong certificate (default 0.05)",
+    )
+    add("--test", action="append", help="another p-value than the risk's own: binomial, wsr, hinge, hb, anytime")
+    add("--split", default="calibration", help="calibration (default) or test")
+    add("--predict", default="ticket", help="ticket (default), redraw, pairs, mean, unmasked or distilled")
+    add("--num-samples", type=int, default=16, help="frozen draws of redraw")
+    add("--by", default="magnitude", help="magnitude (default), layer-magnitude, snr or inclusion")
+    add("--structure", default="weights", help="weights (default) or channels")
+    add("--biases", action="store_true", help="biases go under the same threshold")
+    add("--step", type=float, default=0.01, help="between pruning fractions (default 0.01)")
+    add("--procedure", default="fixed-sequence", help="fixed-sequence (default), multi-start, holm or bonferroni")
+    add("--anchor", type=float, nargs=2, metavar=("ALPHA", "DELTA"), help="also certify the unpruned error, on labels")
+    add("--weights", help="an .npy file of dQ/dP for each calibration example: covariate shift")
+    add("--weight-bound", type=float, default=1.0, help="their upper bound")
+    add("--seed", type=int, default=0, help="of frozen draws and of the order of the examples")
+    add(
+        "--again",
+        action="store_true",
+        help="declare another look at a split that was looked at; alpha and delta add up",
+    )
+    add("--out", type=Path, help="folder for the certificate; default: the run")
+    add("--data-dir", help="where the data sets are; default: the run's own, then ESPALIER_DATA")
+    add("--device", default="auto", help="auto (default), cpu or cuda")
+    add("--json", action="store_true", help="print one JSON object, and nothing else, on stdout")
+    given = vars(parser.parse_args(words))
+    if given["alpha"] is None:
+        raise ValueError("expected --alpha, the level that the risk shall not exceed: 0.05, say")
+    folders, named = given["run"], given["risk"] or ["error"]
+    tests = given["test"] or [""] * len(named)
+
+    from espalier import certificate, certifying, plots
+
+    fields = {name: given[name] for name in certifying.Settings._fields if name in given}
+    fields |= {"risks": tuple(named), "alphas": tuple(given["alpha"]), "tests": tuple(tests)}
+    fields |= {"anchor": tuple(given["anchor"]) if given["anchor"] else None}
+    settings = certifying.Settings(**fields)
+    options = {name: given[name] for name in ("out", "again", "data_dir", "device")}
+    path, result = certifying.certify_run(folders, settings, **options)
+    plots.save(plots.curves(certifying.picture(result.facts)), path.with_suffix(".png"))
+    if given["json"]:
+        print(path.read_text(encoding="utf-8"), end="")
+        return 0
+    print(certificate.sentence(result.facts))
+    for line in certificate.help_sentences(result.facts):
+        print(f"  {line}")
+    print(f"\n{path} ({path.with_suffix('.md').name} is the page to read, the .png its picture)")
+    return 0
+
+
+def verify(words: list[str]) -> int:
+    parser = Parser(prog="espalier verify", description="Recompute a certificate from its files: does it still hold?")
+    parser.add_argument("certificate", type=Path)
+    parser.add_argument("--data-dir", help="where the data sets are; default: the run's own, then ESPALIER_DATA")
+    parser.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
+    arguments = parser.parse_args(words)
+
+    from espalier import verification
+
+    checks = verification.verify(arguments.certificate, arguments.data_dir, arguments.device)
+    for check in checks:
+        print(f"{'ok  ' if check.holds else 'FAIL'}  {check.what}: {check.says}")
+    holds = all(check.holds for check in checks)
+    print("\nThe certificate holds." if holds else "\nThe certificate does not hold.")
+    return 0 if holds else 1

@@ -1,0 +1,221 @@
+"""What is certified: a predictor whose draws are frozen, and the nested family of its pruned versions.
+
+A family is fixed before the calibration data are seen: scores of the weights from the fit alone, and for every fraction the
+lowest-scored ones set to zero in all draws at once, without retraining. Batch-norm statistics, where there are any, are
+re-estimated on training inputs.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from espalier import batchnorm
+from espalier.contracts import Rows, Topology
+from espalier.fit import Fit, How, State
+from espalier.hierarchy import LayerSubsets
+from espalier.network import BayesianNetwork
+from espalier.predict import predictive
+from espalier.store import Bundle
+from espalier.topology import from_bits, keep_top, to_bits
+
+By = Literal["magnitude", "layer-magnitude", "snr", "inclusion"]
+Structure = Literal["weights", "channels"]
+
+
+class Frozen(NamedTuple):
+    """Draws that stay as they are, so that what predicts is one function: the average over them.
+
+    values `(S, k)` at the positions of the topology; states: the other parameters and buffers, `(S, ...)` by name.
+    """
+
+    model: BayesianNetwork
+    topology: Topology
+    values: Tensor
+    states: State
+
+    @classmethod
+    def of(cls, fit: Fit, how: How = "ticket", *, num_samples: int = 16, seed: int = 0) -> Frozen:
+        """The predictor of a fit in one of its ways; for `redraw` with `num_samples` masks drawn by `seed`, once."""
+        if fit.record.get("task") == "regression":
+            raise ValueError(
+                "expected a fit of classes or masks to certify, got one of a regression: no loss of it is bounded"
+            )
+        if how not in fit.ways:
+            raise ValueError(f"expected one of {', '.join(fit.ways)}, got {how!r}")
+        draws = list(fit.weights(how, num_samples=num_samples, seed=seed))
+        values = torch.stack([weights[fit.topology.positions] for weights, _ in draws])
+        return cls(fit.model, fit.topology, values, {n: torch.stack([s[n] for _, s in draws]) for n in draws[0][1]})
+
+    def state(self, draw: int) -> State:
+        return {name: tensor[draw] for name, tensor in self.states.items()}
+
+    def dense(self, draw: int) -> Tensor:
+        """One draw as a flat weight vector `(num_weights,)`."""
+        full = self.values.new_zeros(self.topology.num_weights)
+        full[self.topology.positions] = self.values[draw]
+        return full
+
+    def predict(self, x: Rows) -> NDArray[np.float64]:
+        """Mean probabilities `(n, ..., C)` over the draws."""
+        total = sum(predictive(self.model, self.dense(i), x, self.state(i)).double() for i in range(len(self.values)))
+        return np.asarray(total / len(self.values))
+
+    def ticket(self) -> torch.nn.Module:
+        """The network of a single draw as a plain dense `nn.Module` with zeros. Raises ValueError where there are several."""
+        if len(self.values) > 1:
+            raise ValueError(f"expected one draw, got {len(self.values)}: this predictor is an average, use predict")
+        return self.model.network(self.dense(0), self.state(0)).eval()
+
+    def bundle(self) -> Bundle:
+        """As tensors and JSON: positions a bit each, values of active weights only."""
+        tensors = {"topology": to_bits(self.topology), "values": self.values}
+        return Bundle(tensors | {f"state.{n}": t for n, t in self.states.items()}, {"sizes": list(self.topology.sizes)})
+
+    @classmethod
+    def from_bundle(cls, model: BayesianNetwork, bundle: Bundle) -> Frozen:
+        states = {n.removeprefix("state."): t for n, t in bundle.tensors.items() if n.startswith("state.")}
+        return cls(
+            model, from_bits(bundle.tensors["topology"], bundle.facts["sizes"]), bundle.tensors["values"], states
+        )
+
+
+class Family(NamedTuple):
+    """Everything that `at` needs. score: of the items that go, `(m,)`; owner: of every active weight, and after them of every
+    entry of `biases`, the item it goes with, or -1 where it never goes."""
+
+    base: Frozen
+    score: Tensor
+    owner: Tensor
+    biases: tuple[str, ...] = ()
+    inputs: list[Tensor] | None = None
+
+    def at(self, fraction: float) -> Frozen:
+        """round(fraction * m) items pruned: the lowest scores, of equals the higher position."""
+        gone = round(fraction * len(self.score))
+        if gone == 0:
+            return self.base
+        kept = keep_top(self.score, len(self.score) - gone)
+        alive = (self.owner < 0) | kept[self.owner.clamp(min=0)]
+        active, rest = alive[: self.base.topology.num_active], alive[self.base.topology.num_active :]
+        topology = _subset(self.base.topology, active)
+        states = dict(self.base.states)
+        sizes = [states[name][0].numel() for name in self.biases]
+        for name, part in zip(self.biases, rest.split(sizes), strict=True):
+            states[name] = states[name] * part.view(states[name].shape[1:])
+        pruned = Frozen(self.base.model, topology, self.base.values[:, active], states)
+        return pruned if self.inputs is None else _re_estimated(pruned, self.inputs)
+
+
+def family(
+    fit: Fit, base: Frozen, by: By = "magnitude", structure: Structure = "weights", *, biases: bool = False
+) -> Family:
+    """The pruned versions of `base`, scored by what the fit knows.
+
+    by: magnitude (of the mean over draws, one threshold for all layers), layer-magnitude (its rank within the layer, so that
+    layers lose alike), snr (|mean| / sd over the collected pairs; Graves 2011), inclusion (probability of staying where the
+    layer keeps half of its weights by eq. 3 of Lei et al. 2023, at the layer's mean |u| as temperature).
+    structure: single weights; or channels, whole output units of every layer but the last by the root mean square of their
+    weights' scores, with their bias. biases: with magnitude, biases go under the same threshold (Alvarez 2024).
+    """
+    if by not in get_args(By) or structure not in get_args(Structure):
+        raise ValueError(f"expected by of {', '.join(get_args(By))}, structure of {', '.join(get_args(Structure))}, "
+                         f"got {by!r} and {structure!r}")  # fmt: skip
+    if biases and (by, structure) != ("magnitude", "weights"):
+        raise ValueError(
+            "expected by magnitude and structure weights where biases are pruned: they share one threshold"
+        )
+    inputs = None
+    if batchnorm.has_batchnorm(fit.model) and fit.record.get("batchnorm") != "running":
+        if not fit.inputs:
+            raise ValueError(
+                "expected training inputs for batch-norm statistics of pruned nets: call fit.look_at(data)"
+            )
+        inputs = list(fit.inputs)
+    score = _scores(fit, base, by)
+    if structure == "channels":
+        return _channels(fit, base, score, inputs)
+    extra = tuple(name for name in base.states if name.endswith("bias") and name.startswith("net.")) if biases else ()
+    score = torch.cat([score, *(base.states[name].mean(0).abs().flatten() for name in extra)])
+    return Family(base, score, torch.arange(len(score), device=score.device), extra, inputs)
+
+
+def _scores(fit: Fit, base: Frozen, by: By) -> Tensor:
+    counts = list(base.topology.counts)
+    magnitude = base.values.mean(0).abs()
+    if by == "magnitude":
+        return magnitude
+    if by == "layer-magnitude":
+        ranks = [part.argsort(stable=True).argsort().double() / max(1, len(part)) for part in magnitude.split(counts)]
+        return torch.cat(ranks)
+    if by == "snr":
+        if fit.pairs.scales is not None:
+            return fit.pairs.values[-1].abs() / fit.pairs.scales[-1]
+        if len(fit.pairs.values) < 2:
+            raise ValueError("expected two collected pairs or more to prune by snr, got one: lower --average-from")
+        draws = fit.pairs.values * fit.pairs.keep
+        return draws.mean(0).abs() / draws.std(0).clamp(min=torch.finfo(draws.dtype).tiny)
+    probability = torch.zeros_like(magnitude, dtype=torch.float64)
+    start = 0
+    for part in magnitude.split(counts):
+        if len(part) > 1:
+            logits = part / part.mean().clamp(min=torch.finfo(part.dtype).tiny)
+            probability[start : start + len(part)] = LayerSubsets(logits, [len(part) // 2], [len(part)]).mean
+        start += len(part)
+    return probability
+
+
+def _channels(fit: Fit, base: Frozen, score: Tensor, inputs: list[Tensor] | None) -> Family:
+    """Items are output units: rows of a linear map, filters of a convolution. The last layer's are the answer, and stay."""
+    owners, units, first, start = [], [], 0, 0
+    layers = list(zip(fit.model.weights, base.topology.counts, strict=True))
+    owned: list[tuple[str, Tensor]] = []
+    positions = base.topology.positions.split(list(base.topology.counts))
+    for index, ((weight, count), place, part) in enumerate(
+        zip(layers, positions, score.split([c for _, c in layers]), strict=True)
+    ):
+        if index == len(layers) - 1:
+            owners.append(torch.full((count,), -1, device=score.device))
+            break
+        unit = (place - start) // (weight.size // weight.shape[0])
+        owners.append(unit + first)
+        squares = torch.zeros(weight.shape[0], dtype=torch.float64, device=score.device)
+        squares.index_add_(0, unit, part.double().square())
+        units.append((squares / torch.bincount(unit, minlength=weight.shape[0]).clamp(min=1)).sqrt())
+        name = f"net.{weight.name.removesuffix('weight')}bias"
+        if name in base.states and base.states[name][0].numel() == weight.shape[0]:
+            owned.append((name, torch.arange(weight.shape[0], device=score.device) + first))
+        first, start = first + weight.shape[0], start + weight.size
+    if not units:
+        raise ValueError("expected a network of two masked layers or more to prune channels of, got one layer")
+    owner = torch.cat([*owners, *(own for _, own in owned)])
+    return Family(base, torch.cat(units), owner, tuple(name for name, _ in owned), inputs)
+
+
+def _subset(topology: Topology, active: Tensor) -> Topology:
+    counts = tuple(int(part.sum()) for part in active.split(list(topology.counts)))
+    return Topology(topology.positions[active], counts, topology.sizes)
+
+
+@torch.no_grad()
+def _re_estimated(pruned: Frozen, inputs: list[Tensor]) -> Frozen:
+    states = [
+        batchnorm.estimate(pruned.model, pruned.dense(i), pruned.state(i), inputs) for i in range(len(pruned.values))
+    ]
+    return pruned._replace(states={name: torch.stack([state[name] for state in states]) for name in states[0]})
+
+
+def facts(frozen: Frozen) -> dict[str, Any]:
+    """Sizes of a predictor, JSON-able: never tested, only reported. bytes: of its tensors, positions a bit each."""
+    tensors = frozen.bundle().tensors
+    return {
+        "num_active": frozen.topology.num_active,
+        "num_weights": frozen.topology.num_weights,
+        "density": frozen.topology.density,
+        "draws": len(frozen.values),
+        "bytes": sum(t.numel() * t.element_size() for t in tensors.values()),
+    }

@@ -1,0 +1,197 @@
+"""What a certificate may promise: losses of a pruned predictor on calibration examples, from arrays; no torch.
+
+A risk is the mean of its losses, each in [0, 1] (in [-1, 1] for `gap`), so that a p-value of `pvalues.py` applies to them.
+
+    error             1{argmax p != y}                                             labels
+    disagreement      1{argmax p != argmax of the unpruned}                        no labels
+    gap               error minus the unpruned's error: -1, 0 or 1                 labels
+    brier             half of sum_c (p_c - 1{y = c})^2                             labels
+    selective:T       (error - alpha) 1{max p >= T} + alpha, or counts among the accepted: P(error | accepted)
+    miscoverage:Q     1{y not in the fewest classes whose probabilities sum to Q}  labels
+    ece               binned calibration error of the top label, 15 fixed bins     labels
+    dice              1 - Dice of the predicted mask                               labels (n, ...)
+    dice-change       1 - Dice between the masks of the pruned and the unpruned    no labels
+
+Sources: Alvarez 2024 (labelled, unlabelled, selective); Jazbec et al. 2024 (gap); Angelopoulos et al. 2021 (selective);
+Romano et al. 2020 (sets by cumulated probability); `calibration.py` for the ECE.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from espalier import pvalues
+from espalier.calibration import NUM_BINS
+
+Floats = NDArray[np.float64]
+Losses = Callable[[Floats, NDArray[np.int64], Floats], NDArray[np.float64]]
+
+
+class Risk(NamedTuple):
+    """A loss, and the p-value that goes with it.
+
+    losses: of probabilities `(n, ..., C)`, labels `(n, ...)` and the unpruned predictor's probabilities: `(n,)`, or `(n, k)`
+    where the risk is no mean over examples. test: binomial, wsr, selective or mcdiarmid (`p_value`). upper: of one loss.
+    """
+
+    name: str
+    says: str
+    losses: Losses
+    test: str = "wsr"
+    needs_labels: bool = True
+    upper: float = 1.0
+
+    def value(self, losses: ArrayLike) -> float:
+        """The observed risk: what a deployment would see on average, estimated."""
+        x = np.asarray(losses, dtype=np.float64)
+        if self.test == "mcdiarmid":
+            return float(np.abs(x.mean(0)).sum())
+        if self.test == "selective":
+            return float(x[:, 1].sum() / max(1.0, x[:, 0].sum()))
+        return float(x.mean())
+
+    def p_value(self, losses: ArrayLike, alpha: float, delta: float, test: str | None = None) -> float:
+        """Of H: the risk is above alpha. test: another p-value than the risk's own, to compare: hinge, hb, hoeffding."""
+        x, chosen = np.asarray(losses, dtype=np.float64), test or self.test
+        n = len(x)
+        if chosen == "binomial":
+            if not np.isin(x, (0, 1)).all():
+                raise ValueError(
+                    f"expected losses of 0 or 1 for the binomial p-value, but {self.name} has others: use wsr"
+                )
+            return float(pvalues.binomial(int(np.count_nonzero(x)), n, alpha))
+        if chosen == "wsr":
+            return float(pvalues.wsr(x, alpha, delta, self.upper))
+        if chosen == "mcdiarmid":
+            return float(pvalues.mcdiarmid(self.value(x), n, alpha))
+        if chosen == "selective":
+            accepted = int(np.count_nonzero(x[:, 0]))
+            return float(pvalues.selective(int(np.count_nonzero(x[:, 1])), accepted, alpha))
+        if chosen not in pvalues.OF_SUMS:
+            raise ValueError(f"expected a test of binomial, wsr, {', '.join(pvalues.OF_SUMS)}, got {chosen!r}")
+        if x.min() < 0:
+            raise ValueError(f"expected losses in [0, 1] for {chosen}, but {self.name} is signed: use wsr")
+        return float(pvalues.OF_SUMS[chosen](x.sum(), n, alpha))
+
+
+def named(name: str) -> Risk:
+    """The risk of a name, `selective:0.8` and `miscoverage:0.95` with their number. Raises ValueError for another."""
+    kind, _, number = name.partition(":")
+    if kind in _PARAMETRISED and number:
+        try:
+            value = float(number)
+        except ValueError:
+            value = -1.0
+        if not 0 < value < 1:
+            raise ValueError(f"expected a number in (0, 1) after {kind}:, got {number!r}")
+        return _PARAMETRISED[kind](name, value)
+    if name not in RISKS:
+        known = [*RISKS, *(f"{kind}:NUMBER" for kind in _PARAMETRISED)]
+        raise ValueError(f"expected a risk of {', '.join(known)}, got {name!r}")
+    return RISKS[name]
+
+
+def selective_losses(error: ArrayLike, accepted: ArrayLike, alpha: float) -> Floats:
+    """(error - alpha) 1{accepted} + alpha, in [0, 1]: its mean is above alpha just where E[error | accepted] is. For `wsr`,
+    with losses that are no 0 or 1; else `selective:T` counts, which is tighter (Angelopoulos et al. 2021)."""
+    loss, taken = np.asarray(error, dtype=np.float64), np.asarray(accepted, dtype=np.float64)
+    return np.asarray((loss - alpha) * taken + alpha)
+
+
+def shifted(risk: Risk, weights: ArrayLike, bound: float) -> Risk:
+    """The same risk where inputs come from Q instead of P: losses times w = dQ/dP `(n,)`, known and at most `bound`.
+
+    E_P[w L] = E_Q[L], so `wsr` with upper limit `bound` applies. With estimated weights the promise is as good as they are.
+    """
+    w = np.asarray(weights, dtype=np.float64)
+    if w.min() < 0 or w.max() > bound:
+        raise ValueError(f"expected weights in [0, {bound:g}], got {w.min():g}..{w.max():g}: name their upper bound")
+    if risk.test not in ("binomial", "wsr"):
+        raise ValueError(
+            f"expected a risk that is a mean over examples, got {risk.name}: {risk.test} has no weighted form"
+        )
+
+    def losses(probs: Floats, labels: NDArray[np.int64], reference: Floats) -> Floats:
+        return np.asarray(w * risk.losses(probs, labels, reference))
+
+    says = f"{risk.says}, under covariate shift with known weights of at most {bound:g}"
+    return Risk(risk.name, says, losses, "wsr", risk.needs_labels, bound * risk.upper)
+
+
+def _error(probs: Floats, labels: NDArray[np.int64], reference: Floats) -> Floats:
+    return np.asarray(probs.argmax(-1) != labels, dtype=np.float64)
+
+
+def _disagreement(probs: Floats, labels: NDArray[np.int64], reference: Floats) -> Floats:
+    return np.asarray(probs.argmax(-1) != reference.argmax(-1), dtype=np.float64)
+
+
+def _gap(probs: Floats, labels: NDArray[np.int64], reference: Floats) -> Floats:
+    return _error(probs, labels, reference) - _error(reference, labels, reference)
+
+
+def _brier(probs: Floats, labels: NDArray[np.int64], reference: Floats) -> Floats:
+    hit = np.eye(probs.shape[-1])[labels]
+    return np.asarray(np.clip(0.5 * ((probs - hit) ** 2).sum(-1), 0.0, 1.0))
+
+
+def _ece(probs: Floats, labels: NDArray[np.int64], reference: Floats) -> Floats:
+    """(hit - confidence) 1{bin}, `(n, bins)`: the ECE is the sum over bins of the absolute means."""
+    confidence = np.clip(probs.max(-1), 0, 1)
+    edges = np.arange(1, NUM_BINS) / NUM_BINS
+    member = np.eye(NUM_BINS)[np.searchsorted(edges, confidence, side="left")]
+    return np.asarray(member * ((probs.argmax(-1) == labels) - confidence)[:, None])
+
+
+def _dice_loss(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> Floats:
+    """1 - 2 |A and B| / (|A| + |B|) of each image; 0 where both are empty."""
+    axes = tuple(range(1, one.ndim))
+    both, sizes = (one & other).sum(axes), one.sum(axes) + other.sum(axes)
+    return np.where(sizes > 0, 1 - 2 * both / np.maximum(sizes, 1), 0.0)
+
+
+def _dice(probs: Floats, labels: NDArray[np.int64], reference: Floats) -> Floats:
+    return _dice_loss(probs.argmax(-1) == 1, np.asarray(labels) == 1)
+
+
+def _dice_change(probs: Floats, labels: NDArray[np.int64], reference: Floats) -> Floats:
+    return _dice_loss(probs.argmax(-1) == 1, reference.argmax(-1) == 1)
+
+
+def _selective(name: str, threshold: float) -> Risk:
+    def losses(probs: Floats, labels: NDArray[np.int64], reference: Floats) -> Floats:
+        accepted = probs.max(-1) >= threshold
+        return np.stack([accepted, accepted & (probs.argmax(-1) != labels)], -1).astype(np.float64)
+
+    return Risk(name, f"error among the examples answered with confidence {threshold:g} or more", losses, "selective")
+
+
+def _miscoverage(name: str, mass: float) -> Risk:
+    def losses(probs: Floats, labels: NDArray[np.int64], reference: Floats) -> Floats:
+        order = np.argsort(-probs, axis=-1, kind="stable")
+        ranked = np.take_along_axis(probs, order, -1)
+        before = ranked.cumsum(-1) - ranked  # a class belongs to the set if those above it do not fill it yet
+        own = np.take_along_axis(before, (order == labels[:, None]).argmax(-1)[:, None], -1)[:, 0]
+        return (own >= mass).astype(np.float64)
+
+    says = f"true class outside the smallest set of classes of predicted probability {mass:g}"
+    return Risk(name, says, losses, "binomial")
+
+
+_PARAMETRISED: dict[str, Callable[[str, float], Risk]] = {"selective": _selective, "miscoverage": _miscoverage}
+RISKS: dict[str, Risk] = {
+    risk.name: risk
+    for risk in (
+        Risk("error", "classification error", _error, "binomial"),
+        Risk("disagreement", "disagreement with the unpruned predictor", _disagreement, "binomial", needs_labels=False),
+        Risk("gap", "error beyond the unpruned predictor's", _gap),
+        Risk("brier", "half the Brier score", _brier),
+        Risk("ece", f"binned calibration error of the top label, {NUM_BINS} bins", _ece, "mcdiarmid"),
+        Risk("dice", "1 - Dice, one loss per image", _dice),
+        Risk("dice-change", "1 - Dice between the pruned and the unpruned mask", _dice_change, needs_labels=False),
+    )
+}
