@@ -30,9 +30,6 @@ class Promise(NamedTuple):
     test: str | None = None
 
     def p_value(self, losses: ArrayLike, delta: float) -> float:
-        if self.test == "anytime":
-            path = pvalues.wsr_path(losses, self.alpha, delta, self.risk.upper)
-            return float(math.exp(-max(0.0, float(path.max()))))
         return self.risk.p_value(losses, self.alpha, delta, self.test)
 
 
@@ -181,8 +178,6 @@ def assumptions(facts: dict[str, Any]) -> list[str]:
         said.append(
             f"The examples were put into one random order beforehand (seed {facts['seed']}): betting depends on it."
         )
-    if any(entry["test"] == "clt" for entry in facts["risks"]):
-        said.append("ASYMPTOTIC: a p-value by the central limit theorem promises nothing at this n.")
     return said
 
 

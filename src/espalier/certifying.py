@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from espalier import certificate, pruning, risks, runs, store
+from espalier import certificate, pruning, risks, runs, selection, store
 from espalier.certificate import Decision, Promise
 from espalier.contracts import Data, Rows, Split
 from espalier.evaluation import split_of
@@ -71,6 +72,10 @@ class Settings(NamedTuple):
             raise ValueError(
                 f"expected an alpha for every risk, got {len(self.risks)} risks and {len(self.alphas)} alphas"
             )
+        if self.procedure not in selection.PROCEDURES:
+            raise ValueError(f"expected a procedure of {', '.join(selection.PROCEDURES)}, got {self.procedure!r}")
+        if self.anchor is not None and self.risks != ("disagreement",):
+            raise ValueError(f"expected risk disagreement alone with an anchor, got {', '.join(self.risks)}")
         if not 0 < self.delta < 1:
             raise ValueError(f"expected delta in (0, 1), got {self.delta:g}")
         found = [
@@ -80,6 +85,7 @@ class Settings(NamedTuple):
             weights = np.load(self.weights, allow_pickle=False)
             found = [p._replace(risk=risks.shifted(p.risk, weights, self.weight_bound)) for p in found]
         for promise in found:
+            promise.risk.check(promise.test or promise.risk.test)
             if not 0 < promise.alpha < promise.risk.upper:
                 raise ValueError(
                     f"expected alpha in (0, {promise.risk.upper:g}) for {promise.risk.name}, got {promise.alpha:g}"
@@ -99,25 +105,38 @@ def certify_fit(fit: Fit, calibration: Split, settings: Settings, data: Data | N
 
     data: the fit's own, for batch-norm statistics of pruned nets where it has none yet.
     """
-    if data is not None:
-        fit.look_at(data)
-    base = Frozen.of(fit, settings.predict, num_samples=settings.num_samples, seed=settings.seed)
-    members = pruning.family(fit, base, settings.by, settings.structure, biases=settings.biases)
-    grid = settings.grid()
-    return _certified([lambda level=level: members.at(level) for level in grid], grid, calibration, settings)  # type: ignore[misc]
+    return _certified(_candidates([fit], settings, data), calibration, settings)
 
 
-def certify_fits(fits: Sequence[Fit], calibration: Split, settings: Settings) -> Certified:
+def certify_fits(fits: Sequence[Fit], calibration: Split, settings: Settings, data: Data | None = None) -> Certified:
     """Choose among fits of growing sparsity that were trained separately, by the same test: the grid is their sparsity."""
+    return _certified(_candidates(fits, settings, data), calibration, settings)
+
+
+Candidates = list[tuple[float, Callable[[], Frozen]]]
+
+
+def _candidates(fits: Sequence[Fit], settings: Settings, data: Data | None) -> Candidates:
+    """The grid, and the predictor at each of its points, made when it is asked for. Raises ValueError for what makes no
+    sense, before any loss is looked at."""
+    settings.promises()
+    if data is not None:
+        for fit in fits:
+            fit.look_at(data)
     ordered = sorted(fits, key=lambda fit: -fit.topology.density)
-    grid = [round(1 - fit.topology.density, 10) for fit in ordered]
     frozen = [Frozen.of(f, settings.predict, num_samples=settings.num_samples, seed=settings.seed) for f in ordered]
-    return _certified([lambda one=one: one for one in frozen], grid, calibration, settings)  # type: ignore[misc]
+    if len(fits) > 1:
+        return [(round(1 - one.topology.density, 10), partial(_itself, one)) for one in frozen]
+    members = pruning.family(fits[0], frozen[0], settings.by, settings.structure, biases=settings.biases)
+    return [(level, partial(members.at, level)) for level in settings.grid()]
 
 
-def _certified(
-    candidates: Sequence[Callable[[], Frozen]], grid: list[float], calibration: Split, settings: Settings
-) -> Certified:
+def _itself(frozen: Frozen) -> Frozen:
+    return frozen
+
+
+def _certified(found: Candidates, calibration: Split, settings: Settings) -> Certified:
+    grid, candidates = [level for level, _ in found], [make for _, make in found]
     promises, labels = settings.promises(), calibration.y.numpy()
     reference = candidates[0]().predict(calibration.x)
     order = np.random.default_rng(settings.seed).permutation(len(labels))
@@ -180,8 +199,6 @@ def _facts(
 
 def _anchor(reference: NDArray[np.float64], labels: NDArray[np.int64], settings: Settings) -> dict[str, Any]:
     """R(pruned) <= R(unpruned) + P(they differ): the first, certified on labels, makes the second a promise about labels."""
-    if settings.risks != ("disagreement",):
-        raise ValueError(f"expected risk disagreement alone with an anchor, got {', '.join(settings.risks)}")
     alpha, delta = settings.anchor or (0.0, 0.0)
     error = risks.named("error")
     losses = error.losses(reference, labels, reference)
@@ -213,7 +230,7 @@ def certify_run(
     if any(each.hashes != loaded[0].hashes for each in loaded):
         raise ValueError("expected runs on the same data, cut alike, to choose among")
     calibration = _calibration(loaded[0], settings.split)
-    settings.promises(), settings.grid()
+    candidates = _candidates(fits, settings, loaded[0])
     repeated = check_unseen(loaded[0], settings.split)
     asked = {"split": settings.split, "examples": loaded[0].hashes[settings.split], "runs": [f.name for f in folders],
              "fits": [store.sha256((f / "fit.safetensors").read_bytes()) for f in folders],
@@ -230,12 +247,7 @@ def certify_run(
     for folder in folders:  # spent as soon as it may be looked at
         own = looks_in(folder)
         store.write_bytes(folder / "looks.json", store.canonical(own if asked in own else [*own, asked]).encode())
-    if len(fits) == 1:
-        result = certify_fit(fits[0], calibration, settings, loaded[0])
-    else:
-        for fit in fits:
-            fit.look_at(loaded[0])
-        result = certify_fits(fits, calibration, settings)
+    result = _certified(candidates, calibration, settings)
     facts, path = result.facts, _free_path(home, asked)
     facts["looks"] = [{name: look[name] for name in ("alpha", "delta", "settings")} for look in before]
     facts["asked"] = asked

@@ -124,6 +124,11 @@ def prepare(
         raise ValueError(
             f"expected images (channels, height, width) for augment {training.augment}, got shape {data.shape}"
         )
+    if training.augment != "none" and data.train.y.dim() > 1:
+        raise ValueError(
+            f"expected one label per image for augment {training.augment}, got targets of shape {tuple(data.train.y.shape)}: "
+            "it moves images and not their masks; turn both yourself"
+        )
     if data.num_classes is None and (training.label_smoothing or training.mixup):
         raise ValueError(f"expected labels to smooth or to mix, but {data.name} has real-valued targets")
     _check_fit(model, data, soft=bool(training.label_smoothing or training.mixup))

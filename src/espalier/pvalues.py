@@ -5,7 +5,7 @@ Losses are i.i.d.; a p-value is super-uniform under H: P(p <= u) <= u for every 
     binomial     losses 0 or 1: the exact tail, the smallest that depends on the count alone
     hinge        losses in [0, 1]: never above Hoeffding-Bentkus, and as free of the order of the losses
     wsr          losses at most `upper`, no lower limit (so signed ones): a bet against H, loss by loss. It depends on the
-                 order of the losses and on delta: shuffle once before looking, and use the level it was made for
+                 order of the losses and on delta: shuffle once before looking; valid at every level, sharpest at delta
     hb           losses in [0, 1]: Hoeffding-Bentkus (Bates et al. 2021), for comparison
     hoeffding    losses in [0, 1]: exp(-2 n gap^2), for teaching
     clt          asymptotic: no guarantee at any n
@@ -75,7 +75,7 @@ def hinge(total: ArrayLike, n: int, alpha: float) -> Floats:
     F_{n-1}(a - 1). Bentkus' factor e and Hoeffding's exponential are relaxations of it (Bentkus 2004; Pelekis et al. 2015).
     """
     sums, a = _totals(total, n), np.arange(1, n + 1)
-    expected = a * binom.cdf(a, n, _level(alpha)) - n * alpha * binom.cdf(a - 1, n - 1, alpha)
+    expected = binom.cdf(a - 1, n, _level(alpha)).cumsum()  # E(a - B)_+ is the sum of F_n(b) over b < a
     result = np.ones(sums.size)
     for place, s in enumerate(sums.ravel()):
         first = math.floor(s)
@@ -115,7 +115,7 @@ def clt(losses: ArrayLike, alpha: float, *, asymptotic: bool = False) -> Floats:
     x = np.asarray(losses, dtype=np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
         z = math.sqrt(x.shape[-1]) * (x.mean(-1) - alpha) / x.std(-1, ddof=1)
-    return np.asarray(np.where(np.isnan(z), 1.0, norm.cdf(z)))
+    return np.asarray(np.where(np.isfinite(z), norm.cdf(z), 1.0))
 
 
 def mcdiarmid(ece: ArrayLike, n: int, alpha: float) -> Floats:
@@ -135,6 +135,8 @@ def selective(errors: ArrayLike, accepted: ArrayLike, alpha: float, least: int =
     integer counts.
     """
     wrong, taken = np.broadcast_arrays(np.asarray(errors), np.asarray(accepted))
+    if wrong.dtype.kind not in "iu" or taken.dtype.kind not in "iu" or not ((wrong >= 0) & (wrong <= taken)).all():
+        raise ValueError("expected errors and accepted as integer counts, no more errors than accepted")
     pairs = zip(wrong.ravel(), taken.ravel(), strict=True)
     found = [float(binomial(k, int(n), alpha)) if n >= least else 1.0 for k, n in pairs]
     return np.array(found).reshape(wrong.shape)
@@ -142,7 +144,7 @@ def selective(errors: ArrayLike, accepted: ArrayLike, alpha: float, least: int =
 
 def smallest_n(alpha: float, delta: float) -> int:
     """Fewest examples that certify a predictor without an error: ceil(ln delta / ln(1 - alpha))."""
-    return math.ceil(math.log(delta) / math.log1p(-_level(alpha)))
+    return math.ceil(math.log(_level(delta, "delta")) / math.log1p(-_level(alpha)))
 
 
 OF_SUMS: dict[str, Callable[[ArrayLike, int, float], Floats]] = {"hinge": hinge, "hb": hb, "hoeffding": hoeffding}

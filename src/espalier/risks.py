@@ -31,6 +31,10 @@ Floats = NDArray[np.float64]
 Losses = Callable[[Floats, NDArray[np.int64], Floats], NDArray[np.float64]]
 
 
+_OWN = ("mcdiarmid", "selective")
+"""p-values of risks that are no mean over examples."""
+
+
 class Risk(NamedTuple):
     """A loss, and the p-value that goes with it.
 
@@ -54,25 +58,42 @@ class Risk(NamedTuple):
             return float(x[:, 1].sum() / max(1.0, x[:, 0].sum()))
         return float(x.mean())
 
+    def check(self, test: str) -> None:
+        """Raises ValueError for a p-value that does not apply to this risk, whatever the losses."""
+        if test == self.test:
+            return
+        if self.test in _OWN or test in _OWN:
+            raise ValueError(f"expected {self.name} to be tested by {self.test}, got {test!r}")
+        if test not in ("binomial", "wsr", "anytime", *pvalues.OF_SUMS):
+            raise ValueError(f"expected a test of binomial, wsr, anytime, {', '.join(pvalues.OF_SUMS)}, got {test!r}")
+        if test not in ("wsr", "anytime") and self.upper != 1:
+            raise ValueError(f"expected losses in [0, 1] for {test}, but those of {self.name} are weighted: use wsr")
+
     def p_value(self, losses: ArrayLike, alpha: float, delta: float, test: str | None = None) -> float:
-        """Of H: the risk is above alpha. test: another p-value than the risk's own, to compare: hinge, hb, hoeffding."""
+        """Of H: the risk is above alpha. losses: `(n,)`, or `(n, k)` as `losses` gives them. test: another p-value than the
+        risk's own: hinge, hb, hoeffding, wsr, or anytime, that of an e-process. Raises ValueError where it does not apply."""
         x, chosen = np.asarray(losses, dtype=np.float64), test or self.test
+        self.check(chosen)
+        if x.ndim != (2 if self.test in _OWN else 1):
+            raise ValueError(
+                f"expected one loss of {self.name} per example, got shape {x.shape}: one label for each, or dice"
+            )
         n = len(x)
+        if chosen == "wsr":
+            return float(pvalues.wsr(x, alpha, delta, self.upper))
+        if chosen == "anytime":
+            return float(np.exp(-max(0.0, float(pvalues.wsr_path(x, alpha, delta, self.upper).max()))))
+        if chosen == "mcdiarmid":
+            return float(pvalues.mcdiarmid(self.value(x), n, alpha))
+        if chosen == "selective":
+            accepted = int(np.count_nonzero(x[:, 0]))
+            return float(pvalues.selective(int(np.count_nonzero(x[:, 1])), accepted, alpha))
         if chosen == "binomial":
             if not np.isin(x, (0, 1)).all():
                 raise ValueError(
                     f"expected losses of 0 or 1 for the binomial p-value, but {self.name} has others: use wsr"
                 )
             return float(pvalues.binomial(int(np.count_nonzero(x)), n, alpha))
-        if chosen == "wsr":
-            return float(pvalues.wsr(x, alpha, delta, self.upper))
-        if chosen == "mcdiarmid":
-            return float(pvalues.mcdiarmid(self.value(x), n, alpha))
-        if chosen == "selective":
-            accepted = int(np.count_nonzero(x[:, 0]))
-            return float(pvalues.selective(int(np.count_nonzero(x[:, 1])), accepted, alpha))
-        if chosen not in pvalues.OF_SUMS:
-            raise ValueError(f"expected a test of binomial, wsr, {', '.join(pvalues.OF_SUMS)}, got {chosen!r}")
         if x.min() < 0:
             raise ValueError(f"expected losses in [0, 1] for {chosen}, but {self.name} is signed: use wsr")
         return float(pvalues.OF_SUMS[chosen](x.sum(), n, alpha))
@@ -108,7 +129,7 @@ def shifted(risk: Risk, weights: ArrayLike, bound: float) -> Risk:
     E_P[w L] = E_Q[L], so `wsr` with upper limit `bound` applies. With estimated weights the promise is as good as they are.
     """
     w = np.asarray(weights, dtype=np.float64)
-    if w.min() < 0 or w.max() > bound:
+    if not (w.min() >= 0 and w.max() <= bound):
         raise ValueError(f"expected weights in [0, {bound:g}], got {w.min():g}..{w.max():g}: name their upper bound")
     if risk.test not in ("binomial", "wsr"):
         raise ValueError(

@@ -1,8 +1,10 @@
 """Which of many hypotheses may be rejected together: family-wise error at most delta. The procedures are MAPIE's.
 
 The order of the hypotheses is fixed before the calibration data are seen, here by the pruning ratio: from the least pruned
-on. A p-value that is NaN was not computed; it stops a sequence. Sources: Angelopoulos et al. 2021 (fixed sequence,
-multi-start); Bretz et al. 2009 (Holm as a graph); Laufer-Goldshtein et al. 2023 (Pareto testing).
+on. A p-value that is NaN was not computed: it stops a sequence, and rejects nothing.
+
+Sources: Angelopoulos et al. 2021 (fixed sequence, multi-start); Bretz et al. 2009 (Holm as a graph); Laufer-Goldshtein et
+al. 2023 (Pareto testing).
 """
 
 from __future__ import annotations
@@ -25,15 +27,17 @@ def rejected(p_values: ArrayLike, delta: float, procedure: str = "fixed-sequence
     from mapie.risk_control import FWERFixedSequenceTesting, control_fwer
 
     p = np.asarray(p_values, dtype=np.float64)
+    if num_starts < 1 and procedure == "multi-start":
+        raise ValueError(f"expected num_starts of at least 1, got {num_starts}")
     if not p.size:
         raise ValueError("expected at least one p-value: the grid is empty")
     method = {
         "fixed-sequence": "fixed_sequence",
-        "multi-start": FWERFixedSequenceTesting(n_starts=min(num_starts, len(p))),
+        "multi-start": FWERFixedSequenceTesting(n_starts=max(1, min(num_starts, len(p)))),
         "holm": "bonferroni_holm",
         "bonferroni": "bonferroni",
     }[procedure]
-    return [int(place) for place in control_fwer(p, delta, method)]
+    return [int(place) for place in control_fwer(np.where(np.isnan(p), np.inf, p), delta, method)]
 
 
 def climb(p_value: Callable[[int], float], size: int, delta: float) -> NDArray[np.float64]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from espalier import runs, store
-from espalier.certifying import Settings, certify_fit, certify_fits, code_digest, looks_in, ticket_of
+from espalier.certifying import Settings, certify_fits, code_digest, looks_in, ticket_of
 from espalier.evaluation import split_of
 from espalier.streams import find_device
 
@@ -65,9 +65,7 @@ def verify(path: Path, data_dir: str | None = None, device: str = "auto") -> lis
     if not all(one.holds for one in found):
         return found
     calibration = split_of(data, settings.split)
-    for fit in fits:
-        fit.look_at(data)
-    again = certify_fit(fits[0], calibration, settings) if len(fits) == 1 else certify_fits(fits, calibration, settings)
+    again = certify_fits(fits, calibration, settings, data)
     close = _close(again.facts["p_values"], facts["p_values"])
     check("p-values", close, "recomputed, they are equal" if close else "recomputed, they differ")
     fields = ("lambda", "rejected", "grid", "n", "risks", "alpha", "delta", "chosen", "anchor")

@@ -1,0 +1,208 @@
+"""Predictors whose draws are frozen, and the nested families that they are pruned in: against sorting by hand and torch."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from espalier import batchnorm, shelf
+from espalier.contracts import Data
+from espalier.data import load
+from espalier.fit import Fit
+from espalier.network import BayesianNetwork
+from espalier.options import Training
+from espalier.pruning import Frozen, facts, family
+
+OPTIONS = {"sparsity": 0.7, "drop_rate": 0.2, "delta_t": 10, "freeze": 0.5, "average_from": 0.5, "seed": 3}
+
+
+@functools.cache
+def digits() -> Data:
+    return load("digits", train_size=400)
+
+
+@functools.cache
+def fit_of(kind: str) -> Fit:
+    torch.manual_seed(0)
+    if kind == "mlp":
+        net: nn.Module = nn.Sequential(
+            nn.Flatten(), nn.Linear(64, 24), nn.ReLU(), nn.Linear(24, 12), nn.ReLU(), nn.Linear(12, 10)
+        )
+    else:
+        net = nn.Sequential(nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(216, 10))
+    infer = shelf.load("inference", "cigl")
+    fit: Fit = infer(
+        BayesianNetwork(net), digits(), training=Training(epochs=6, batch_size=50, bn_batches=2), **OPTIONS
+    )
+    return fit
+
+
+@pytest.mark.parametrize("how", ["ticket", "pairs", "redraw", "mean", "unmasked"])
+@pytest.mark.parametrize("kind", ["mlp", "norm"])
+def test_a_frozen_predictor_is_the_average_of_the_fits_draws(kind: str, how: Any) -> None:
+    fit, x = fit_of(kind), digits().test.x[:50]
+    frozen = Frozen.of(fit, how, num_samples=5, seed=7)
+    expected = fit.predict(x, how, num_samples=5, seed=7).double().mean(0).numpy()
+    np.testing.assert_allclose(frozen.predict(x), expected, rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(frozen.predict(x), frozen.predict(x))
+    assert facts(frozen)["draws"] == {"pairs": len(fit.pairs.values), "redraw": 5}.get(how, 1)
+
+
+def test_a_regression_has_no_bounded_loss() -> None:
+    fit = fit_of("mlp")
+    whole, fit.record = fit.record, {**fit.record, "task": "regression"}
+    try:
+        with pytest.raises(ValueError, match="expected a fit of classes or masks to certify"):
+            Frozen.of(fit)
+    finally:
+        fit.record = whole
+    with pytest.raises(ValueError, match="expected one of ticket, pairs"):
+        Frozen.of(fit, "distilled")
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.13, 0.5, 0.99])
+def test_global_magnitude_zeroes_the_smallest_weights_and_no_others(fraction: float) -> None:
+    base = Frozen.of(fit_of("mlp"))
+    pruned = family(fit_of("mlp"), base).at(fraction)
+    before, after = base.dense(0), pruned.dense(0)
+    active = base.topology.positions.tolist()
+    gone = sorted(active, key=lambda p: (float(before[p].abs()), -p))[: round(fraction * len(active))]
+    expected = before.clone()
+    expected[gone] = 0
+    torch.testing.assert_close(after, expected, rtol=0, atol=0)
+    assert pruned.topology.num_active == len(active) - len(gone)
+    assert sum(pruned.topology.counts) == len(pruned.topology.positions)
+
+
+@pytest.mark.parametrize("by", ["magnitude", "layer-magnitude", "snr", "inclusion"])
+@pytest.mark.parametrize("structure", ["weights", "channels"])
+def test_families_are_nested(by: Any, structure: Any) -> None:
+    members = family(fit_of("mlp"), Frozen.of(fit_of("mlp")), by, structure)
+    kept = [set(members.at(level).topology.positions.tolist()) for level in (0.0, 0.2, 0.5, 0.9)]
+    assert all(wide > narrow for wide, narrow in itertools.pairwise(kept))
+
+
+def test_per_layer_magnitude_prunes_every_layer_alike() -> None:
+    base = Frozen.of(fit_of("mlp"))
+    pruned = family(fit_of("mlp"), base, "layer-magnitude").at(0.4)
+    for before, after in zip(base.topology.counts, pruned.topology.counts, strict=True):
+        assert after == pytest.approx(0.6 * before, abs=1.01)
+    layer = base.values[0].abs().split(list(base.topology.counts))[0]
+    own = pruned.values[0].abs().split(list(pruned.topology.counts))[0]
+    torch.testing.assert_close(own.sort().values, layer.sort().values[-len(own) :])
+
+
+def test_snr_is_the_mean_over_the_spread_of_the_collected_draws() -> None:
+    fit = fit_of("mlp")
+    draws = np.stack([fit.pairs.pair(i).draw(i).numpy() for i in range(len(fit.pairs.values))]).astype(np.float64)
+    mean, spread = np.abs(draws.mean(0)), draws.std(0, ddof=1)
+    found, varies = family(fit, Frozen.of(fit), "snr").score.double().numpy(), spread > 0
+    np.testing.assert_allclose(found[varies], mean[varies] / spread[varies], rtol=1e-4)
+    assert (found[~varies & (mean > 0)] > found[varies].max()).all()  # certain and not zero: the last to go
+    assert (found[mean == 0] == 0).all()
+
+
+def test_inclusion_is_the_probability_of_staying_in_half_of_the_layer() -> None:
+    """Of a layer of 8 active weights by a sum over all 70 subsets of 4."""
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 2, bias=False), nn.Linear(2, 4, bias=False))
+    options = {**OPTIONS, "sparsity": 0.0}
+    data = digits()._replace(num_classes=4)
+    data = data._replace(**{n: getattr(data, n)._replace(y=getattr(data, n).y % 4) for n in ("train", "validation")})
+    fit = shelf.load("inference", "cigl")(
+        BayesianNetwork(net), data, training=Training(epochs=2, batch_size=50), **options
+    )
+    base = Frozen.of(fit)
+    found = family(fit, base, "inclusion").score[-8:].numpy()
+    u = base.values[0, -8:].abs().double().numpy()
+    logits = u / u.mean()
+    weights = {s: math.exp(sum(logits[list(s)])) for s in itertools.combinations(range(8), 4)}
+    expected = [sum(w for s, w in weights.items() if i in s) / sum(weights.values()) for i in range(8)]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_biases_go_under_the_same_threshold() -> None:
+    fit = fit_of("mlp")
+    base = Frozen.of(fit)
+    members = family(fit, base, biases=True)
+    biases = {name: tensor[0] for name, tensor in base.states.items() if name.endswith("bias")}
+    everything = torch.cat([base.values[0].abs(), *(b.abs() for b in biases.values())])
+    assert len(members.score) == len(everything) == base.topology.num_active + 24 + 12 + 10
+    pruned = members.at(0.6)
+    threshold = everything.sort().values[round(0.6 * len(everything))]
+    for name, before in biases.items():
+        torch.testing.assert_close(
+            pruned.states[name][0], torch.where(before.abs() >= threshold, before, 0.0), rtol=0, atol=0
+        )
+    left = pruned.topology.num_active + sum(int((pruned.states[n] != 0).sum()) for n in biases)
+    assert left == len(everything) - round(0.6 * len(everything))
+    with pytest.raises(ValueError, match="expected by magnitude and structure weights where biases are pruned"):
+        family(fit, base, "snr", biases=True)
+
+
+def test_a_pruned_channel_is_silent_and_the_last_layer_stays() -> None:
+    fit = fit_of("mlp")
+    base = Frozen.of(fit)
+    pruned = family(fit, base, structure="channels").at(0.5)
+    net = pruned.ticket()
+    first, second, last = (net[i] for i in (1, 3, 5))
+    silent = [(layer.weight == 0).all(1) & (layer.bias == 0) for layer in (first, second)]
+    empty = [int((layer.weight == 0).all(1).sum()) for layer in (base.ticket()[1], base.ticket()[3])]
+    assert sum(int(s.sum()) for s in silent) >= round(0.5 * 36) >= sum(empty)
+    torch.testing.assert_close(last.weight, base.ticket()[5].weight)
+    score = np.concatenate([
+        [row[row != 0].double().square().mean().sqrt().item() if (row != 0).any() else 0.0 for row in layer.weight]
+        for layer in (base.ticket()[1], base.ticket()[3])
+    ])  # fmt: skip
+    gone = torch.cat(silent).numpy()
+    assert score[gone].max() <= score[~gone].min()
+    x = digits().test.x[:20]
+    np.testing.assert_allclose(torch.softmax(net(x), -1).detach().numpy(), pruned.predict(x), atol=1e-6)
+
+
+def test_all_draws_lose_the_same_weights() -> None:
+    fit = fit_of("mlp")
+    base = Frozen.of(fit, "redraw", num_samples=4)
+    pruned = family(fit, base).at(0.5)
+    assert pruned.values.shape == (4, pruned.topology.num_active)
+    for draw in range(4):
+        after, before = pruned.dense(draw), base.dense(draw)
+        torch.testing.assert_close(after[pruned.topology.positions], before[pruned.topology.positions], rtol=0, atol=0)
+    with pytest.raises(ValueError, match="expected one draw, got 4"):
+        pruned.ticket()
+
+
+def test_batch_norm_statistics_are_those_of_the_pruned_net() -> None:
+    fit = fit_of("norm")
+    base = Frozen.of(fit)
+    pruned = family(fit, base).at(0.5)
+    expected = batchnorm.estimate(fit.model, pruned.dense(0), base.state(0), fit.inputs or [])
+    for name, tensor in expected.items():
+        torch.testing.assert_close(pruned.states[name][0], tensor, rtol=0, atol=0)
+    assert not torch.equal(pruned.states["net.1.running_var"], base.states["net.1.running_var"])
+    inputs, fit.inputs = fit.inputs, None
+    with pytest.raises(ValueError, match="call fit.look_at"):
+        family(fit, base)
+    fit.inputs = inputs
+
+
+def test_what_is_stored_is_what_predicts() -> None:
+    fit, x = fit_of("norm"), digits().test.x[:20]
+    pruned = family(fit, Frozen.of(fit, "pairs")).at(0.6)
+    again = Frozen.from_bundle(fit.model, pruned.bundle())
+    np.testing.assert_array_equal(again.predict(x), pruned.predict(x))
+    assert facts(again) == facts(pruned)
+
+
+def test_unknown_ways_to_prune_are_named() -> None:
+    with pytest.raises(
+        ValueError, match="expected by of magnitude, layer-magnitude, snr, inclusion, structure of weights"
+    ):
+        family(fit_of("mlp"), Frozen.of(fit_of("mlp")), "size")  # type: ignore[arg-type]
