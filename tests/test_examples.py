@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from blobs import blobs
 from espalier import cli, runs
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -21,12 +22,17 @@ SCRIPTS: dict[str, tuple[dict[str, Any], Any]] = {
     "inclusion.py": ({"steps": 80}, lambda found: (found > 0.95).sum() > 30 and abs(float(found.sum()) - 355) < 0.1),
     "own_network.py": ({"epochs": 25}, lambda found: min(found.values()) > 0.9),
     "plain_pyro.py": ({"steps": 600}, lambda error: error < 0.2),
+    "polyps.py": ({"data": blobs(), "epochs": 6, "channels": (8, 16), "learning_rate": 0.01}, lambda dice: dice > 0.6),
     "regression.py": ({"epochs": 150}, lambda found: found["rmse"] < 0.2 and found["outside"] > found["inside"]),
 }
 # Benchmark -> arguments that make it small.
 BENCHMARKS = {
     "choose.py": ["--help"],
+    "confident_mnist.py": ["--help"],
+    "confident_polyps.py": ["--help"],
     "fashion.py": ["--help"],
+    "power.py": ["--help"],
+    "prune_further.py": ["--help"],
     "state_bytes.py": [],
     "step_time.py": ["--help"],
     "uci.py": ["--help"],
