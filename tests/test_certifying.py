@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from collections.abc import Callable
@@ -12,9 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from espalier import certifying, cli, pvalues, runs, store, verification
-from espalier.certifying import Settings, certify_fit, certify_fits, check_unseen, load_pruned
+from espalier import certificate, cli, pvalues, runs, store, verification
+from espalier.certificate import Promise
+from espalier.certified_runs import check_unseen, load_pruned
+from espalier.certifying import Settings, certify_fit, certify_fits
 from espalier.contracts import Split
+from espalier.pruning import Frozen, layerwise
 from espalier.risks import named
 
 WORDS = ["--alpha", "0.12", "--delta", "0.1", "--step", "0.05"]
@@ -82,7 +86,8 @@ def run(folder: Path, tmp_path: Path) -> Path:
 
 
 def certified(run: Path, *words: str) -> dict[str, Any]:
-    assert cli.main(["certify", str(run), *WORDS, *words]) == 0
+    levels = WORDS[2:] if "--abstain" in words else WORDS
+    assert cli.main(["certify", str(run), *levels, *words]) == 0
     found: dict[str, Any] = json.loads((run / "certificate.json").read_text())
     return found
 
@@ -281,6 +286,8 @@ REFUSED = {
     "by": (["--alpha", "0.1", "--by", "size"], "expected by of magnitude"),
     "procedure": (["--alpha", "0.1", "--procedure", "sidak"], "expected a procedure of fixed-sequence"),
     "test": (["--alpha", "0.1", "--test", "student"], "expected a test of binomial"),
+    "abstain": (["--alpha", "0.1", "--abstain", "2"], "expected abstain in (0, 1), got 2.0"),
+    "abstain with brier": (["--alpha", "0.1", "--abstain", "0.5", "--risk", "brier"], "expected risk error alone"),
 }
 
 
@@ -319,6 +326,7 @@ VARIANTS: dict[str, list[str]] = {
     "inclusion": ["--by", "inclusion", "--procedure", "holm"],
     "biases": ["--biases", "--procedure", "bonferroni"],
     "anytime": ["--test", "anytime"],
+    "pruning x abstention": ["--abstain", "0.4", "0.6", "0.8", "--alpha", "0.06"],
 }
 
 
@@ -333,6 +341,17 @@ def test_every_kind_of_certificate_is_verified(name: str, run: Path) -> None:
         wrong = int((runs.load(run).predict(data.calibration.x)[0].argmax(1) != data.calibration.y).sum())
         assert facts["anchor"]["p_value"] == float(pvalues.binomial(wrong, 700, 0.12))
         assert facts["anchor"]["certified"]
+    if name == "pruning x abstention":
+        place = facts["rejected"][0]
+        assert facts["grid"].count(facts["lambda"]) == 3
+        assert facts["threshold"] in (0.4, 0.6, 0.8)
+        assert facts["p_values"][facts["order"][0]] <= 0.1
+        assert place in facts["order"]
+        assert "answers from confidence" in (run / "certificate.md").read_text()
+        data, pruned = runs.data_of(run), load_pruned(run)
+        probs = pruned.predict(data.test.x)
+        taken = probs.max(1) >= facts["threshold"]
+        assert (probs.argmax(1) != data.test.y.numpy())[taken].mean() < 0.1
 
 
 def test_covariate_shift_by_known_weights(run: Path) -> None:
@@ -379,4 +398,24 @@ def test_a_fit_is_certified_without_a_folder(run: Path) -> None:
     assert chosen is not None
     assert facts["lambda"] == certified(run)["lambda"]
     assert not (run.parent / "certificate.json").exists()
-    assert certifying.code_digest() == certifying.code_digest()
+
+
+def test_a_ratio_for_each_layer_by_pareto_testing(run: Path) -> None:
+    data, base = runs.data_of(run), Frozen.of(runs.load(run))
+    labels, error = data.calibration.y.numpy(), named("error")
+    plane = list(itertools.product((0.0, 0.4, 0.8), repeat=len(base.topology.counts)))
+    members = [layerwise(base, fractions) for fractions in plane]
+    for member, fractions in zip(members, plane, strict=True):
+        for before, after, fraction in zip(base.topology.counts, member.topology.counts, fractions, strict=True):
+            assert after == before - round(fraction * before)
+    losses = np.stack([error.losses(member.predict(data.calibration.x), labels, labels) for member in members])
+    cost = [member.topology.num_active for member in members]
+    chosen, order, p = certificate.pareto([losses], cost, [Promise(error, 0.15)], 0.1)
+    assert chosen is not None
+    assert 0 < cost[chosen] < cost[0]
+    assert chosen in order
+    assert np.nanmin(p) <= 0.1
+    wrong = members[chosen].predict(data.test.x).argmax(1) != data.test.y.numpy()
+    assert wrong.mean() < 0.2
+    with pytest.raises(ValueError, match="expected a fraction for each of 3 layers, got 2"):
+        layerwise(base, (0.1, 0.2))

@@ -192,6 +192,8 @@ def sentence(facts: dict[str, Any]) -> str:
         f"lambda {facts['lambda']:g}, {chosen['num_active']:,} of {chosen['num_weights']:,} weights active "
         f"({100 * chosen['density']:.3g} %), {chosen['bytes']:,} bytes."
     )
+    if "threshold" in facts:
+        said += f" It answers at confidence {facts['threshold']:g} or more: {100 * facts['answered']:.3g} % of these examples."
     if anchor := facts.get("anchor"):
         total, spent = anchor["alpha"] + facts["alpha"], anchor["delta"] + facts["delta"]
         said += (
@@ -230,6 +232,15 @@ def page(facts: dict[str, Any]) -> str:
         if p is not None
     ]  # fmt: skip
     header = ["lambda", *names, "p", ""]
+    if "thresholds" in facts:  # the order in which they were tried, and the second axis
+        header.insert(1, "answers from confidence")
+        shown = [place for place, p in enumerate(facts["p_values"]) if p is not None]
+        pairs = dict(zip(shown, rows, strict=True))
+        rows = [
+            [pairs[place][0], f"{facts['thresholds'][place]:g}", *pairs[place][1:]]
+            for place in facts["order"]
+            if place in pairs
+        ]
     lines = [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)]
     looks = facts["looks"]
     parts = [

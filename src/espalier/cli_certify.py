@@ -30,6 +30,9 @@ def certify(words: list[str]) -> int:
     add("--biases", action="store_true", help="biases go under the same threshold")
     add("--step", type=float, default=0.01, help="between pruning fractions (default 0.01)")
     add("--procedure", default="fixed-sequence", help="fixed-sequence (default), multi-start, holm or bonferroni")
+    add(
+        "--abstain", type=float, nargs="+", default=[], help="confidences below which no answer is given: a second axis"
+    )
     add("--anchor", type=float, nargs=2, metavar=("ALPHA", "DELTA"), help="also certify the unpruned error, on labels")
     add("--weights", help="an .npy file of dQ/dP for each calibration example: covariate shift")
     add("--weight-bound", type=float, default=1.0, help="their upper bound")
@@ -49,15 +52,20 @@ def certify(words: list[str]) -> int:
     folders, named = given["run"], given["risk"] or ["error"]
     tests = given["test"] or [""] * len(named)
 
-    from espalier import certificate, certifying, plots
+    from espalier import certificate, certified_runs, certifying, plots
 
     fields = {name: given[name] for name in certifying.Settings._fields if name in given}
-    fields |= {"risks": tuple(named), "alphas": tuple(given["alpha"]), "tests": tuple(tests)}
+    fields |= {
+        "risks": tuple(named),
+        "alphas": tuple(given["alpha"]),
+        "tests": tuple(tests),
+        "abstain": tuple(given["abstain"]),
+    }
     fields |= {"anchor": tuple(given["anchor"]) if given["anchor"] else None}
     settings = certifying.Settings(**fields)
     options = {name: given[name] for name in ("out", "again", "data_dir", "device")}
-    path, result = certifying.certify_run(folders, settings, **options)
-    plots.save(plots.curves(certifying.picture(result.facts)), path.with_suffix(".png"))
+    path, result = certified_runs.certify_run(folders, settings, **options)
+    plots.save(plots.curves(certified_runs.picture(result.facts)), path.with_suffix(".png"))
     if given["json"]:
         print(path.read_text(encoding="utf-8"), end="")
         return 0

@@ -7,6 +7,7 @@ re-estimated on training inputs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -142,6 +143,18 @@ def family(
     extra = tuple(name for name in base.states if name.endswith("bias") and name.startswith("net.")) if biases else ()
     score = torch.cat([score, *(base.states[name].mean(0).abs().flatten() for name in extra)])
     return Family(base, score, torch.arange(len(score), device=score.device), extra, inputs)
+
+
+def layerwise(base: Frozen, fractions: Sequence[float]) -> Frozen:
+    """Every layer pruned by magnitude at its own fraction of its active weights: a grid of several dials, for
+    `certificate.pareto`. A network without batch norm, whose statistics would have to follow."""
+    if len(fractions) != len(base.topology.counts):
+        raise ValueError(f"expected a fraction for each of {len(base.topology.counts)} layers, got {len(fractions)}")
+    if batchnorm.has_batchnorm(base.model):
+        raise ValueError("expected a network without batch norm for layer-wise fractions: use family")
+    parts = zip(base.values.mean(0).abs().split(list(base.topology.counts)), fractions, strict=True)
+    active = torch.cat([keep_top(part, len(part) - round(fraction * len(part))) for part, fraction in parts])
+    return Frozen(base.model, _subset(base.topology, active), base.values[:, active], base.states)
 
 
 def _scores(fit: Fit, base: Frozen, by: By) -> Tensor:

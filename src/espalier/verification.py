@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import torch
 
 from espalier import runs, store
-from espalier.certifying import Settings, certify_fits, code_digest, looks_in, ticket_of
+from espalier.certified_runs import code_digest, looks_in, ticket_of
+from espalier.certifying import Settings, certify_fits
 from espalier.evaluation import split_of
 from espalier.streams import find_device
 
