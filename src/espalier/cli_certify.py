@@ -40,7 +40,7 @@ def certify(words: list[str]) -> int:
     add(
         "--again",
         action="store_true",
-        help="declare another look at a split that was looked at; alpha and delta add up",
+        help="declare another look at a split that was looked at; their deltas add up",
     )
     add("--out", type=Path, help="folder for the certificate; default: the run")
     add("--data-dir", help="where the data sets are; default: the run's own, then ESPALIER_DATA")
