@@ -174,7 +174,7 @@ def test_a_rate_of_wrong_certificates_at_the_boundary_is_the_binomial_tail() -> 
 
 def facts(**own: Any) -> dict[str, Any]:
     return {
-        "alpha": 0.05, "delta": 0.1, "n": 500, "lambda": 0.4, "seed": 0,
+        "alpha": 0.05, "delta": 0.1, "n": 500, "lambda": 0.4, "seed": 0, "settings": {"weights": None},
         "risks": [{"name": "error", "says": "classification error", "alpha": 0.05, "test": "binomial"}],
         "chosen": {"num_active": 600, "num_weights": 1000, "density": 0.6, "bytes": 4321},
     } | own  # fmt: skip
@@ -193,3 +193,14 @@ def test_the_sentence_says_what_is_certified_and_what_is_not() -> None:
     assert "at most 0.08 with confidence 0.88" in certificate.sentence(facts(anchor=anchor))
     assert "The anchor failed" in certificate.sentence(facts(anchor={**anchor, "certified": False}))
     assert any("video" in line for line in certificate.assumptions(facts()))
+
+
+def test_pareto_testing_of_examples_in_the_order_of_a_file_is_shuffled_first() -> None:
+    """All errors in the second half of the file, a risk above alpha: betting in that order would certify it always."""
+    wrong = 0
+    for world in range(200):
+        rng = np.random.default_rng([12, world])
+        y = np.sort(rng.integers(0, 2, 1000))
+        losses = ((rng.random(1000) < 0.24) & (y == 1)).astype(float)  # a risk of 0.12
+        wrong += pareto([losses[None]], [1.0], [Promise(BRIER, 0.1)], 0.1, seed=world)[0] is not None
+    assert wrong <= 0.1 * 200

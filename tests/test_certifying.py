@@ -15,8 +15,8 @@ import torch
 
 from espalier import certificate, cli, pvalues, runs, store, verification
 from espalier.certificate import Promise
-from espalier.certified_runs import check_unseen, load_pruned
-from espalier.certifying import Settings, certify_fit, certify_fits
+from espalier.certified_runs import load_pruned
+from espalier.certifying import Settings, certify_fit, certify_fits, check_unseen
 from espalier.contracts import Split
 from espalier.pruning import Frozen, layerwise
 from espalier.risks import named
@@ -124,6 +124,7 @@ def resigned(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
     """Alter a certificate as someone would who knows how it is signed."""
     facts = store.check_signed(path)
     change(facts)
+    store.write_bytes(path.with_suffix(".md"), certificate.page(facts).encode())
     store.write_bytes(path, store.canonical(store.signed(facts)).encode())
 
 
@@ -158,7 +159,8 @@ def set_alpha(facts: dict[str, Any]) -> None:
 
 def set_alpha_everywhere(facts: dict[str, Any]) -> None:
     facts["alpha"] = facts["asked"]["alpha"] = 0.05
-    facts["risks"][0]["alpha"] = 0.05
+    facts["risks"][0]["alpha"] = facts["looks"][0]["alpha"] = 0.05
+    facts["looks"][0]["settings"]["alphas"] = [0.05]
     facts["settings"]["alphas"] = facts["asked"]["settings"]["alphas"] = [0.05]
 
 
@@ -181,6 +183,23 @@ def claim_more(facts: dict[str, Any]) -> None:
     facts["lambda"] = 0.95
 
 
+def no_hash_of_the_ticket(run: Path) -> None:
+    (run / "pruned.safetensors").write_bytes(b"rubbish")
+    resigned(run / "certificate.json", lambda facts: facts["hashes"].pop("pruned"))
+
+
+def other_assumptions(facts: dict[str, Any]) -> None:
+    facts["assumptions"] = ["none"]
+
+
+def better_risks(facts: dict[str, Any]) -> None:
+    facts["observed"][0] = [0.0]
+
+
+def no_looks(facts: dict[str, Any]) -> None:
+    facts["looks"] = []
+
+
 TAMPERED: dict[str, tuple[Callable[[Path], object], str]] = {
     "one bit of the ticket": (lambda run: flip_one_bit(run / "pruned.safetensors"), "pruned"),
     "one bit of the fit": (lambda run: flip_one_bit(run / "fit.safetensors"), "run and data"),
@@ -192,11 +211,19 @@ TAMPERED: dict[str, tuple[Callable[[Path], object], str]] = {
         ),
         "text",
     ),
-    "an edited alpha, signed again": (lambda run: resigned(run / "certificate.json", set_alpha), "looks"),
+    "an edited alpha, signed again": (lambda run: resigned(run / "certificate.json", set_alpha), "decision"),
     "alpha edited everywhere": (lambda run: resigned(run / "certificate.json", set_alpha_everywhere), "looks"),
     "a swapped split": (lambda run: resigned(run / "certificate.json", swap_split), "data"),
     "a swapped split with its hash": (swap_split_and_hash, "looks"),
     "a bolder lambda": (lambda run: resigned(run / "certificate.json", claim_more), "decision"),
+    "a page that promises more": (
+        lambda run: (run / "certificate.md").write_text((run / "certificate.md").read_text().replace("0.12", "1e-9")),
+        "text",
+    ),
+    "a ticket without a hash": (no_hash_of_the_ticket, "pruned"),
+    "no assumptions": (lambda run: resigned(run / "certificate.json", other_assumptions), "decision"),
+    "lower risks": (lambda run: resigned(run / "certificate.json", better_risks), "decision"),
+    "no looks": (lambda run: resigned(run / "certificate.json", no_looks), "looks"),
     "no ticket": (lambda run: (run / "pruned.safetensors").unlink(), "pruned"),
     "no ledger": (lambda run: (run / "looks.json").unlink(), "looks"),
 }
@@ -251,6 +278,9 @@ def test_a_second_question_to_the_same_split_is_refused_or_declared(
     second = json.loads((run / "certificate-2.json").read_text())
     assert [look["delta"] for look in second["looks"]] == [0.1, 0.2]
     assert "**Look 2 at this calibration split.**" in (run / "certificate-2.md").read_text()
+    later = verification.verify(run / "certificate.json")[-1]
+    assert later.what == "later looks"
+    assert "looked at 2 times by now" in later.says
     assert "at least 0.7 = 1 - the sum of their deltas" in " ".join((run / "certificate-2.md").read_text().split())
     assert json.loads((run / "certificate.json").read_text()) == first
     assert cli.main(["verify", str(run / "certificate-2.json")]) == 0
@@ -273,6 +303,19 @@ def test_nothing_certified_is_written_down_with_what_would_help(run: Path, capsy
 
 
 REFUSED = {
+    "seed": (["--alpha", "0.1", "--seed", "-1"], "expected a seed of 0 or more"),
+    "draws": (["--alpha", "0.1", "--num-samples", "0"], "num_samples of 1 or more"),
+    "anchor level": (
+        ["--alpha", "0.1", "--risk", "disagreement", "--anchor", "3", "0.1"],
+        "of the anchor in (0, 1), got 3",
+    ),
+    "signed by hb": (["--alpha", "0.1", "--risk", "gap", "--test", "hb"], "gap is signed: use wsr"),
+    "brier by binomial": (["--alpha", "0.1", "--risk", "brier", "--test", "binomial"], "brier has others: use wsr"),
+    "dice of classes": (["--alpha", "0.1", "--risk", "dice"], "expected masks of two classes for dice"),
+    "abstain by holm": (
+        ["--alpha", "0.1", "--abstain", "0.5", "--procedure", "holm"],
+        "expected no procedure with abstain",
+    ),
     "no alpha": (["--delta", "0.1"], "expected --alpha"),
     "two alphas": (["--alpha", "0.1", "--alpha", "0.2"], "expected an alpha for every risk, got 1 risks and 2 alphas"),
     "training": (["--alpha", "0.1", "--split", "train"], "train guided training or a choice"),
@@ -303,14 +346,16 @@ def test_what_makes_no_sense_is_refused_before_any_look(
     assert not (run / "looks.json").exists()
 
 
-def test_a_split_that_training_has_seen_is_refused(run: Path) -> None:
+def test_examples_that_training_has_seen_are_refused(run: Path) -> None:
     data = runs.data_of(run)
-    assert check_unseen(data, "calibration") == 0
+    assert check_unseen(data, data.calibration) == 0
     few = torch.cat([data.calibration.x[:-5], data.train.x[:5]])  # 5 of 700: said, not refused
-    assert check_unseen(data._replace(calibration=Split(few, data.calibration.y)), "calibration") == 5
+    assert check_unseen(data, Split(few, data.calibration.y)) == 5
     many = torch.cat([data.calibration.x[:-20], data.validation.x[:20]])
-    with pytest.raises(ValueError, match="20 of its 700 inputs are training or validation inputs"):
-        check_unseen(data._replace(calibration=Split(many, data.calibration.y)), "calibration")
+    with pytest.raises(ValueError, match="20 of 700 inputs are training or validation inputs"):
+        check_unseen(data, Split(many, data.calibration.y))
+    with pytest.raises(ValueError, match="a certificate would be worthless"):
+        certify_fit(runs.load(run), data.train, Settings(alphas=(0.12,)), data)
 
 
 VARIANTS: dict[str, list[str]] = {
@@ -345,6 +390,8 @@ def test_every_kind_of_certificate_is_verified(name: str, run: Path) -> None:
         place = facts["rejected"][0]
         assert facts["grid"].count(facts["lambda"]) == 3
         assert facts["threshold"] in (0.4, 0.6, 0.8)
+        assert [entry["name"] for entry in facts["risks"]] == [f"selective:{facts['threshold']:g}"]
+        assert f"confidence {facts['threshold']:g} or more is at most 0.06" in certificate.sentence(facts)
         assert facts["p_values"][facts["order"][0]] <= 0.1
         assert place in facts["order"]
         assert "answers from confidence" in (run / "certificate.md").read_text()
@@ -368,6 +415,32 @@ def test_covariate_shift_by_known_weights(run: Path) -> None:
     assert verification.verify(run / "certificate.json")[-1].holds
     np.save(run.parent / "weights.npy", weights[::-1].copy())
     assert not all(check.holds for check in verification.verify(run / "certificate.json"))
+    again = ["certify", str(run), *WORDS, "--weights", str(run.parent / "weights.npy"), "--weight-bound", "1.5"]
+    assert cli.main(again) == 2  # other weights are another question
+
+
+@pytest.mark.parametrize(
+    ("weights", "bound", "sentence"),
+    [
+        (np.zeros(700), 2.0, "expected weights of mean 1, as dQ/dP has, got 0 over 700"),
+        (np.full(700, 0.05), 2.0, "expected weights of mean 1"),
+        (np.ones(700), 0.5, "expected a weight_bound of 1 or more, got 0.5"),
+        (np.ones(699), 2.0, "expected a finite weight for each of 700 calibration examples"),
+        (np.ones((700, 1)), 2.0, "expected a finite weight for each of"),
+        (np.full(700, np.nan), 2.0, "expected a finite weight for each of"),
+        (np.repeat([0.5, 3.0], [560, 140]), 2.0, "expected weights in [0, 2], got 0.5..3"),
+    ],
+)
+def test_weights_that_are_no_density_ratio_are_refused_before_any_look(
+    weights: np.ndarray, bound: float, sentence: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(run.parent / "w.npy", weights)
+    words = ["certify", str(run), *WORDS, "--weights", str(run.parent / "w.npy"), "--weight-bound", str(bound)]
+    assert cli.main(words) == 2
+    assert sentence in capsys.readouterr().err
+    assert not (run / "looks.json").exists()
+    anchored = [*words, "--risk", "disagreement", "--anchor", "0.1", "0.1"]
+    assert cli.main(anchored) == 2
 
 
 def test_a_ready_family_of_runs(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -383,6 +456,11 @@ def test_a_ready_family_of_runs(folder: Path, tmp_path: Path, capsys: pytest.Cap
     assert facts["lambda"] in facts["grid"]
     capsys.readouterr()
     assert cli.main(["verify", str(tmp_path / "chosen" / "certificate.json")]) == 0
+    chosen = load_pruned(tmp_path / "chosen")
+    (own,) = (f for f in map(runs.load, names) if f.topology.num_active == facts["chosen"]["num_active"])
+    x = runs.data_of(names[0]).test.x
+    np.testing.assert_allclose(chosen.predict(x), own.predict(x, "unmasked")[0].double().numpy(), atol=1e-6)
+    assert facts["pruning"]["structure"] == "a ready family"
     assert cli.main(["certify", *map(str, names), *WORDS]) == 2
     assert "expected --out DIR" in capsys.readouterr().err
     fits = [runs.load(name) for name in names]
@@ -419,3 +497,32 @@ def test_a_ratio_for_each_layer_by_pareto_testing(run: Path) -> None:
     assert wrong.mean() < 0.2
     with pytest.raises(ValueError, match="expected a fraction for each of 3 layers, got 2"):
         layerwise(base, (0.1, 0.2))
+
+
+def test_the_same_question_from_elsewhere_is_the_same_and_a_moved_run_verifies(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    certified(run)
+    monkeypatch.chdir(run)
+    assert cli.main(["certify", ".", *WORDS]) == 0
+    assert not (run / "certificate-2.json").exists()
+    shutil.move(run, tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    assert cli.main(["verify", "moved"]) == 0  # a folder will do
+    (tmp_path / "moved" / "looks.json").write_text("{}\n")
+    assert cli.main(["verify", "moved"]) == 1
+    assert "expected moved/looks.json to be a list of looks" in capsys.readouterr().out
+    assert cli.main(["verify", "moved/record.json"]) == 2
+    assert "expected a certificate of this version of Espalier" in capsys.readouterr().err
+
+
+def test_what_speaks_against_a_certificate_is_noted(run: Path) -> None:
+    assert cli.main(["evaluate", str(run), "--split", "calibration"]) == 0
+    shutil.copytree(run, run.parent / "twin")
+    certified(run.parent / "twin")
+    notes = certified(run)["notes"]
+    assert "has scored the calibration split before" in notes[0]
+    assert "1 other runs in the same folder were certified on these examples" in notes[1]
+    assert f"**Note:** {notes[1]}" in (run / "certificate.md").read_text()
+    assert all(check.holds for check in verification.verify(run / "certificate.json"))

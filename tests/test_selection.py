@@ -181,7 +181,7 @@ def test_halves_are_a_split_by_seed() -> None:
         one, other = selection.halves(n, 7, share)
         np.testing.assert_array_equal(np.sort(np.concatenate([one, other])), np.arange(n))
         assert len(one) == pytest.approx(share * n, abs=1)
-        assert (np.diff(one) > 0).all()
+        assert n < 100 or ((np.diff(one) < 0).any() and (np.diff(other) < 0).any())  # bets need examples in random order
         np.testing.assert_array_equal(one, selection.halves(n, 7, share)[0])
     assert not np.array_equal(selection.halves(100, 7)[0], selection.halves(100, 8)[0])
     for n, share in ((1, 0.5), (10, 0.0), (10, 1.0), (10, 0.05)):

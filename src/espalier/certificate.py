@@ -108,7 +108,8 @@ def larger_alpha(promise: Promise, losses: ArrayLike, delta: float) -> float | N
 
 
 class Anytime:
-    """Certify while labels come in: look after every batch, stop when it is enough, or hopeless.
+    """Certify while labels come in, independent draws in the order of their coming: look after every batch, stop when it is
+    enough, or hopeless.
 
     Candidates stand in their fixed order. One is certified as soon as its e-process against H: risk > alpha reaches
     1 / delta, and the next has its turn with all losses so far; looking costs nothing (Ville's inequality, and the fixed
@@ -177,6 +178,10 @@ def assumptions(facts: dict[str, Any]) -> list[str]:
     if any(entry["test"] in ("wsr", "anytime") for entry in facts["risks"]):
         said.append(
             f"The examples were put into one random order beforehand (seed {facts['seed']}): betting depends on it."
+        )
+    if facts["settings"]["weights"]:
+        said.append(
+            "The weights are dQ/dP itself, known before, of mean 1 and nowhere above their bound; an estimate is no such."
         )
     return said
 
@@ -249,9 +254,10 @@ def page(facts: dict[str, Any]) -> str:
         f"{facts['pruning']['structure']}. Tests: {', '.join(entry['test'] for entry in facts['risks'])}; {facts['procedure']}, "
         "in the order below, which was fixed beforehand. Costs were not tested.", "",
         "## Assumptions", "", *(f"- {line}" for line in facts["assumptions"]), "",
+        *(f"**Note:** {line}\n" for line in facts["notes"]),
     ]  # fmt: skip
     if len(looks) > 1:
-        total = sum(look["delta"] for look in looks)
+        total = sum(look["spent"] for look in looks)
         parts += [f"**Look {len(looks)} at this calibration split.** All certificates from it hold together with probability "
                   f"at least {max(0.0, 1 - total):g} = 1 - the sum of their deltas; picking one of them after the fact has "
                   "that confidence, not its own.", ""]  # fmt: skip

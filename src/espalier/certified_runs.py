@@ -7,28 +7,22 @@ RUN/looks.json                 every look that was taken at a calibration split 
 
 from __future__ import annotations
 
-import hashlib
 import itertools
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from espalier import certificate, runs, store
-from espalier.certifying import Certified, Settings, candidates_of, decided
-from espalier.contracts import Data, Rows, Split
+from espalier.certifying import Certified, Settings, candidates_of, check_unseen, decided
+from espalier.contracts import Data, Split
 from espalier.evaluation import split_of
 from espalier.pictures import Curve, Picture
 from espalier.pruning import Frozen
 from espalier.streams import find_device
-
-CODE = ("pvalues", "risks", "selection", "certificate", "pruning", "certifying", "certified_runs")
-"""The files whose text a certificate names: what computed it."""
-SAME = 0.01
-"""Share of calibration inputs that may stand in training as well before the split is refused as no split."""
 
 
 def certify_run(
@@ -44,7 +38,8 @@ def certify_run(
 
     again: take another look at a calibration split that was looked at for another question; the certificate then says what
     all looks together cost. The same question gets the same answer, and costs nothing. Returns the certificate's path.
-    Raises ValueError, before any look, for a split that training has seen, and for a second look that is not declared.
+    Raises ValueError, before any look, for a split that training has seen, for what makes no sense, and for a second look
+    that is not declared.
     """
     if len(folders) > 1 and out is None:
         raise ValueError("expected --out DIR, a folder for the certificate of several runs")
@@ -53,38 +48,25 @@ def certify_run(
     loaded = [runs.data_of(folder, data_dir) for folder in folders]
     if any(each.hashes != loaded[0].hashes for each in loaded):
         raise ValueError("expected runs on the same data, cut alike, to choose among")
-    calibration = _calibration(loaded[0], settings.split)
-    candidates = candidates_of(fits, settings, loaded[0])
-    repeated = check_unseen(loaded[0], settings.split)
-    asked = {"split": settings.split, "examples": loaded[0].hashes[settings.split], "runs": [f.name for f in folders],
-             "fits": [store.sha256((f / "fit.safetensors").read_bytes()) for f in folders],
-             "settings": runs.plain(settings._asdict()), "delta": settings.delta, "alpha": settings.alphas[0]}  # fmt: skip
-    looks = list({store.canonical(look): look for folder in folders for look in looks_in(folder)}.values())
-    before = [look for look in looks if look["examples"] == asked["examples"]]
-    if before and asked not in before and not again:
-        raise ValueError(
-            f"expected a first look at the {settings.split} split, but {folders[0] / 'looks.json'} has {len(before)} for "
-            "other questions: its confidence is spent; use fresh examples, or --again to declare the union of all looks"
-        )
-    if asked not in before:
-        before.append(asked)
-    for folder in folders:  # spent as soon as it may be looked at
-        own = looks_in(folder)
-        store.write_bytes(folder / "looks.json", store.canonical(own if asked in own else [*own, asked]).encode())
+    data, calibration = loaded[0], _calibration(loaded[0], settings.split)
+    candidates = candidates_of(fits, settings, data)
+    _rehearse(candidates.points[0][1](), data, settings, len(calibration.y))
+    repeated = check_unseen(data, calibration)
+    asked = question(settings, data, folders)
+    before = _ask(folders, asked, again)
     result = decided(candidates, calibration, settings)
     facts, path = result.facts, _free_path(home, asked)
-    facts["looks"] = [{name: look[name] for name in ("alpha", "delta", "settings")} for look in before]
-    facts["asked"] = asked
-    if repeated:
-        facts["assumptions"].append(f"{repeated} of {facts['n']} calibration inputs equal a training input.")
-    facts["runs"] = [str(folder.resolve()) for folder in folders] if out is not None else ["."]
-    facts["hashes"] = {
-        "calibration split": loaded[0].hashes[settings.split],
-        "code": code_digest(),
-        **{f"fit of {f.resolve().name}": digest for f, digest in zip(folders, asked["fits"], strict=True)},
+    facts |= {
+        "asked": asked,
+        "looks": [_short(look) for look in before],
+        "runs": [os.path.relpath(folder.resolve(), home.resolve()) for folder in folders],
+        "notes": _notes(folders, asked, repeated, facts["n"]),
+        "device": str(fits[0].topology.positions.device),
     }
-    if settings.weights:
-        facts["hashes"]["weights"] = store.sha256(Path(settings.weights).read_bytes())
+    if facts["rejected"]:
+        densest = sorted(range(len(fits)), key=lambda i: -fits[i].topology.density)
+        facts["certified_run"] = facts["runs"][densest[max(facts["rejected"])] if len(fits) > 1 else 0]
+    facts["hashes"] = hashes(asked)
     ticket = ticket_of(path)
     if result.chosen is not None:
         facts["hashes"]["pruned"] = store.write_bundle(ticket, result.chosen.bundle())
@@ -96,6 +78,69 @@ def certify_run(
     return path, result
 
 
+def question(settings: Settings, data: Data, folders: Sequence[Path]) -> dict[str, Any]:
+    """What is asked, of which fits and examples, by content: how it is spelled does not count. spent: delta in all."""
+    weights = Path(settings.weights).read_bytes() if settings.weights else b""
+    return {
+        "alpha": settings.alphas[0],
+        "delta": settings.delta,
+        "spent": settings.delta + (settings.anchor[1] if settings.anchor else 0.0),
+        "examples": data.hashes[settings.split],
+        "fits": [store.sha256((folder / "fit.safetensors").read_bytes()) for folder in folders],
+        "settings": runs.plain(settings._replace(weights=store.sha256(weights) if weights else None)._asdict()),
+    }
+
+
+def _ask(folders: Sequence[Path], asked: dict[str, Any], again: bool) -> list[dict[str, Any]]:
+    """Write the question into the ledger of every run, and return all looks at these examples, this one last or in its
+    place. The delta is spent as soon as they may be looked at."""
+    looks = list({store.canonical(look): look for folder in folders for look in looks_in(folder)}.values())
+    before = [look for look in looks if look["examples"] == asked["examples"]]
+    if before and asked not in before and not again:
+        raise ValueError(
+            f"expected a first look at the {asked['settings']['split']} split, but {folders[0] / 'looks.json'} has "
+            f"{len(before)} for other questions: its confidence is spent; use fresh examples, or --again to declare the "
+            "union of all looks"
+        )
+    for folder in folders:
+        own = looks_in(folder)
+        store.write_bytes(folder / "looks.json", store.canonical(own if asked in own else [*own, asked]).encode())
+    return before if asked in before else [*before, asked]
+
+
+def _rehearse(base: Frozen, data: Data, settings: Settings, n: int) -> None:
+    """Losses and tests on two training examples: whatever cannot work shows before the calibration split is looked at."""
+    if settings.weights:
+        settings.read_weights(n)
+    x, labels = data.train.x[torch.arange(2)], data.train.y[:2].numpy()
+    probs = base.predict(x)
+    for promise in settings._replace(weights=None).promises():
+        promise.p_value(promise.risk.losses(probs, labels, probs), settings.delta)
+
+
+def _notes(folders: Sequence[Path], asked: dict[str, Any], repeated: int, n: int) -> list[str]:
+    """What speaks against the assumptions, as far as the files tell."""
+    said = []
+    if repeated:
+        said.append(f"{repeated} of {n} calibration inputs equal a training input.")
+    split = asked["settings"]["split"]
+    if any((folder / f"evaluation-{split}.json").is_file() for folder in folders):
+        said.append(
+            f"`espalier evaluate` has scored the {split} split before: a choice made after that is not covered."
+        )
+    own = {folder.resolve() for folder in folders}
+    around = {other.parent for folder in own for other in folder.parent.glob("*/looks.json")} - own
+    others = [o for o in around if any(look["examples"] == asked["examples"] for look in looks_in(o))]
+    if others:
+        said.append(f"{len(others)} other runs in the same folder were certified on these examples: choosing among them after "
+                    "the fact is not covered; certify them together, with --out.")  # fmt: skip
+    return said
+
+
+def _short(look: dict[str, Any]) -> dict[str, Any]:
+    return {name: look[name] for name in ("alpha", "delta", "spent", "settings")}
+
+
 def _free_path(home: Path, asked: dict[str, Any]) -> Path:
     """certificate.json, certificate-2.json, ...: the first that is not there, or that answers the same question."""
     for number in itertools.count(1):
@@ -103,6 +148,13 @@ def _free_path(home: Path, asked: dict[str, Any]) -> Path:
         if not path.is_file() or store.read_json(path).get("asked") == asked:
             return path
     raise AssertionError
+
+
+def hashes(asked: dict[str, Any]) -> dict[str, str]:
+    """Of what a certificate rests on, by name."""
+    fits = {f"fit {place}": digest for place, digest in enumerate(asked["fits"], 1)}
+    weights = {"weights": asked["settings"]["weights"]} if asked["settings"]["weights"] else {}
+    return {"calibration split": asked["examples"], "code": code_digest(), **fits, **weights}
 
 
 def picture(facts: dict[str, Any]) -> Picture:
@@ -125,8 +177,11 @@ def ticket_of(path: Path) -> Path:
 
 
 def looks_in(home: Path) -> list[dict[str, Any]]:
+    """The ledger of a run. Raises ValueError where it is none."""
     path = home / "looks.json"
-    found: list[dict[str, Any]] = store.read_json(path) if path.is_file() else []
+    found = store.read_json(path) if path.is_file() else []
+    if not isinstance(found, list) or not all(isinstance(look, dict) and "examples" in look for look in found):
+        raise ValueError(f"expected {path} to be a list of looks, but it was altered")
     return found
 
 
@@ -138,38 +193,19 @@ def _calibration(data: Data, split: str) -> Split:
     return split_of(data, split)
 
 
-def check_unseen(data: Data, split: str) -> int:
-    """Number of examples of the split whose input stands in training or validation too, to the bit. Raises ValueError where
-    it is more than a hundredth of them. Of a folder of images nothing is compared: its parts are different files."""
-    own = getattr(data, split)
-    if not isinstance(own.x, Tensor) or not isinstance(data.train.x, Tensor):
-        return 0
-    seen = {key for part in (data.train, data.validation) for key in _keys(part.x)}
-    repeated = sum(key in seen for key in _keys(own.x))
-    if repeated > SAME * len(own.y):
-        raise ValueError(
-            f"expected a {split} split that training has not seen, but {repeated} of its {len(own.y)} inputs are training "
-            "or validation inputs: a certificate would be worthless; set fresh examples aside"
-        )
-    return repeated
-
-
-def _keys(x: Rows) -> list[bytes]:
-    rows = torch.as_tensor(x[torch.arange(len(x))]).contiguous().numpy().reshape(len(x), -1)
-    return [hashlib.sha256(row.tobytes()).digest() for row in rows]
-
-
 def code_digest() -> str:
-    """Of the source text that computes certificates."""
-    folder = Path(__file__).parent
-    return store.sha256(b"".join((folder / f"{name}.py").read_bytes() for name in CODE))
+    """Of the source text of this package."""
+    return store.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))))
 
 
 def load_pruned(folder: str | Path, name: str = "pruned.safetensors") -> Frozen:
-    """The certified predictor in a run folder."""
+    """The certified predictor in a run folder. A certificate with a threshold speaks of the answers at that confidence or
+    more. Raises ValueError for a file that was altered."""
     folder = Path(folder)
     path = folder / name
     if not path.is_file():
         raise FileNotFoundError(f"expected {path}, but nothing was certified there: `espalier certify {folder}`")
     facts = store.check_signed(path.with_name(f"{path.stem.replace('pruned', 'certificate')}.json"))
-    return Frozen.from_bundle(runs.load(folder / facts["runs"][0]).model, store.read_bundle(path))
+    if store.sha256(path.read_bytes()) != facts["hashes"]["pruned"]:
+        raise ValueError(f"expected {path} as it was certified, but its SHA-256 differs: it was altered")
+    return Frozen.from_bundle(runs.load(folder / facts["certified_run"]).model, store.read_bundle(path))

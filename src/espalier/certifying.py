@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, cast
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from espalier import certificate, pruning, risks, runs, selection
 from espalier.certificate import Decision, Promise
-from espalier.contracts import Data, Split
+from espalier.contracts import Data, Rows, Split
 from espalier.fit import Fit, How
 from espalier.pruning import By, Frozen, Structure
+
+SAME = 0.01
+"""Share of calibration inputs that may stand in training as well before they are refused as no calibration set."""
 
 
 class Settings(NamedTuple):
@@ -58,8 +65,20 @@ class Settings(NamedTuple):
             )
         if self.procedure not in selection.PROCEDURES:
             raise ValueError(f"expected a procedure of {', '.join(selection.PROCEDURES)}, got {self.procedure!r}")
-        if self.anchor is not None and self.risks != ("disagreement",):
-            raise ValueError(f"expected risk disagreement alone with an anchor, got {', '.join(self.risks)}")
+        if self.seed < 0 or self.num_samples < 1:
+            raise ValueError(
+                f"expected a seed of 0 or more and num_samples of 1 or more, got {self.seed}, {self.num_samples}"
+            )
+        if self.anchor is not None:
+            if self.risks != ("disagreement",) or self.weights:
+                raise ValueError(f"expected risk disagreement alone with an anchor, got {', '.join(self.risks)}"
+                                 f"{' with weights' if self.weights else ''}")  # fmt: skip
+            if not all(0 < level < 1 for level in self.anchor):
+                raise ValueError(
+                    f"expected alpha and delta of the anchor in (0, 1), got {self.anchor[0]:g}, {self.anchor[1]:g}"
+                )
+        if self.abstain and self.procedure != "fixed-sequence":
+            raise ValueError(f"expected no procedure with abstain, which is tested by its own, got {self.procedure!r}")
         if self.abstain and (self.risks != ("error",) or self.weights or any(self.tests)):
             raise ValueError(f"expected risk error alone, by its own test, with abstain, got {', '.join(self.risks)}")
         if not all(0 < threshold < 1 for threshold in self.abstain):
@@ -72,7 +91,7 @@ class Settings(NamedTuple):
             Promise(risks.named(n), a, t or None) for n, a, t in zip(self.risks, self.alphas, self.tests, strict=True)
         ]
         if self.weights:
-            weights = np.load(self.weights, allow_pickle=False)
+            weights = self.read_weights()
             found = [p._replace(risk=risks.shifted(p.risk, weights, self.weight_bound)) for p in found]
         for promise in found:
             promise.risk.check(promise.test or promise.risk.test)
@@ -81,6 +100,22 @@ class Settings(NamedTuple):
                     f"expected alpha in (0, {promise.risk.upper:g}) for {promise.risk.name}, got {promise.alpha:g}"
                 )
         return found
+
+    def read_weights(self, n: int | None = None) -> NDArray[np.float64]:
+        """dQ/dP `(n,)`. Raises ValueError for what cannot be one: its mean under P is 1, and it exceeds its bound nowhere."""
+        w = np.asarray(np.load(Path(self.weights or ""), allow_pickle=False), dtype=np.float64)
+        if w.ndim != 1 or not len(w) or (n is not None and len(w) != n) or not np.isfinite(w).all():
+            raise ValueError(
+                f"expected a finite weight for each of {n or 'the'} calibration examples, got shape {w.shape}"
+            )
+        if not self.weight_bound >= 1:
+            raise ValueError(f"expected a weight_bound of 1 or more, got {self.weight_bound:g}: dQ/dP has mean 1")
+        spread = 5 * np.sqrt(max(self.weight_bound - 1, 1e-12) / len(w))  # its variance is at most bound - 1
+        if abs(w.mean() - 1) > spread:
+            raise ValueError(
+                f"expected weights of mean 1, as dQ/dP has, got {w.mean():.4g} over {len(w)}: normalise them"
+            )
+        return w
 
 
 class Certified(NamedTuple):
@@ -91,36 +126,45 @@ class Certified(NamedTuple):
 
 
 def certify_fit(fit: Fit, calibration: Split, settings: Settings, data: Data | None = None) -> Certified:
-    """Prune a fit as far as the calibration examples can certify. Nothing is written.
+    """Prune a fit as far as the calibration examples can certify. Nothing is written, and no ledger of looks is kept: that
+    training has not seen these examples, and that they are asked one question, is up to you.
 
-    data: the fit's own, for batch-norm statistics of pruned nets where it has none yet.
+    data: the fit's own; the examples are then compared with its training inputs, and it gives the inputs for batch-norm
+    statistics of pruned nets where the fit has none yet.
     """
-    return decided(candidates_of([fit], settings, data), calibration, settings)
+    return certify_fits([fit], calibration, settings, data)
 
 
 def certify_fits(fits: Sequence[Fit], calibration: Split, settings: Settings, data: Data | None = None) -> Certified:
     """Choose among fits of growing sparsity that were trained separately, by the same test: the grid is their sparsity."""
+    if data is not None:
+        check_unseen(data, calibration)
     return decided(candidates_of(fits, settings, data), calibration, settings)
 
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
-Candidates = list[tuple[float, Callable[[], Frozen]]]
+
+
+class Candidates(NamedTuple):
+    """The grid, and how the predictor at each of its points is made. apart: were they trained apart, or pruned?"""
+
+    points: list[tuple[float, Callable[[], Frozen]]]
+    apart: bool
 
 
 def candidates_of(fits: Sequence[Fit], settings: Settings, data: Data | None) -> Candidates:
     """The grid, and the predictor at each of its points, made when it is asked for. Raises ValueError for what makes no
     sense, before any loss is looked at."""
     settings.promises()
-    if data is not None:
-        for fit in fits:
-            fit.look_at(data)
+    for fit in fits if data is not None else ():
+        fit.look_at(cast(Data, data))
     ordered = sorted(fits, key=lambda fit: -fit.topology.density)
     frozen = [Frozen.of(f, settings.predict, num_samples=settings.num_samples, seed=settings.seed) for f in ordered]
     if len(fits) > 1:
-        return [(round(1 - one.topology.density, 10), partial(_itself, one)) for one in frozen]
+        return Candidates([(round(1 - one.topology.density, 10), partial(_itself, one)) for one in frozen], True)
     members = pruning.family(fits[0], frozen[0], settings.by, settings.structure, biases=settings.biases)
-    return [(level, partial(members.at, level)) for level in settings.grid()]
+    return Candidates([(level, partial(members.at, level)) for level in settings.grid()], False)
 
 
 def _itself(frozen: Frozen) -> Frozen:
@@ -129,32 +173,35 @@ def _itself(frozen: Frozen) -> Frozen:
 
 def decided(found: Candidates, calibration: Split, settings: Settings) -> Certified:
     labels = calibration.y.numpy()
-    if settings.weights and len(np.load(settings.weights, allow_pickle=False)) != len(labels):
-        raise ValueError(f"expected a weight for each of {len(labels)} calibration examples in {settings.weights}")
-    reference = found[0][1]().predict(calibration.x)
+    if settings.weights:
+        settings.read_weights(len(labels))
+    reference = found.points[0][1]().predict(calibration.x)
     order = np.random.default_rng(settings.seed).permutation(len(labels))
 
     def predicted(place: int) -> Floats:
-        return reference if place == 0 else found[place][1]().predict(calibration.x)
+        return reference if place == 0 else found.points[place][1]().predict(calibration.x)
 
     if settings.abstain:
         evidence = _plane(found, predicted, labels, order, settings)
     else:
         evidence = _line(found, predicted, labels, order, settings)
-    decision, promises, stopped = evidence.decision, evidence.promises, evidence.decision.stopped
-    chosen = None if decision.chosen is None else found[evidence.members[decision.chosen]][1]()
-    facts = _facts(evidence, [found[place][0] for place in evidence.members], settings, len(labels))
-    facts["predictor"] = {"how": settings.predict, "draws": len(found[0][1]().values), "seed": settings.seed}
-    facts["unpruned"] = pruning.facts(found[0][1]())
+    decision, stopped = evidence.decision, evidence.decision.stopped
+    level = selection.strictest(settings.delta, len(found.points), settings.procedure)
+    chosen = None if decision.chosen is None else found.points[evidence.members[decision.chosen]][1]()
+    facts = _facts(evidence, [found.points[place][0] for place in evidence.members], settings, len(labels))
+    if found.apart:
+        facts["pruning"] = {"by": "training each for itself", "structure": "a ready family", "biases": False}
+    facts["predictor"] = {"how": settings.predict, "draws": len(found.points[0][1]().values), "seed": settings.seed}
+    facts["unpruned"] = pruning.facts(found.points[0][1]())
     facts["chosen"] = pruning.facts(chosen) if chosen is not None else None
     facts["help"] = [
         {
             "lambda": facts["grid"][stopped], "risk": promise.risk.name, "alpha": promise.alpha,
-            "observed": promise.risk.value(own), "examples": certificate.more_examples(promise, own, settings.delta),
-            "larger_alpha": certificate.larger_alpha(promise, own, settings.delta),
+            "observed": promise.risk.value(own), "examples": _whole(certificate.more_examples(promise, own, level), own, labels),
+            "larger_alpha": certificate.larger_alpha(promise, own, level),
         }
-        for promise, own in zip(promises, evidence.failed, strict=False)
-        if promise.p_value(own, settings.delta) > settings.delta
+        for promise, own in evidence.failed
+        if promise.p_value(own, level) > level
     ]  # fmt: skip
     if settings.anchor is not None:
         facts["anchor"] = _anchor(reference, labels, settings)
@@ -163,13 +210,13 @@ def decided(found: Candidates, calibration: Split, settings: Settings) -> Certif
 
 
 class Evidence(NamedTuple):
-    """A decision over candidates. members: of each, the place of its predictor in the family. failed: the losses of the
-    candidate that stopped the sequence. extra: what else the certificate tells."""
+    """A decision over candidates. members: of each, the place of its predictor in the family. failed: promises and
+    losses of the candidate that stopped the sequence. extra: what else the certificate tells."""
 
     decision: Decision
     promises: Sequence[Promise]
     members: Sequence[int]
-    failed: Sequence[Floats]
+    failed: Sequence[tuple[Promise, Floats]]
     extra: dict[str, Any]
 
 
@@ -185,9 +232,9 @@ def _line(
         kept[place] = [promise.risk.losses(probs, labels, reference)[order] for promise in promises]
         return kept[place]
 
-    decision = certificate.certify(losses, len(found), promises, settings.delta, settings.procedure)
-    failed = [] if decision.stopped is None else kept[decision.stopped]
-    return Evidence(decision, promises, range(len(found)), failed, {})
+    decision = certificate.certify(losses, len(found.points), promises, settings.delta, settings.procedure)
+    failed = [] if decision.stopped is None else list(zip(promises, kept[decision.stopped], strict=True))
+    return Evidence(decision, promises, range(len(found.points)), failed, {})
 
 
 def _plane(
@@ -197,14 +244,14 @@ def _plane(
 
     The cost is active weights per answered example. Half of the examples finds the front and its order, half tests it.
     """
-    pairs = [(place, threshold) for place in range(len(found)) for threshold in settings.abstain]
+    pairs = [(place, threshold) for place in range(len(found.points)) for threshold in settings.abstain]
     promise = Promise(risks.named(f"selective:{settings.abstain[0]:g}"), settings.alphas[0])
     rows: list[Floats] = []
     weights = []
-    for place in range(len(found)):
+    for place in range(len(found.points)):
         probs = predicted(place)
         rows += [risks.named(f"selective:{t:g}").losses(probs, labels, probs)[order] for t in settings.abstain]
-        weights += [found[place][1]().topology.num_active] * len(settings.abstain)
+        weights += [found.points[place][1]().topology.num_active] * len(settings.abstain)
     losses = np.stack(rows)
     first, second = selection.halves(len(labels), settings.seed)
     answered = losses[:, first, 0].mean(1)
@@ -220,8 +267,15 @@ def _plane(
     extra = {"thresholds": [threshold for _, threshold in pairs], "order": tried}
     if chosen is not None:
         extra |= {"threshold": pairs[chosen][1], "answered": float(losses[chosen, :, 0].mean())}
-    failed = [] if stopped is None else [losses[stopped][second]]
-    return Evidence(decision, [promise], [place for place, _ in pairs], failed, extra)
+    named = [promise._replace(risk=risks.named(f"selective:{threshold:g}")) for _, threshold in pairs]
+    failed = [] if stopped is None else [(named[stopped], losses[stopped][second])]
+    said = promise._replace(risk=promise.risk._replace(name="error", says="error among the examples answered"))
+    return Evidence(decision, [said if chosen is None else named[chosen]], [place for place, _ in pairs], failed, extra)
+
+
+def _whole(examples: int | None, own: Floats, labels: Labels) -> int | None:
+    """Examples in all, where only a part of them was tested."""
+    return None if examples is None else round(examples * len(labels) / len(own))
 
 
 def _facts(evidence: Evidence, grid: list[float], settings: Settings, n: int) -> dict[str, Any]:
@@ -231,7 +285,9 @@ def _facts(evidence: Evidence, grid: list[float], settings: Settings, n: int) ->
         "alpha": settings.alphas[0],
         "delta": settings.delta,
         "risks": [
-            {"name": p.risk.name, "says": p.risk.says, "alpha": p.alpha, "test": p.test or p.risk.test} for p in promises
+            {"name": p.risk.name, "says": p.risk.says, "alpha": p.alpha, "test": p.test or p.risk.test,
+             "labels": p.risk.needs_labels}
+            for p in promises
         ],
         "n": n,
         "split": settings.split,
@@ -257,3 +313,23 @@ def _anchor(reference: NDArray[np.float64], labels: NDArray[np.int64], settings:
     losses = error.losses(reference, labels, reference)
     p = error.p_value(losses, alpha, delta)
     return {"alpha": alpha, "delta": delta, "observed": error.value(losses), "p_value": p, "certified": p <= delta}
+
+
+def check_unseen(data: Data, calibration: Split) -> int:
+    """Number of calibration examples whose input stands in training or validation too, to the bit. Raises ValueError where
+    it is more than a hundredth of them. Folders of images are not compared: that would decode every file."""
+    if not isinstance(calibration.x, Tensor) or not isinstance(data.train.x, Tensor):
+        return 0
+    seen = {key for part in (data.train, data.validation) for key in _keys(part.x)}
+    repeated = sum(key in seen for key in _keys(calibration.x))
+    if repeated > SAME * len(calibration.y):
+        raise ValueError(
+            f"expected calibration examples that training has not seen, but {repeated} of {len(calibration.y)} inputs are "
+            "training or validation inputs: a certificate would be worthless; set fresh examples aside"
+        )
+    return repeated
+
+
+def _keys(x: Rows) -> list[bytes]:
+    rows = torch.as_tensor(x[torch.arange(len(x))]).contiguous().numpy().reshape(len(x), -1)
+    return [hashlib.sha256(row.tobytes()).digest() for row in rows]

@@ -62,6 +62,8 @@ def certify(words: list[str]) -> int:
         "abstain": tuple(given["abstain"]),
     }
     fields |= {"anchor": tuple(given["anchor"]) if given["anchor"] else None}
+    if given["weights"]:
+        fields["weights"] = str(Path(given["weights"]).resolve())
     settings = certifying.Settings(**fields)
     options = {name: given[name] for name in ("out", "again", "data_dir", "device")}
     path, result = certified_runs.certify_run(folders, settings, **options)

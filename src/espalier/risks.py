@@ -40,6 +40,7 @@ class Risk(NamedTuple):
 
     losses: of probabilities `(n, ..., C)`, labels `(n, ...)` and the unpruned predictor's probabilities: `(n,)`, or `(n, k)`
     where the risk is no mean over examples. test: binomial, wsr, selective or mcdiarmid (`p_value`). upper: of one loss.
+    signed: may a loss be below 0?
     """
 
     name: str
@@ -48,6 +49,7 @@ class Risk(NamedTuple):
     test: str = "wsr"
     needs_labels: bool = True
     upper: float = 1.0
+    signed: bool = False
 
     def value(self, losses: ArrayLike) -> float:
         """The observed risk: what a deployment would see on average, estimated."""
@@ -66,8 +68,11 @@ class Risk(NamedTuple):
             raise ValueError(f"expected {self.name} to be tested by {self.test}, got {test!r}")
         if test not in ("binomial", "wsr", "anytime", *pvalues.OF_SUMS):
             raise ValueError(f"expected a test of binomial, wsr, anytime, {', '.join(pvalues.OF_SUMS)}, got {test!r}")
-        if test not in ("wsr", "anytime") and self.upper != 1:
-            raise ValueError(f"expected losses in [0, 1] for {test}, but those of {self.name} are weighted: use wsr")
+        if test == "binomial":
+            raise ValueError(f"expected losses of 0 or 1 for the binomial p-value, but {self.name} has others: use wsr")
+        if test not in ("wsr", "anytime") and (self.upper != 1 or self.signed):
+            kind = "signed" if self.signed else "weighted"
+            raise ValueError(f"expected losses in [0, 1] for {test}, but {self.name} is {kind}: use wsr")
 
     def p_value(self, losses: ArrayLike, alpha: float, delta: float, test: str | None = None) -> float:
         """Of H: the risk is above alpha. losses: `(n,)`, or `(n, k)` as `losses` gives them. test: another p-value than the
@@ -94,8 +99,6 @@ class Risk(NamedTuple):
                     f"expected losses of 0 or 1 for the binomial p-value, but {self.name} has others: use wsr"
                 )
             return float(pvalues.binomial(int(np.count_nonzero(x)), n, alpha))
-        if x.min() < 0:
-            raise ValueError(f"expected losses in [0, 1] for {chosen}, but {self.name} is signed: use wsr")
         return float(pvalues.OF_SUMS[chosen](x.sum(), n, alpha))
 
 
@@ -126,7 +129,8 @@ def selective_losses(error: ArrayLike, accepted: ArrayLike, alpha: float) -> Flo
 def shifted(risk: Risk, weights: ArrayLike, bound: float) -> Risk:
     """The same risk where inputs come from Q instead of P: losses times w = dQ/dP `(n,)`, known and at most `bound`.
 
-    E_P[w L] = E_Q[L], so `wsr` with upper limit `bound` applies. With estimated weights the promise is as good as they are.
+    E_P[w L] = E_Q[L] and E_P[w] = 1, so `wsr` with upper limit `bound` applies. With estimated weights the promise is as
+    good as they are.
     """
     w = np.asarray(weights, dtype=np.float64)
     if not (w.min() >= 0 and w.max() <= bound):
@@ -140,7 +144,7 @@ def shifted(risk: Risk, weights: ArrayLike, bound: float) -> Risk:
         return np.asarray(w * risk.losses(probs, labels, reference))
 
     says = f"{risk.says}, under covariate shift with known weights of at most {bound:g}"
-    return Risk(risk.name, says, losses, "wsr", risk.needs_labels, bound * risk.upper)
+    return Risk(risk.name, says, losses, "wsr", risk.needs_labels, bound * risk.upper, risk.signed)
 
 
 def _error(probs: Floats, labels: NDArray[np.int64], reference: Floats) -> Floats:
@@ -175,11 +179,20 @@ def _dice_loss(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> Floats:
     return np.where(sizes > 0, 1 - 2 * both / np.maximum(sizes, 1), 0.0)
 
 
+def _masks(probs: Floats) -> None:
+    if probs.ndim < 3 or probs.shape[-1] != 2:
+        raise ValueError(
+            f"expected masks of two classes for dice, probabilities (n, ..., 2), got {probs.shape}: use error"
+        )
+
+
 def _dice(probs: Floats, labels: NDArray[np.int64], reference: Floats) -> Floats:
+    _masks(probs)
     return _dice_loss(probs.argmax(-1) == 1, np.asarray(labels) == 1)
 
 
 def _dice_change(probs: Floats, labels: NDArray[np.int64], reference: Floats) -> Floats:
+    _masks(probs)
     return _dice_loss(probs.argmax(-1) == 1, reference.argmax(-1) == 1)
 
 
@@ -209,7 +222,7 @@ RISKS: dict[str, Risk] = {
     for risk in (
         Risk("error", "classification error", _error, "binomial"),
         Risk("disagreement", "disagreement with the unpruned predictor", _disagreement, "binomial", needs_labels=False),
-        Risk("gap", "error beyond the unpruned predictor's", _gap),
+        Risk("gap", "error beyond the unpruned predictor's", _gap, signed=True),
         Risk("brier", "half the Brier score", _brier),
         Risk("ece", f"binned calibration error of the top label, {NUM_BINS} bins", _ece, "mcdiarmid"),
         Risk("dice", "1 - Dice, one loss per image", _dice),

@@ -40,6 +40,12 @@ def rejected(p_values: ArrayLike, delta: float, procedure: str = "fixed-sequence
     return [int(place) for place in control_fwer(np.where(np.isnan(p), np.inf, p), delta, method)]
 
 
+def strictest(delta: float, size: int, procedure: str, num_starts: int = 5) -> float:
+    """The level at which a first hypothesis is rejected whatever the others are."""
+    shares = {"fixed-sequence": 1, "multi-start": min(num_starts, size)}
+    return delta / shares.get(procedure, size)
+
+
 def climb(p_value: Callable[[int], float], size: int, delta: float) -> NDArray[np.float64]:
     """p-values `(size,)` along a fixed sequence, computed up to the first above delta; NaN where none was computed."""
     found = np.full(size, np.nan)
@@ -51,12 +57,13 @@ def climb(p_value: Callable[[int], float], size: int, delta: float) -> NDArray[n
 
 
 def halves(n: int, seed: int, share: float = 0.5) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """A split of n examples, at random by `seed`: one part to learn an order on, the other to test on."""
+    """A split of n examples, at random by `seed` and in random order: one part to learn an
+    order on, the other to test on."""
     order = np.random.default_rng(seed).permutation(n)
     cut = int(share * n)
     if not 0 < cut < n:
         raise ValueError(f"expected two parts with examples, got {cut} and {n - cut} of {n}")
-    return np.sort(order[:cut]), np.sort(order[cut:])
+    return order[:cut], order[cut:]
 
 
 def pareto_order(p_values: ArrayLike, costs: ArrayLike) -> list[int]:
