@@ -72,7 +72,7 @@ def _banded(label: str, x: Floats, values: Sequence[Floats]) -> Curve:
     if min(map(len, values)) < 2:
         return Curve(label, x, mean, style="points")
     half = np.array([stats.t.ppf(0.975, len(each) - 1) * stats.sem(each) for each in values])
-    return Curve(label, x, mean, mean - half, mean + half)
+    return Curve(label, x, mean, mean - half, mean + half, "points" if len(x) == 1 else "line")  # a line of one point is none
 
 
 def risk(confidence: Floats, hit: Floats, coverage: Floats = COVERAGE) -> Floats:
