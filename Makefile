@@ -21,6 +21,7 @@ demo: $(VENV)/installed
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 # One thread a worker: OpenMP threads that wait for each other make small tensors several times slower.
 test: lint

@@ -19,8 +19,8 @@ from pyro.optim import PyroOptim
 from torch import nn
 
 from espalier import BayesianNetwork, load_data
-from espalier.hierarchy import HierarchicalGuide, LeaveOneOutELBO, reversed_model
-from espalier.topology import erk, random_topology
+from espalier.guides.hierarchy import HierarchicalGuide, LeaveOneOutELBO, reversed_model
+from espalier.topology.masks import erk, random_topology
 
 
 def main(steps: int = 400, picture: Path | None = None) -> torch.Tensor:

@@ -17,8 +17,8 @@ from PIL import Image
 from torch import Tensor
 
 from espalier import Data, Split, Training, load_program
-from espalier.data import root_of
-from espalier.fit import Fit
+from espalier.data.sets import root_of
+from espalier.prediction.fit import Fit
 from espalier.store import tensor_digest
 
 SIZE = 48

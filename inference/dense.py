@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from espalier import schedules
 from espalier.contracts import Data
-from espalier.fit import Fit
-from espalier.guides import MaskedGuide
+from espalier.guides.masked import MaskedGuide
 from espalier.network import BayesianNetwork
-from espalier.options import Training, prepare
-from espalier.streams import Streams, find_device
-from espalier.topology import initial
-from espalier.training import Watch, train
+from espalier.prediction.fit import Fit
+from espalier.topology import schedules
+from espalier.topology.masks import initial
+from espalier.training.options import Training, prepare
+from espalier.training.streams import Streams, find_device
+from espalier.training.train import train
+from espalier.training.watch import Watch
 
 
 def infer(

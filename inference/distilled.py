@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from typing import Literal
 
-from espalier import schedules
 from espalier.contracts import Data
-from espalier.distillation import check, distill
-from espalier.distributions import effective_keep_prob
-from espalier.fit import Fit
-from espalier.guides import MaskedGuide
+from espalier.distributions.masked import effective_keep_prob
+from espalier.guides.masked import MaskedGuide
 from espalier.network import BayesianNetwork
-from espalier.options import Training, prepare
-from espalier.phases import Phase
-from espalier.streams import Streams, find_device
-from espalier.topology import initial
-from espalier.training import Watch, train
+from espalier.prediction.fit import Fit
+from espalier.topology import schedules
+from espalier.topology.masks import initial
+from espalier.training.distillation import check, distill
+from espalier.training.options import Training, prepare
+from espalier.training.phases import Phase
+from espalier.training.streams import Streams, find_device
+from espalier.training.train import train
+from espalier.training.watch import Watch
 
 
 def infer(

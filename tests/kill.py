@@ -23,9 +23,9 @@ import torch
 torch.set_num_threads(1)
 
 from espalier import runs  # noqa: E402
-from espalier.loop import Info  # noqa: E402
-from espalier.recipes import resolve  # noqa: E402
-from espalier.training import Silent  # noqa: E402
+from espalier.runs.recipes import resolve  # noqa: E402
+from espalier.training.loop import Info  # noqa: E402
+from espalier.training.watch import Silent  # noqa: E402
 
 
 class Reporter(Silent):

@@ -9,7 +9,7 @@ from netcal.scaling import TemperatureScaling
 from scipy.special import log_softmax, softmax
 
 from espalier import calibration
-from espalier.calibrators import CALIBRATORS, HOTTEST, apply_temperature, fit_temperature
+from espalier.calibration.calibrators import CALIBRATORS, HOTTEST, apply_temperature, fit_temperature
 
 
 def overconfident(n: int = 3000, classes: int = 7, sharpness: float = 2.3, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

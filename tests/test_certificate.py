@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from budget import assert_rate
-from espalier import certificate, pvalues
-from espalier.certificate import Anytime, Promise, certify, larger_alpha, more_examples, pareto
-from espalier.risks import named
+from espalier.certificates import certificate, pvalues
+from espalier.certificates.certificate import Anytime, Promise, certify, larger_alpha, more_examples, pareto
+from espalier.certificates.risks import named
 
 ERROR, GAP, BRIER = named("error"), named("gap"), named("brier")
 

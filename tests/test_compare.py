@@ -18,10 +18,14 @@ import numpy as np
 import pytest
 import yaml
 
-from espalier import calibration, calibrators, cli, compare, comparison, costs, grids, report, runs, store
-from espalier.evaluation import predictions
-from espalier.grids import Grid
-from espalier.workers import Failure, attempt, workers
+from espalier import calibration, runs, store
+from espalier.calibration import calibrators, comparison
+from espalier.cli.main import main
+from espalier.grids import compare, report
+from espalier.grids.grid import Grid, expand, read
+from espalier.grids.workers import Failure, attempt, workers
+from espalier.prediction import costs
+from espalier.prediction.evaluation import predictions
 
 HERE = Path(__file__).parent
 RIGL = {"run": {"inference": "rigl"}, "predict": "unmasked"}
@@ -92,7 +96,7 @@ def fits(out: Path) -> dict[str, str]:
 def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Grid, Path, compare.Outcome]:
     """The grid of LINES, done in this process."""
     out = tmp_path_factory.mktemp("grid")
-    grid = grids.read(write(out / "lines.yaml"))
+    grid = read(write(out / "lines.yaml"))
     outcome = compare.compare(grid, out / "out", InThisProcess())
     assert outcome.failures == {}
     return grid, out / "out", outcome
@@ -180,7 +184,7 @@ def test_a_list_of_baselines_and_costs_beside_the_dense_net_of_the_grid(tmp_path
     }
     base = {name: value for name, value in LINES["base"].items() if name != "delta_t"}
     methods["RigL"] = {**RIGL, "run": {**RIGL["run"], "delta_t": 4}}
-    grid = grids.read(write(tmp_path / "lines.yaml", base=base, methods=methods, baseline=["RigL", "MC-DP"]))
+    grid = read(write(tmp_path / "lines.yaml", base=base, methods=methods, baseline=["RigL", "MC-DP"]))
     assert grid.baselines == ("RigL", "MC-DP")
     outcome = compare.compare(grid, tmp_path / "out", InThisProcess())
     assert outcome.failures == {}
@@ -228,7 +232,7 @@ def test_the_page_says_which_interval_is_which_and_shows_every_seed(done: tuple[
 
 def test_one_seed_has_no_t_interval_and_the_page_says_what_is_missing(done: tuple[Grid, Path, compare.Outcome]) -> None:
     _, out, _ = done
-    grid = grids.expand(LINES | {"seeds": [0]})
+    grid = expand(LINES | {"seeds": [0]})
     outcome = compare.gather(grid, out)
     assert all(found.t is None for _, scores in outcome.differences.values() for found in scores.values())
     page = report.summary(grid, outcome)
@@ -238,7 +242,7 @@ def test_one_seed_has_no_t_interval_and_the_page_says_what_is_missing(done: tupl
 
 def test_draws_that_are_one_network_are_refused_once_there_is_a_fit(tmp_path: Path) -> None:
     methods = {"RigL": RIGL, "RigL + MC": {**RIGL, "predict": "redraw"}}
-    grid = grids.expand(LINES | {"methods": methods, "sparsities": [0.5], "seeds": [0]})
+    grid = expand(LINES | {"methods": methods, "sparsities": [0.5], "seeds": [0]})
     outcome = compare.compare(grid, tmp_path, InThisProcess())
     assert list(outcome.failures.values()) == [
         "expected draws that differ for predict redraw, but this fit is one network: `unmasked`"
@@ -251,7 +255,7 @@ def test_a_regression_is_refused_before_any_work(tmp_path: Path) -> None:
     lines = {"base": {"model": "deep_gp", "data": "mine.npz"}, "sparsities": [0.5], "methods": {"RigL": RIGL}}
     hands = InThisProcess()
     with pytest.raises(ValueError, match="expected classes to score, but .*mine.npz has real-valued targets"):
-        compare.compare(grids.expand(lines, tmp_path), tmp_path / "out", hands)
+        compare.compare(expand(lines, tmp_path), tmp_path / "out", hands)
     assert hands.did == []
     assert not (tmp_path / "out").exists()
 
@@ -263,7 +267,7 @@ def test_what_is_finished_is_not_done_again(done: tuple[Grid, Path, compare.Outc
     again = compare.compare(grid, out, hands)
     assert hands.did == []
     assert tables(grid, again) == tables(grid, outcome)
-    wider = grids.expand(LINES | {"methods": {**LINES["methods"], "Mean": {"run": CIGL, "predict": "mean"}}})
+    wider = expand(LINES | {"methods": {**LINES["methods"], "Mean": {"run": CIGL, "predict": "mean"}}})
     assert compare.plan(wider, out).runs == {}
     assert {cell.method for cell in compare.plan(wider, out).cells} == {"Mean"}
 
@@ -306,7 +310,7 @@ import signal
 from pathlib import Path
 
 from espalier import shelf
-from espalier.options import Training
+from espalier.training import Training
 
 HERE = Path({folder!r})
 
@@ -327,7 +331,7 @@ def test_a_run_that_fails_or_dies_is_reported_and_tried_again(tmp_path: Path) ->
     base = {k: v for k, v in LINES["base"].items() if k != "delta_t"}
     methods = {"RigL": RIGL, "Fragile": {"run": {"inference": "fragile.py"}, "predict": "unmasked"}}
     lines = LINES | {"base": base, "methods": methods, "sparsities": [0.5], "seeds": [0, 1]}
-    grid, out = grids.expand(lines, tmp_path), tmp_path / "out"
+    grid, out = expand(lines, tmp_path), tmp_path / "out"
     (bad,) = (cell for cell in grid.cells if (cell.method, cell.seed) == ("Fragile", 1))
 
     (tmp_path / "fails").touch()
@@ -354,7 +358,7 @@ def test_a_run_that_fails_or_dies_is_reported_and_tried_again(tmp_path: Path) ->
 
 def test_a_missing_job_or_scheduler_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path / "lines.yaml")
-    assert cli.main(["compare", str(path), "--out", str(tmp_path / "out"), "--jobs", "0"]) == 2
+    assert main(["compare", str(path), "--out", str(tmp_path / "out"), "--jobs", "0"]) == 2
     assert capsys.readouterr().err == "espalier: expected at least 1 job, got 0\n"
     assert not (tmp_path / "out").exists()
 
@@ -364,13 +368,13 @@ def test_a_dry_run_says_what_is_left(
 ) -> None:
     grid, out, _ = done
     words = ["compare", str(out.parent / "lines.yaml"), "--dry-run"]
-    assert cli.main([*words, "--out", str(out.parent / "none")]) == 0
+    assert main([*words, "--out", str(out.parent / "none")]) == 0
     text = capsys.readouterr().out
     assert text.startswith("6 runs, 6 to train\n")
     assert "12 cells, 12 to score\n" in text
     assert f"  score  RigL + TS, sparsity 0.8, seed 0: unmasked of {grid.cells[0].runs[0]}, temperature\n" in text
     assert not (out.parent / "none").exists()
-    assert cli.main([*words, "--out", str(out)]) == 0
+    assert main([*words, "--out", str(out)]) == 0
     assert capsys.readouterr().out.startswith("6 runs, 0 to train\n")
 
 
@@ -399,7 +403,7 @@ def running(*words: str, cwd: Path | None = None) -> Iterator[subprocess.Popen[s
 
 
 def comparing(path: Path, out: Path, *words: str) -> list[str]:
-    code = "from espalier.cli import main; raise SystemExit(main())"
+    code = "from espalier.cli.main import main; raise SystemExit(main())"
     return ["-c", code, "compare", str(path), "--out", str(out), *words]
 
 
@@ -421,7 +425,7 @@ def long(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A grid of four runs of some seconds each, and where it was done in one go."""
     folder = tmp_path_factory.mktemp("long")
     path = write(folder / "long.yaml", **LONG)
-    grid = grids.read(path)
+    grid = read(path)
     outcome = compare.compare(grid, folder / "whole", InThisProcess())
     report.write(grid, outcome, path, folder / "whole")
     return path, folder / "whole"
@@ -477,6 +481,6 @@ def test_a_dask_cluster_that_loses_a_worker_comes_to_the_same_table(long: tuple[
 
 
 def test_a_scheduler_that_is_not_there_is_a_sentence() -> None:
-    words = [sys.executable, "-c", "from espalier.workers import Cluster\nwith Cluster('tcp://127.0.0.1:9', 0.5): pass"]
+    words = [sys.executable, "-c", "from espalier.grids.workers import Cluster\nwith Cluster('tcp://127.0.0.1:9', 0.5): pass"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=120)
     assert "ValueError: expected a Dask scheduler at tcp://127.0.0.1:9, got none" in done.stderr

@@ -11,8 +11,9 @@ import pytest
 from scipy import stats
 
 from budget import assert_mean, assert_rate
-from espalier import calibration, comparison
-from espalier.comparison import Scores, crossed_interval, t_interval
+from espalier import calibration
+from espalier.calibration import comparison
+from espalier.calibration.comparison import Scores, crossed_interval, t_interval
 
 
 def arm(seed: int, seeds: int = 3, n: int = 400, classes: int = 5) -> tuple[np.ndarray, np.ndarray, Scores]:
@@ -214,6 +215,6 @@ def test_a_bin_that_never_errs_has_no_noise() -> None:
 
 
 def test_statistics_and_calibrators_need_no_torch() -> None:
-    code = "import sys, espalier.comparison, espalier.calibrators; print('torch' in sys.modules)"
+    code = "import sys, espalier.calibration.comparison, espalier.calibration.calibrators; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

@@ -15,16 +15,20 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from espalier import costs, load_data, load_program, schedules, store
+from espalier import load_data, load_program, store
 from espalier.contracts import Evidence
-from espalier.costs import Forward, forward, training_work
-from espalier.fit import Fit, How
-from espalier.guides import GaussianGuide, MaskedGuide
-from espalier.loop import Loop
+from espalier.guides.gaussian import GaussianGuide
+from espalier.guides.masked import MaskedGuide
 from espalier.network import BayesianNetwork
-from espalier.options import Training
+from espalier.prediction import costs
+from espalier.prediction.costs import Forward, forward, training_work
+from espalier.prediction.fit import Fit, How
 from espalier.store import Bundle
-from espalier.topology import erk, initial, uniform
+from espalier.topology import schedules
+from espalier.topology.masks import erk, initial, uniform
+from espalier.training import rates
+from espalier.training.loop import Loop
+from espalier.training.options import Training
 
 WRN, RESNET = ("wide_resnet", 10), ("resnet50", 100)
 
@@ -276,7 +280,7 @@ def test_state_bytes_are_those_that_a_training_holds(optimizer: str, kind: type[
     fit = fitted(inference, conv_net(), {"optimizer": optimizer, "learning_rate": 0.01}, sparsity=0.8, delta_t=4)
     data, model = load_data("digits", train_size=300), fit.model.train()
     guide = kind(model, fit.topology)
-    loop = Loop(model, guide, schedules.static(), schedules.constant(0.1), optimizer=optimizer)
+    loop = Loop(model, guide, schedules.static(), rates.constant(0.1), optimizer=optimizer)
     with pyro.get_param_store().scope(), pyro.validation_enabled(False):
         loop.step(data.train.x[:8], data.train.y[:8])  # type: ignore[index]
     slots = [t for s in loop.optimizer.state.values() for n, t in s.items() if t is not None and n != "step"]

@@ -24,8 +24,9 @@ import pytest
 import torch
 from PIL import Image
 
-from espalier import data, downloads, readers
-from espalier.downloads import Download
+from espalier import data
+from espalier.data import downloads, readers, sets
+from espalier.data.downloads import Download
 
 PARTS = ("train", "validation", "calibration", "test")
 SHARED = Path(os.environ.get("ESPALIER_SHARED") or Path(__file__).parents[1] / "../shared").resolve() / "data"
@@ -204,7 +205,7 @@ def test_constant_targets_keep_their_unit(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("chunk", [1, 100, 1 << 22])
 def test_channels_are_standardised_whatever_the_chunk(tmp_path: Path, monkeypatch: Any, chunk: int) -> None:
-    monkeypatch.setattr(data, "_CHUNK", chunk)
+    monkeypatch.setattr(sets, "_CHUNK", chunk)
     x = RNG.integers(0, 256, (30, 6, 5, 3), dtype=np.uint8)
     x[..., 1] = 9
     d = data.load(write_npz(tmp_path / "a.npz", x=x, y=np.arange(30) % 2), validation=0, calibration=0.1)
@@ -818,7 +819,7 @@ def test_the_real_files_have_the_digests_of_their_sources(real: Path) -> None:
 
 def test_the_real_cifar10_has_its_published_mean_and_sd(real: Path) -> None:
     raw = readers.cifar_binary([real / "cifar-10-batches-bin" / name for name in readers_files(".bin")], 1, 10)
-    mean, sd = data._moments(raw.x, raw.train[0])
+    mean, sd = sets._moments(raw.x, raw.train[0])
     np.testing.assert_allclose(mean / 255, [0.4914, 0.4822, 0.4465], atol=5e-5)
     np.testing.assert_allclose(sd / 255, [0.2470, 0.2435, 0.2616], atol=5e-5)
     assert hashlib.sha256(raw.x[:50000].transpose(0, 2, 3, 1).tobytes()).hexdigest().startswith("47af8b02cfcfb6cd")

@@ -16,8 +16,9 @@ import torch
 import yaml
 
 import together
-from espalier import distributed, store
+from espalier import store
 from espalier.store import Bundle
+from espalier.training import distributed
 from together import CASES, MOVES
 
 HERE = Path(__file__).parent

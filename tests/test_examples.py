@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from blobs import blobs
-from espalier import cli, runs
+from espalier import runs
+from espalier.cli.main import main
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 RECIPES = sorted(path.name for path in EXAMPLES.glob("*.yaml"))
@@ -72,7 +73,7 @@ def test_the_recipe_runs_on_small_data_of_its_kind(name: str, tmp_path: Path) ->
         words += ["--data", str(tmp_path / "small.npz"), "--train-size", "24", "--validation", "0"]
     if "resnet50" in name:
         words += ["--sparsity", "0.99"]
-    assert cli.main(words) == 0
+    assert main(words) == 0
     fit = runs.load(tmp_path / "run")
     wanted = 0.99 if "resnet50" in name else 0.9
     assert fit.topology.num_active == round((1 - wanted) * fit.topology.num_weights)
@@ -80,7 +81,7 @@ def test_the_recipe_runs_on_small_data_of_its_kind(name: str, tmp_path: Path) ->
 
 @pytest.mark.parametrize("name", GRIDS)
 def test_the_grid_says_what_it_would_run(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["compare", str(EXAMPLES / "grids" / name), "--out", str(tmp_path / "out"), "--dry-run"]) == 0
+    assert main(["compare", str(EXAMPLES / "grids" / name), "--out", str(tmp_path / "out"), "--dry-run"]) == 0
     runs_line, *_ = capsys.readouterr().out.splitlines()
     assert int(runs_line.split()[0]) >= 12
     assert not (tmp_path / "out").exists()

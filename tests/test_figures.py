@@ -10,8 +10,10 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from espalier import cli, compare, grids
-from espalier.figures import COVERAGE, figures, risk
+from espalier.cli.main import main
+from espalier.grids import compare
+from espalier.grids.figures import COVERAGE, figures, risk
+from espalier.grids.grid import Grid, read
 
 GRID = """
 base: {model: mlp, hidden: [24], data: digits, train_size: 300, epochs: 3, batch_size: 50, delta_t: 3}
@@ -26,11 +28,11 @@ methods:
 
 
 @pytest.fixture(scope="module")
-def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[grids.Grid, compare.Outcome, Path]:
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Grid, compare.Outcome, Path]:
     folder = tmp_path_factory.mktemp("grid")
     (folder / "small.yaml").write_text(GRID)
-    assert cli.main(["compare", str(folder / "small.yaml"), "--out", str(folder / "out"), "--jobs", "1"]) == 0
-    grid = grids.read(folder / "small.yaml")
+    assert main(["compare", str(folder / "small.yaml"), "--out", str(folder / "out"), "--jobs", "1"]) == 0
+    grid = read(folder / "small.yaml")
     return grid, compare.gather(grid, folder / "out"), folder / "out"
 
 

@@ -12,13 +12,14 @@ import pytest
 import torch
 from torch import nn
 
-from espalier import batchnorm, shelf
+from espalier import shelf
+from espalier.certificates.pruning import Frozen, facts, family
 from espalier.contracts import Data
-from espalier.data import load
-from espalier.fit import Fit
+from espalier.data.sets import load
 from espalier.network import BayesianNetwork
-from espalier.options import Training
-from espalier.pruning import Frozen, facts, family
+from espalier.prediction import batchnorm
+from espalier.prediction.fit import Fit
+from espalier.training.options import Training
 
 OPTIONS = {"sparsity": 0.7, "drop_rate": 0.2, "delta_t": 10, "freeze": 0.5, "average_from": 0.5, "seed": 3}
 

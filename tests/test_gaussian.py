@@ -22,18 +22,22 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from budget import FALSE_ALARMS, assert_mean
-from espalier import schedules, shelf
+from espalier import shelf
 from espalier.contracts import Data, Evidence, Move, Schedule, Topology
-from espalier.data import load
-from espalier.distributions import FlatNormal, GaussianWeights
-from espalier.fit import WAYS, Fit, Pairs
-from espalier.guides import GaussianGuide, MaskedGuide
-from espalier.loop import Loop
+from espalier.data.sets import load
+from espalier.distributions.gaussian import GaussianWeights
+from espalier.distributions.priors import FlatNormal
+from espalier.guides.gaussian import GaussianGuide
+from espalier.guides.masked import MaskedGuide
 from espalier.network import BayesianNetwork
-from espalier.options import Training
+from espalier.prediction.fit import WAYS, Fit, Pairs
 from espalier.store import Bundle
-from espalier.topology import initial
-from espalier.training import Silent
+from espalier.topology import schedules
+from espalier.topology.masks import initial
+from espalier.training import rates
+from espalier.training.loop import Loop
+from espalier.training.options import Training
+from espalier.training.watch import Silent
 
 TOLERANCE = 1e-10
 NUM_DATA, BATCH, DECAY, PRIOR = 90, 16, 0.02, 0.8
@@ -163,7 +167,7 @@ def test_the_info_of_a_step_has_the_kl_of_torch() -> None:
     model, guide = case(kl_scale=0.7)
     q, prior = torch.distributions.Normal(guide.values, guide.log_scale.exp()), torch.distributions.Normal(0.0, PRIOR)
     kl = torch.distributions.kl_divergence(q, prior).sum().detach()
-    info = Loop(model, guide, schedules.static(), schedules.constant(0.01)).step(*batch_of(0))
+    info = Loop(model, guide, schedules.static(), rates.constant(0.01)).step(*batch_of(0))
     close(info.kl, 0.7 * kl / NUM_DATA)
 
 
@@ -289,7 +293,7 @@ class Recorded:
 def test_a_grown_weight_starts_at_zero_with_the_first_noise_and_no_moments(kind: str) -> None:
     model, guide = case(noise_scale=0.03)
     recorded = Recorded(schedules.rigl(5, 100, 0.6, schedules.snr))
-    loop = Loop(model, guide, recorded.schedule, schedules.constant(0.05), optimizer=kind)
+    loop = Loop(model, guide, recorded.schedule, rates.constant(0.05), optimizer=kind)
     for step in range(1, 5):
         loop.step(*batch_of(step))
     before = {n: (p.detach().clone(), copy.deepcopy(loop.optimizer.state[p])) for n, p in guide.named_parameters()}
@@ -382,7 +386,7 @@ def test_a_score_that_needs_sigma_is_refused_without_it(score: schedules.DropSco
         score(evidence_of(torch.ones(3), None))
     model, _ = case()
     guide = MaskedGuide(model, initial(model.shapes, 0.5))
-    loop = Loop(model, guide, schedules.rigl(1, 10, 0.3, score), schedules.constant(0.1))
+    loop = Loop(model, guide, schedules.rigl(1, 10, 0.3, score), rates.constant(0.1))
     with pytest.raises(ValueError, match="expected a guide that learns standard deviations"):
         loop.step(*batch_of(0))
 

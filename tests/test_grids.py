@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
-from espalier import grids
-from espalier.grids import Grid, expand
-from espalier.recipes import resolve
+from espalier.grids import grid as grids
+from espalier.grids.grid import Grid, expand
+from espalier.runs.recipes import resolve
 
 GRIDS = sorted((Path(__file__).parents[1] / "examples" / "grids").glob("*.yaml"))
 RIGL = {"run": {"inference": "rigl"}, "predict": "unmasked"}

@@ -14,12 +14,13 @@ import torch.nn.functional as F
 from pyro import poutine
 from torch import Tensor, nn
 
-from espalier import schedules
 from espalier.contracts import Evidence, Move, Schedule, Topology
-from espalier.guides import MaskedGuide
-from espalier.loop import Loop
+from espalier.guides.masked import MaskedGuide
 from espalier.network import BayesianNetwork
-from espalier.topology import initial
+from espalier.topology import schedules
+from espalier.topology.masks import initial
+from espalier.training import rates
+from espalier.training.loop import Loop
 
 TOLERANCE = 1e-10
 NUM_DATA, BATCH, RATE = 90, 16, 0.05
@@ -62,7 +63,7 @@ def batch_of(seed: int) -> tuple[Tensor, Tensor]:
 def loop_of(
     model: BayesianNetwork, guide: MaskedGuide, schedule: Schedule | None = None, kind: str = "sgd", rate: float = RATE
 ) -> Loop:
-    return Loop(model, guide, schedule or schedules.static(), schedules.constant(rate), optimizer=kind)
+    return Loop(model, guide, schedule or schedules.static(), rates.constant(rate), optimizer=kind)
 
 
 def close(actual: Tensor, expected: Tensor) -> None:

@@ -16,8 +16,8 @@ from torch import nn
 
 from budget import assert_mean
 from espalier import BayesianNetwork, MaskedGuide, Topology
-from espalier.hierarchy import HierarchicalGuide, LayerSubsets, LeaveOneOutELBO, reversed_model
-from espalier.topology import erk, random_topology
+from espalier.guides.hierarchy import HierarchicalGuide, LayerSubsets, LeaveOneOutELBO, reversed_model
+from espalier.topology.masks import erk, random_topology
 
 SIZES = (6, 4)
 

@@ -21,10 +21,11 @@ from hypothesis import strategies as st
 from scipy import integrate, stats
 
 from budget import FALSE_ALARMS
-from espalier.distributions import FlatNormal, draw_keep, effective_keep_prob
-from espalier.kernels import DeepArcCosine, arc_cosine_1, empirical_covariance
+from espalier.distributions.masked import draw_keep, effective_keep_prob
+from espalier.distributions.priors import FlatNormal
+from espalier.references.kernels import DeepArcCosine, arc_cosine_1, empirical_covariance
 from espalier.shelf import load
-from espalier.topology import random_topology
+from espalier.topology.masks import random_topology
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # linear_operator scripts a function when it is imported

@@ -15,9 +15,9 @@ from pyro.infer import SVI, Predictive, TraceMeanField_ELBO
 from torch import Tensor, nn
 
 from budget import assert_mean
-from espalier.guides import MaskedGuide
+from espalier.guides.masked import MaskedGuide
 from espalier.network import LIKELIHOODS, BayesianNetwork, Normal
-from espalier.topology import initial
+from espalier.topology.masks import initial
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # linear_operator scripts a function when it is imported

@@ -15,8 +15,8 @@ from torch import nn
 
 from budget import assert_mean
 from espalier.network import BayesianNetwork, Normal
-from espalier.nuts import Potential, nuts, program
-from espalier.topology import initial
+from espalier.references.nuts import Potential, nuts, program
+from espalier.topology.masks import initial
 
 FAST = {"num_samples": 60, "warmup_steps": 40, "num_chains": 2}
 

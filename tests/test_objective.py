@@ -19,21 +19,17 @@ from sklearn.linear_model import Ridge
 from torch import Tensor, nn
 
 from budget import assert_mean
-from espalier import schedules, shelf
+from espalier import shelf
 from espalier.contracts import Data, Split
-from espalier.distributions import (
-    FlatNormal,
-    MaskedWeights,
-    effective_keep_prob,
-    kl_bound,
-    prior_scale_of,
-    weight_decay_of,
-)
-from espalier.guides import MaskedGuide
-from espalier.loop import Loop
+from espalier.distributions.masked import MaskedWeights, effective_keep_prob, kl_bound
+from espalier.distributions.priors import FlatNormal, prior_scale_of, weight_decay_of
+from espalier.guides.masked import MaskedGuide
 from espalier.network import BayesianNetwork
-from espalier.options import DEFAULT_WEIGHT_DECAY, Training, prepare
-from espalier.topology import initial
+from espalier.topology import schedules
+from espalier.topology.masks import initial
+from espalier.training.loop import Loop
+from espalier.training.options import DEFAULT_WEIGHT_DECAY, Training, prepare
+from espalier.training.rates import Rate, constant, cosine
 
 TOLERANCE = 1e-10
 NUM_DATA, BATCH = 137, 24
@@ -217,7 +213,7 @@ def test_without_num_data_each_batch_is_the_whole_data_set() -> None:
     model, guide = bayesian(case, keep_prob=0.8, num_data=None)
     hand = Hand(case, model, guide)
     x, y = batch_of(case)
-    info = Loop(model, guide, schedules.static(), schedules.constant(0.1)).step(x, y)
+    info = Loop(model, guide, schedules.static(), constant(0.1)).step(x, y)
     close(info.loss, hand.loss(guide.keep, x, y))
 
 
@@ -261,7 +257,7 @@ HAND_OPTIMISERS: dict[str, Callable[[list[Tensor]], torch.optim.Optimizer]] = {
 }
 
 
-def loop_of(kind: str, model: BayesianNetwork, guide: MaskedGuide, rate: schedules.Rate) -> Loop:
+def loop_of(kind: str, model: BayesianNetwork, guide: MaskedGuide, rate: Rate) -> Loop:
     optimizer, momentum = ("adam", 0.9) if kind == "adam" else ("sgd", 0.0 if kind == "sgd" else 0.9)
     loop = Loop(model, guide, schedules.static(), rate, optimizer=optimizer, momentum=momentum)
     if kind == "momentum":  # the loop's own sgd is Nesterov's; heavy-ball momentum is a user's optimiser
@@ -277,7 +273,7 @@ def test_thirty_steps_of_the_loop_are_those_of_torch_on_the_hand_written_loss(
 ) -> None:
     case = CASES[name]
     model, guide = bayesian(case, keep_prob=0.713, rescale=rescale, kl_scale=1.7)
-    hand, rates = Hand(case, model, guide), schedules.cosine(0.05, 40, 5)
+    hand, rates = Hand(case, model, guide), cosine(0.05, 40, 5)
     loop, optimiser = loop_of(kind, model, guide, rates), HAND_OPTIMISERS[kind](hand.parameters)
     start, draws = hand.u.detach().clone(), []
     for step in range(1, 31):
@@ -300,7 +296,7 @@ def test_thirty_steps_of_the_loop_are_those_of_torch_on_the_hand_written_loss(
 def test_info_splits_the_loss_into_its_terms(name: str, rescale: bool) -> None:
     case = CASES[name]
     model, guide = bayesian(case, keep_prob=0.713, rescale=rescale, kl_scale=1.7)
-    loop = Loop(model, guide, schedules.static(), schedules.constant(0.05))
+    loop = Loop(model, guide, schedules.static(), constant(0.05))
     for step in range(1, 6):
         hand, (x, y) = Hand(case, model, guide), batch_of(case, seed=step)  # before the step
         info = loop.step(x, y)
@@ -381,8 +377,8 @@ def test_rescaling_is_a_reparametrisation() -> None:
     assert model.prior_scale == pytest.approx(other.prior_scale, rel=1e-14)  # the same belief about W in both arms
     with torch.no_grad():
         rescaled.values.mul_(p)
-    first = Loop(model, guide, schedules.static(), schedules.cosine(0.2, 200))
-    second = Loop(other, rescaled, schedules.static(), schedules.cosine(0.2 * p**2, 200))
+    first = Loop(model, guide, schedules.static(), cosine(0.2, 200))
+    second = Loop(other, rescaled, schedules.static(), cosine(0.2 * p**2, 200))
     start = guide.values.detach().clone()
     for step in range(1, 201):
         x, y = batch_of(case, seed=step % 7)
@@ -396,9 +392,9 @@ def test_rescaling_is_a_reparametrisation() -> None:
     assert (guide.values - start).abs().max() > 0.1
 
     naive, unscaled = bayesian(case, keep_prob=p, rescale=True)  # at equal rates and decays the arms do differ
-    Loop(naive, unscaled, schedules.static(), schedules.constant(0.2)).step(*batch_of(case))
+    Loop(naive, unscaled, schedules.static(), constant(0.2)).step(*batch_of(case))
     fresh, plain = bayesian(case, keep_prob=p)
-    Loop(fresh, plain, schedules.static(), schedules.constant(0.2)).step(*batch_of(case))
+    Loop(fresh, plain, schedules.static(), constant(0.2)).step(*batch_of(case))
     assert (unscaled.values / p - plain.values).abs().max() > 1e-3
 
 
@@ -447,7 +443,7 @@ def test_expected_gradient_of_the_linear_model_vanishes_at_its_optimum(
         slopes[name] = torch.zeros(6)
         for bits in itertools.product([False, True], repeat=6):
             keep = torch.tensor(bits)
-            monkeypatch.setattr("espalier.guides.draw_keep", lambda *_, keep=keep: keep)
+            monkeypatch.setattr("espalier.guides.masked.draw_keep", lambda *_, keep=keep: keep)
             loss = TraceMeanField_ELBO().differentiable_loss(case.model, case.guide, case.x, case.y) / len(case.y)
             (slope,) = torch.autograd.grad(loss, case.guide.values)
             slopes[name] += p ** sum(bits) * (1 - p) ** (6 - sum(bits)) * slope
@@ -458,7 +454,7 @@ def test_expected_gradient_of_the_linear_model_vanishes_at_its_optimum(
 def test_training_the_linear_model_reaches_its_optimum() -> None:
     """With a constant rate the iterates' mean is u* exactly (the gradient is linear in u, Z is fresh); average them."""
     case, blocks, length = linear(0.75), 20, 100
-    loop = Loop(case.model, case.guide, schedules.static(), schedules.constant(0.02), momentum=0.0)
+    loop = Loop(case.model, case.guide, schedules.static(), constant(0.02), momentum=0.0)
     for _ in range(300):
         loop.step(case.x, case.y)
     means = []
@@ -475,7 +471,7 @@ def test_training_the_linear_model_reaches_its_optimum() -> None:
 
 def test_without_a_mask_training_reaches_ridge_regression() -> None:
     case = linear(1.0)
-    loop = Loop(case.model, case.guide, schedules.static(), schedules.constant(0.05))
+    loop = Loop(case.model, case.guide, schedules.static(), constant(0.05))
     for _ in range(600):
         loop.step(case.x, case.y)
     ridge = Ridge(alpha=1 / (TAU * PRIOR**2), fit_intercept=False, solver="cholesky")

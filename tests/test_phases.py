@@ -23,19 +23,20 @@ from scipy import integrate
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-from espalier import evaluation, runs, shelf
+from espalier import runs, shelf
 from espalier.contracts import Data, Split
-from espalier.data import load
-from espalier.distillation import cross_entropy, distill
-from espalier.fit import WAYS, Fit, Pair, Pairs
-from espalier.network import BayesianNetwork
-from espalier.options import Training
-from espalier.phases import Phase
-from espalier.recipes import resolve
-from espalier.store import Bundle, under
-from espalier.streams import Streams
-from espalier.topology import erk, from_bits, initial
-from espalier.training import Silent
+from espalier.data.sets import load
+from espalier.network import BayesianNetwork, under
+from espalier.prediction import evaluation
+from espalier.prediction.fit import WAYS, Fit, Pair, Pairs
+from espalier.runs.recipes import resolve
+from espalier.store import Bundle
+from espalier.topology.masks import erk, from_bits, initial
+from espalier.training.distillation import cross_entropy, distill
+from espalier.training.options import Training
+from espalier.training.phases import Phase
+from espalier.training.streams import Streams
+from espalier.training.watch import Silent
 
 HERE = Path(__file__).parent
 TOLERANCE = 1e-10
@@ -362,7 +363,7 @@ def test_one_draw_of_z_is_unbiased(rescale: bool, monkeypatch: pytest.MonkeyPatc
         z[fit.topology.positions] = keep.double()
         probability = P ** sum(bits) * (1 - P) ** (6 - sum(bits))
         mean_target += probability * replay.target(x, z)
-        monkeypatch.setattr("espalier.distillation.draw_mask", lambda *_, keep=keep: keep)
+        monkeypatch.setattr("espalier.training.distillation.draw_mask", lambda *_, keep=keep: keep)
         one = once(masked_fit(sparsity=0.75, rescale=rescale), toy())
         for step, after, before in zip(steps, student_of(one), replay.student, strict=True):
             step += probability * (after - before.detach())

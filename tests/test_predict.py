@@ -22,14 +22,15 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from budget import assert_mean
-from espalier import batchnorm, shelf
+from espalier import shelf
 from espalier.contracts import Data
-from espalier.data import load
-from espalier.fit import WAYS, Fit
+from espalier.data.sets import load
 from espalier.network import BayesianNetwork
-from espalier.options import Training
-from espalier.predict import to_datatree
+from espalier.prediction import batchnorm
+from espalier.prediction.datatree import to_datatree
+from espalier.prediction.fit import WAYS, Fit
 from espalier.store import Bundle
+from espalier.training.options import Training
 
 TOLERANCE = 2e-5  # float32, in another order
 EPOCHS, BATCH, PAIRS = 8, 64, 4

@@ -20,17 +20,20 @@ import yaml
 from pyro.infer import SVI, TraceMeanField_ELBO
 from torch import Tensor, nn
 
-from espalier import runs, schedules, shelf
+from espalier import runs, shelf
 from espalier.contracts import Data, Evidence, Schedule, Topology
-from espalier.data import load
-from espalier.guides import GaussianGuide, MaskedGuide
-from espalier.loop import Loop
+from espalier.data.sets import load
+from espalier.guides.gaussian import GaussianGuide
+from espalier.guides.masked import MaskedGuide
 from espalier.network import BayesianNetwork
-from espalier.options import Training
-from espalier.recipes import resolve
+from espalier.runs.recipes import resolve
 from espalier.store import Bundle
-from espalier.topology import erk, initial, prune, uniform
-from espalier.training import Silent
+from espalier.topology import schedules
+from espalier.topology.masks import erk, initial, prune, uniform
+from espalier.training.loop import Loop
+from espalier.training.options import Training
+from espalier.training.rates import constant, cosine, swa
+from espalier.training.watch import Silent
 
 TOLERANCE = 1e-10
 NUM_DATA, BATCH, DECAY = 90, 16, 0.02
@@ -204,7 +207,7 @@ def moments(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Te
 def test_values_and_every_moment_travel_with_the_weights_that_stay(kind: str, family: type[MaskedGuide]) -> None:
     model, guide = dense()
     guide = family(model, guide.topology)
-    loop = Loop(model, guide, schedules.static(), schedules.constant(0.05), optimizer=kind)
+    loop = Loop(model, guide, schedules.static(), constant(0.05), optimizer=kind)
     for step in range(4):
         loop.step(*batch_of(step))
     names = [name for name, _ in guide.named_parameters()]
@@ -245,7 +248,7 @@ def test_pyro_s_store_forgets_the_dense_weights_and_svi_goes_on_with_the_rest() 
     schedule = Schedule(
         100, lambda t: t in moves, lambda topology, e: prune(topology, e.values.abs(), (20 - e.step, 15 - e.step))
     )
-    loop, expected = Loop(model, guide, schedule, schedules.constant(rate), momentum=0.0), []
+    loop, expected = Loop(model, guide, schedule, constant(rate), momentum=0.0), []
     for step in steps:
         loop.step(*batch_of(step))
         expected.append((guide.values.detach().clone(), guide.positions.clone()))
@@ -269,7 +272,7 @@ def test_pyro_s_store_forgets_the_dense_weights_and_svi_goes_on_with_the_rest() 
 
 def test_a_guide_that_was_pruned_can_be_copied_and_the_copy_goes_the_same_way() -> None:
     model, guide = dense(0.8)
-    loop = Loop(model, guide, schedules.gradual((9, 9), 3, 100), schedules.constant(0.1))
+    loop = Loop(model, guide, schedules.gradual((9, 9), 3, 100), constant(0.1))
     for step in range(1, 8):
         loop.step(*batch_of(step))
     twin = copy.deepcopy(loop)
@@ -329,7 +332,7 @@ def test_pruning_trains_the_weights_of_a_dense_network_under_a_mask(kind: str, k
     targets, sizes, last = (13, 7), (54, 36), 34
     model, guide = dense(keep_prob)
     schedule = schedules.rule(rule, 6, last, 0.3, targets)
-    rates = schedules.cosine(0.02 if kind == "adam" else 0.1, 60)
+    rates = cosine(0.02 if kind == "adam" else 0.1, 60)
     loop, reference, sparse = Loop(model, guide, schedule, rates, optimizer=kind), Reference(kind), []
     for step in range(1, 61):
         x, y = batch_of(step)
@@ -455,7 +458,7 @@ def test_a_run_killed_while_it_prunes_resumes_to_equal_files(rule: str, optimize
 def test_a_state_saved_between_two_prunings_continues_with_the_same_bits(kind: str) -> None:
     def fresh() -> Loop:
         model, guide = dense(0.8)
-        return Loop(model, guide, schedules.gradual((9, 9), 3, 30), schedules.constant(0.1), optimizer=kind)
+        return Loop(model, guide, schedules.gradual((9, 9), 3, 30), constant(0.1), optimizer=kind)
 
     loop = fresh()
     for step in range(1, 12):
@@ -480,12 +483,12 @@ def test_a_state_saved_between_two_prunings_continues_with_the_same_bits(kind: s
 
 def test_the_swa_rate_is_flat_then_linear_then_flat() -> None:
     """Izmailov et al. 2018: constant, a linear fall, then a constant rate under which the averaged weights explore."""
-    rate = schedules.swa(0.3, 400, floor=0.2)
+    rate = swa(0.3, 400, floor=0.2)
     assert [rate(step) for step in (1, 77, 200, 201)] == pytest.approx([0.3] * 4)
     assert [rate(step) for step in (301, 302, 350, 400)] == pytest.approx([0.06] * 4)
     for step in (211, 251, 263, 299):  # the fall is from step 201 to step 301
         assert rate(step) == pytest.approx(0.3 + (0.06 - 0.3) * (step - 201) / 100)
-    warm = schedules.swa(0.3, 400, warmup=50, floor=0.2)
+    warm = swa(0.3, 400, warmup=50, floor=0.2)
     assert [warm(step) for step in (1, 20, 50, 51, 399)] == pytest.approx([0.006, 0.12, 0.3, 0.3, 0.06])
 
 

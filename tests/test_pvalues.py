@@ -15,7 +15,7 @@ from mapie.risk_control.methods import compute_hoeffding_bentkus_p_value
 from scipy import stats
 
 from budget import FALSE_ALARMS, assert_mean
-from espalier import pvalues
+from espalier.certificates import pvalues
 
 WORLDS = 20_000
 Sums = Callable[..., np.ndarray]

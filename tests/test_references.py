@@ -10,9 +10,9 @@ import torch
 
 from budget import assert_mean
 from espalier import Data, Split, Training, load_program, references
-from espalier.evaluation import evaluate, predictions, score
-from espalier.kernels import DeepArcCosine
-from espalier.references import VariationalDeepGP, elbo_draws, exact_posterior
+from espalier.prediction.evaluation import evaluate, predictions, score
+from espalier.references.gaussian_processes import VariationalDeepGP, elbo_draws, exact_posterior
+from espalier.references.kernels import DeepArcCosine
 
 
 def waves(noise: float = 0.1, shift: float = 0.0, scale: float = 1.0, seed: int = 0) -> Data:

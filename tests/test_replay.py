@@ -16,12 +16,14 @@ import torch
 from torch import Tensor, nn
 
 import naive
-from espalier import schedules
-from espalier.distributions import effective_keep_prob, prior_scale_of
-from espalier.guides import MaskedGuide
-from espalier.loop import Loop
+from espalier.distributions.masked import effective_keep_prob
+from espalier.distributions.priors import prior_scale_of
+from espalier.guides.masked import MaskedGuide
 from espalier.network import BayesianNetwork
-from espalier.topology import initial
+from espalier.topology import schedules
+from espalier.topology.masks import initial
+from espalier.training.loop import Loop
+from espalier.training.rates import cosine
 
 STEPS, DELTA_T, T_END, FRACTION, NUM_DATA, DECAY = 60, 5, 50, 0.8, 333, 3e-3
 COLLECT = (57, 58, 60)
@@ -81,7 +83,7 @@ def engine(
     )
     topology = initial(model.shapes, sparsity, generator=generator)
     guide = MaskedGuide(model, topology, keep_prob, rescale=rescale, generator=torch.Generator().manual_seed(7))
-    rates = schedules.cosine(rate, STEPS, warmup=7)
+    rates = cosine(rate, STEPS, warmup=7)
     loop = Loop(
         model,
         guide,

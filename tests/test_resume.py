@@ -15,11 +15,12 @@ import pytest
 import torch
 import yaml
 
-from espalier import cli, data, runs, shelf, store
-from espalier.options import Training
-from espalier.recipes import resolve
+from espalier import data, runs, shelf, store
+from espalier.cli.main import main
+from espalier.runs.recipes import resolve
 from espalier.store import Bundle
-from espalier.training import Silent
+from espalier.training.options import Training
+from espalier.training.watch import Silent
 
 HERE = Path(__file__).parent
 KILLS = 20
@@ -54,22 +55,22 @@ def test_the_command_line_resumes_a_killed_run_and_knows_a_finished_one(
     recipe_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "run"
-    words = [sys.executable, "-c", "from espalier.cli import main; raise SystemExit(main())", "fit", "--config"]
+    words = [sys.executable, "-c", "from espalier.cli.main import main; raise SystemExit(main())", "fit", "--config"]
     words += [str(recipe_file), "--epochs", "500", "--out", str(folder)]
     process = subprocess.Popen(words, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     while not (folder / "checkpoint.safetensors").exists():
         assert process.poll() is None
     process.kill()
     assert process.wait() == -9
-    assert cli.main(["evaluate", str(folder)]) == 2
+    assert main(["evaluate", str(folder)]) == 2
     assert "`espalier resume" in capsys.readouterr().err
     config = (folder / "config.yaml").read_text().replace("epochs: 500", "epochs: 6")
     (folder / "config.yaml").write_text(config)
     (folder / "checkpoint.safetensors").unlink()  # made for 500 epochs, it may be past the sixth
-    assert cli.main(["resume", str(folder)]) == 0
+    assert main(["resume", str(folder)]) == 0
     assert "espalier evaluate" in capsys.readouterr().out
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    assert cli.main(["resume", str(folder)]) == 0
+    assert main(["resume", str(folder)]) == 0
     assert "is finished" in capsys.readouterr().out
     assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from budget import assert_mean
-from espalier import calibration, pvalues, risks
+from espalier import calibration
+from espalier.certificates import pvalues, risks
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
 

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from budget import FALSE_ALARMS
-from espalier import pvalues, selection
+from espalier.certificates import pvalues, selection
 
 NAN = math.nan
 

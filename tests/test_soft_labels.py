@@ -18,17 +18,20 @@ from scipy import stats
 from torch import Tensor, nn
 
 from budget import FALSE_ALARMS, assert_mean, assert_rate
-from espalier import schedules, shelf
+from espalier import shelf
 from espalier.contracts import Data, Split
-from espalier.fit import Fit
-from espalier.guides import MaskedGuide
-from espalier.loop import Loop
+from espalier.guides.masked import MaskedGuide
 from espalier.network import BayesianNetwork
-from espalier.options import Training
+from espalier.prediction.fit import Fit
 from espalier.store import Bundle
-from espalier.streams import Streams
-from espalier.topology import initial
-from espalier.training import Silent, batches, soften
+from espalier.topology import schedules
+from espalier.topology.masks import initial
+from espalier.training import rates
+from espalier.training.batches import batches, soften
+from espalier.training.loop import Loop
+from espalier.training.options import Training
+from espalier.training.streams import Streams
+from espalier.training.watch import Silent
 
 TOLERANCE = 1e-10
 NUM_DATA, BATCH, CLASSES, DECAY = 96, 16, 5, 0.013
@@ -218,7 +221,7 @@ def test_without_mixup_nothing_is_drawn_and_with_it_only_from_the_generator() ->
 def test_training_with_label_smoothing_is_torch_s_step_by_step() -> None:
     model, guide = case(1.0)
     training = Training(batch_size=BATCH, label_smoothing=0.15, device="cpu")
-    loop = Loop(model, guide, schedules.static(), schedules.constant(0.1))
+    loop = Loop(model, guide, schedules.static(), rates.constant(0.1))
     positions = guide.positions.clone()
     values = guide.values.detach().clone().requires_grad_()
     b1, b2 = (model.net[i].bias.detach().clone().requires_grad_() for i in (0, 2))

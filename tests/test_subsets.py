@@ -17,8 +17,8 @@ from pyro.infer import TraceEnum_ELBO
 from scipy import special, stats
 
 from budget import FALSE_ALARMS, assert_mean
-from espalier import subsets
-from espalier.subsets import KSubset, log_normaliser, overlap_with_mode
+from espalier.distributions import subsets
+from espalier.distributions.subsets import KSubset, log_normaliser, overlap_with_mode
 
 
 def normal(seed: int, *shape: int, scale: float = 1.0) -> torch.Tensor:

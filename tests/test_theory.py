@@ -17,7 +17,9 @@ import test_theory_deep_gp
 import test_theory_dependence
 import test_theory_ground_truth
 import test_theory_sbc
-from espalier import cli, plots, theory
+from espalier import theory
+from espalier.cli.main import main
+from espalier.pictures import plots
 from espalier.theory import claims, run
 from espalier.theory.claims import Claim, Curve, Finding, Picture, Ranks
 
@@ -70,7 +72,7 @@ def test_the_worst_z_is_in_standard_errors_and_forgives_rounding() -> None:
 @pytest.mark.parametrize("quick", [True])
 def test_the_quick_run_checks_every_claim_and_leaves_the_page(quick, tmp_path: Path, capsys) -> None:
     start = time.perf_counter()
-    assert cli.main(["theory", "--quick", "--out", str(tmp_path)]) == 0
+    assert main(["theory", "--quick", "--out", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     names = list(theory.catalogue())
     for line, name in zip(lines, names, strict=False):
@@ -110,14 +112,14 @@ class Seen(HTMLParser):
 
 def test_some_claims_only(tmp_path: Path, capsys) -> None:
     words = ["theory", "kl-bound", "objective-prior-scale", "--quick", "--out", str(tmp_path), "--jobs", "1", "--json"]
-    assert cli.main(words) == 0
+    assert main(words) == 0
     result = json.loads(capsys.readouterr().out)
     assert [claim["name"] for claim in result["claims"]] == ["kl-bound", "objective-prior-scale"]
     assert result == json.loads((tmp_path / "theory.json").read_text())
 
 
 def test_the_list_says_what_there_is(capsys) -> None:
-    assert cli.main(["theory", "--list"]) == 0
+    assert main(["theory", "--list"]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(theory.catalogue())
 
 
@@ -129,7 +131,7 @@ def test_the_list_says_what_there_is(capsys) -> None:
 def test_what_cannot_run_is_refused(words, message, capsys, tmp_path) -> None:
     import re
 
-    assert cli.main(["theory", *words, "--out", str(tmp_path)]) == 2
+    assert main(["theory", *words, "--out", str(tmp_path)]) == 2
     assert re.search(message, capsys.readouterr().err.strip())
     assert not list(tmp_path.iterdir())
 

@@ -12,9 +12,10 @@ import torch
 from pyro.infer import Trace_ELBO
 from scipy import special, stats
 
-from espalier.distributions import kl_bound, prior_scale_of
-from espalier.hierarchy import HierarchicalGuide, LeaveOneOutELBO
-from espalier.subsets import overlap_with_mode
+from espalier.distributions.masked import kl_bound
+from espalier.distributions.priors import prior_scale_of
+from espalier.distributions.subsets import overlap_with_mode
+from espalier.guides.hierarchy import HierarchicalGuide, LeaveOneOutELBO
 from espalier.theory import kl, literal, scale, topologies
 
 CLAIMS = {claim.name: claim for module in (literal, topologies, kl, scale) for claim in module.CLAIMS}

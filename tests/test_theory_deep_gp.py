@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from budget import assert_mean
-from espalier.kernels import DeepArcCosine, arc_cosine_1
-from espalier.references import VariationalDeepGP, elbo_draws, exact_posterior
+from espalier.references.gaussian_processes import VariationalDeepGP, elbo_draws, exact_posterior
+from espalier.references.kernels import DeepArcCosine, arc_cosine_1
 from espalier.theory import deep_gp, finite_width
 
 CHECKS = {claim.name: claim.check for claim in deep_gp.CLAIMS}

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from espalier import calibration
-from espalier.distributions import draw_keep, scatter
-from espalier.fit import Fit
-from espalier.nuts import Potential
-from espalier.predict import parameters_of
+from espalier.distributions.masked import draw_keep, scatter
+from espalier.prediction.fit import Fit
+from espalier.prediction.predict import parameters_of
+from espalier.references.nuts import Potential
 from espalier.theory import ground_truth, rivals
 from espalier.theory.ground_truth import conjugate, factorised
 

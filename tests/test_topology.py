@@ -11,8 +11,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from budget import assert_rate
-from espalier import schedules, shelf, topology
+from espalier import shelf
 from espalier.contracts import Evidence, Topology
+from espalier.topology import masks, schedules
+from espalier.training import rates
 
 laws = settings(deadline=None, max_examples=60, derandomize=True)
 
@@ -71,10 +73,10 @@ SHARES = {"erk": water_fill, "uniform": flat_shares}
 
 
 def test_every_allocation_has_an_oracle_here():
-    assert set(topology.ALLOCATIONS) == set(SHARES)
+    assert set(masks.ALLOCATIONS) == set(SHARES)
 
 
-@pytest.mark.parametrize("allocation", sorted(topology.ALLOCATIONS))
+@pytest.mark.parametrize("allocation", sorted(masks.ALLOCATIONS))
 @laws
 @given(case=shapes_and_density())
 def test_counts_add_up_exactly_and_each_is_within_one_weight_of_its_share(allocation, case):
@@ -82,7 +84,7 @@ def test_counts_add_up_exactly_and_each_is_within_one_weight_of_its_share(alloca
     sizes = [math.prod(shape) for shape in shapes]
     shares = SHARES[allocation](shapes, density)
     try:
-        counts = topology.ALLOCATIONS[allocation](shapes, density)
+        counts = masks.ALLOCATIONS[allocation](shapes, density)
     except ValueError:
         counts = ()
     assert counts or min(shares) < 1  # a layer left without weights is the only reason to refuse
@@ -94,19 +96,19 @@ def test_counts_add_up_exactly_and_each_is_within_one_weight_of_its_share(alloca
 
 def test_uniform_rounds_by_largest_remainder_on_a_case_by_hand():
     # sizes 200, 180, 6 at density 0.3: shares 60, 54, 1.8; floors 115, round(115.8) = 116: the layer with .8 gets one
-    assert topology.uniform([(10, 20), (4, 5, 3, 3), (2, 3)], 0.3) == (60, 54, 2)
+    assert masks.uniform([(10, 20), (4, 5, 3, 3), (2, 3)], 0.3) == (60, 54, 2)
 
 
 def test_erk_caps_a_full_layer_and_shares_its_surplus_again_on_a_case_by_hand():
     # sizes 200, 180, 6; sums of dimensions 30, 15, 5; density 0.3 of 386 is a budget of 115.8.
     # First round: 115.8 / 50 = 2.316 per unit of dimension, so the last layer would get 11.58 of its 6: it is dense.
     # Second round: (115.8 - 6) / 45 = 2.44: 73.2 and 36.6. Floors 73 + 36 + 6 = 115, total 116: the .6 gets one.
-    assert topology.erk([(10, 20), (4, 5, 3, 3), (2, 3)], 0.3) == (73, 37, 6)
+    assert masks.erk([(10, 20), (4, 5, 3, 3), (2, 3)], 0.3) == (73, 37, 6)
 
 
 def test_erk_proportions_are_dimensions_over_weights_where_nothing_is_capped():
     shapes = [(30, 40), (20, 50), (25, 10, 3, 3)]
-    counts = topology.erk(shapes, 0.1)  # 445 weights for dimensions 70, 70, 41: 172.1, 172.1, 100.8
+    counts = masks.erk(shapes, 0.1)  # 445 weights for dimensions 70, 70, 41: 172.1, 172.1, 100.8
     assert counts == (172, 172, 101)
 
 
@@ -134,20 +136,20 @@ def test_erk_costs_a_wide_resnet_the_multiply_adds_that_were_published():
     dense = (per_weight * np.array(model.sizes)).sum()
     assert dense == pytest.approx(157.7e6, rel=1e-3)
     for sparsity, published in [(0.80, 0.352), (0.90, 0.174), (0.95, 0.088), (0.99, 0.018)]:
-        cost = (per_weight * np.array(topology.erk(model.shapes, 1 - sparsity))).sum() / dense
+        cost = (per_weight * np.array(masks.erk(model.shapes, 1 - sparsity))).sum() / dense
         assert cost == pytest.approx(published, abs=0.003)
 
 
-@pytest.mark.parametrize("allocation", sorted(topology.ALLOCATIONS))
+@pytest.mark.parametrize("allocation", sorted(masks.ALLOCATIONS))
 @pytest.mark.parametrize("density", [0.0, -0.1, 1.2, math.nan])
 def test_a_density_that_is_none_is_refused(allocation, density):
     with pytest.raises(ValueError, match=r"^expected a sparsity in \[0, 1\), got .*fraction of weights at zero$"):
-        topology.ALLOCATIONS[allocation]([(3, 4)], density)
+        masks.ALLOCATIONS[allocation]([(3, 4)], density)
 
 
 def test_a_layer_left_without_weights_is_refused():
     with pytest.raises(ValueError, match=r"layer 1 of 2 weights gets none at sparsity 0.9: lower the sparsity"):
-        topology.uniform([(40, 40), (1, 2)], 0.1)
+        masks.uniform([(40, 40), (1, 2)], 0.1)
 
 
 # ------------------------------------------------------------------------------------------------------------- keep_top
@@ -158,20 +160,20 @@ def test_a_layer_left_without_weights_is_refused():
 def test_keep_top_is_the_head_of_a_stable_sort(scores, data):
     count = data.draw(st.integers(0, len(scores)))
     best = sorted(range(len(scores)), key=lambda place: -scores[place])[:count]  # Python's sort is stable
-    kept = topology.keep_top(torch.tensor(scores), count)
+    kept = masks.keep_top(torch.tensor(scores), count)
     assert kept.nonzero().squeeze(1).tolist() == sorted(best)
 
 
 def test_keep_top_gives_ties_to_the_lower_position():
     #                                             _     0     1     _
-    kept = topology.keep_top(torch.tensor([0.0, -1.0, 0.0, 7.0, 0.0, 0.0]), 3)
+    kept = masks.keep_top(torch.tensor([0.0, -1.0, 0.0, 7.0, 0.0, 0.0]), 3)
     assert kept.nonzero().squeeze(1).tolist() == [0, 2, 3]
 
 
 def test_keep_top_keeps_the_exact_count_among_a_million_zeros():
     score = torch.zeros(1_000_000)
     score[::1000] = 1.0
-    kept = topology.keep_top(score, 123_456)
+    kept = masks.keep_top(score, 123_456)
     assert int(kept.sum()) == 123_456
     assert bool(kept[::1000].all())
 
@@ -181,7 +183,7 @@ def test_keep_top_keeps_the_exact_count_among_a_million_zeros():
 
 def test_a_random_topology_has_its_counts_and_is_decided_by_its_generator():
     shapes, counts = [(10, 20), (6, 5, 3, 3), (7, 2)], (31, 200, 14)
-    draw = [topology.random_topology(shapes, counts, torch.Generator().manual_seed(seed)) for seed in (3, 3, 4)]
+    draw = [masks.random_topology(shapes, counts, torch.Generator().manual_seed(seed)) for seed in (3, 3, 4)]
     for topo in draw:
         check_is_a_topology(topo)
         assert (topo.counts, topo.sizes) == (counts, (200, 270, 14))
@@ -193,24 +195,24 @@ def test_a_random_topology_visits_every_position_equally_often():
     generator, trials = torch.Generator().manual_seed(5), 1500
     visits = torch.zeros(12)
     for _ in range(trials):
-        visits[topology.random_topology([(3, 4)], (5,), generator).positions] += 1
+        visits[masks.random_topology([(3, 4)], (5,), generator).positions] += 1
     for visited in visits.tolist():
         assert_rate(visited, trials, 5 / 12, looks=12)
 
 
 def test_a_magnitude_topology_holds_the_largest_weights_of_each_layer():
     weights = torch.tensor([0.1, -0.9, 0.5, 0.0, 9.0, -8.0, 7.0, 10.0])
-    topo = topology.magnitude_topology([(2, 2), (4,)], (2, 1), weights)
+    topo = masks.magnitude_topology([(2, 2), (4,)], (2, 1), weights)
     assert topo.positions.tolist() == [1, 2, 7]
     assert topo.counts == (2, 1)
 
 
-@pytest.mark.parametrize("allocation", sorted(topology.ALLOCATIONS))
+@pytest.mark.parametrize("allocation", sorted(masks.ALLOCATIONS))
 @pytest.mark.parametrize("start", ["random", "magnitude"])
 def test_an_initial_topology_is_exact_in_total(allocation, start):
     shapes = [(17, 23), (8, 17, 3, 3), (5, 8)]
     total = 17 * 23 + 8 * 17 * 9 + 40
-    topo = topology.initial(shapes, 0.87, allocation, start, torch.randn(total), torch.Generator().manual_seed(0))
+    topo = masks.initial(shapes, 0.87, allocation, start, torch.randn(total), torch.Generator().manual_seed(0))
     check_is_a_topology(topo)
     assert topo.num_active == round((1 - 0.87) * total)
     assert topo.density == topo.num_active / total
@@ -231,7 +233,7 @@ def test_drop_and_grow_on_a_case_by_hand():
     topo = Topology(torch.tensor([0, 2, 3, 5, 8, 9, 10]), (4, 3), (8, 4))
     drop = torch.tensor([3.0, 1, 1, 2, 5, 0, 4])
     grow = torch.tensor([0.0, 2, 99, 99, 9, 0, 7, 9, 0, 99, 0, 1])
-    move = topology.drop_and_grow(topo, drop, grow, 0.5)
+    move = masks.drop_and_grow(topo, drop, grow, 0.5)
     assert move.topology.positions.tolist() == [0, 4, 5, 7, 8, 10, 11]
     assert move.source.tolist() == [0, -1, 3, -1, 4, 6, -1]
     assert move.topology.counts == (4, 3)
@@ -241,7 +243,7 @@ def test_drop_and_grow_on_a_case_by_hand():
 def test_ties_keep_and_grow_the_lower_position():
     # a a a . . .   all scores equal, one of three is exchanged: the highest active goes, the lowest inactive comes
     topo = Topology(torch.tensor([0, 1, 2]), (3,), (6,))
-    move = topology.drop_and_grow(topo, torch.zeros(3), torch.zeros(6), 0.34)
+    move = masks.drop_and_grow(topo, torch.zeros(3), torch.zeros(6), 0.34)
     assert move.topology.positions.tolist() == [0, 1, 3]
 
 
@@ -266,7 +268,7 @@ def naive_move(topo, drop, grow, fraction):
 @given(case=nets())
 def test_drop_and_grow_is_the_naive_exchange_layer_by_layer(case):
     topo, drop, grow, fraction = case
-    move = topology.drop_and_grow(topo, drop, grow, fraction)
+    move = masks.drop_and_grow(topo, drop, grow, fraction)
     after, source = naive_move(topo, drop, grow, fraction)
     assert move.topology.positions.tolist() == after
     assert move.source.tolist() == source
@@ -276,7 +278,7 @@ def test_drop_and_grow_is_the_naive_exchange_layer_by_layer(case):
 @given(case=nets())
 def test_a_move_exchanges_the_exact_number_and_nothing_dropped_returns(case):
     topo, drop, grow, fraction = case
-    move = topology.drop_and_grow(topo, drop, grow, fraction)
+    move = masks.drop_and_grow(topo, drop, grow, fraction)
     check_is_a_topology(move.topology)
     assert (move.topology.counts, move.topology.sizes) == (topo.counts, topo.sizes)
     before, after = set(topo.positions.tolist()), set(move.topology.positions.tolist())
@@ -299,7 +301,7 @@ def test_density_is_exact_to_the_weight_over_ten_moves(case, seed):
     generator = torch.Generator().manual_seed(seed)
     for _ in range(10):
         drop = torch.rand(topo.num_active, generator=generator)
-        moved = topology.drop_and_grow(topo, drop, torch.rand(topo.num_weights, generator=generator), fraction).topology
+        moved = masks.drop_and_grow(topo, drop, torch.rand(topo.num_weights, generator=generator), fraction).topology
         check_is_a_topology(moved)
         assert (moved.counts, moved.density) == (topo.counts, topo.density)
         topo = moved
@@ -307,10 +309,10 @@ def test_density_is_exact_to_the_weight_over_ten_moves(case, seed):
 
 def test_relocated_values_travel_with_their_weight_and_grown_ones_are_zero():
     old = torch.tensor([10.0, 11, 12])
-    assert topology.relocate(old, torch.tensor([2, -1, 0])).tolist() == [12, 0, 10]
+    assert masks.relocate(old, torch.tensor([2, -1, 0])).tolist() == [12, 0, 10]
     assert old.tolist() == [10, 11, 12]  # the old ones stay as they were
     rows = torch.arange(6.0).view(3, 2)
-    assert topology.relocate(rows, torch.tensor([-1, 1])).tolist() == [[0, 0], [2, 3]]
+    assert masks.relocate(rows, torch.tensor([-1, 1])).tolist() == [[0, 0], [2, 3]]
 
 
 # ----------------------------------------------------------------------------------------------------------------- bits
@@ -320,10 +322,10 @@ def test_relocated_values_travel_with_their_weight_and_grown_ones_are_zero():
 @given(case=nets())
 def test_a_topology_survives_as_bits(case):
     topo = case[0]
-    bits = topology.to_bits(topo)
+    bits = masks.to_bits(topo)
     assert bits.dtype == torch.uint8
     assert len(bits) == math.ceil(topo.num_weights / 8)
-    back = topology.from_bits(bits, topo.sizes)
+    back = masks.from_bits(bits, topo.sizes)
     assert torch.equal(back.positions, topo.positions)
     assert (back.counts, back.sizes) == (topo.counts, topo.sizes)
 
@@ -332,9 +334,9 @@ def test_a_topology_survives_as_bits(case):
 @given(rows=st.integers(1, 3), columns=st.integers(1, 30), seed=st.integers(0, 1000))
 def test_packed_bits_are_numpys(rows, columns, seed):
     mask = torch.rand(rows, columns, generator=torch.Generator().manual_seed(seed)) < 0.5
-    packed = topology.pack_bits(mask)
+    packed = masks.pack_bits(mask)
     assert np.array_equal(packed.numpy(), np.packbits(mask.numpy(), axis=-1))
-    assert torch.equal(topology.unpack_bits(packed, columns), mask)
+    assert torch.equal(masks.unpack_bits(packed, columns), mask)
 
 
 # ------------------------------------------------------------------------------------------------------------ schedules
@@ -358,7 +360,7 @@ def test_a_static_topology_is_never_due_and_a_move_of_it_changes_nothing():
     schedule = schedules.rule("static", 100, 400, 0.3)
     assert schedule.last == 0
     assert not any(schedule.due(step) for step in range(1, 1000))
-    topo = topology.random_topology([(5, 6)], (11,), torch.Generator().manual_seed(0))
+    topo = masks.random_topology([(5, 6)], (11,), torch.Generator().manual_seed(0))
     move = schedule.move(topo, evidence(topo))
     assert move.topology == topo
     assert move.source.tolist() == list(range(11))
@@ -370,7 +372,7 @@ def test_a_static_topology_is_never_due_and_a_move_of_it_changes_nothing():
 @pytest.mark.parametrize(("step", "exchanged"), [(100, 1963), (125, 1500), (200, 286), (249, 0)])
 @pytest.mark.parametrize("name", ["rigl", "set"])
 def test_the_exchanged_fraction_decays_as_a_cosine(name, step, exchanged):
-    topo = topology.random_topology([(300, 100)], (10_000,), torch.Generator().manual_seed(0))
+    topo = masks.random_topology([(300, 100)], (10_000,), torch.Generator().manual_seed(0))
     move = schedules.rule(name, 1, 250, 0.3).move(topo, evidence(topo, step))
     assert move.num_grown == exchanged
 
@@ -399,7 +401,7 @@ def test_set_grows_every_inactive_position_equally_often_and_ignores_the_gradien
 
 
 def test_set_repeats_itself_with_its_generator():
-    topo = topology.random_topology([(30, 30)], (300,), torch.Generator().manual_seed(0))
+    topo = masks.random_topology([(30, 30)], (300,), torch.Generator().manual_seed(0))
     moves = [schedules.set_(1, 100, 0.5).move(topo, evidence(topo, 1, seed)) for seed in (1, 1, 2)]
     assert torch.equal(moves[0].topology.positions, moves[1].topology.positions)
     assert not torch.equal(moves[0].topology.positions, moves[2].topology.positions)
@@ -425,7 +427,7 @@ def test_impossible_schedules_are_refused():
 
 
 def test_a_cosine_rate_warms_up_linearly_and_ends_at_nearly_zero():
-    rate = schedules.cosine(0.4, 100, warmup=20)
+    rate = rates.cosine(0.4, 100, warmup=20)
     assert [rate(step) for step in (1, 7, 20)] == pytest.approx([0.02, 0.14, 0.4])
     assert rate(21) == pytest.approx(0.4)  # the cosine begins at the peak
     assert rate(61) == pytest.approx(0.2)  # half way: 40 of 80 steps
@@ -435,12 +437,12 @@ def test_a_cosine_rate_warms_up_linearly_and_ends_at_nearly_zero():
 
 
 def test_a_stepwise_rate_is_multiplied_every_so_many_steps_from_the_start_of_training():
-    rate = schedules.stepwise(0.3, 50, factor=0.5, warmup=10)
+    rate = rates.stepwise(0.3, 50, factor=0.5, warmup=10)
     assert [rate(step) for step in (1, 4, 10)] == pytest.approx([0.03, 0.12, 0.3])
     assert [rate(step) for step in (11, 50, 51, 100, 101, 151)] == pytest.approx([0.3, 0.3, 0.15, 0.15, 0.075, 0.0375])
 
 
 def test_a_constant_rate_stays_at_its_peak_after_the_warm_up():
-    rate = schedules.constant(0.2, warmup=4)
+    rate = rates.constant(0.2, warmup=4)
     assert [rate(step) for step in (1, 2, 4, 5, 999)] == pytest.approx([0.05, 0.1, 0.2, 0.2, 0.2])
-    assert schedules.constant(0.2)(1) == 0.2
+    assert rates.constant(0.2)(1) == 0.2

@@ -12,7 +12,7 @@ import torch
 
 from blobs import blobs
 from espalier import Training, load_program
-from espalier.fit import Fit
+from espalier.prediction.fit import Fit
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = [Path(os.environ.get("ESPALIER_DATA", "~/.cache/espalier")).expanduser() / "polyps",

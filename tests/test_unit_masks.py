@@ -19,15 +19,17 @@ from pyro.infer import TraceMeanField_ELBO
 from torch import Tensor, nn
 
 from budget import assert_mean, assert_rate
-from espalier import schedules, shelf, store
+from espalier import shelf, store
 from espalier.contracts import Data
-from espalier.data import load
-from espalier.fit import Fit
-from espalier.guides import MaskedGuide, draw_mask, input_units
-from espalier.loop import Loop
+from espalier.data.sets import load
+from espalier.guides.masked import MaskedGuide, draw_mask, input_units
 from espalier.network import BayesianNetwork
-from espalier.options import Training
-from espalier.topology import initial, prune
+from espalier.prediction.fit import Fit
+from espalier.topology import schedules
+from espalier.topology.masks import initial, prune
+from espalier.training import rates
+from espalier.training.loop import Loop
+from espalier.training.options import Training
 
 TOLERANCE = 1e-10
 NUM_DATA, BATCH, DECAY = 90, 16, 0.02
@@ -237,7 +239,7 @@ def test_the_objective_under_unit_masks_is_dropout_with_weight_decay(name: str) 
 def test_it_is_dropout_after_every_move_of_the_topology(name: str, rule: str) -> None:
     model, guide = case(name, 0.0 if rule == "gradual" else 0.6)
     counts = tuple(max(1, size // 4) for size in model.sizes)
-    loop = Loop(model, guide, schedules.rule(rule, 3, 20, 0.5, counts), schedules.constant(0.05))
+    loop = Loop(model, guide, schedules.rule(rule, 3, 20, 0.5, counts), rates.constant(0.05))
     places = [guide.positions.clone()]
     for step in range(1, 22):
         loop.step(*batch_of(name, step))

@@ -15,18 +15,20 @@ import pytest
 import torch
 from torch import nn
 
-from espalier import distributed, runs, schedules, store
+from espalier import runs, store
 from espalier.contracts import Data, Split
-from espalier.distillation import distill
-from espalier.fit import Fit
-from espalier.guides import MaskedGuide
+from espalier.guides.masked import MaskedGuide
 from espalier.network import BayesianNetwork
-from espalier.options import Training
-from espalier.recipes import resolve
+from espalier.prediction.fit import Fit
+from espalier.runs.recipes import resolve
 from espalier.store import Bundle
-from espalier.streams import Streams, find_device
-from espalier.topology import initial
-from espalier.training import train
+from espalier.topology import schedules
+from espalier.topology.masks import initial
+from espalier.training import distributed
+from espalier.training.distillation import distill
+from espalier.training.options import Training
+from espalier.training.streams import Streams, find_device
+from espalier.training.train import train
 
 BATCH, EPOCHS, EXAMPLES = 32, 8, 160  # of the whole: 5 steps an epoch, 40 in all
 MOVES = 9  # every third step before the freeze at 30

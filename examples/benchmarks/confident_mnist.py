@@ -12,18 +12,23 @@ merely unlucky on 1,000 images. Intervals are Clopper-Pearson, 95 %.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import beta
 from torch import nn
 
-from espalier import BayesianNetwork, Data, Training, load_data, load_program, pvalues, selection
-from espalier.pruning import Family, Frozen, family
+from espalier import BayesianNetwork, Data, Training, load_data, load_program
+from espalier.certificates import pvalues, selection
+from espalier.certificates.pruning import Family, Frozen, family
 
 GRID = [round(0.01 * i, 2) for i in range(100)]
 Bits = NDArray[np.bool_]
+Losses = NDArray[Any]
+Tests = dict[str, tuple[Callable[[Losses], NDArray[np.float64]], str]]
+"""test -> p-values of losses `(m, n)`, and the procedure."""
 
 
 def images_in_unit_interval(data: Data) -> Data:
@@ -56,13 +61,17 @@ def by_count(test: str, n: int, alpha: float) -> NDArray[np.float64]:
 
 
 def chosen(
-    losses: Bits, rows: NDArray[np.int64], p_value: Callable[[Bits], NDArray[np.float64]], delta: float, procedure: str
+    losses: Losses,
+    rows: NDArray[np.int64],
+    p_value: Callable[[Losses], NDArray[np.float64]],
+    delta: float,
+    procedure: str,
 ) -> int:
     """Place of lambda-hat in the grid, -1 where nothing is certified."""
     return max(selection.rejected(p_value(losses[:, rows]), delta, procedure), default=-1)
 
 
-def arms(n: int, alpha: float, delta: float) -> dict[str, tuple[Callable[[Bits], NDArray[np.float64]], str]]:
+def arms(n: int, alpha: float, delta: float) -> Tests:
     tables = {test: by_count(test, n, alpha) for test in ("binomial", "hinge", "hb")}
     found = {test: (lambda own, table=table: table[own.sum(1)], "fixed-sequence") for test, table in tables.items()}
     found["wsr"] = (lambda own: pvalues.wsr(own, alpha, delta), "fixed-sequence")
@@ -90,20 +99,33 @@ def papers_table(losses: Bits, seeds: int, alpha: float, delta: float) -> None:
           "1,000 images of a risk just below alpha exceed it often.")  # fmt: skip
 
 
-def coverage_table(name: str, losses: Bits, sizes: list[int], draws: int, alpha: float, delta: float) -> None:
-    risk = losses.mean(1)
-    print(f"\n{name}, alpha {alpha}, delta {delta}; {draws} calibration sets of n drawn with replacement:\n")
+def coverage_table(
+    losses: Losses,
+    grid: Sequence[float],
+    alpha: float,
+    draws: int,
+    tests: Mapping[int, Tests],
+    delta: float,
+    stream: int,
+) -> None:
+    """A row for each n and test: what `draws` calibration sets, drawn with replacement from all columns of `losses`, come to."""
+    risk, pool = losses.mean(1), losses.shape[1]
     print("| n | test | certified | lambda-hat, mean (sd) | true risk there | right (or nothing certified) |")
     print("|---|---|---|---|---|---|")
-    for n in sizes:
-        for test, (p_value, procedure) in arms(n, alpha, delta).items():
-            rng = np.random.default_rng([2, n])  # the same draws for every test
-            places = [chosen(losses, rng.integers(10_000, size=n), p_value, delta, procedure) for _ in range(draws)]
-            some = np.array([place for place in places if place >= 0])
+    for n, arms in tests.items():
+        for test, (p_value, procedure) in arms.items():
+            rng = np.random.default_rng([stream, n])  # the same draws for every test
+            places = [chosen(losses, rng.integers(pool, size=n), p_value, delta, procedure) for _ in range(draws)]
+            some = np.array([place for place in places if place >= 0], dtype=int)
             right = sum(place < 0 or risk[place] <= alpha for place in places)
-            where = np.array(GRID)[some] if len(some) else np.zeros(0)
+            where = np.array(grid)[some]
             told = f"{where.mean():.3f} ({where.std():.3f}) | {risk[some].mean():.4f}" if len(some) else "- | -"
             print(f"| {n} | {test} | {len(some) / draws:.3f} | {told} | {interval(right, draws)} |", flush=True)
+
+
+def coverage(name: str, losses: Losses, sizes: list[int], draws: int, alpha: float, delta: float) -> None:
+    print(f"\n{name}, alpha {alpha}, delta {delta}; {draws} calibration sets of n drawn with replacement:\n")
+    coverage_table(losses, GRID, alpha, draws, {n: arms(n, alpha, delta) for n in sizes}, delta, stream=2)
 
 
 def main() -> None:
@@ -129,8 +151,8 @@ def main() -> None:
         f"\nThe error is {'not ' if (steps < 0).any() else ''}monotone in lambda: it falls at {(steps < 0).sum()} of 99 steps."
     )
     papers_table(matrices["error"], arguments.draws, 0.03, 0.05)
-    coverage_table("Classification error", matrices["error"], [500, 1000, 2000], arguments.draws, 0.03, 0.05)
-    coverage_table("Classification error", matrices["error"], [500, 1000, 2000], arguments.draws, 0.05, 0.05)
+    coverage("Classification error", matrices["error"], [500, 1000, 2000], arguments.draws, 0.03, 0.05)
+    coverage("Classification error", matrices["error"], [500, 1000, 2000], arguments.draws, 0.05, 0.05)
     coverage_table(
         "Disagreement with the dense network (no labels)",
         matrices["disagreement"],

@@ -15,27 +15,25 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import beta
 
-from espalier import certificate, pvalues, selection
-from espalier.certifying import Settings, certify_fit
-from espalier.pruning import Frozen, family
-from espalier.risks import named
+from espalier.certificates import certificate, pvalues
+from espalier.certificates.certify import Settings, certify_fit
+from espalier.certificates.pruning import Frozen, family
+from espalier.certificates.risks import named
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from confident_mnist import Tests, coverage_table
 from polyps import load_polyps, train
 
 STEP, DELTA = 0.02, 0.1
 Floats = NDArray[np.float64]
 
 
-def p_values(alpha: float) -> dict[str, tuple[Callable[[Floats], Floats], str]]:
-    """test -> p-values of losses `(m, n)`, and the procedure."""
+def p_values(alpha: float) -> Tests:
     return {
         "wsr": (lambda x: pvalues.wsr(x, alpha, DELTA), "fixed-sequence"),
         "hinge": (lambda x: pvalues.hinge(x.sum(1), x.shape[1], alpha), "fixed-sequence"),
@@ -45,30 +43,11 @@ def p_values(alpha: float) -> dict[str, tuple[Callable[[Floats], Floats], str]]:
     }
 
 
-def coverage(
-    name: str, losses: Floats, grid: list[float], alpha: float, draws: int, sizes: tuple[int, ...] = (100, 200)
-) -> None:
-    risk, pool = losses.mean(1), losses.shape[1]
-    print(f"\n{name} at most {alpha:g}, delta {DELTA}; {draws} sets of n drawn with replacement from {pool} frames:\n")
-    print("| n | test | certified | lambda-hat, mean (sd) | true risk there | right (or nothing certified) |")
-    print("|---|---|---|---|---|---|")
-    for n in sizes:
-        for test, (p_value, procedure) in p_values(alpha).items():
-            rng = np.random.default_rng([3, n])  # the same draws for every test
-            places = []
-            for _ in range(draws):
-                rows = rng.integers(pool, size=n)
-                places.append(max(selection.rejected(p_value(losses[:, rows]), DELTA, procedure), default=-1))
-            some = np.array([place for place in places if place >= 0], dtype=int)
-            right = sum(place < 0 or risk[place] <= alpha for place in places)
-            low = beta.ppf(0.025, right, draws - right + 1)
-            high = beta.ppf(0.975, right + 1, draws - right) if right < draws else 1.0
-            where = np.array(grid)[some]
-            told = f"{where.mean():.3f} ({where.std():.3f}) | {risk[some].mean():.4f}" if len(some) else "- | -"
-            print(
-                f"| {n} | {test} | {len(some) / draws:.3f} | {told} | {right / draws:.3f} [{low:.3f}, {high:.3f}] |",
-                flush=True,
-            )
+def coverage(name: str, losses: Floats, grid: list[float], alpha: float, draws: int) -> None:
+    print(
+        f"\n{name} at most {alpha:g}, delta {DELTA}; {draws} sets of n drawn with replacement from {losses.shape[1]} frames:\n"
+    )
+    coverage_table(losses, grid, alpha, draws, {n: p_values(alpha) for n in (100, 200)}, DELTA, stream=3)
 
 
 def main() -> None:

@@ -18,10 +18,10 @@ from pathlib import Path
 from scipy import stats
 
 from espalier import runs
-from espalier.evaluation import evaluate
-from espalier.fit import WAYS
-from espalier.progress import Bar
-from espalier.recipes import resolve
+from espalier.cli.progress import Bar
+from espalier.prediction.evaluation import evaluate
+from espalier.prediction.fit import WAYS
+from espalier.runs.recipes import resolve
 
 REGIMES = {
     "interpolating": ["--train-size=10000", "--epochs=60"],

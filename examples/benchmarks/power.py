@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest, norm
 
-from espalier import pvalues
+from espalier.certificates import pvalues
 
 Floats = NDArray[np.float64]
 PValue = Callable[[Floats, float, float], Floats]  # of losses (worlds, n), alpha, delta

@@ -20,8 +20,8 @@ import numpy as np
 from scipy import stats
 
 from espalier import Data, Fit, Training, load_data, load_program
-from espalier.certifying import Settings, certify_fit
-from espalier.risks import named
+from espalier.certificates.certify import Settings, certify_fit
+from espalier.certificates.risks import named
 
 ALPHA = {"mnist": 0.05, "fashion-mnist": 0.17}
 # arm -> which fit, how it predicts, what it is pruned by

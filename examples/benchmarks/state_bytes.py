@@ -15,12 +15,14 @@ import pyro
 import torch
 from safetensors.torch import save_file
 
-from espalier import schedules, shelf, store
-from espalier.guides import MaskedGuide
-from espalier.loop import Loop
+from espalier import shelf, store
+from espalier.guides.masked import MaskedGuide
 from espalier.store import Bundle
-from espalier.streams import Streams
-from espalier.topology import initial
+from espalier.topology import schedules
+from espalier.topology.masks import initial
+from espalier.training import rates
+from espalier.training.loop import Loop
+from espalier.training.streams import Streams
 
 
 def size(tensors: dict[str, torch.Tensor]) -> int:
@@ -42,7 +44,7 @@ def main() -> None:
     streams = Streams(0, torch.device("cpu"))
     guide = MaskedGuide(model, initial(model.shapes, 0.95), 0.9, generator=streams.mask)
     model.num_data, model.weight_decay = 45000, 5e-4
-    loop = Loop(model, guide, schedules.static(), schedules.constant(0.1))
+    loop = Loop(model, guide, schedules.static(), rates.constant(0.1))
     with pyro.get_param_store().scope(), pyro.validation_enabled(False):
         loop.step(x, y)
     tensors, facts = loop.state()

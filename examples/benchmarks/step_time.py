@@ -16,11 +16,13 @@ from collections.abc import Callable
 import pyro
 import torch
 
-from espalier import schedules, shelf
-from espalier.guides import MaskedGuide
-from espalier.loop import Loop
-from espalier.predict import to_device
-from espalier.topology import initial
+from espalier import shelf
+from espalier.guides.masked import MaskedGuide
+from espalier.prediction.predict import to_device
+from espalier.topology import schedules
+from espalier.topology.masks import initial
+from espalier.training import rates
+from espalier.training.loop import Loop
 
 NETS = {"mlp": ("MLP 784-512-512-10", (1, 28, 28), 10), "wide_resnet": ("WRN-22-2", (3, 32, 32), 1)}
 
@@ -45,7 +47,7 @@ def arms(name: str, shape: tuple[int, ...]) -> dict[str, Callable[[], object]]:
         own = build(shape, 10)
         own.num_data, own.weight_decay = 45000, 5e-4
         guide = MaskedGuide(own, initial(own.shapes, sparsity), keep_prob)
-        loop = Loop(own, guide, schedules.static(), schedules.constant(0.01))
+        loop = Loop(own, guide, schedules.static(), rates.constant(0.01))
         label = f"{sparsity:.0%} sparse, " + ("RigL" if keep_prob == 1 else f"CigL (drop_rate {1 - keep_prob:.1f})")
         result[label] = lambda loop=loop: loop.step(x, y)
     return result

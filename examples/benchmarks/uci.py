@@ -23,7 +23,7 @@ import torch
 from scipy import stats
 
 from espalier import Data, Training, load_data, load_program, references
-from espalier.evaluation import Predictions, predictions, score
+from espalier.prediction.evaluation import Predictions, predictions, score
 
 SCORES = ("rmse", "nll", "crps", "coverage_95")
 WAYS = ("ticket", "redraw")

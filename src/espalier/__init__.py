@@ -1,48 +1,52 @@
-"""Espalier: Bayesian sparse training for networks that know what they don't know."""
+"""Espalier: Bayesian sparse training for networks that know what they don't know.
+
+From the bottom to the top, each using only what stands below it:
+
+calibration    scores with intervals; no torch        contracts.py, store.py, shelf.py   words, files, programs by name
+topology       the mask M and its schedules           data, pictures                     sets; plots as data
+distributions  priors, masked weights, subsets
+network.py     the model
+guides         q(weights | topology): Z is drawn      models                             the shelf of networks
+prediction     Fit, ways to predict, scores, costs
+training       the loop and its options               references                         GPs and NUTS to compare with
+inference      the shelf of methods                   runs                               recipes and run folders
+grids          methods x sparsities x seeds           certificates                       pruning that is certified
+theory         every claim, checked
+cli            `espalier ...`
+"""
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from espalier.lazy import lazily
 
 if TYPE_CHECKING:
-    from espalier import calibration as calibration
     from espalier.contracts import Data as Data
     from espalier.contracts import Split as Split
     from espalier.contracts import Topology as Topology
-    from espalier.data import load as load_data
-    from espalier.fit import Fit as Fit
-    from espalier.guides import MaskedGuide as MaskedGuide
+    from espalier.data.sets import load as load_data
+    from espalier.guides.masked import MaskedGuide as MaskedGuide
     from espalier.network import BayesianNetwork as BayesianNetwork
-    from espalier.options import Training as Training
-    from espalier.runs import load as load
+    from espalier.prediction.fit import Fit as Fit
+    from espalier.runs.folder import load as load
     from espalier.shelf import load as load_program
-    from espalier.training import train as train
+    from espalier.training.options import Training as Training
+    from espalier.training.train import train as train
 
 __version__ = "0.1.0"
 
-# Public name -> (module, name). Loaded when first asked for: torch takes longer to import than `espalier --help` may.
-_PUBLIC = {
-    "BayesianNetwork": ("network", "BayesianNetwork"),
-    "Data": ("contracts", "Data"),
-    "Fit": ("fit", "Fit"),
-    "MaskedGuide": ("guides", "MaskedGuide"),
-    "Split": ("contracts", "Split"),
-    "Topology": ("contracts", "Topology"),
-    "Training": ("options", "Training"),
-    "load": ("runs", "load"),
-    "load_data": ("data", "load"),
-    "load_program": ("shelf", "load"),
-    "train": ("training", "train"),
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _PUBLIC:
-        raise AttributeError(f"module 'espalier' has no attribute {name!r}; it has {', '.join(_PUBLIC)}")
-    module, attribute = _PUBLIC[name]
-    return getattr(importlib.import_module(f"espalier.{module}"), attribute)
-
-
-def __dir__() -> list[str]:
-    return [*globals(), *_PUBLIC]
+__getattr__, __dir__ = lazily(
+    __name__,
+    {
+        "contracts": "Data Split Topology",
+        "data": "load:load_data",
+        "guides": "MaskedGuide",
+        "network": "BayesianNetwork",
+        "prediction": "Fit",
+        "runs": "load",
+        "shelf": "load:load_program",
+        "training": "Training",
+        "training.train": "train",
+    },
+)

@@ -1,5 +1,5 @@
 """`python -m espalier`, and so `torchrun -m espalier`: the command line."""
 
-from espalier.cli import main
+from espalier.cli.main import main
 
 raise SystemExit(main())

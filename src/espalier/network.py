@@ -23,8 +23,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils import parametrize
 
-from espalier.distributions import FlatNormal
-from espalier.store import under
+from espalier.distributions.priors import FlatNormal
 
 Likelihood = Callable[[Tensor], dist.TorchDistribution]
 """From the network's output `(n, ...)` to the distribution of `y`."""
@@ -79,6 +78,11 @@ LIKELIHOODS: dict[str, type[nn.Module]] = {"categorical": Categorical, "bernoull
 def one_column(output: Tensor) -> Tensor:
     """`(n, 1)` -> `(n,)`; anything else as it is."""
     return output.squeeze(-1) if output.dim() == 2 and output.shape[-1] == 1 else output
+
+
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 class Weight(NamedTuple):

@@ -19,13 +19,6 @@ ENTRY: dict[Kind, str] = {"models": "model", "inference": "infer"}
 """The function that a program of each kind defines."""
 
 
-def portions(kind: str, here: list[str]) -> list[str]:
-    """Where `kind`'s programs stand: inside the package, and in a checkout beside `src`."""
-    root = Path(__file__).parents[2]
-    beside = root / kind
-    return [*here, str(beside)] if (root / "pyproject.toml").is_file() and beside.is_dir() else here
-
-
 def names(kind: Kind) -> list[str]:
     """The programs on a shelf."""
     package = importlib.import_module(f"espalier.{kind}")

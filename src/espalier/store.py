@@ -28,11 +28,6 @@ class Bundle(NamedTuple):
     facts: dict[str, Any]
 
 
-def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors whose names begin with `prefix`, without it."""
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
 def canonical(value: Any) -> str:
     """JSON with one spelling: sorted keys, indent 2, no NaN; equal values give equal text."""
     return json.dumps(value, sort_keys=True, indent=2, allow_nan=False, ensure_ascii=False) + "\n"

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq
 from scipy.special import softmax
 
-from espalier.calibration import SMALLEST_PROB
+from espalier.calibration.scores import SMALLEST_PROB
 
 Floats = NDArray[np.float64]
 

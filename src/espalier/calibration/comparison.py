@@ -23,7 +23,7 @@ from scipy.special import ndtr
 from scipy.stats import t as student
 
 from espalier import calibration
-from espalier.calibration import LEVEL, NUM_BINS, NUM_RESAMPLES, SEED, Interval
+from espalier.calibration.scores import LEVEL, NUM_BINS, NUM_RESAMPLES, SEED, Interval
 
 Floats = NDArray[np.float64]
 Verdict = Literal["won", "tied", "lost"]
@@ -104,9 +104,7 @@ def _means(rows: Floats, weights: NDArray[np.floating]) -> Floats:
 
 def _ece(hit: Floats, confidence: Floats, weights: NDArray[np.floating]) -> Floats:
     """`calibration.ece` of every resample: sum over bins of |mean of hit - confidence in the bin|."""
-    edges = np.arange(1, NUM_BINS) / NUM_BINS
-    member = np.eye(NUM_BINS)[np.searchsorted(edges, confidence, side="left")]
-    gaps = weights @ (member * (hit - confidence)[:, None]).astype(weights.dtype)
+    gaps = weights @ calibration.bin_gaps(confidence, hit).astype(weights.dtype)
     return np.asarray(np.abs(gaps).sum(1) / len(hit), dtype=np.float64)
 
 

@@ -98,6 +98,12 @@ accuracy, nll, brier = _mean(accuracy_scores), _mean(nll_scores), _mean(brier_sc
 
 
 # --- Binned calibration error -------------------------------------------------------------------------------------
+def bin_gaps(confidence: Floats, hit: ArrayLike, num_bins: int = NUM_BINS) -> Floats:
+    """(hit - confidence) 1{bin} of every example, `(n, num_bins)`: the ECE is the sum over bins of the absolute means."""
+    member = np.eye(num_bins)[np.searchsorted(np.arange(1, num_bins) / num_bins, confidence, side="left")]
+    return np.asarray(member * (np.asarray(hit, dtype=np.float64) - confidence)[:, None])
+
+
 class Reliability(NamedTuple):
     """A reliability diagram (Murphy & Winkler 1977): `edges` `(B + 1,)`; per bin, `counts`, mean `confidence` and
     `accuracy` `(B,)`, the two means nan where a bin is empty."""

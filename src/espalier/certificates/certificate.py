@@ -14,8 +14,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from espalier import pvalues, selection
-from espalier.risks import Risk
+from espalier.certificates import pvalues, selection
+from espalier.certificates.risks import Risk
 
 Floats = NDArray[np.float64]
 MOST = 128

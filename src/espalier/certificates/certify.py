@@ -13,11 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from espalier import certificate, pruning, risks, runs, selection
-from espalier.certificate import Decision, Promise
+from espalier import runs
+from espalier.certificates import certificate, pruning, risks, selection
+from espalier.certificates.certificate import Decision, Promise
+from espalier.certificates.pruning import By, Frozen, Structure
 from espalier.contracts import Data, Rows, Split
-from espalier.fit import Fit, How
-from espalier.pruning import By, Frozen, Structure
+from espalier.prediction.fit import Fit, How
 
 SAME = 0.01
 """Share of calibration inputs that may stand in training as well before they are refused as no calibration set."""
@@ -159,12 +160,17 @@ def candidates_of(fits: Sequence[Fit], settings: Settings, data: Data | None) ->
     settings.promises()
     for fit in fits if data is not None else ():
         fit.look_at(cast(Data, data))
-    ordered = sorted(fits, key=lambda fit: -fit.topology.density)
-    frozen = [Frozen.of(f, settings.predict, num_samples=settings.num_samples, seed=settings.seed) for f in ordered]
+    draws = {"num_samples": settings.num_samples, "seed": settings.seed}
+    frozen = [Frozen.of(fits[place], settings.predict, **draws) for place in densest_first(fits)]
     if len(fits) > 1:
         return Candidates([(round(1 - one.topology.density, 10), partial(_itself, one)) for one in frozen], True)
     members = pruning.family(fits[0], frozen[0], settings.by, settings.structure, biases=settings.biases)
     return Candidates([(level, partial(members.at, level)) for level in settings.grid()], False)
+
+
+def densest_first(fits: Sequence[Fit]) -> list[int]:
+    """The order in which fits that were trained apart are tested, as places in `fits`."""
+    return sorted(range(len(fits)), key=lambda place: -fits[place].topology.density)
 
 
 def _itself(frozen: Frozen) -> Frozen:
@@ -175,11 +181,13 @@ def decided(found: Candidates, calibration: Split, settings: Settings) -> Certif
     labels = calibration.y.numpy()
     if settings.weights:
         settings.read_weights(len(labels))
-    reference = found.points[0][1]().predict(calibration.x)
+    base = found.points[0][1]()
+    reference = base.predict(calibration.x)
     order = np.random.default_rng(settings.seed).permutation(len(labels))
 
-    def predicted(place: int) -> Floats:
-        return reference if place == 0 else found.points[place][1]().predict(calibration.x)
+    def predicted(place: int) -> tuple[Frozen, Floats]:
+        member = found.points[place][1]() if place else base
+        return member, member.predict(calibration.x) if place else reference
 
     if settings.abstain:
         evidence = _plane(found, predicted, labels, order, settings)
@@ -191,8 +199,8 @@ def decided(found: Candidates, calibration: Split, settings: Settings) -> Certif
     facts = _facts(evidence, [found.points[place][0] for place in evidence.members], settings, len(labels))
     if found.apart:
         facts["pruning"] = {"by": "training each for itself", "structure": "a ready family", "biases": False}
-    facts["predictor"] = {"how": settings.predict, "draws": len(found.points[0][1]().values), "seed": settings.seed}
-    facts["unpruned"] = pruning.facts(found.points[0][1]())
+    facts["predictor"] = {"how": settings.predict, "draws": len(base.values), "seed": settings.seed}
+    facts["unpruned"] = pruning.facts(base)
     facts["chosen"] = pruning.facts(chosen) if chosen is not None else None
     facts["help"] = [
         {
@@ -221,14 +229,18 @@ class Evidence(NamedTuple):
 
 
 def _line(
-    found: Candidates, predicted: Callable[[int], Floats], labels: Labels, order: Labels, settings: Settings
+    found: Candidates,
+    predicted: Callable[[int], tuple[Frozen, Floats]],
+    labels: Labels,
+    order: Labels,
+    settings: Settings,
 ) -> Evidence:
     """The pruning fractions, one after the other, no further than the first that fails."""
-    promises, reference = settings.promises(), predicted(0)
+    promises, (_, reference) = settings.promises(), predicted(0)
     kept: dict[int, list[Floats]] = {}
 
     def losses(place: int) -> list[Floats]:
-        probs = predicted(place)
+        _, probs = predicted(place)
         kept[place] = [promise.risk.losses(probs, labels, reference)[order] for promise in promises]
         return kept[place]
 
@@ -238,39 +250,44 @@ def _line(
 
 
 def _plane(
-    found: Candidates, predicted: Callable[[int], Floats], labels: Labels, order: Labels, settings: Settings
+    found: Candidates,
+    predicted: Callable[[int], tuple[Frozen, Floats]],
+    labels: Labels,
+    order: Labels,
+    settings: Settings,
 ) -> Evidence:
     """Pruning fractions x confidences below which no answer is given: error among the answered, by Pareto testing.
 
     The cost is active weights per answered example. Half of the examples finds the front and its order, half tests it.
     """
     pairs = [(place, threshold) for place in range(len(found.points)) for threshold in settings.abstain]
-    promise = Promise(risks.named(f"selective:{settings.abstain[0]:g}"), settings.alphas[0])
+    promises = {t: Promise(risks.named(f"selective:{t:g}"), settings.alphas[0]) for t in settings.abstain}
     rows: list[Floats] = []
     weights = []
     for place in range(len(found.points)):
-        probs = predicted(place)
-        rows += [risks.named(f"selective:{t:g}").losses(probs, labels, probs)[order] for t in settings.abstain]
-        weights += [found.points[place][1]().topology.num_active] * len(settings.abstain)
+        member, probs = predicted(place)
+        rows += [promises[t].risk.losses(probs, labels, probs)[order] for t in settings.abstain]
+        weights += [member.topology.num_active] * len(settings.abstain)
     losses = np.stack(rows)
+    any_of = promises[settings.abstain[0]]  # the losses know their threshold; p-value and value are the same for all
     first, second = selection.halves(len(labels), settings.seed)
     answered = losses[:, first, 0].mean(1)
     cost = np.array(weights) / np.maximum(answered, 1 / len(first))
-    chosen, tried, p = certificate.pareto([losses], cost, [promise], settings.delta, seed=settings.seed)
+    chosen, tried, p = certificate.pareto([losses], cost, [any_of], settings.delta, seed=settings.seed)
     p_values = np.full(len(pairs), np.nan)
     p_values[tried] = p
     seen = [place for place in tried if not np.isnan(p_values[place])]
     rejected = sorted(place for place in seen if p_values[place] <= settings.delta)
     stopped = next((place for place in seen if place not in rejected), None)
-    observed = [[promise.risk.value(losses[i][second])] if i in seen else None for i in range(len(pairs))]
+    observed = [[any_of.risk.value(losses[i][second])] if i in seen else None for i in range(len(pairs))]
     decision = Decision(p_values.tolist(), observed, rejected, chosen, stopped)
     extra = {"thresholds": [threshold for _, threshold in pairs], "order": tried}
     if chosen is not None:
         extra |= {"threshold": pairs[chosen][1], "answered": float(losses[chosen, :, 0].mean())}
-    named = [promise._replace(risk=risks.named(f"selective:{threshold:g}")) for _, threshold in pairs]
-    failed = [] if stopped is None else [(named[stopped], losses[stopped][second])]
-    said = promise._replace(risk=promise.risk._replace(name="error", says="error among the examples answered"))
-    return Evidence(decision, [said if chosen is None else named[chosen]], [place for place, _ in pairs], failed, extra)
+    failed = [] if stopped is None else [(promises[pairs[stopped][1]], losses[stopped][second])]
+    said = any_of._replace(risk=any_of.risk._replace(name="error", says="error among the examples answered"))
+    said = said if chosen is None else promises[pairs[chosen][1]]
+    return Evidence(decision, [said], [place for place, _ in pairs], failed, extra)
 
 
 def _whole(examples: int | None, own: Floats, labels: Labels) -> int | None:
@@ -301,6 +318,7 @@ def _facts(evidence: Evidence, grid: list[float], settings: Settings, n: int) ->
         "lambda": None if decision.chosen is None else grid[decision.chosen],
         "settings": runs.plain(settings._asdict()),
         "looks": [],
+        "notes": [],
         "hashes": {},
         **evidence.extra,
     }  # fmt: skip

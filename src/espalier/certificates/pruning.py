@@ -15,14 +15,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from espalier import batchnorm
 from espalier.contracts import Rows, Topology
-from espalier.fit import Fit, How, State
-from espalier.hierarchy import LayerSubsets
-from espalier.network import BayesianNetwork
-from espalier.predict import predictive
+from espalier.distributions.masked import scatter
+from espalier.guides.hierarchy import LayerSubsets
+from espalier.network import BayesianNetwork, under
+from espalier.prediction import batchnorm
+from espalier.prediction.fit import Fit, How, State
+from espalier.prediction.predict import predictive
 from espalier.store import Bundle
-from espalier.topology import from_bits, keep_top, to_bits
+from espalier.topology.masks import from_bits, keep_top, to_bits
 
 By = Literal["magnitude", "layer-magnitude", "snr", "inclusion"]
 Structure = Literal["weights", "channels"]
@@ -57,9 +58,7 @@ class Frozen(NamedTuple):
 
     def dense(self, draw: int) -> Tensor:
         """One draw as a flat weight vector `(num_weights,)`."""
-        full = self.values.new_zeros(self.topology.num_weights)
-        full[self.topology.positions] = self.values[draw]
-        return full
+        return scatter(self.values[draw], self.topology.positions, self.topology.num_weights)
 
     def predict(self, x: Rows) -> NDArray[np.float64]:
         """Mean probabilities `(n, ..., C)` over the draws."""
@@ -79,10 +78,8 @@ class Frozen(NamedTuple):
 
     @classmethod
     def from_bundle(cls, model: BayesianNetwork, bundle: Bundle) -> Frozen:
-        states = {n.removeprefix("state."): t for n, t in bundle.tensors.items() if n.startswith("state.")}
-        return cls(
-            model, from_bits(bundle.tensors["topology"], bundle.facts["sizes"]), bundle.tensors["values"], states
-        )
+        topology = from_bits(bundle.tensors["topology"], bundle.facts["sizes"])
+        return cls(model, topology, bundle.tensors["values"], under("state.", bundle.tensors))
 
 
 class Family(NamedTuple):

@@ -71,11 +71,11 @@ def hinge(total: ArrayLike, n: int, alpha: float) -> Floats:
     """min over whole a in (S, n] of E(a - B)_+ / (a - S), B ~ Bin(n, alpha), S = total; capped at 1.
 
     For losses in [0, 1] of mean alpha or more, E(a - sum)_+ <= E(a - B)_+ (Hoeffding's convex order), so Markov gives the
-    bound for every a; the ratio is linear-fractional between whole a, so these suffice. E(a - B)_+ = a F_n(a) - n alpha
-    F_{n-1}(a - 1). Bentkus' factor e and Hoeffding's exponential are relaxations of it (Bentkus 2004; Pelekis et al. 2015).
+    bound for every a; the ratio is linear-fractional between whole a, so these suffice. E(a - B)_+ is the sum
+    of F_n(b) over b < a. Bentkus' factor e and Hoeffding's exponential are relaxations of it (Bentkus 2004; Pelekis et al. 2015).
     """
     sums, a = _totals(total, n), np.arange(1, n + 1)
-    expected = binom.cdf(a - 1, n, _level(alpha)).cumsum()  # E(a - B)_+ is the sum of F_n(b) over b < a
+    expected = binom.cdf(a - 1, n, _level(alpha)).cumsum()
     result = np.ones(sums.size)
     for place, s in enumerate(sums.ravel()):
         first = math.floor(s)

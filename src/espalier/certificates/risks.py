@@ -24,8 +24,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from espalier import pvalues
-from espalier.calibration import NUM_BINS
+from espalier import calibration
+from espalier.calibration.scores import NUM_BINS
+from espalier.certificates import pvalues
 
 Floats = NDArray[np.float64]
 Losses = Callable[[Floats, NDArray[np.int64], Floats], NDArray[np.float64]]
@@ -160,16 +161,11 @@ def _gap(probs: Floats, labels: NDArray[np.int64], reference: Floats) -> Floats:
 
 
 def _brier(probs: Floats, labels: NDArray[np.int64], reference: Floats) -> Floats:
-    hit = np.eye(probs.shape[-1])[labels]
-    return np.asarray(np.clip(0.5 * ((probs - hit) ** 2).sum(-1), 0.0, 1.0))
+    return np.asarray(np.clip(0.5 * calibration.brier_scores(probs, labels), 0.0, 1.0))
 
 
 def _ece(probs: Floats, labels: NDArray[np.int64], reference: Floats) -> Floats:
-    """(hit - confidence) 1{bin}, `(n, bins)`: the ECE is the sum over bins of the absolute means."""
-    confidence = np.clip(probs.max(-1), 0, 1)
-    edges = np.arange(1, NUM_BINS) / NUM_BINS
-    member = np.eye(NUM_BINS)[np.searchsorted(edges, confidence, side="left")]
-    return np.asarray(member * ((probs.argmax(-1) == labels) - confidence)[:, None])
+    return calibration.bin_gaps(np.clip(probs.max(-1), 0, 1), probs.argmax(-1) == labels)
 
 
 def _dice_loss(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> Floats:

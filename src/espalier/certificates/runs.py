@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from espalier import certificate, runs, store
-from espalier.certifying import Certified, Settings, candidates_of, check_unseen, decided
+from espalier import runs, store
+from espalier.certificates import certificate
+from espalier.certificates.certify import Certified, Settings, candidates_of, check_unseen, decided, densest_first
+from espalier.certificates.pruning import Frozen
 from espalier.contracts import Data, Split
-from espalier.evaluation import split_of
-from espalier.pictures import Curve, Picture
-from espalier.pruning import Frozen
-from espalier.streams import find_device
+from espalier.pictures.data import Curve, Picture
+from espalier.prediction.evaluation import split_of
+from espalier.training.streams import find_device
 
 
 def certify_run(
@@ -58,14 +59,13 @@ def certify_run(
     facts, path = result.facts, _free_path(home, asked)
     facts |= {
         "asked": asked,
-        "looks": [_short(look) for look in before],
+        "looks": [short(look) for look in before],
         "runs": [os.path.relpath(folder.resolve(), home.resolve()) for folder in folders],
         "notes": _notes(folders, asked, repeated, facts["n"]),
         "device": str(fits[0].topology.positions.device),
     }
     if facts["rejected"]:
-        densest = sorted(range(len(fits)), key=lambda i: -fits[i].topology.density)
-        facts["certified_run"] = facts["runs"][densest[max(facts["rejected"])] if len(fits) > 1 else 0]
+        facts["certified_run"] = facts["runs"][densest_first(fits)[max(facts["rejected"])] if len(fits) > 1 else 0]
     facts["hashes"] = hashes(asked)
     ticket = ticket_of(path)
     if result.chosen is not None:
@@ -137,7 +137,8 @@ def _notes(folders: Sequence[Path], asked: dict[str, Any], repeated: int, n: int
     return said
 
 
-def _short(look: dict[str, Any]) -> dict[str, Any]:
+def short(look: dict[str, Any]) -> dict[str, Any]:
+    """What a certificate tells of a look."""
     return {name: look[name] for name in ("alpha", "delta", "spent", "settings")}
 
 
@@ -194,8 +195,10 @@ def _calibration(data: Data, split: str) -> Split:
 
 
 def code_digest() -> str:
-    """Of the source text of this package."""
-    return store.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))))
+    """Of the source text of this package, both shelves included."""
+    root = Path(__file__).parents[1]
+    files = {file for folder in (root, root / "models", root / "inference") for file in folder.rglob("*.py")}
+    return store.sha256(b"".join(file.read_bytes() for file in sorted(files)))
 
 
 def load_pruned(folder: str | Path, name: str = "pruned.safetensors") -> Frozen:

@@ -14,10 +14,14 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+NUM_STARTS = 5
+"""Chains of multi-start, unless said otherwise."""
 PROCEDURES = ("fixed-sequence", "multi-start", "holm", "bonferroni")
 
 
-def rejected(p_values: ArrayLike, delta: float, procedure: str = "fixed-sequence", num_starts: int = 5) -> list[int]:
+def rejected(
+    p_values: ArrayLike, delta: float, procedure: str = "fixed-sequence", num_starts: int = NUM_STARTS
+) -> list[int]:
     """Places, in the order given, of the hypotheses that are rejected; empty where none is.
 
     num_starts: chains of multi-start, each at delta / num_starts.
@@ -40,7 +44,7 @@ def rejected(p_values: ArrayLike, delta: float, procedure: str = "fixed-sequence
     return [int(place) for place in control_fwer(np.where(np.isnan(p), np.inf, p), delta, method)]
 
 
-def strictest(delta: float, size: int, procedure: str, num_starts: int = 5) -> float:
+def strictest(delta: float, size: int, procedure: str, num_starts: int = NUM_STARTS) -> float:
     """The level at which a first hypothesis is rejected whatever the others are."""
     shares = {"fixed-sequence": 1, "multi-start": min(num_starts, size)}
     return delta / shares.get(procedure, size)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from espalier.cli import Parser
+from espalier.cli.parser import Parser
 
 
 def certify(words: list[str]) -> int:
@@ -52,9 +52,12 @@ def certify(words: list[str]) -> int:
     folders, named = given["run"], given["risk"] or ["error"]
     tests = given["test"] or [""] * len(named)
 
-    from espalier import certificate, certified_runs, certifying, plots
+    from espalier.certificates import certificate
+    from espalier.certificates.certify import Settings
+    from espalier.certificates.runs import certify_run, picture
+    from espalier.pictures import plots
 
-    fields = {name: given[name] for name in certifying.Settings._fields if name in given}
+    fields = {name: given[name] for name in Settings._fields if name in given}
     fields |= {
         "risks": tuple(named),
         "alphas": tuple(given["alpha"]),
@@ -64,10 +67,10 @@ def certify(words: list[str]) -> int:
     fields |= {"anchor": tuple(given["anchor"]) if given["anchor"] else None}
     if given["weights"]:
         fields["weights"] = str(Path(given["weights"]).resolve())
-    settings = certifying.Settings(**fields)
+    settings = Settings(**fields)
     options = {name: given[name] for name in ("out", "again", "data_dir", "device")}
-    path, result = certified_runs.certify_run(folders, settings, **options)
-    plots.save(plots.curves(certified_runs.picture(result.facts)), path.with_suffix(".png"))
+    path, result = certify_run(folders, settings, **options)
+    plots.save(plots.curves(picture(result.facts)), path.with_suffix(".png"))
     if given["json"]:
         print(path.read_text(encoding="utf-8"), end="")
         return 0
@@ -85,9 +88,9 @@ def verify(words: list[str]) -> int:
     parser.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
     arguments = parser.parse_args(words)
 
-    from espalier import verification
+    from espalier.certificates.verification import verify as recompute
 
-    checks = verification.verify(arguments.certificate, arguments.data_dir, arguments.device)
+    checks = recompute(arguments.certificate, arguments.data_dir, arguments.device)
     for check in checks:
         print(f"{'ok  ' if check.holds else 'FAIL'}  {check.what}: {check.says}")
     holds = all(check.holds for check in checks)

@@ -23,8 +23,8 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from espalier.loop import Info
 from espalier.store import Bundle
+from espalier.training.loop import Info
 
 REFRESH = 20
 """Steps between two readings of the loss: each one waits for the device."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from espalier import data, readers
+from espalier.data import readers, sets
 
 Progress = Callable[[str, int, int | None], None]  # file name, bytes so far, bytes in all if the server says
 
@@ -23,12 +23,12 @@ class Download(NamedTuple):
     """For a `.tar.gz`, from which `files` are taken: of the archive itself."""
 
 
-def _gz(url: str, layout: data.Layout, *digests: str) -> tuple[Download, ...]:
+def _gz(url: str, layout: sets.Layout, *digests: str) -> tuple[Download, ...]:
     pairs = zip(layout.files, digests, strict=True)
     return tuple(Download(f"{url}{file}.gz", {f"{layout.folder}/{file}.gz": digest}) for file, digest in pairs)
 
 
-def _tar(url: str, archive: str, layout: data.Layout, *digests: str) -> tuple[Download, ...]:
+def _tar(url: str, archive: str, layout: sets.Layout, *digests: str) -> tuple[Download, ...]:
     pairs = zip(layout.files, digests, strict=True)
     return (Download(url, {f"{layout.folder}/{file}": digest for file, digest in pairs}, archive),)
 
@@ -38,7 +38,7 @@ def _tar(url: str, archive: str, layout: data.Layout, *digests: str) -> tuple[Do
 SOURCES: Mapping[str, tuple[Download, ...]] = {
     "mnist": _gz(
         "https://ossci-datasets.s3.amazonaws.com/mnist/",
-        data.MNIST[0],
+        sets.MNIST[0],
         "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
         "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
         "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
@@ -46,7 +46,7 @@ SOURCES: Mapping[str, tuple[Download, ...]] = {
     ),
     "fashion-mnist": _gz(
         "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
-        data.FASHION[0],
+        sets.FASHION[0],
         "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
         "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
         "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
@@ -55,7 +55,7 @@ SOURCES: Mapping[str, tuple[Download, ...]] = {
     "cifar10": _tar(
         "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
         "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
-        data.CIFAR10[0],
+        sets.CIFAR10[0],
         "cee916563c9f80d84e3cc88e17fdc0941787f1244f00a67874d45b261883ada5",
         "a591ca11fa1708a91ee40f54b3da4784ccd871ecf2137de63f51ada8b3fa57ed",
         "bbe8596564c0f86427f876058170b84dac6670ddf06d79402899d93ceea26f67",
@@ -66,7 +66,7 @@ SOURCES: Mapping[str, tuple[Download, ...]] = {
     "cifar100": _tar(
         "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
         "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
-        data.CIFAR100[0],
+        sets.CIFAR100[0],
         "f31298fc616915fa142368359df1c4ca2ae984d6915ca468b998a5ec6aeebf29",
         "d8b1e6b7b3bee4020055f0699b111f60b1af1e262aeb93a0b659061746f8224a",
     ),
@@ -89,9 +89,9 @@ def get(
     """
     if name == "digits":
         return ["digits comes with scikit-learn: nothing to download"]
-    if name not in data.SETS and name not in sources:
-        raise data.unknown_set(name)
-    root = data.root_of(data_dir)
+    if name not in sets.SETS and name not in sources:
+        raise sets.unknown_set(name)
+    root = sets.root_of(data_dir)
     if name not in sources:
         raise ValueError(
             f"{name}: expected a public address, got none for these splits; make {root / 'uci' / name}.npz (x [n, d], "

@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from espalier import readers
 from espalier.contracts import Data, Split
-from espalier.readers import Array, Raw
-from espalier.readers import ImageRows as ImageRows
+from espalier.data import readers
+from espalier.data.readers import Array, Raw
+from espalier.data.readers import ImageRows as ImageRows
 
 _TEST_FRACTION = 0.2  # of all rows, where no test set is published
 _CHUNK = 1 << 22  # numbers handled in float64 at a time: bounds the memory beside the result

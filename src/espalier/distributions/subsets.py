@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.nn.functional import logsigmoid, pad
 
-from espalier.topology import keep_top
+from espalier.topology.masks import keep_top
 
 EXACT_LIMIT = 400_000  # `KSubset` uses the tree for n * min(k, n - k) up to this: n = 2,000 at k = 200
 SUPPORT_LIMIT = 100_000  # the most subsets that `enumerate_support` lists

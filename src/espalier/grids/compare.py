@@ -19,17 +19,19 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from espalier import calibration, comparison, costs, data, runs, store
-from espalier.calibrators import CALIBRATORS
-from espalier.comparison import Difference, Scores, Summary
+from espalier import calibration, data, runs, store
+from espalier.calibration import comparison
+from espalier.calibration.calibrators import CALIBRATORS
+from espalier.calibration.comparison import Difference, Scores, Summary
 from espalier.contracts import Data, Split
-from espalier.evaluation import Predictions, predictions, split_of
-from espalier.fit import Fit
-from espalier.grids import Cell, Grid
-from espalier.recipes import Recipe
-from espalier.streams import find_device
-from espalier.training import Silent
-from espalier.workers import Failure, Workers
+from espalier.grids.grid import Cell, Grid
+from espalier.grids.workers import Failure, Workers
+from espalier.prediction import costs
+from espalier.prediction.evaluation import Predictions, predictions, split_of
+from espalier.prediction.fit import Fit
+from espalier.runs.recipes import Recipe
+from espalier.training.streams import find_device
+from espalier.training.watch import Silent
 
 TRAIN_ROWS = 10_000
 """Training examples, at most, that a cell's training accuracy and NLL are taken over: they tell the regime."""

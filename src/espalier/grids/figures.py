@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from espalier import plots, store
-from espalier.compare import Outcome
-from espalier.grids import Cell, Grid
-from espalier.pictures import Curve, Picture
+from espalier import store
+from espalier.grids.compare import Outcome
+from espalier.grids.grid import Cell, Grid
+from espalier.pictures import plots
+from espalier.pictures.data import Curve, Picture
 
 Floats = NDArray[np.float64]
 SCORES = {"accuracy": "accuracy", "nll": "NLL, nats", "ece_15": "ECE, 15 bins"}

@@ -32,12 +32,12 @@ from typing import Any, NamedTuple, get_args
 import numpy as np
 
 from espalier import data, store
-from espalier.calibrators import CALIBRATORS
-from espalier.evaluation import SPLITS
-from espalier.fit import How
-from espalier.options import Training
-from espalier.recipes import Recipe, resolve
-from espalier.runs import plain
+from espalier.calibration.calibrators import CALIBRATORS
+from espalier.prediction.evaluation import SPLITS
+from espalier.prediction.fit import How
+from espalier.runs.folder import plain
+from espalier.runs.recipes import Recipe, resolve
+from espalier.training.options import Training
 
 KEYS = ("base", "over", "sparsities", "seeds", "methods", "baseline", "num_samples", "split")
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from espalier import store
-from espalier.calibration import Interval
-from espalier.compare import TRAIN_ROWS, Outcome, Pair, Plan
-from espalier.comparison import SIGNS
-from espalier.grids import Grid
+from espalier.calibration.comparison import SIGNS
+from espalier.calibration.scores import Interval
+from espalier.grids.compare import TRAIN_ROWS, Outcome, Pair, Plan
+from espalier.grids.grid import Grid
 
 Row = dict[str, Any]
 Point = tuple[tuple[str, ...], float]
@@ -65,7 +65,7 @@ def write(grid: Grid, outcome: Outcome, source: Path, out: Path) -> list[Path]:
 def cell_rows(grid: Grid, outcome: Outcome) -> list[Row]:
     """One row per cell: what it is, its scores with intervals as `NAME_low` and `NAME_high`, its facts, or its error."""
     rows = []
-    dense = {cell.variant: dense_costs(grid, outcome, cell.variant) for cell in grid.cells}
+    dense = {variant: dense_costs(grid, outcome, variant) for variant in dict.fromkeys(c.variant for c in grid.cells)}
     for cell in grid.cells:
         row: Row = {"method": cell.method, **dict(zip(grid.axes, cell.variant, strict=True))}
         row |= {"sparsity": cell.sparsity, "seed": cell.seed, "error": outcome.failures.get(cell.name, "")}

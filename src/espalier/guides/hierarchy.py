@@ -27,10 +27,10 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from espalier.contracts import Topology
-from espalier.distributions import effective_keep_prob
-from espalier.guides import MaskedGuide
+from espalier.distributions.masked import effective_keep_prob
+from espalier.distributions.subsets import KSubset
+from espalier.guides.masked import MaskedGuide
 from espalier.network import BayesianNetwork
-from espalier.subsets import KSubset
 
 _CERTAIN = 40.0  # log odds of Z = 1 where p = 1: no infinity, whose log_prob would be NaN
 

@@ -16,9 +16,9 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from espalier.contracts import Move, Topology
-from espalier.distributions import GaussianWeights, MaskedWeights, draw_keep, effective_keep_prob
+from espalier.distributions.masked import MaskedWeights, draw_keep, effective_keep_prob
 from espalier.network import BayesianNetwork
-from espalier.topology import relocate
+from espalier.topology.masks import relocate
 
 Mask = Literal["weight", "unit"]
 """What shares a Z: nothing, or all weights that leave the same input unit or channel (Gal & Ghahramani 2016)."""
@@ -195,39 +195,3 @@ class MaskedGuide(PyroModule):
             draw_mask(self.positions, self.shapes, self.mask, self.keep_prob, self.generator) for _ in range(draws)
         ]
         return torch.cat(masks)
-
-
-class GaussianGuide(MaskedGuide):
-    """Mean-field Gaussian on the active weights: w = scatter(N(mu, sigma^2)), one learned sigma per active weight.
-
-    The sparse variational family of SSVI (Li et al. 2024) and, dense, of Blundell et al. 2015. Same site, same tap, same
-    moves as `MaskedGuide`; there is no Z. Trained by `TraceMeanField_ELBO`.
-
-    noise_scale: where every sigma starts, also of a weight that has just grown.
-
-    values: mu `(k,)`. log_scale: ln sigma `(k,)`.
-    """
-
-    def __init__(
-        self,
-        model: BayesianNetwork,
-        topology: Topology,
-        *,
-        noise_scale: float = 0.01,
-        kl_scale: float = 1.0,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        super().__init__(model, topology, kl_scale=kl_scale, generator=generator)
-        if not noise_scale > 0:
-            raise ValueError(f"expected a noise_scale above 0, got {noise_scale}: it is a standard deviation")
-        self.noise_scale = noise_scale
-        self.log_scale = nn.Parameter(torch.full_like(self.values.data, math.log(noise_scale)))
-
-    def distribution(self) -> GaussianWeights:
-        return GaussianWeights(self.values, self.log_scale.exp(), self.positions, sum(self.sizes), self.generator)
-
-    def grown(self, name: str) -> float:
-        return math.log(self.noise_scale) if name == "log_scale" else 0.0
-
-    def scales(self) -> Tensor:
-        return self.log_scale.detach().exp()

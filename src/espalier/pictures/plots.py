@@ -14,7 +14,7 @@ from espalier import calibration, store
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from espalier.pictures import Picture, Ranks
+    from espalier.pictures.data import Picture, Ranks
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 """Okabe & Ito's palette: told apart by colour-blind readers too."""

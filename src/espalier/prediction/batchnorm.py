@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from espalier.contracts import Data
 from espalier.network import BayesianNetwork
-from espalier.predict import to_device
+from espalier.prediction.predict import to_device
 
 
 def has_batchnorm(model: BayesianNetwork) -> bool:

@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from espalier import batchnorm
-from espalier.fit import SINGLE, Fit, How
 from espalier.network import BayesianNetwork
-from espalier.predict import evaluating
+from espalier.prediction import batchnorm
+from espalier.prediction.fit import SINGLE, Fit, How
+from espalier.prediction.predict import evaluating
 
 PER_MULTIPLY_ADD = 2
 """Floating-point operations."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from espalier import calibration
 from espalier.contracts import Data, Split
-from espalier.fit import Fit, How
+from espalier.prediction.fit import Fit, How
 
 Predictions = NDArray[np.float64]
 Way = TypeVar("Way", bound=str)

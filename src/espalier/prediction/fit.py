@@ -20,14 +20,16 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from espalier import batchnorm, store
+from espalier import store
 from espalier.contracts import Data, Rows, Topology
-from espalier.distributions import scatter
-from espalier.guides import Mask, draw_mask
-from espalier.network import BayesianNetwork
-from espalier.predict import predictive, to_datatree
+from espalier.distributions.masked import scatter
+from espalier.guides.masked import Mask, draw_mask
+from espalier.network import BayesianNetwork, under
+from espalier.prediction import batchnorm
+from espalier.prediction.datatree import to_datatree
+from espalier.prediction.predict import predictive
 from espalier.store import Bundle
-from espalier.topology import from_bits, pack_bits, to_bits, unpack_bits
+from espalier.topology.masks import from_bits, pack_bits, to_bits, unpack_bits
 
 if TYPE_CHECKING:
     import xarray
@@ -312,7 +314,7 @@ class Fit:
         states = {name.removeprefix("state."): tensor for name, tensor in tensors.items() if name.startswith("state.")}
         student = None
         if "student.values" in tensors:
-            student = (tensors["student.values"], store.under("student.state.", tensors))
+            student = (tensors["student.values"], under("student.state.", tensors))
         return cls(
             model,
             topology,

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from espalier.contracts import Data
-from espalier.evaluation import Predictions, split_of
-from espalier.kernels import DeepArcCosine
+from espalier.prediction.evaluation import Predictions, split_of
+from espalier.references.kernels import DeepArcCosine
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # linear_operator scripts a function when it is imported

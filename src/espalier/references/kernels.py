@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from espalier.contracts import Topology
-from espalier.distributions import FlatNormal, draw_keep, effective_keep_prob, scatter
+from espalier.distributions.masked import draw_keep, effective_keep_prob, scatter
+from espalier.distributions.priors import FlatNormal
 from espalier.network import BayesianNetwork
 
 with warnings.catch_warnings():

@@ -26,9 +26,9 @@ from pyro.infer.mcmc import MCMC, NUTS
 from torch import Tensor
 
 from espalier.contracts import Topology
-from espalier.distributions import scatter
+from espalier.distributions.masked import scatter
 from espalier.network import BayesianNetwork
-from espalier.predict import predictive
+from espalier.prediction.predict import predictive
 
 if TYPE_CHECKING:
     import xarray

@@ -20,15 +20,16 @@ from typing import Any
 import torch
 import yaml
 
-from espalier import data, distributed, shelf, store
+from espalier import data, shelf, store
 from espalier.contracts import Data
-from espalier.fit import Fit
-from espalier.loop import Info
 from espalier.network import BayesianNetwork
-from espalier.options import Training
-from espalier.recipes import Recipe, resolve
+from espalier.prediction.fit import Fit
+from espalier.runs.recipes import Recipe, resolve
 from espalier.store import Bundle
-from espalier.training import Silent, Watch
+from espalier.training import distributed
+from espalier.training.loop import Info
+from espalier.training.options import Training
+from espalier.training.watch import Silent, Watch
 
 CHECKPOINT = "checkpoint.safetensors"
 INIT = "init.safetensors"

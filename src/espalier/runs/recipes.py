@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from jsonargparse import ActionYesNo, ArgumentParser
 
 from espalier import data, shelf
-from espalier.options import Training
+from espalier.training.options import Training
 
 
 class Option(NamedTuple):

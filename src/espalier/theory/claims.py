@@ -7,6 +7,7 @@ fail.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -14,9 +15,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from espalier.pictures import Curve as Curve
-from espalier.pictures import Picture as Picture
-from espalier.pictures import Ranks as Ranks
+from espalier.pictures.data import Curve as Curve
+from espalier.pictures.data import Picture as Picture
+from espalier.pictures.data import Ranks as Ranks
 
 FALSE_ALARMS = 1e-6
 """Probability that one statistical check says `fails` of a claim that holds, over all the numbers it looks at."""
@@ -52,6 +53,16 @@ class Claim(NamedTuple):
     """`check(quick, *, formulas...)`: quick asks for the same comparison on fewer draws or a smaller grid."""
 
 
+class Line(NamedTuple):
+    """One line of the report."""
+
+    name: str
+    says: str
+    source: str
+    finding: Finding
+    seconds: float
+
+
 def limit(looks: int = 1) -> float:
     """Standard errors that the worst of `looks` two-sided normal comparisons stays within, but for `FALSE_ALARMS`."""
     return float(stats.norm.isf(FALSE_ALARMS / (2 * looks)))
@@ -76,3 +87,16 @@ def worst_z(estimate: ArrayLike, truth: ArrayLike, error: ArrayLike) -> tuple[fl
     with np.errstate(divide="ignore", invalid="ignore"):
         z = np.where(gap == 0, 0.0, gap / error)
     return float(np.max(z)), limit(z.size)
+
+
+def plain(value: Any) -> Any:
+    """JSON's own types; a number that is not finite becomes null."""
+    if isinstance(value, dict):
+        return {str(key): plain(each) for key, each in value.items()}
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist())
+    if isinstance(value, (list, tuple)):
+        return [plain(each) for each in value]
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    return None if isinstance(value, float) and not math.isfinite(value) else value

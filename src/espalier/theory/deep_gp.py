@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from espalier import references, shelf
-from espalier.distributions import draw_keep
-from espalier.kernels import DeepArcCosine, arc_cosine_1, empirical_covariance
+from espalier.distributions.masked import draw_keep
+from espalier.references.kernels import DeepArcCosine, arc_cosine_1, empirical_covariance
 from espalier.theory.claims import Claim, Curve, Finding, Picture, limit, worst_z
 from espalier.theory.finite_width import (
     CORNER,

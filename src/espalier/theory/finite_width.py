@@ -19,9 +19,9 @@ from scipy.special import gamma, ndtr
 from torch import Tensor, nn
 
 from espalier import shelf
-from espalier.kernels import arc_cosine_1
 from espalier.network import BayesianNetwork
-from espalier.topology import random_topology
+from espalier.references.kernels import arc_cosine_1
+from espalier.topology.masks import random_topology
 
 Floats = NDArray[np.float64]
 KernelOf = Callable[..., Any]

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 from espalier import calibration
 from espalier.contracts import Topology
-from espalier.fit import Fit
-from espalier.guides import MaskedGuide
+from espalier.guides.masked import MaskedGuide
 from espalier.network import BayesianNetwork, Normal
-from espalier.nuts import Chains, Convergence, Potential, nuts, program
+from espalier.prediction.fit import Fit
+from espalier.references.nuts import Chains, Convergence, Potential, nuts, program
 from espalier.theory.claims import Claim, Curve, Finding, Picture, worst_z
 from espalier.theory.rivals import LOGISTIC, NETWORK, Array, Setup, compare, redraw, world
-from espalier.topology import initial
+from espalier.topology.masks import initial
 
 LABELS = {
     "redraw": "CigL, fresh masks",

@@ -12,11 +12,12 @@ from pyro.infer import TraceMeanField_ELBO
 from scipy import integrate, stats
 from torch import Tensor, nn
 
-from espalier.distributions import draw_keep, kl_bound, prior_scale_of, scatter
-from espalier.guides import MaskedGuide
+from espalier.distributions.masked import draw_keep, kl_bound, scatter
+from espalier.distributions.priors import prior_scale_of
+from espalier.guides.masked import MaskedGuide
 from espalier.network import BayesianNetwork
 from espalier.theory.claims import Claim, Curve, Finding, Picture, limit
-from espalier.topology import erk, random_topology
+from espalier.topology.masks import erk, random_topology
 
 Bound = Callable[[Tensor, float, float, float], Tensor]
 Grid = list[tuple[float, float, float, float]]

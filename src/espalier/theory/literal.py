@@ -16,9 +16,9 @@ from scipy import stats
 from torch import Tensor, nn
 
 from espalier.contracts import Topology
-from espalier.distributions import kl_bound
-from espalier.guides import MaskedGuide
-from espalier.hierarchy import HierarchicalGuide, reversed_model
+from espalier.distributions.masked import kl_bound
+from espalier.guides.hierarchy import HierarchicalGuide, reversed_model
+from espalier.guides.masked import MaskedGuide
 from espalier.network import BayesianNetwork
 from espalier.theory.claims import SURPRISE, Claim, Curve, Finding, Picture, limit, surprise
 

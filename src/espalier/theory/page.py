@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from espalier.theory.run import Line
+from espalier.theory.claims import Line, plain
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
@@ -56,6 +55,4 @@ def _section(line: Line, pictures: Sequence[str]) -> str:
 
 
 def _figures(figures: Mapping[str, Any]) -> str:
-    from espalier.theory.run import plain
-
     return json.dumps(plain(dict(figures)), indent=1, ensure_ascii=False)

@@ -12,17 +12,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from espalier import calibration, data, schedules, shelf
-from espalier.distributions import effective_keep_prob
-from espalier.fit import Fit, How, Pairs, State
-from espalier.guides import MaskedGuide
-from espalier.loop import Info
+from espalier import calibration, data, shelf
+from espalier.distributions.masked import effective_keep_prob
+from espalier.guides.masked import MaskedGuide
 from espalier.network import BayesianNetwork
-from espalier.options import Training, prepare
+from espalier.prediction.fit import Fit, How, Pairs, State
 from espalier.store import Bundle
-from espalier.streams import Streams, find_device
-from espalier.topology import initial
-from espalier.training import Silent, train
+from espalier.topology import schedules
+from espalier.topology.masks import initial
+from espalier.training.loop import Info
+from espalier.training.options import Training, prepare
+from espalier.training.streams import Streams, find_device
+from espalier.training.train import train
+from espalier.training.watch import Silent
 
 Floats = NDArray[np.float64]
 

@@ -24,13 +24,13 @@ from torch.distributions import constraints
 
 from espalier import calibration, shelf
 from espalier.contracts import Data, Split, Topology
-from espalier.data import load
-from espalier.distributions import scatter
-from espalier.fit import Fit
+from espalier.data.sets import load
+from espalier.distributions.masked import scatter
 from espalier.network import BayesianNetwork
-from espalier.nuts import Convergence, Potential, nuts, program
-from espalier.options import Training
-from espalier.predict import evaluating, parameters_of
+from espalier.prediction.fit import Fit
+from espalier.prediction.predict import evaluating, parameters_of
+from espalier.references.nuts import Convergence, Potential, nuts, program
+from espalier.training.options import Training
 
 Array = NDArray[np.float64]
 STRICT, LOOSE = (1.05, 100.0), (1.1, 50.0)

@@ -9,22 +9,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-
-from espalier import __version__, plots, store
-from espalier.theory.claims import Finding, Ranks
-
-
-class Line(NamedTuple):
-    """One line of the report."""
-
-    name: str
-    says: str
-    source: str
-    finding: Finding
-    seconds: float
+from espalier import __version__, store
+from espalier.pictures import plots
+from espalier.theory.claims import Finding, Line, Ranks, plain
 
 
 def check(name: str, quick: bool) -> tuple[Finding, float]:
@@ -115,16 +104,3 @@ def as_json(line: Line, pictures: Sequence[str]) -> dict[str, Any]:
         "seconds": round(line.seconds, 2),
         "pictures": list(pictures),
     }
-
-
-def plain(value: Any) -> Any:
-    """JSON's own types; a number that is not finite becomes null."""
-    if isinstance(value, dict):
-        return {str(key): plain(each) for key, each in value.items()}
-    if isinstance(value, np.ndarray):
-        return plain(value.tolist())
-    if isinstance(value, (list, tuple)):
-        return [plain(each) for each in value]
-    if isinstance(value, np.generic):
-        return plain(value.item())
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -22,12 +22,12 @@ from scipy import stats
 
 from espalier import shelf
 from espalier.contracts import Data, Split, Topology
-from espalier.fit import Fit
-from espalier.guides import MaskedGuide
+from espalier.guides.masked import MaskedGuide
 from espalier.network import BayesianNetwork
-from espalier.options import Training
+from espalier.prediction.fit import Fit
 from espalier.theory.claims import FALSE_ALARMS, SURPRISE, Claim, Curve, Finding, Picture, Ranks, surprise
-from espalier.topology import initial
+from espalier.topology.masks import initial
+from espalier.training.options import Training
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -11,18 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from espalier import calibration
-from espalier.data import load as load_data
-from espalier.distributions import prior_scale_of
-from espalier.evaluation import predictions
-from espalier.fit import How
-from espalier.guides import MaskedGuide
-from espalier.loop import Loop
+from espalier.data.sets import load as load_data
+from espalier.distributions.priors import prior_scale_of
+from espalier.guides.masked import MaskedGuide
 from espalier.network import BayesianNetwork
-from espalier.options import Training
-from espalier.schedules import rigl
+from espalier.prediction.evaluation import predictions
+from espalier.prediction.fit import How
 from espalier.shelf import load
 from espalier.theory.claims import Claim, Curve, Finding, Picture
-from espalier.topology import erk, random_topology
+from espalier.topology.masks import erk, random_topology
+from espalier.topology.schedules import rigl
+from espalier.training.loop import Loop
+from espalier.training.options import Training
 
 Recipe = Callable[[float, float, float], tuple[float, float, float]]
 

@@ -16,13 +16,13 @@ from scipy import special, stats
 from torch import Tensor, nn
 
 from espalier.contracts import Topology
-from espalier.data import load as load_data
-from espalier.hierarchy import HierarchicalGuide, LayerSubsets, LeaveOneOutELBO, reversed_model
+from espalier.data.sets import load as load_data
+from espalier.distributions.subsets import KSubset, log_normaliser, overlap_with_mode
+from espalier.guides.hierarchy import HierarchicalGuide, LayerSubsets, LeaveOneOutELBO, reversed_model
 from espalier.network import BayesianNetwork
-from espalier.options import Training
 from espalier.shelf import load
-from espalier.subsets import KSubset, log_normaliser, overlap_with_mode
 from espalier.theory.claims import SURPRISE, Claim, Curve, Finding, Picture, limit, surprise
+from espalier.training.options import Training
 
 Array = NDArray[np.float64]
 

@@ -22,17 +22,20 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from espalier import batchnorm, distributed, schedules, store
 from espalier.contracts import Data
-from espalier.fit import Fit, State
-from espalier.guides import draw_mask
-from espalier.loop import Info
-from espalier.network import BayesianNetwork
-from espalier.options import Training
-from espalier.predict import evaluating, predictive
+from espalier.guides.masked import draw_mask
+from espalier.network import BayesianNetwork, under
+from espalier.prediction import batchnorm
+from espalier.prediction.fit import Fit, State
+from espalier.prediction.predict import evaluating, predictive
 from espalier.store import Bundle
-from espalier.streams import Streams
-from espalier.training import Silent, Watch, batches, validation_scores
+from espalier.training import distributed, rates
+from espalier.training.batches import batches
+from espalier.training.loop import Info
+from espalier.training.options import Training
+from espalier.training.streams import Streams
+from espalier.training.train import validation_scores
+from espalier.training.watch import Silent, Watch
 
 
 def distill(
@@ -79,14 +82,14 @@ def check(model: BayesianNetwork, data: Data, keep_prob: float, epochs: int, lea
 def _distill(
     fit: Fit, data: Data, training: Training, streams: Streams, epochs: int, learning_rate: float, watch: Watch
 ) -> Fit:
-    student = _Student(fit, schedules.cosine(learning_rate, epochs * training.steps_per_epoch(data)))
+    student = _Student(fit, rates.cosine(learning_rate, epochs * training.steps_per_epoch(data)))
     history: list[dict[str, Any]] = []
     streams.seed_default()
     saved = watch.resume()
     if saved is not None:
         history = saved.facts["history"]
         student.restore(saved)
-        streams.restore(store.under("stream.", saved.tensors))
+        streams.restore(under("stream.", saved.tensors))
     fit.model.train()  # batch norm by the batch, for teacher and student alike
     for _ in range(len(history), epochs):
         losses, number = [], training.epochs + len(history) + 1
@@ -124,7 +127,7 @@ def cross_entropy(teacher: dist.TorchDistribution, student: dist.TorchDistributi
 class _Student:
     """The one network that learns, its optimiser, and the masked teacher."""
 
-    def __init__(self, fit: Fit, rate: schedules.Rate) -> None:
+    def __init__(self, fit: Fit, rate: rates.Rate) -> None:
         self.fit, self.rate, self.taken = fit, rate, 0
         pairs = fit.pairs
         self.factor = 1 / fit.keep_prob if fit.rescale else 1.0

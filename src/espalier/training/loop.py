@@ -10,12 +10,12 @@ from pyro.infer import TraceMeanField_ELBO
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from espalier import distributed, schedules, store
 from espalier.contracts import Evidence, Schedule
-from espalier.guides import MaskedGuide
-from espalier.network import BayesianNetwork
+from espalier.guides.masked import MaskedGuide
+from espalier.network import BayesianNetwork, under
 from espalier.store import Bundle
-from espalier.topology import from_bits, to_bits
+from espalier.topology.masks import from_bits, to_bits
+from espalier.training import distributed, rates
 
 
 class Info(NamedTuple):
@@ -44,7 +44,7 @@ class Loop:
         model: BayesianNetwork,
         guide: MaskedGuide,
         schedule: Schedule,
-        learning_rate: schedules.Rate,
+        learning_rate: rates.Rate,
         *,
         optimizer: str = "sgd",
         momentum: float = 0.9,
@@ -118,9 +118,9 @@ class Loop:
         self.guide.positions, self.guide.counts = topology.positions.to(device), topology.counts
         for name, parameter in self.guide.named_parameters():
             parameter.data = tensors[name].to(device)
-        self.model.load_state_dict(store.under("model.", tensors))
+        self.model.load_state_dict(under("model.", tensors))
         slots: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in store.under("optimizer.", tensors).items():
+        for name, tensor in under("optimizer.", tensors).items():
             index, key = name.split(".", 1)
             slots.setdefault(int(index), {})[key] = tensor
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": slots})

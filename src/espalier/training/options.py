@@ -11,12 +11,12 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from espalier import schedules
 from espalier.contracts import Data
-from espalier.distributions import prior_scale_of, weight_decay_of
+from espalier.distributions.priors import prior_scale_of, weight_decay_of
 from espalier.network import BayesianNetwork
-from espalier.predict import evaluating
-from espalier.streams import find_device
+from espalier.prediction.predict import evaluating
+from espalier.training import rates
+from espalier.training.streams import find_device
 
 DEFAULT_WEIGHT_DECAY = 1e-4
 
@@ -94,15 +94,15 @@ class Training:
             raise ValueError(f"expected a fraction of training in [0, 1], got {fraction}")
         return int(fraction * self.steps(data))
 
-    def learning_rates(self, steps: int) -> schedules.Rate:
+    def learning_rates(self, steps: int) -> rates.Rate:
         """The learning rate of every step, counted from 1."""
         if self.rate == "cosine":
-            return schedules.cosine(self.learning_rate, steps, self.warmup)
+            return rates.cosine(self.learning_rate, steps, self.warmup)
         if self.rate == "stepwise":
-            return schedules.stepwise(self.learning_rate, self.decay_every, self.decay_factor, self.warmup)
+            return rates.stepwise(self.learning_rate, self.decay_every, self.decay_factor, self.warmup)
         if self.rate == "swa":
-            return schedules.swa(self.learning_rate, steps, self.warmup)
-        return schedules.constant(self.learning_rate, self.warmup)
+            return rates.swa(self.learning_rate, steps, self.warmup)
+        return rates.constant(self.learning_rate, self.warmup)
 
 
 def prepare(

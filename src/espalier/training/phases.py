@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from espalier import store
-from espalier.loop import Info
+from espalier.network import under
 from espalier.store import Bundle
-from espalier.training import Silent, Watch
+from espalier.training.loop import Info
+from espalier.training.watch import Silent, Watch
 
 
 class Phase:
@@ -48,7 +48,7 @@ class Phase:
         """What a checkpoint held of the phases after this one."""
         if self._saved is None or "next" not in self._saved.facts:
             return None
-        return Bundle(store.under("next.", self._saved.tensors), self._saved.facts["next"])
+        return Bundle(under("next.", self._saved.tensors), self._saved.facts["next"])
 
     def joined(self, later: Bundle) -> Bundle:
         """The last checkpoint of this phase with that of a later one in it."""

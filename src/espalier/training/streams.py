@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from espalier import distributed
+from espalier.training import distributed
 
 
 def find_device(name: str) -> torch.device:

@@ -6,52 +6,29 @@ for each epoch:  for each batch:  Loop.step   ->  collect a pair (Z, u)  ->  wat
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyro
 import torch
 from torch import Tensor
 
-from espalier import batchnorm, calibration, distributed, store
+from espalier import calibration
 from espalier.contracts import Data, Schedule
-from espalier.distributions import scatter
-from espalier.fit import Fit, Pair, Pairs
-from espalier.guides import MaskedGuide
-from espalier.loop import Info, Loop
-from espalier.network import BayesianNetwork
-from espalier.options import Training
-from espalier.predict import predictive, to_device
+from espalier.distributions.masked import scatter
+from espalier.guides.masked import MaskedGuide
+from espalier.network import BayesianNetwork, under
+from espalier.prediction import batchnorm
+from espalier.prediction.fit import Fit, Pair, Pairs
+from espalier.prediction.predict import predictive
 from espalier.store import Bundle
-from espalier.streams import Streams
-from espalier.topology import pack_bits, unpack_bits
-
-
-class Watch(Protocol):
-    """Who looks at a long training: a progress bar, a run folder. `Silent` looks at nothing."""
-
-    def resume(self) -> Bundle | None:
-        """The checkpoint to continue from, if there is one."""
-
-    def step(self, info: Info) -> None:
-        """After every step."""
-
-    def epoch(self, row: Mapping[str, Any], checkpoint: Callable[[], Bundle]) -> None:
-        """After every epoch, with its row of the history."""
-
-
-class Silent:
-    """The watch that looks at nothing."""
-
-    def resume(self) -> Bundle | None:
-        return None
-
-    def step(self, info: Info) -> None:
-        return None
-
-    def epoch(self, row: Mapping[str, Any], checkpoint: Callable[[], Bundle]) -> None:
-        return None
+from espalier.topology.masks import pack_bits, unpack_bits
+from espalier.training import distributed
+from espalier.training.batches import batches
+from espalier.training.loop import Info, Loop
+from espalier.training.options import Training
+from espalier.training.streams import Streams
+from espalier.training.watch import Silent, Watch
 
 
 def train(
@@ -130,59 +107,6 @@ def train(
     return _fit(model, guide, data, training, history, pairs, inputs)
 
 
-def batches(data: Data, training: Training, streams: Streams) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches of one epoch, shuffled, on the device; of several processes each sees its share of every batch."""
-    order = torch.randperm(len(data.train.y), generator=streams.order)
-    size = min(training.batch_size, len(order))
-    for rows in order.split(size)[: training.steps_per_epoch(data)]:
-        mine = distributed.share(len(rows))
-        part = slice(None) if training.mixup else mine  # an example's partner may be anywhere in the batch
-        x = to_device(data.train.x[rows[part]], streams.device)
-        if training.augment == "crop-flip":
-            x = crop_flip(x, streams.augment, len(rows), part)
-        y = data.train.y[rows[part]].to(streams.device)
-        if training.label_smoothing or training.mixup:
-            x, y = soften(x, y, data.num_outputs, training.label_smoothing, training.mixup, streams.augment)
-        yield (x[mine], y[mine]) if training.mixup else (x, y)
-
-
-def soften(
-    x: Tensor, y: Tensor, num_classes: int, smoothing: float, alpha: float, generator: torch.Generator | None = None
-) -> tuple[Tensor, Tensor]:
-    """Inputs and soft labels `(n, C)` of a batch: (1 - smoothing) onehot + smoothing / C (Szegedy et al. 2016, sec. 7),
-    then, for alpha above 0, both mixed with a shuffled copy of the batch by one weight ~ Beta(alpha, alpha) (Zhang et al.
-    2018, as released: one weight a batch). All is drawn from `generator`, so processes that share a batch mix it alike.
-    """
-    labels = torch.nn.functional.one_hot(y, num_classes).to(x.dtype) * (1 - smoothing) + smoothing / num_classes
-    if alpha > 0:
-        seed = torch.randint(2**63 - 1, (), generator=generator, device=x.device)
-        weight = float(np.random.default_rng(int(seed)).beta(alpha, alpha))  # torch's Beta takes no generator
-        other = torch.randperm(len(x), generator=generator, device=x.device)
-        x, labels = weight * x + (1 - weight) * x[other], weight * labels + (1 - weight) * labels[other]
-    return x, labels
-
-
-def crop_flip(
-    x: Tensor, generator: torch.Generator | None = None, whole: int | None = None, part: slice = slice(None)
-) -> Tensor:
-    """Images x `(n, c, h, w)`, each padded with zeros by an eighth of its height, cropped at random and flipped or not.
-
-    At 32 x 32 that is the usual padding by 4 (He et al. 2016). Drawn on the generator's device; where x is the `part` of a
-    batch of `whole` images, for all of them.
-    """
-    count, _, height, width = x.shape
-    pad = height // 8
-    padded = torch.nn.functional.pad(x, (pad, pad, pad, pad))
-    whole = whole or count
-    top, left = torch.randint(0, 2 * pad + 1, (2, whole, 1), generator=generator, device=x.device)[:, part]
-    flip = torch.randint(0, 2, (whole, 1), generator=generator, device=x.device)[part].bool()
-    rows = top + torch.arange(height, device=x.device)
-    columns = torch.arange(width, device=x.device).expand(count, -1)
-    columns = left + torch.where(flip, width - 1 - columns, columns)
-    images = torch.arange(count, device=x.device)[:, None, None]
-    return padded.permute(0, 2, 3, 1)[images, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-
-
 @torch.no_grad()
 def _collect(model: BayesianNetwork, guide: MaskedGuide, training: Training, inputs: list[Tensor], index: int) -> Pair:
     """The pair at an epoch's end: Z of the last step with u after it, and the other parameters and statistics."""
@@ -256,12 +180,12 @@ def _checkpoint(loop: Loop, streams: Streams, history: list[dict[str, Any]], pai
 
 def _restore(saved: Bundle, loop: Loop, streams: Streams) -> tuple[list[dict[str, Any]], list[Pair]]:
     loop.restore(saved)
-    streams.restore(store.under("stream.", saved.tensors))
+    streams.restore(under("stream.", saved.tensors))
     pairs = []
     for index in range(saved.facts["pairs"]):
-        own = {name: tensor.to(streams.device) for name, tensor in store.under(f"pair.{index}.", saved.tensors).items()}
+        own = {name: tensor.to(streams.device) for name, tensor in under(f"pair.{index}.", saved.tensors).items()}
         keep = unpack_bits(own["keep"], len(own["values"]))
-        pairs.append(Pair(own["values"], keep, store.under("state.", own), own.get("scales")))
+        pairs.append(Pair(own["values"], keep, under("state.", own), own.get("scales")))
     return saved.facts["history"], pairs
 
 

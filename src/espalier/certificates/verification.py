@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from espalier import certificate, runs, store
-from espalier.certified_runs import code_digest, hashes, looks_in, question, ticket_of
-from espalier.certifying import Settings, certify_fits
-from espalier.evaluation import split_of
-from espalier.streams import find_device
+from espalier import runs, store
+from espalier.certificates import certificate
+from espalier.certificates.certify import Settings, certify_fits
+from espalier.certificates.runs import code_digest, hashes, looks_in, question, short, ticket_of
+from espalier.prediction.evaluation import split_of
+from espalier.training.streams import find_device
 
 TOLD = {"asked", "looks", "runs", "notes", "device", "certified_run", "hashes"}
 """What a certificate holds besides what `certify_fits` comes to; each is checked for itself."""
@@ -74,8 +75,7 @@ def verify(path: Path, data_dir: str | None = None, device: str = "auto") -> lis
     check("data", asked["examples"] == facts["asked"]["examples"], f"the {settings.split} split is the one that was looked at",
           f"the {settings.split} split holds other examples, labels or another order")  # fmt: skip
     known = facts["asked"] == asked and all(asked in looks_in(folder) for folder in folders)
-    listed = [{name: look[name] for name in ("alpha", "delta", "spent", "settings")} for look in looks]
-    known = known and all(look in listed for look in facts["looks"]) and bool(facts["looks"])
+    known = known and all(look in map(short, looks) for look in facts["looks"]) and bool(facts["looks"])
     check("looks", known, "the question is in looks.json", "it answers no question that looks.json knows")
     if not all(one.holds for one in found):
         return found

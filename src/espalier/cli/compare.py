@@ -1,0 +1,43 @@
+"""`espalier compare`: a grid of methods."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from espalier.cli.parser import Parser
+
+
+def compare(words: list[str]) -> int:
+    parser = Parser(prog="espalier compare", description="Train and score a grid of methods; see grids/grid.py.")
+    parser.add_argument("grid", type=Path, metavar="GRID.yaml")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="what is finished there is kept; default: runs/GRID")
+    parser.add_argument("--jobs", type=int, default=2, help="processes of one thread each (default 2)")
+    parser.add_argument("--scheduler", metavar="ADDRESS", help="a Dask cluster that is there, instead of own processes")
+    parser.add_argument("--dry-run", action="store_true", help="only say which runs and cells there are")
+    arguments = parser.parse_args(words)
+
+    from espalier.cli.progress import comparing
+    from espalier.grids import figures, report
+    from espalier.grids.compare import compare as execute
+    from espalier.grids.compare import epochs_done, plan
+    from espalier.grids.grid import read
+    from espalier.grids.workers import workers
+
+    grid = read(arguments.grid)
+    out = arguments.out or Path("runs") / arguments.grid.stem
+    left = plan(grid, out)
+    if arguments.dry_run:
+        print(report.plan_lines(grid, left))
+        return 0
+    hands = workers(arguments.jobs, arguments.scheduler)
+    epochs = sum(recipe.options["epochs"] for recipe in left.runs.values())
+    with comparing(len(left.runs), epochs, len(left.cells), lambda: epochs_done(out, left.runs)) as seen:
+        outcome = execute(grid, out, hands, seen)
+    files = report.write(grid, outcome, arguments.grid, out)
+    print(report.summary(grid, outcome))
+    figures.write(grid, outcome, out)
+    print(f"\nThe tables are in {', '.join(str(file) for file in files)}; figures in {out / 'figures'}.")
+    if outcome.failures:
+        print(f"espalier: {len(outcome.failures)} cells failed; the same command tries them again", file=sys.stderr)
+    return 1 if outcome.failures else 0

@@ -1,0 +1,65 @@
+"""`espalier evaluate`: every way to predict, every score, with intervals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from espalier.cli.parser import Parser
+
+if TYPE_CHECKING:
+    from espalier.contracts import Data
+    from espalier.prediction.fit import Fit
+
+
+def evaluate(words: list[str]) -> int:
+    parser = Parser(prog="espalier evaluate", description="Score every way to predict on a split, with intervals.")
+    parser.add_argument("run", type=Path, nargs="+")
+    parser.add_argument("--split", default="test", help="train, validation, calibration or test (default)")
+    parser.add_argument("--num-samples", type=int, default=16, help="fresh masks of `redraw`")
+    parser.add_argument("--data-dir", help="where the data sets are; default: the run's own, then ESPALIER_DATA")
+    parser.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
+    parser.add_argument("--picture", type=Path, help="also draw the reliability of all runs side by side")
+    parser.add_argument("--json", action="store_true", help="print one JSON object, and nothing else, on stdout")
+    arguments = parser.parse_args(words)
+
+    from espalier import runs
+    from espalier.cli.tables import score_table
+    from espalier.training.streams import find_device
+
+    device = find_device(arguments.device)
+    results, panels = {}, {}
+    for folder in arguments.run:
+        fit, data = runs.load(folder).to(device), runs.data_of(folder, arguments.data_dir)
+        results[str(folder)], ticket = scored(folder, fit, data, arguments.split, arguments.num_samples)
+        if data.num_classes is not None:
+            panels[f"{folder}: ticket"] = ticket
+    if panels and arguments.picture:
+        from espalier.pictures import plots
+
+        plots.save(plots.reliability(panels), arguments.picture)
+    if arguments.json:
+        print(json.dumps(results[str(arguments.run[0])] if len(results) == 1 else {"runs": results}))
+    else:
+        print(score_table(results, arguments.split))
+        if arguments.picture:
+            print(f"\nReliability diagram: {arguments.picture}")
+    return 0
+
+
+def scored(folder: Path, fit: Fit, data: Data, split: str, num_samples: int = 16) -> tuple[dict[str, Any], Any]:
+    """Evaluate, and leave the numbers and the picture in the run folder. Also returns the ticket's predictions."""
+    from espalier import store
+    from espalier.pictures import plots
+    from espalier.prediction import evaluation
+
+    predicted = evaluation.predictions(fit, data, split, num_samples=num_samples)
+    scores = evaluation.evaluate(fit, data, split, num_samples=num_samples, predicted=predicted)
+    result = {"run": str(folder), "sparsity": 1 - fit.topology.density, **scores}
+    store.write_bytes(folder / f"evaluation-{split}.json", store.canonical({**result, "run": folder.name}).encode())
+    labels = evaluation.split_of(data, split).y.numpy()
+    if data.num_classes is not None:
+        panels = {f"{folder.name}: {way}": (predicted[way], labels) for way in ("ticket", "redraw")}
+        plots.save(plots.reliability(panels), folder / f"reliability-{split}.png")
+    return result, (predicted["ticket"], labels)

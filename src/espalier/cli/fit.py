@@ -1,0 +1,114 @@
+"""`espalier fit` and `espalier resume`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from espalier.cli.parser import Parser
+
+if TYPE_CHECKING:
+    from espalier.prediction.fit import Fit
+
+
+def fit(words: list[str]) -> int:
+    own = Parser(prog="espalier fit", add_help=False, allow_abbrev=False)
+    own.add_argument("--out", type=Path, metavar="RUN", help="new folder for the run")
+    own.add_argument("--json", action="store_true", help="print one JSON object, and nothing else, on stdout")
+    own.add_argument("--print-config", "--print_config", action="store_true", help="print what would run, and stop")
+    own.add_argument("-h", "--help", action="store_true")
+    mine, rest = own.parse_known_args(words)
+
+    from espalier import runs
+    from espalier.runs import recipes
+    from espalier.training import distributed
+
+    if mine.help:
+        return _fit_help(own, rest)
+    recipe = recipes.resolve(rest)
+    if mine.print_config:
+        import yaml
+
+        print(yaml.safe_dump(runs.plain(recipe.config()), sort_keys=False), end="")
+        return 0
+    if mine.out is None:
+        raise ValueError("expected --out RUN, a new folder for the run")
+    with distributed.joined() as first, _watching(recipe, first) as bar:
+        reached = runs.start(recipe, mine.out, bar)
+    return _conclude(mine.out, reached, mine.json) if first else 0
+
+
+def _fit_help(own: argparse.ArgumentParser, rest: list[str]) -> int:
+    from espalier.runs import recipes
+
+    own.print_help()
+    written = [*rest]
+    for part, default in (("model", "mlp"), ("inference", "cigl")):
+        if not any(word.partition("=")[0] in (f"--{part}", "--config") for word in rest):
+            written += [f"--{part}", default]
+    parts = recipes.programs(written)
+    print(f"\nWith --model {parts['model']} --inference {parts['inference']}:\n")
+    print(recipes.build_parser(recipes.options(parts["model"], parts["inference"])).format_help())
+    return 0
+
+
+def resume(words: list[str]) -> int:
+    parser = Parser(prog="espalier resume", description="Go on with a run that was stopped, bit for bit.")
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--json", action="store_true", help="print one JSON object, and nothing else, on stdout")
+    arguments = parser.parse_args(words)
+
+    from espalier import runs
+    from espalier.training import distributed
+
+    with distributed.joined() as first:
+        finished = runs.finished(arguments.run)
+        with nullcontext() if finished else _watching(runs.recipe_in(arguments.run), first) as bar:
+            reached = runs.resume(arguments.run, bar)
+    if not first:
+        return 0
+    if finished and not arguments.json:
+        print(f"{arguments.run} is finished; nothing to do")
+        return 0
+    return _conclude(arguments.run, reached, arguments.json)
+
+
+def _watching(recipe: Any, first: bool) -> Any:
+    """The bar of a run; of processes that train together, the first one shows it."""
+    if not first:
+        return nullcontext()
+    from espalier.cli.progress import Bar
+
+    sparsity = recipe.options.get("sparsity", 0.0)
+    names = " ".join(Path(name).stem for name in (recipe.inference, recipe.model, recipe.data))
+    title = f"{names} {100 * sparsity:g} % sparse"
+    return Bar(title, recipe.options["epochs"])
+
+
+def _conclude(folder: Path, fit: Fit, as_json: bool) -> int:
+    """After training: scores on validation. The test split waits for `espalier evaluate`."""
+    from espalier import runs
+    from espalier.cli.evaluate import scored
+    from espalier.cli.tables import score_table
+
+    data = runs.data_of(folder)
+    split = "validation" if len(data.validation.y) else "train"
+    results = {str(folder): scored(folder, fit, data, split)[0]}
+    if (
+        fit.topology.density < 1
+        and "delta_t" in runs.recipe_in(folder).options
+        and not any(r["exchanged"] for r in fit.history)
+    ):
+        print(
+            "espalier: note: the topology never moved in this short run; a smaller --delta-t moves it", file=sys.stderr
+        )
+    if as_json:
+        print(json.dumps(results[str(folder)]))
+    else:
+        print(score_table(results, split))
+        print(f"\nThe run is in {folder}; `espalier evaluate {folder}` scores it on the test split.")
+    return 0

@@ -1,0 +1,41 @@
+"""`espalier theory`: every claim behind the method."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from espalier.cli.parser import Parser
+
+
+def theory(words: list[str]) -> int:
+    parser = Parser(prog="espalier theory", description="Check every claim behind the method against another answer.")
+    parser.add_argument("claim", nargs="*", help="names of claims; default: all")
+    parser.add_argument("--quick", action="store_true", help="fewer draws and smaller grids: a minute, not ten")
+    parser.add_argument("--out", type=Path, metavar="DIR", default=Path("runs/theory"), help="default: runs/theory")
+    parser.add_argument("--jobs", type=int, default=2, help="processes of one thread each (default 2)")
+    parser.add_argument("--list", action="store_true", help="only say which claims there are")
+    parser.add_argument("--json", action="store_true", help="print one JSON object, and nothing else, on stdout")
+    arguments = parser.parse_args(words)
+
+    from espalier.theory import chosen
+
+    wanted = chosen(arguments.claim)
+    if arguments.list:
+        print("\n".join(f"{name:24s} {claim.says}" for name, claim in wanted.items()))
+        return 0
+    from espalier.cli.progress import counting
+    from espalier.theory import run
+
+    lines = []
+    with counting("claims", len(wanted)) as seen:
+        for line in run.run(list(wanted), arguments.quick, arguments.jobs, seen):
+            lines.append(line)
+            if not arguments.json:
+                print(run.sentence(line), flush=True)
+    run.write(lines, arguments.out, arguments.quick)
+    if arguments.json:
+        print((arguments.out / "theory.json").read_text(), end="")
+    else:
+        held = sum(line.finding.verdict == "holds" for line in lines)
+        print(f"\n{held} of {len(lines)} claims hold; figures and pictures: {arguments.out / 'index.html'}")
+    return 0

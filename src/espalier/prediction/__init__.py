@@ -1,0 +1,26 @@
+"""From a fit to predictive distributions and their scores.
+
+fit.py          Fit: collected pairs (Z, u), topology and record; six ways to predict
+predict.py      one forward pass of all rows, in batches, at one weight vector
+batchnorm.py    statistics re-estimated for a weight vector
+evaluation.py   every way to predict, every score, with intervals
+datatree.py     predictive draws as labelled arrays, for ArviZ
+costs.py        FLOPs of training and prediction, bytes of state and file
+"""
+
+from __future__ import annotations
+
+from espalier.prediction.datatree import to_datatree as to_datatree
+from espalier.prediction.evaluation import SPLITS as SPLITS
+from espalier.prediction.evaluation import evaluate as evaluate
+from espalier.prediction.evaluation import predictions as predictions
+from espalier.prediction.evaluation import score as score
+from espalier.prediction.evaluation import split_of as split_of
+from espalier.prediction.fit import WAYS as WAYS
+from espalier.prediction.fit import Fit as Fit
+from espalier.prediction.fit import How as How
+from espalier.prediction.fit import Pair as Pair
+from espalier.prediction.fit import Pairs as Pairs
+from espalier.prediction.predict import evaluating as evaluating
+from espalier.prediction.predict import parameters_of as parameters_of
+from espalier.prediction.predict import predictive as predictive

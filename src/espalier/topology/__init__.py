@@ -1,0 +1,26 @@
+"""The deterministic mask M and how it moves: pure functions on sorted positions.
+
+masks.py       allocation (ERK, uniform), initial topologies, drop and grow, bits
+schedules.py   when it moves and on what evidence: RigL, SET, static, gradual, one-shot
+"""
+
+from __future__ import annotations
+
+from espalier.topology.masks import ALLOCATIONS as ALLOCATIONS
+from espalier.topology.masks import drop_and_grow as drop_and_grow
+from espalier.topology.masks import erk as erk
+from espalier.topology.masks import initial as initial
+from espalier.topology.masks import keep_top as keep_top
+from espalier.topology.masks import magnitude_topology as magnitude_topology
+from espalier.topology.masks import prune as prune
+from espalier.topology.masks import random_topology as random_topology
+from espalier.topology.masks import uniform as uniform
+from espalier.topology.schedules import DROP_SCORES as DROP_SCORES
+from espalier.topology.schedules import RULES as RULES
+from espalier.topology.schedules import drop_and_grow_every as drop_and_grow_every
+from espalier.topology.schedules import gradual as gradual
+from espalier.topology.schedules import one_shot as one_shot
+from espalier.topology.schedules import rigl as rigl
+from espalier.topology.schedules import rule as rule
+from espalier.topology.schedules import set_ as set_
+from espalier.topology.schedules import static as static

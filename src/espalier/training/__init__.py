@@ -1,0 +1,28 @@
+"""The loop and its options.
+
+train.py          `train`: epochs of steps, pairs collected at the end of late ones, a checkpoint at each
+loop.py           one step: draw Z, the ELBO, backward, then the optimiser or a move of the topology
+options.py        Training: how long, how fast, where; `prepare`: the prior that a weight decay is
+batches.py        the batches of an epoch: shuffled, shared, augmented, softened
+rates.py          learning rates by step
+streams.py        the device, and random numbers by purpose
+watch.py          who looks on: a bar, a run folder
+phases.py         several trainings in one run that resumes bit for bit
+distillation.py   the posterior predictive, taught to one network
+distributed.py    one network on several processes
+"""
+
+from __future__ import annotations
+
+from espalier.training.batches import crop_flip as crop_flip
+from espalier.training.batches import soften as soften
+from espalier.training.distillation import distill as distill
+from espalier.training.loop import Info as Info
+from espalier.training.loop import Loop as Loop
+from espalier.training.options import Training as Training
+from espalier.training.options import prepare as prepare
+from espalier.training.phases import Phase as Phase
+from espalier.training.streams import Streams as Streams
+from espalier.training.streams import find_device as find_device
+from espalier.training.watch import Silent as Silent
+from espalier.training.watch import Watch as Watch
