@@ -23,7 +23,7 @@ from espalier.training.options import Training
 
 ROOT = Path(__file__).parents[1]
 MACHINERY = sorted((ROOT / "src" / "espalier").rglob("*.py"))
-PROGRAMS = {kind: sorted((ROOT / kind).glob("*.py")) for kind in shelf.ENTRY}
+PROGRAMS = {kind: sorted((ROOT / kind).glob("[!_]*.py")) for kind in shelf.ENTRY}
 ENTRIES = [(kind, name) for kind in shelf.ENTRY for name in shelf.names(kind)]
 
 models = pytest.mark.parametrize("name", shelf.names("models"))
