@@ -14,8 +14,9 @@ import pytest
 from blobs import blobs
 from espalier import runs
 from espalier.cli.main import main
+from places import ROOT
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = ROOT / "examples"
 RECIPES = sorted(path.name for path in EXAMPLES.glob("*.yaml"))
 GRIDS = sorted(path.name for path in (EXAMPLES / "grids").glob("*.yaml"))
 # Script -> arguments of main, and what its result must satisfy.

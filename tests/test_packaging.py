@@ -9,8 +9,7 @@ import zipfile
 from pathlib import Path
 
 import espalier
-
-ROOT = Path(__file__).parents[1]
+from places import ROOT
 
 
 def test_the_wheel_holds_the_programs_and_finds_them_without_a_checkout(tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ from espalier.contracts import Data, Split
 from espalier.network import BayesianNetwork
 from espalier.prediction.fit import Fit
 from espalier.training.options import Training
+from places import ROOT
 
-ROOT = Path(__file__).parents[1]
 MACHINERY = sorted((ROOT / "src" / "espalier").rglob("*.py"))
 PROGRAMS = {kind: sorted((ROOT / kind).glob("[!_]*.py")) for kind in shelf.ENTRY}
 ENTRIES = [(kind, name) for kind in shelf.ENTRY for name in shelf.names(kind)]

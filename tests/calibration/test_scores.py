@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +14,7 @@ from scipy.special import expit, logit, softmax
 from sklearn.metrics import accuracy_score, brier_score_loss, log_loss
 
 from espalier import calibration
+from places import SHARED
 
 Array = np.ndarray
 
@@ -170,7 +169,7 @@ def test_crps_of_one_gaussian_is_the_closed_form() -> None:
 
 
 def test_ece_of_published_networks_is_the_published_one() -> None:
-    shared = Path(os.environ.get("ESPALIER_SHARED", Path(__file__).parents[2] / "shared"))
+    shared = SHARED
     folder = next((f for f in (shared / "logits", shared / "data" / "logits") if f.is_dir()), None)
     if folder is None:
         pytest.skip(f"no published network outputs under {shared}: set ESPALIER_SHARED to the folder that holds them")

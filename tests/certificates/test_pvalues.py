@@ -14,20 +14,12 @@ import pytest
 from mapie.risk_control.methods import compute_hoeffding_bentkus_p_value
 from scipy import stats
 
-from budget import FALSE_ALARMS, assert_mean
+from budget import assert_at_most, assert_mean
 from espalier.certificates import pvalues
 
 WORLDS = 20_000
 Sums = Callable[..., np.ndarray]
 OF_COUNTS: dict[str, Sums] = {"binomial": pvalues.binomial, **pvalues.OF_SUMS}
-
-
-def assert_at_most(times: int, trials: int, probability: float) -> None:
-    """`times` of `trials` fit a probability of at most `probability`: exact one-sided binomial test. Prints its interval."""
-    found = stats.binomtest(int(times), int(trials), probability, alternative="greater")
-    low, high = stats.binomtest(int(times), int(trials)).proportion_ci(0.95)
-    print(f"type-I {times / trials:.4f}, 95 % interval {low:.4f}..{high:.4f}, nominal {probability:g}")
-    assert found.pvalue >= FALSE_ALARMS, f"{times} of {trials} ({low:.4f}..{high:.4f}) is above {probability:g}"
 
 
 # --- Oracles: one loss, one count, one term at a time ---------------------------------------------------------------

@@ -9,18 +9,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from budget import FALSE_ALARMS
+from budget import FALSE_ALARMS, assert_at_most
 from espalier.certificates import pvalues, selection
 
 NAN = math.nan
-
-
-def assert_at_most(times: int, trials: int, probability: float) -> None:
-    """`times` of `trials` fit a probability of at most `probability`: exact one-sided binomial test. Prints its interval."""
-    found = stats.binomtest(int(times), int(trials), probability, alternative="greater")
-    low, high = stats.binomtest(int(times), int(trials)).proportion_ci(0.95)
-    print(f"family-wise error {times / trials:.4f}, 95 % interval {low:.4f}..{high:.4f}, nominal {probability:g}")
-    assert found.pvalue >= FALSE_ALARMS, f"{times} of {trials} ({low:.4f}..{high:.4f}) is above {probability:g}"
 
 
 # --- Oracles: one hypothesis at a time; NaN <= level is False ---------------------------------------------------------

@@ -20,9 +20,8 @@ import espalier
 from espalier import runs, shelf
 from espalier.cli.main import main
 from espalier.runs import recipes
+from places import PROGRAM, ROOT
 
-ROOT = Path(__file__).parents[1]
-HERE = Path(__file__).parent
 TINY = ["--data", "digits", "--train-size", "150", "--epochs", "2", "--batch-size", "50", "--delta-t", "2"]
 WAYS = {"ticket", "pairs", "redraw", "mean", "unmasked"}
 
@@ -195,7 +194,7 @@ def test_a_folder_of_images_trains_in_bfloat16(tmp_path: Path, capsys: pytest.Ca
                 pixels = random.integers(0, 90, (20, 24, 3), dtype=np.uint8)
                 pixels[..., colour] += 120
                 Image.fromarray(pixels).save(folder / f"{index}.png")
-    words = ["--model", str(HERE / "programs.py"), "--inference", "cigl", "--data", str(tmp_path / "set"), "--image-size", "16"]
+    words = ["--model", str(PROGRAM), "--inference", "cigl", "--data", str(tmp_path / "set"), "--image-size", "16"]
     words += ["--epochs", "8", "--batch-size", "8", "--sparsity", "0.5", "--precision", "bf16", "--augment", "crop-flip"]
     assert main(["fit", *words, "--out", str(tmp_path / "run")]) == 0
     capsys.readouterr()

@@ -27,9 +27,9 @@ from PIL import Image
 from espalier import data
 from espalier.data import downloads, readers, sets
 from espalier.data.downloads import Download
+from places import SHARED
 
 PARTS = ("train", "validation", "calibration", "test")
-SHARED = Path(os.environ.get("ESPALIER_SHARED") or Path(__file__).parents[1] / "../shared").resolve() / "data"
 RNG = np.random.default_rng(7)
 
 

@@ -26,8 +26,8 @@ from espalier.grids.grid import Grid, expand, read
 from espalier.grids.workers import Failure, attempt, workers
 from espalier.prediction import costs
 from espalier.prediction.evaluation import predictions
+from places import HELPERS
 
-HERE = Path(__file__).parent
 RIGL = {"run": {"inference": "rigl"}, "predict": "unmasked"}
 CIGL = {"inference": "cigl", "drop_rate": 0.2}
 LINES: dict[str, Any] = {
@@ -461,7 +461,7 @@ def test_a_grid_that_was_killed_goes_on_to_the_same_table(long: tuple[Path, Path
 
 def test_a_dask_cluster_that_loses_a_worker_comes_to_the_same_table(long: tuple[Path, Path], tmp_path: Path) -> None:
     path, whole = long
-    with running(str(HERE / "cluster.py")) as cluster:
+    with running(str(HELPERS / "cluster.py")) as cluster:
         assert cluster.stdin is not None
         assert cluster.stdout is not None
         address = cluster.stdout.readline().strip()

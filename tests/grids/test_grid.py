@@ -14,8 +14,9 @@ import yaml
 from espalier.grids import grid as grids
 from espalier.grids.grid import Grid, expand
 from espalier.runs.recipes import resolve
+from places import ROOT
 
-GRIDS = sorted((Path(__file__).parents[1] / "examples" / "grids").glob("*.yaml"))
+GRIDS = sorted((ROOT / "examples" / "grids").glob("*.yaml"))
 RIGL = {"run": {"inference": "rigl"}, "predict": "unmasked"}
 
 
@@ -121,7 +122,7 @@ def test_a_dense_net_stands_at_its_own_sparsity_or_has_a_size_for_each() -> None
 
 def test_a_runs_name_depends_on_its_options_and_its_files_but_not_on_where_they_lie(tmp_path: Path) -> None:
     mine = tmp_path / "mine.py"
-    mine.write_text((GRIDS[0].parents[2] / "models" / "mlp.py").read_text())
+    mine.write_text((ROOT / "models" / "mlp.py").read_text())
     methods: dict[str, Any] = {"RigL": RIGL}
 
     def name(folder: Path, **base: Any) -> str:

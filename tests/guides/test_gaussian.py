@@ -7,7 +7,7 @@ import copy
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,22 +37,13 @@ from espalier.topology.masks import initial
 from espalier.training import rates
 from espalier.training.loop import Loop
 from espalier.training.options import Training
-from espalier.training.watch import Silent
+from rounding import close
+from watches import Recorder
 
-TOLERANCE = 1e-10
 NUM_DATA, BATCH, DECAY, PRIOR = 90, 16, 0.02, 0.8
 
 
-@pytest.fixture(autouse=True)
-def _float64() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    with pyro.get_param_store().scope():
-        yield
-    torch.set_default_dtype(torch.float32)
-
-
-def close(actual: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(actual.detach(), expected.detach(), rtol=0, atol=TOLERANCE)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def net() -> nn.Module:
@@ -392,17 +383,6 @@ def test_a_score_that_needs_sigma_is_refused_without_it(score: schedules.DropSco
 
 
 # The program
-
-
-class Recorder(Silent):
-    def __init__(self, start: Bundle | None = None) -> None:
-        self.start, self.checkpoints = start, [Bundle({}, {})]
-
-    def resume(self) -> Bundle | None:
-        return self.start
-
-    def epoch(self, row: Mapping[str, Any], checkpoint: Callable[[], Bundle]) -> None:
-        self.checkpoints.append(copy.deepcopy(checkpoint()))
 
 
 @functools.cache

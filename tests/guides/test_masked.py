@@ -21,18 +21,12 @@ from espalier.topology import schedules
 from espalier.topology.masks import initial
 from espalier.training import rates
 from espalier.training.loop import Loop
+from rounding import TOLERANCE, close
 
-TOLERANCE = 1e-10
 NUM_DATA, BATCH, RATE = 90, 16, 0.05
 
 
-@pytest.fixture(autouse=True)
-def _own_store() -> Iterator[None]:
-    """Double precision, Pyro's validation on, and a parameter store that no other test sees."""
-    torch.set_default_dtype(torch.float64)
-    with pyro.get_param_store().scope(), pyro.validation_enabled(True):
-        yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def dense_net() -> nn.Module:
@@ -64,10 +58,6 @@ def loop_of(
     model: BayesianNetwork, guide: MaskedGuide, schedule: Schedule | None = None, kind: str = "sgd", rate: float = RATE
 ) -> Loop:
     return Loop(model, guide, schedule or schedules.static(), rates.constant(rate), optimizer=kind)
-
-
-def close(actual: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(actual.detach(), expected.detach(), rtol=0, atol=TOLERANCE)
 
 
 def same_parameters(model: BayesianNetwork, guide: MaskedGuide, other: BayesianNetwork, twin: MaskedGuide) -> None:

@@ -7,11 +7,9 @@ leave which unit is asked of torch: they are those whose output the unit reaches
 import copy
 import functools
 import itertools
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pyro
 import pytest
 import torch
 import torch.nn.functional as F
@@ -30,18 +28,13 @@ from espalier.topology.masks import initial, prune
 from espalier.training import rates
 from espalier.training.loop import Loop
 from espalier.training.options import Training
+from rounding import close
 
-TOLERANCE = 1e-10
 NUM_DATA, BATCH, DECAY = 90, 16, 0.02
 P = 0.625  # a multiple of 2^-16: the effective keep probability is this one
 
 
-@pytest.fixture(autouse=True)
-def _float64() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    with pyro.get_param_store().scope():
-        yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def mlp() -> nn.Module:
@@ -69,10 +62,6 @@ def case(name: str, sparsity: float = 0.4, keep_prob: float = P, **options: bool
 def batch_of(name: str, seed: int) -> tuple[Tensor, Tensor]:
     stream = torch.Generator().manual_seed(seed)
     return torch.randn(BATCH, *NETS[name][1], generator=stream), torch.randint(0, 4, (BATCH,), generator=stream)
-
-
-def close(actual: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(actual.detach(), expected.detach(), rtol=0, atol=TOLERANCE)
 
 
 def units_by_loop(shapes: list[tuple[int, ...]]) -> list[int]:

@@ -40,3 +40,11 @@ def assert_rate(successes: int, trials: int, probability: float, looks: int = 1)
     assert p_value >= FALSE_ALARMS / looks, (
         f"{successes} of {trials} is {successes / trials:.6g}, expected {probability:.6g} (p-value {p_value:.2g})"
     )
+
+
+def assert_at_most(times: int, trials: int, probability: float) -> None:
+    """`times` of `trials` fit a probability of at most `probability`: exact one-sided binomial test. Prints its interval."""
+    found = stats.binomtest(int(times), int(trials), probability, alternative="greater")
+    low, high = stats.binomtest(int(times), int(trials)).proportion_ci(0.95)
+    print(f"rate of error {times / trials:.4f}, 95 % interval {low:.4f}..{high:.4f}, nominal {probability:g}")
+    assert found.pvalue >= FALSE_ALARMS, f"{times} of {trials} ({low:.4f}..{high:.4f}) is above {probability:g}"

@@ -7,7 +7,6 @@ Each training is a fork of this process, which never computes itself, so that th
 
 from __future__ import annotations
 
-import hashlib
 import json
 import mmap
 import os
@@ -26,6 +25,7 @@ from espalier import runs  # noqa: E402
 from espalier.runs.recipes import resolve  # noqa: E402
 from espalier.training.loop import Info  # noqa: E402
 from espalier.training.watch import Silent  # noqa: E402
+from hashed import hashes  # noqa: E402
 
 
 class Reporter(Silent):
@@ -36,10 +36,6 @@ class Reporter(Silent):
 
     def step(self, info: Info) -> None:
         self.board[:4] = info.step.to_bytes(4, "little")
-
-
-def hashes(folder: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
 
 
 def forked(work) -> int:

@@ -13,8 +13,8 @@ import torch
 from blobs import blobs
 from espalier import Training, load_program
 from espalier.prediction.fit import Fit
+from places import ROOT
 
-ROOT = Path(__file__).parents[1]
 FOLDERS = [Path(os.environ.get("ESPALIER_DATA", "~/.cache/espalier")).expanduser() / "polyps",
            Path("/work/shared/data/polyps")]  # fmt: skip
 

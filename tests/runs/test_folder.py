@@ -21,8 +21,9 @@ from espalier.runs.recipes import resolve
 from espalier.store import Bundle
 from espalier.training.options import Training
 from espalier.training.watch import Silent
+from places import HELPERS, PROGRAM
+from watches import Recorder
 
-HERE = Path(__file__).parent
 KILLS = 20
 
 
@@ -30,7 +31,7 @@ KILLS = 20
 def recipe_file(tmp_path: Path) -> Path:
     """A run that uses everything: batch norm, dropout, augmentation, random growth, Nesterov momentum, pairs."""
     recipe = {
-        "model": str(HERE / "programs.py"), "inference": "cigl", "data": "digits", "train_size": 160,
+        "model": str(PROGRAM), "inference": "cigl", "data": "digits", "train_size": 160,
         "sparsity": 0.7, "drop_rate": 0.2, "rule": "set", "delta_t": 6, "freeze": 0.5, "average_from": 0.5,
         "epochs": 6, "batch_size": 16, "augment": "crop-flip", "bn_batches": 3, "learning_rate": 0.05, "seed": 3,
     }  # fmt: skip
@@ -40,7 +41,7 @@ def recipe_file(tmp_path: Path) -> Path:
 
 
 def test_a_run_killed_at_random_inside_an_epoch_resumes_to_equal_files(recipe_file: Path, tmp_path: Path) -> None:
-    words = [sys.executable, str(HERE / "kill.py"), str(recipe_file), str(tmp_path / "runs"), str(KILLS)]
+    words = [sys.executable, str(HELPERS / "kill.py"), str(recipe_file), str(tmp_path / "runs"), str(KILLS)]
     done = subprocess.run(words, capture_output=True, text=True, timeout=500, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)
@@ -73,21 +74,6 @@ def test_the_command_line_resumes_a_killed_run_and_knows_a_finished_one(
     assert main(["resume", str(folder)]) == 0
     assert "is finished" in capsys.readouterr().out
     assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-class Recorder(Silent):
-    """Keeps the checkpoint of every epoch, and starts from one."""
-
-    def __init__(self, start: Bundle | None = None) -> None:
-        self.start, self.checkpoints = start, [Bundle({}, {})]
-
-    def resume(self) -> Bundle | None:
-        return self.start
-
-    def epoch(self, row: Mapping[str, Any], checkpoint: Callable[[], Bundle]) -> None:
-        tensors, facts = checkpoint()
-        copied = {name: tensor.clone() for name, tensor in tensors.items()}
-        self.checkpoints.append(Bundle(copied, json.loads(json.dumps(facts))))
 
 
 def train(recipe_file: Path, watch: Recorder) -> str:

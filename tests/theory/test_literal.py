@@ -150,10 +150,7 @@ MUTATIONS: dict[str, dict[str, dict[str, Any]]] = {
 MUTANTS = [(claim, name) for claim, mutations in MUTATIONS.items() for name in mutations]
 
 
-@pytest.fixture(autouse=True)
-def _own_stream():
-    with torch.random.fork_rng(), pyro.get_param_store().scope():
-        yield
+pytestmark = pytest.mark.usefixtures("own_stream", "own_store")
 
 
 def test_every_claim_has_mutations() -> None:

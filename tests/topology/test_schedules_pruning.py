@@ -5,9 +5,7 @@ The reference trains a dense float64 network in plain torch under a 0/1 mask tha
 
 import copy
 import functools
-import hashlib
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -33,23 +31,15 @@ from espalier.topology.masks import erk, initial, prune, uniform
 from espalier.training.loop import Loop
 from espalier.training.options import Training
 from espalier.training.rates import constant, cosine, swa
-from espalier.training.watch import Silent
+from hashed import hashes
+from rounding import close
+from watches import Killed
 
-TOLERANCE = 1e-10
 NUM_DATA, BATCH, DECAY = 90, 16, 0.02
 SHAPES = [(9, 6), (4, 9)]
 
 
-@pytest.fixture(autouse=True)
-def _float64() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    with pyro.get_param_store().scope():
-        yield
-    torch.set_default_dtype(torch.float32)
-
-
-def close(actual: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(actual.detach(), expected.detach(), rtol=0, atol=TOLERANCE)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def net() -> nn.Module:
@@ -410,22 +400,6 @@ def test_averaging_before_the_last_pruning_is_refused(rule: str) -> None:
         )
 
 
-class Killed(Silent):
-    """A watch that ends the process's work after a step, as a kill would."""
-
-    def __init__(self, at: int) -> None:
-        self.at, self.taken = at, 0
-
-    def step(self, info: object) -> None:
-        self.taken += 1
-        if self.taken == self.at:
-            raise KeyboardInterrupt
-
-
-def hashes(folder: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
-
-
 @pytest.mark.parametrize(("rule", "optimizer"), [("gradual", "sgd"), ("gradual", "adam"), ("one-shot", "adam")])
 def test_a_run_killed_while_it_prunes_resumes_to_equal_files(rule: str, optimizer: str, tmp_path: Path) -> None:
     torch.set_default_dtype(torch.float32)
@@ -445,10 +419,10 @@ def test_a_run_killed_while_it_prunes_resumes_to_equal_files(rule: str, optimize
     for number, kills in enumerate([[24], [35], [36], [25, 8]]):
         folder = tmp_path / f"run-{number}"
         with pytest.raises(KeyboardInterrupt):
-            runs.start(recipe, folder, Killed(kills[0]))
+            runs.start(recipe, folder, Killed(step=kills[0]))
         for kill in kills[1:]:
             with pytest.raises(KeyboardInterrupt):
-                runs.resume(folder, Killed(kill))
+                runs.resume(folder, Killed(step=kill))
         assert not runs.finished(folder)
         runs.resume(folder)
         assert hashes(folder) == expected

@@ -3,9 +3,6 @@
 Expected values are written out from Szegedy et al. 2016 (sec. 7) and Zhang et al. 2018 (eq. 1-2), or are torch's own.
 """
 
-import copy
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 import numpy as np
 import pyro
@@ -31,18 +28,13 @@ from espalier.training.batches import batches, soften
 from espalier.training.loop import Loop
 from espalier.training.options import Training
 from espalier.training.streams import Streams
-from espalier.training.watch import Silent
+from rounding import close
+from watches import Recorder
 
-TOLERANCE = 1e-10
 NUM_DATA, BATCH, CLASSES, DECAY = 96, 16, 5, 0.013
 
 
-@pytest.fixture(autouse=True)
-def _float64() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    with pyro.get_param_store().scope(), pyro.validation_enabled(True):
-        yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def net(outputs: int = CLASSES) -> nn.Module:
@@ -65,10 +57,6 @@ def data(classes: int | None = CLASSES, count: int = NUM_DATA) -> Data:
     x, y = batch_of(7, count)
     part = Split(x, torch.randn(count) if classes is None else y % classes)
     return Data("tiny", part, part, part, part, (6,), classes)
-
-
-def close(actual: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(actual.detach(), expected.detach(), rtol=0, atol=TOLERANCE)
 
 
 def gradients(keep_prob: float, x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -244,22 +232,6 @@ def test_training_with_label_smoothing_is_torch_s_step_by_step() -> None:
             close(model.net[0].bias, b1)
             taken += 1
     assert taken == 18
-
-
-class Recorder(Silent):
-    """Keeps a checkpoint of every epoch, starts from one."""
-
-    def __init__(self, start: Bundle | None = None) -> None:
-        self.start, self.checkpoints, self.steps = start, [Bundle({}, {})], 0
-
-    def resume(self) -> Bundle | None:
-        return self.start
-
-    def step(self, info: object) -> None:
-        self.steps += 1
-
-    def epoch(self, row: Mapping[str, Any], checkpoint: Callable[[], Bundle]) -> None:
-        self.checkpoints.append(copy.deepcopy(checkpoint()))
 
 
 def trained(seed: int = 2, watch: Recorder | None = None, **options: float) -> Fit:

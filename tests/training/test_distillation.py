@@ -5,15 +5,13 @@ Independent answers: both methods replayed in plain float64 torch, and expectati
 
 import copy
 import functools
-import hashlib
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pyro
 import pyro.distributions as dist
 import pytest
 import torch
@@ -36,48 +34,19 @@ from espalier.training.distillation import cross_entropy, distill
 from espalier.training.options import Training
 from espalier.training.phases import Phase
 from espalier.training.streams import Streams
-from espalier.training.watch import Silent
+from hashed import hashes
+from places import PROGRAM
+from rounding import close
+from watches import Killed, Recorder
 
-HERE = Path(__file__).parent
-TOLERANCE = 1e-10
 P, BATCH, DECAY = 0.625, 16, 0.01
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(autouse=True)
-def _own_store() -> Iterator[None]:
-    with pyro.get_param_store().scope():
-        yield
-    torch.set_default_dtype(torch.float32)
-
-
-@pytest.fixture
-def float64() -> None:
-    torch.set_default_dtype(torch.float64)
-
-
-def close(actual: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(actual.detach(), expected.detach(), rtol=0, atol=TOLERANCE)
+pytestmark = pytest.mark.usefixtures("own_store")
 
 
 # Killed and resumed
-
-
-class Killed(Silent):
-    """A watch that ends the work after a step, or within an epoch's end, as a kill would; and counts."""
-
-    def __init__(self, step: int = 0, epoch: int = 0) -> None:
-        self.at, self.seen = (step, epoch), [0, 0]
-
-    def step(self, info: object) -> None:
-        self.seen[0] += 1
-        if self.seen[0] == self.at[0]:
-            raise KeyboardInterrupt
-
-    def epoch(self, row: Mapping[str, Any], checkpoint: Callable[[], Bundle]) -> None:
-        self.seen[1] += 1
-        if self.seen[1] == self.at[1]:
-            raise KeyboardInterrupt
 
 
 RECIPES: dict[str, dict[str, Any]] = {  # ten steps an epoch
@@ -90,14 +59,10 @@ TOTAL = {"distilled": 70, "lottery": 100}
 @functools.cache
 def recipe_text(name: str) -> str:
     return yaml.safe_dump({
-        "model": str(HERE / "programs.py"), "inference": name, "data": "digits", "train_size": 160, "sparsity": 0.7,
+        "model": str(PROGRAM), "inference": name, "data": "digits", "train_size": 160, "sparsity": 0.7,
         "drop_rate": 0.2, "batch_size": 16, "augment": "crop-flip", "bn_batches": 3, "learning_rate": 0.05, "seed": 3,
         **RECIPES[name],
     })  # fmt: skip
-
-
-def hashes(folder: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
 
 
 @pytest.fixture(scope="module")
@@ -178,22 +143,6 @@ def test_a_phase_without_a_watch_has_nothing_to_resume() -> None:
     assert first.resume() is None
     first.epoch({}, lambda: Bundle({"a": torch.ones(1)}, {"n": 1}))
     assert first.next().resume() is None
-
-
-class Recorder(Silent):
-    """Keeps every checkpoint, starts from one."""
-
-    def __init__(self, start: Bundle | None = None) -> None:
-        self.start, self.checkpoints, self.steps = start, [Bundle({}, {})], 0
-
-    def resume(self) -> Bundle | None:
-        return self.start
-
-    def step(self, info: object) -> None:
-        self.steps += 1
-
-    def epoch(self, row: Mapping[str, Any], checkpoint: Callable[[], Bundle]) -> None:
-        self.checkpoints.append(copy.deepcopy(checkpoint()))
 
 
 def test_a_checkpoint_of_a_later_phase_holds_the_last_of_the_earlier_ones() -> None:

@@ -19,9 +19,9 @@ import together
 from espalier import store
 from espalier.store import Bundle
 from espalier.training import distributed
+from places import HELPERS, PROGRAM
 from together import CASES, MOVES
 
-HERE = Path(__file__).parent
 EXACT = [case for case in CASES if case not in ("batch norm", "dropout")]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -31,7 +31,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 def recipe_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with batch norm, dropout, augmentation, random growth and pairs."""
     recipe = {
-        "model": str(HERE / "programs.py"), "inference": "cigl", "data": "digits", "train_size": 160,
+        "model": str(PROGRAM), "inference": "cigl", "data": "digits", "train_size": 160,
         "sparsity": 0.7, "drop_rate": 0.2, "rule": "set", "delta_t": 6, "freeze": 0.5, "average_from": 0.8,
         "epochs": 20, "batch_size": 16, "augment": "crop-flip", "bn_batches": 3, "learning_rate": 0.05, "seed": 3,
     }  # fmt: skip
@@ -44,7 +44,7 @@ def recipe_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def folder(tmp_path_factory: pytest.TempPathFactory, recipe_file: Path) -> Path:
     """What two processes under torchrun left, the second one in `1`."""
     folder = tmp_path_factory.mktemp("together")
-    words = [*TORCHRUN, str(HERE / "together.py"), str(folder), str(recipe_file)]
+    words = [*TORCHRUN, str(HELPERS / "together.py"), str(folder), str(recipe_file)]
     done = subprocess.run(words, capture_output=True, text=True, timeout=600, env=ENVIRONMENT)
     assert done.returncode == 0, done.stderr
     return folder

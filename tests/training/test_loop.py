@@ -6,11 +6,10 @@ forward pass, the loss and the L2 are spelled with `torch.nn.functional`.
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-import pyro
 import pytest
 import torch
 import torch.nn.functional as F
@@ -30,19 +29,13 @@ from espalier.topology.masks import initial
 from espalier.training.loop import Loop
 from espalier.training.options import DEFAULT_WEIGHT_DECAY, Training, prepare
 from espalier.training.rates import Rate, constant, cosine
+from rounding import close
 
-TOLERANCE = 1e-10
 NUM_DATA, BATCH = 137, 24
 DECAY = 0.013
 
 
-@pytest.fixture(autouse=True)
-def _float64() -> Iterator[None]:
-    """Everything here is in double precision, and no parameter store outlives its test."""
-    torch.set_default_dtype(torch.float64)
-    with pyro.get_param_store().scope():
-        yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 class Case(NamedTuple):
@@ -165,10 +158,6 @@ class Hand:
     @property
     def parameters(self) -> list[Tensor]:
         return [self.u, *self.others.values()]
-
-
-def close(actual: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(actual.detach(), expected.detach(), rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("name", CASES)
