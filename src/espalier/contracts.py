@@ -16,7 +16,8 @@ from torch import Tensor
 class Rows(Protocol):
     """Inputs that are indexed by row numbers: a tensor, or a folder of images that decodes what is asked for.
 
-    `rows[index]` with an int64 tensor `(b,)` returns a tensor `(b, *shape)`.
+    `rows[index]` with an int64 tensor `(b,)` returns a tensor `(b, *shape)`. Rows that have a `stream(batches, seed)` too are
+    asked for many such indices at once, so that they can decode ahead (`data/streamed.py`).
     """
 
     def __len__(self) -> int: ...
@@ -49,6 +50,8 @@ class Data(NamedTuple):
     target_scale: float = 1.0
     hashes: dict[str, str] = {}
     """Split name -> SHA-256 of its rows (inputs as stored, and labels): what the record keeps."""
+    classes: tuple[Any, ...] = ()
+    """What the labels 0, 1, ... stand for, where that was said."""
 
     @property
     def num_outputs(self) -> int:
@@ -62,7 +65,7 @@ class Data(NamedTuple):
             "num_outputs": self.num_outputs,
             "task": "regression" if self.num_classes is None else "classification",
             "target": [self.target_shift, self.target_scale],
-            "data": {"name": self.name, "hashes": self.hashes},
+            "data": {"name": self.name, "hashes": self.hashes} | ({"classes": list(self.classes)} if self.classes else {}),
         }
 
 

@@ -11,13 +11,13 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from espalier import runs
 from espalier.certificates import certificate, pruning, risks, selection
 from espalier.certificates.certificate import Decision, Promise
 from espalier.certificates.pruning import By, Frozen, Structure
 from espalier.contracts import Data, Rows, Split
+from espalier.data.streamed import Streamed, in_turn
 from espalier.prediction.fit import Fit, How
 
 SAME = 0.01
@@ -336,7 +336,7 @@ def _anchor(reference: NDArray[np.float64], labels: NDArray[np.int64], settings:
 def check_unseen(data: Data, calibration: Split) -> int:
     """Number of calibration examples whose input stands in training or validation too, to the bit. Raises ValueError where
     it is more than a hundredth of them. Folders of images are not compared: that would decode every file."""
-    if not isinstance(calibration.x, Tensor) or not isinstance(data.train.x, Tensor):
+    if any(isinstance(x, Streamed) and x.digests is None for x in (calibration.x, data.train.x)):
         return 0
     seen = {key for part in (data.train, data.validation) for key in _keys(part.x)}
     repeated = sum(key in seen for key in _keys(calibration.x))
@@ -349,5 +349,7 @@ def check_unseen(data: Data, calibration: Split) -> int:
 
 
 def _keys(x: Rows) -> list[bytes]:
-    rows = torch.as_tensor(x[torch.arange(len(x))]).contiguous().numpy().reshape(len(x), -1)
-    return [hashlib.sha256(row.tobytes()).digest() for row in rows]
+    if isinstance(x, Streamed) and x.digests is not None:
+        return [digest.tobytes() for digest in x.digests[x.rows]]
+    batches = in_turn(x, torch.arange(len(x)).split(1024))
+    return [hashlib.sha256(row.tobytes()).digest() for batch in batches for row in batch.contiguous().numpy()]

@@ -1,13 +1,21 @@
-"""Data sets: named, from files or from the user's own arrays; cut by seed, standardised by the training rows, hashed.
+"""Data sets: named, from files or from the user's own arrays and datasets; cut by seed, standardised, hashed.
 
 sets.py        `load`: a named set, an .npz file or a folder of images as `Data`
+arrays.py      `from_arrays`: one's own NumPy, torch or pandas; labels of any kind
+datasets.py    `from_datasets`: torch map-style datasets, which stream
+cut.py         the four parts, by seed; standardised by the training rows; identified by hash
+streamed.py    rows that are decoded when asked for, by a DataLoader's workers
+images.py      a folder of images
 readers.py     one reader per file format
 downloads.py   public sets fetched from their addresses, whole or not at all
 """
 
 from __future__ import annotations
 
-from espalier.data.readers import ImageRows as ImageRows
+from espalier.data.arrays import from_arrays as from_arrays
+from espalier.data.datasets import from_datasets as from_datasets
+from espalier.data.images import ImageRows as ImageRows
 from espalier.data.sets import available as available
 from espalier.data.sets import load as load
 from espalier.data.sets import names as names
+from espalier.data.streamed import Streamed as Streamed

@@ -11,32 +11,27 @@ import gzip
 import hashlib
 import io
 import math
-import os
 import pickle
 import zipfile
 import zlib
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
+
+from espalier.data.streamed import Streamed
 
 Array = NDArray[Any]
 
 _PIXELS = 3 * 32 * 32
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
-_IMAGENET_MEAN = (0.485, 0.456, 0.406)
-_IMAGENET_SD = (0.229, 0.224, 0.225)
 
 
 class Raw(NamedTuple):
     """A data set as its files store it: nothing cut, nothing standardised."""
 
-    x: Array | ImageRows
+    x: Array | Streamed
     """`(n, features)` or, channels first, `(n, C, H, W)`."""
     y: Array
     """`(n,)`: integers for classes, floats for regression."""
@@ -223,89 +218,6 @@ def _channels_first(path: Path, x: Array) -> Array:
     )
 
 
-@final
-class ImageRows:
-    """Image files as `Rows`: decoded in threads when asked for, so that a folder of any size needs no memory.
-
-    `rows[index]` `(b, 3, size, size)` float32: RGB, shorter side resized to `size` (bilinear), centre cropped,
-    standardised with the mean and sd of ImageNet. Raises ValueError where a file cannot be decoded.
-    """
-
-    def __init__(self, root: Path, names: Sequence[str], sizes: Sequence[int], image_size: int) -> None:
-        self.root, self.names, self.sizes, self.image_size = root, names, sizes, image_size
-        self.shape = (len(names), 3, image_size, image_size)
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getitem__(self, index: Tensor, /) -> Tensor:
-        pixels = torch.empty((len(index), *self.shape[1:]), dtype=torch.uint8)
-        with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-            for row, image in enumerate(pool.map(self._decode, index.tolist())):
-                pixels[row] = torch.from_numpy(image).permute(2, 0, 1)
-        mean, sd = (torch.tensor(v)[:, None, None] for v in (_IMAGENET_MEAN, _IMAGENET_SD))
-        return (pixels / 255 - mean) / sd
-
-    def _decode(self, row: int) -> Array:
-        from PIL import Image
-
-        path, size = self.root / self.names[row], self.image_size
-        try:
-            with Image.open(path) as image:
-                shorter = min(image.size)
-                width, height = (max(size, round(side * size / shorter)) for side in image.size)
-                image_rgb = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
-        except (OSError, SyntaxError, ValueError) as error:  # Pillow reports a broken PNG as a SyntaxError
-            raise ValueError(f"{path} is no readable image ({error}): replace or remove it") from error
-        left, top = (width - size) // 2, (height - size) // 2
-        return np.array(image_rgb.crop((left, top, left + size, top + size)))
-
-    def select(self, rows: Array) -> ImageRows:
-        """The same folder, these rows `(m,)` only."""
-        return ImageRows(self.root, [self.names[r] for r in rows], [self.sizes[r] for r in rows], self.image_size)
-
-
-def folder(root: Path, image_size: int = 224) -> Raw:
-    """A folder of images: `train/CLASS/*` and `test/CLASS/*` (or `val/CLASS/*`), or `CLASS/*` and nothing published.
-
-    Classes are numbered in the alphabetical order of their folders; files end in png, jpg, jpeg, webp or bmp.
-    Raises FileNotFoundError where `train` stands without `test`, ValueError where a class is empty or not in `train`.
-    """
-    parts = [root]
-    if (root / "train").is_dir() and _class_folders(root / "train"):
-        held_out = [root / name for name in ("test", "val") if (root / name).is_dir()][:1]
-        if not held_out:
-            raise FileNotFoundError(f"{root} has a folder train, expected test or val beside it, got neither; add one")
-        parts = [root / "train", *held_out]
-    classes = [sub.name for sub in _class_folders(parts[0])]
-    if len(classes) < 2:
-        raise ValueError(f"{root}: expected two or more class folders, got {classes}; put each class into its own")
-    found = [_listed(root, part, classes) for part in parts]
-    names, sizes, labels = (list(column) for column in zip(*(entry for part in found for entry in part), strict=True))
-    rows, cut = np.arange(len(names))[None], len(found[0])
-    published = {"train": rows[:, :cut], "test": rows[:, cut:]} if len(parts) == 2 else {}
-    return Raw(ImageRows(root, names, sizes, image_size), np.array(labels), len(classes), **published)
-
-
-def _class_folders(part: Path) -> list[Path]:
-    return sorted(sub for sub in part.iterdir() if sub.is_dir() and not sub.name.startswith("."))
-
-
-def _listed(root: Path, part: Path, classes: list[str]) -> list[tuple[str, int, int]]:
-    """(name below the root, bytes, label) of every image, by class and name."""
-    listed = []
-    for sub in _class_folders(part):
-        if sub.name not in classes:
-            raise ValueError(f"{sub} is a class without training images: expected one of {classes}; move or remove it")
-        with os.scandir(sub) as entries:
-            images = sorted((e.name, e.stat().st_size) for e in entries if Path(e.name).suffix.lower() in _SUFFIXES)
-        if not images:
-            raise ValueError(f"{sub} holds no images: expected {', '.join(sorted(_SUFFIXES))}; fill or remove it")
-        below, label = sub.relative_to(root).as_posix(), classes.index(sub.name)
-        listed += [(f"{below}/{name}", size, label) for name, size in images]
-    return listed
-
-
 def checked(name: str, raw: Raw) -> Raw:
     """The same with `y` as int64 classes or float64 targets and, for classes, `num_classes` settled.
 
@@ -318,7 +230,8 @@ def checked(name: str, raw: Raw) -> Raw:
             "store y as [n]"
         )
     if isinstance(x, np.ndarray) and x.dtype.kind == "f":
-        _refuse(~np.isfinite(x.reshape(len(x), -1)).all(axis=1), f"{name}: expected finite inputs, got NaN or infinity")
+        broken = np.concatenate([~np.isfinite(part).all(axis=tuple(range(1, x.ndim))) for part in _pieces(x)])
+        _refuse(broken, f"{name}: expected finite inputs, got NaN or infinity")
     if raw.num_classes is None and y.dtype.kind == "f":
         _refuse(~np.isfinite(y), f"{name}: expected finite targets, got NaN or infinity")
         return raw._replace(y=y.astype(np.float64))
@@ -334,6 +247,12 @@ def checked(name: str, raw: Raw) -> Raw:
     if num_classes < 2:
         raise ValueError(f"{name}: expected labels of two or more classes, got only 0; store float y for regression")
     return raw._replace(y=y.astype(np.int64), num_classes=num_classes)
+
+
+def _pieces(x: Array, size: int = 1 << 24) -> list[Array]:
+    """The array in pieces of about `size` numbers: what is computed of one need not be as large as all."""
+    step = max(1, size * len(x) // x.size)
+    return [x[start : start + step] for start in range(0, len(x), step)]
 
 
 def _refuse(bad: Array | np.bool_, sentence: str) -> None:

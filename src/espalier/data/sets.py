@@ -8,24 +8,15 @@ variable ESPALIER_DATA, else `~/.cache/espalier`.
 from __future__ import annotations
 
 import difflib
-import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from espalier.contracts import Data, Split
-from espalier.data import readers
-from espalier.data.readers import Array, Raw
-from espalier.data.readers import ImageRows as ImageRows
-
-_TEST_FRACTION = 0.2  # of all rows, where no test set is published
-_CHUNK = 1 << 22  # numbers handled in float64 at a time: bounds the memory beside the result
+from espalier.contracts import Data
+from espalier.data import images, readers
+from espalier.data.cut import as_data
+from espalier.data.readers import Raw
 
 
 class Layout(NamedTuple):
@@ -94,6 +85,7 @@ def load(
     split_seed: int = 0,
     fold: int = 0,
     image_size: int | None = None,
+    workers: int | None = None,
 ) -> Data:
     """A data set by name (`names()`), by path of an `.npz` file, or by path of a folder of images, cut into four parts.
 
@@ -109,7 +101,8 @@ def load(
 
     data_dir: where named sets lie. train_size: training examples to keep. validation: fraction for validation.
     calibration: fraction for certificates. split_seed: of the cut. fold: which published split, of a set that has them.
-    image_size: pixels of the shorter side, for a folder of images.
+    image_size: pixels of the shorter side, for a folder of images. workers: processes that decode its images; None is one a
+    core. The numbers do not depend on it.
 
     `hashes`: SHA-256 over the rows of each split in their order: the inputs as stored, channels first, then the labels
     as int64 or the targets as float64. For a folder of images: over file names, sizes in bytes and labels, as reading
@@ -117,26 +110,15 @@ def load(
 
     Raises FileNotFoundError where files are missing, ValueError where an option or the files' content is wrong.
     """
-    raw = readers.checked(name, _read(name, data_dir, image_size))
-    parts = _cut(name, raw, validation, calibration, split_seed, fold)
-    left = parts["train"]
-    if train_size is not None and not 0 < train_size <= len(left):
-        raise ValueError(f"{name}: expected train_size in 1..{len(left)}, the rows left to train on, got {train_size}")
-    parts["train"] = left[:train_size]
-
-    inputs = raw.x.select if isinstance(raw.x, ImageRows) else partial(_standardised, raw.x, *_moments(raw.x, left))
-    y, mean, sd = torch.from_numpy(raw.y), np.zeros(1), np.ones(1)
-    if raw.num_classes is None:
-        mean, sd = _moments(raw.y[:, None], left)
-        y = _standardised(raw.y[:, None], mean, sd, np.arange(len(y)))[:, 0]
-    return Data(
+    raw = readers.checked(name, _read(name, data_dir, image_size, workers))
+    return as_data(
         name,
-        **{part: Split(inputs(rows), y[torch.from_numpy(rows)]) for part, rows in parts.items()},
-        shape=raw.x.shape[1:],
-        num_classes=raw.num_classes,
-        target_shift=float(mean[0]),
-        target_scale=float(sd[0]),
-        hashes={part: _hash(raw, rows) for part, rows in parts.items()},
+        raw,
+        validation=validation,
+        calibration=calibration,
+        split_seed=split_seed,
+        fold=fold,
+        train_size=train_size,
     )
 
 
@@ -165,7 +147,7 @@ def _missing(root: Path, layout: Layout) -> list[Path]:
     return [path for path in _paths(root, layout) if not path.is_file()]
 
 
-def _read(name: str, data_dir: str | Path | None, image_size: int | None) -> Raw:
+def _read(name: str, data_dir: str | Path | None, image_size: int | None, workers: int | None) -> Raw:
     path = Path(name).expanduser()
     is_folder = name != "" and name not in SETS and path.is_dir()
     if image_size is not None and not (is_folder and image_size > 0):
@@ -175,7 +157,7 @@ def _read(name: str, data_dir: str | Path | None, image_size: int | None) -> Raw
     if name in SETS:
         return _read_named(name, root_of(data_dir))
     if is_folder:
-        return readers.folder(path, image_size or 224)
+        return images.folder(path, image_size or 224, workers)
     if path.suffix == ".npz" and path.is_file():
         return readers.npz(path)
     if path.suffix == ".npz" or len(path.parts) > 1:
@@ -194,66 +176,3 @@ def _read_named(name: str, root: Path) -> Raw:
         f"{name}: expected a file {_missing(root, nearest)[0]}, got none; run `espalier data get {name}`, or name the "
         f"folder that holds {' or '.join(layout.folder for layout in layouts)} by --data-dir or ESPALIER_DATA"
     )
-
-
-def _cut(name: str, raw: Raw, validation: float, calibration: float, split_seed: int, fold: int) -> dict[str, Array]:
-    """Row numbers of the four parts; `train` is all that is left."""
-    for option, fraction in (("validation", validation), ("calibration", calibration)):
-        if not 0 <= fraction < 1:
-            raise ValueError(f"expected {option} in [0, 1), a fraction of all but the test rows, got {fraction}")
-    if split_seed < 0:
-        raise ValueError(f"expected split_seed to be 0 or more, got {split_seed}")
-    rng = np.random.default_rng(split_seed)
-    rows, test = readers.fold_rows(name, raw, fold)
-    rows = rng.permutation(rows)
-    if test is None:
-        test, rows = np.split(rows, [round(_TEST_FRACTION * len(rows))])
-    held = round(validation * len(rows))
-    kept = held + round(calibration * len(rows))
-    if kept >= len(rows):
-        raise ValueError(
-            f"{name}: expected rows left to train on, got none of {len(rows)} outside the test set with validation "
-            f"{validation} and calibration {calibration}; lower them"
-        )
-    return {"train": rows[kept:], "validation": rows[:held], "calibration": rows[held:kept], "test": test}
-
-
-def _chunks(x: Array, rows: Array) -> list[Array]:
-    step = max(1, _CHUNK * len(x) // x.size)
-    return [rows[start : start + step] for start in range(0, len(rows), step)]
-
-
-def _moments(x: Array, rows: Array) -> tuple[Array, Array]:
-    """Mean and sd `(C,)` of each channel or feature over `rows`, the sd of a constant one being 1.
-
-    Sums are taken about a value of the sample, so that they are exact where all values are equal.
-    """
-    flat = x.reshape(len(x), x.shape[1], -1)
-    pivot = flat[rows[0], :, :1].astype(np.float64)
-    first, second = np.zeros(x.shape[1]), np.zeros(x.shape[1])
-    for part in _chunks(x, rows):
-        gap = flat[part] - pivot
-        first += gap.sum(axis=(0, 2))
-        second += np.square(gap).sum(axis=(0, 2))
-    count = len(rows) * flat.shape[2]
-    sd = np.sqrt(np.maximum(second / count - (first / count) ** 2, 0))
-    return pivot[:, 0] + first / count, np.where(sd > 0, sd, 1.0)
-
-
-def _standardised(x: Array, mean: Array, sd: Array, rows: Array) -> Tensor:
-    out = np.empty((len(rows), *x.shape[1:]), np.float32)
-    mean, sd = (values.reshape(-1, *[1] * (x.ndim - 2)) for values in (mean, sd))
-    for part, into in zip(_chunks(x, rows), _chunks(x, np.arange(len(rows))), strict=True):
-        out[into] = (x[part] - mean) / sd
-    return torch.from_numpy(out)
-
-
-def _hash(raw: Raw, rows: Array) -> str:
-    digest = hashlib.sha256()
-    if isinstance(raw.x, ImageRows):
-        digest.update("".join(f"{raw.x.names[row]}\0{raw.x.sizes[row]}\n" for row in rows).encode())
-    else:
-        for part in _chunks(raw.x, rows):
-            digest.update(raw.x[part].tobytes())
-    digest.update(raw.y[rows].tobytes())
-    return digest.hexdigest()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from espalier.contracts import Data
+from espalier.data.streamed import in_turn
 from espalier.network import BayesianNetwork
 from espalier.prediction.predict import to_device
 
@@ -30,7 +31,7 @@ def training_batches(data: Data, num_batches: int, batch_size: int, device: torc
     """
     count = min(len(data.train.y), num_batches * batch_size)
     rows = torch.arange(count if count < batch_size else count - count % batch_size)
-    return [to_device(data.train.x[part], device) for part in rows.split(batch_size)]
+    return [to_device(batch, device) for batch in in_turn(data.train.x, rows.split(batch_size))]
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from espalier.contracts import Rows
+from espalier.data.streamed import in_turn
 from espalier.network import BayesianNetwork, one_column
 
 if TYPE_CHECKING:
@@ -22,8 +23,8 @@ BATCH = 500
 
 def batches(x: Rows, device: torch.device, size: int = BATCH) -> Iterator[Tensor]:
     """The rows of x in order, on the device."""
-    for rows in torch.arange(len(x)).split(size):
-        yield to_device(x[rows], device)
+    for batch in in_turn(x, torch.arange(len(x)).split(size)):
+        yield to_device(batch, device)
 
 
 def to_device(x: Tensor, device: torch.device) -> Tensor:

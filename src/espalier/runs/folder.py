@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import inspect
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,8 @@ from espalier.prediction.fit import Fit
 from espalier.runs.recipes import Recipe, resolve
 from espalier.store import Bundle
 from espalier.training import distributed
-from espalier.training.loop import Info
 from espalier.training.options import Training
-from espalier.training.watch import Silent, Watch
+from espalier.training.watch import Checkpoints, Silent, Watch
 
 CHECKPOINT = "checkpoint.safetensors"
 INIT = "init.safetensors"
@@ -121,26 +120,16 @@ def _checked_record(folder: Path) -> dict[str, Any]:
     return record
 
 
-class RunWatch:
-    """Makes the run folder when training begins, writes a checkpoint after every epoch, lets another watch look on.
-
-    Of several processes the first one writes, and all read.
-    """
+class RunWatch(Checkpoints):
+    """Checkpoints in a run folder, which is made when training begins."""
 
     def __init__(self, recipe: Recipe, folder: Path, inner: Watch) -> None:
-        self.recipe, self.folder, self.path, self.inner = recipe, folder, folder / CHECKPOINT, inner
+        super().__init__(folder / CHECKPOINT, inner)
+        self.recipe, self.folder = recipe, folder
 
     def resume(self) -> Bundle | None:
         self.begin()
-        distributed.barrier()
-        if not self.path.is_file():
-            return None
-        saved = store.read_bundle(self.path)
-        if saved.facts["sha256"] != _digest(saved):
-            raise ValueError(
-                f"expected {self.path} as it was written, but its content was altered: remove it to start again"
-            )
-        return saved
+        return super().resume()
 
     def begin(self) -> None:
         if distributed.rank():
@@ -148,24 +137,6 @@ class RunWatch:
         store.remove_orphans(self.folder)
         if not (self.folder / "config.yaml").is_file():
             _begin(self.recipe, self.folder)
-
-    def step(self, info: Info) -> None:
-        self.inner.step(info)
-
-    def epoch(self, row: Mapping[str, Any], checkpoint: Callable[[], Bundle]) -> None:
-        if distributed.rank() == 0:
-            bundle = checkpoint()
-            store.write_bundle(self.path, bundle._replace(facts={**bundle.facts, "sha256": _digest(bundle)}))
-        self.inner.epoch(row, checkpoint)
-
-
-def _digest(bundle: Bundle) -> str:
-    parts = [
-        f"{name} {tensor.dtype} {tuple(tensor.shape)} {store.tensor_digest(tensor)}"
-        for name, tensor in sorted(bundle.tensors.items())
-    ]
-    facts = {key: value for key, value in bundle.facts.items() if key != "sha256"}
-    return store.sha256("\n".join([*parts, store.canonical(facts)]).encode())
 
 
 def _run(recipe: Recipe, folder: Path, loaded: Data, model: BayesianNetwork, watch: Watch | None) -> Fit:

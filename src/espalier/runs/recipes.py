@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from jsonargparse import ActionYesNo, ArgumentParser
 
 from espalier import data, shelf
-from espalier.training.options import Training
+from espalier.training.options import Training, words_of
 
 
 class Option(NamedTuple):
@@ -166,13 +166,15 @@ def _parameters(function: Callable[..., Any], owner: str, skip: set[str]) -> lis
 def _fields() -> list[Option]:
     hints, doc = typing.get_type_hints(Training), inspect.getdoc(Training) or ""
     return [
-        Option(field.name, hints[field.name], field.default, _help(doc, field.name), "training")
+        Option(field.name, _plain(hints[field.name]), field.default, _help(doc, field.name), "training")
         for field in dataclasses.fields(Training)
     ]
 
 
 def _plain(hint: Any) -> Any:
-    """`str | Path | None` is a string on a command line."""
+    """What a command line can say of a type: of `str | Path | None` a string, of words or a callable the words."""
+    if any(typing.get_origin(part) is Callable for part in typing.get_args(hint)):
+        return typing.Literal[words_of(hint)]
     return str | None if Path in typing.get_args(hint) else hint
 
 

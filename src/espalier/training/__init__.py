@@ -6,7 +6,7 @@ options.py        Training: how long, how fast, where; `prepare`: the prior that
 batches.py        the batches of an epoch: shuffled, shared, augmented, softened
 rates.py          learning rates by step
 streams.py        the device, and random numbers by purpose
-watch.py          who looks on: a bar, a run folder
+watch.py          who looks on: a bar, a file of checkpoints, a run folder
 phases.py         several trainings in one run that resumes bit for bit
 distillation.py   the posterior predictive, taught to one network
 distributed.py    one network on several processes
@@ -24,5 +24,6 @@ from espalier.training.options import prepare as prepare
 from espalier.training.phases import Phase as Phase
 from espalier.training.streams import Streams as Streams
 from espalier.training.streams import find_device as find_device
+from espalier.training.watch import Checkpoints as Checkpoints
 from espalier.training.watch import Silent as Silent
 from espalier.training.watch import Watch as Watch

@@ -9,26 +9,38 @@ import torch
 from torch import Tensor
 
 from espalier.contracts import Data
+from espalier.data.streamed import in_turn
 from espalier.prediction.predict import to_device
 from espalier.training import distributed
-from espalier.training.options import Training
+from espalier.training.options import Training, augmented
 from espalier.training.streams import Streams
 
 
 def batches(data: Data, training: Training, streams: Streams) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches of one epoch, shuffled, on the device; of several processes each sees its share of every batch."""
+    """The batches of one epoch, shuffled, on the device; of several processes each sees its share of every batch.
+
+    What a streaming data set or a user's own `augment` draws is decided by two seeds, which the shuffling's stream gives.
+    """
     order = torch.randperm(len(data.train.y), generator=streams.order)
     size = min(training.batch_size, len(order))
-    for rows in order.split(size)[: training.steps_per_epoch(data)]:
-        mine = distributed.share(len(rows))
-        part = slice(None) if training.mixup else mine  # an example's partner may be anywhere in the batch
-        x = to_device(data.train.x[rows[part]], streams.device)
-        if training.augment == "crop-flip":
+    parts = order.split(size)[: training.steps_per_epoch(data)]
+    seeds = [0, 0]
+    if callable(training.augment) or hasattr(data.train.x, "stream"):
+        seeds = torch.randint(2**63 - 1, (2,), generator=streams.order).tolist()
+    # With mixup an example's partner may be anywhere in the batch.
+    shares = [slice(None) if training.mixup else distributed.share(len(rows)) for rows in parts]
+    mine = [rows[part] for rows, part in zip(parts, shares, strict=True)]
+    inputs = in_turn(data.train.x, mine, seeds[0])
+    for index, (rows, part, batch) in enumerate(zip(parts, shares, inputs, strict=True)):
+        x, y = to_device(batch, streams.device), data.train.y[mine[index]].to(streams.device)
+        if callable(training.augment):
+            x = augmented(training.augment, x, seeds[1], index)
+        elif training.augment == "crop-flip":
             x = crop_flip(x, streams.augment, len(rows), part)
-        y = data.train.y[rows[part]].to(streams.device)
         if training.label_smoothing or training.mixup:
             x, y = soften(x, y, data.num_outputs, training.label_smoothing, training.mixup, streams.augment)
-        yield (x[mine], y[mine]) if training.mixup else (x, y)
+        share = distributed.share(len(rows))
+        yield (x[share], y[share]) if training.mixup else (x, y)
 
 
 def soften(

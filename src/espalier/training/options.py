@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 
 from espalier.contracts import Data
+from espalier.data.streamed import seeded
 from espalier.distributions.priors import prior_scale_of, weight_decay_of
 from espalier.network import BayesianNetwork
 from espalier.prediction.predict import evaluating
@@ -19,6 +21,11 @@ from espalier.training import rates
 from espalier.training.streams import find_device
 
 DEFAULT_WEIGHT_DECAY = 1e-4
+
+
+def words_of(hint: Any) -> tuple[str, ...]:
+    """The words that an option may be, where it is a choice of words."""
+    return tuple(word for part in (hint, *get_args(hint)) if get_origin(part) is Literal for word in get_args(part))
 
 
 @dataclass(frozen=True)
@@ -31,7 +38,9 @@ class Training:
     warmup: steps of linear increase before it.
     decay_every: steps between the decays of stepwise. decay_factor: what each multiplies the rate by.
     weight_decay: coupled L2, per datum; None takes it from the model's prior_scale, or 1e-4 where it has none.
-    augment: none, or crop-flip (pad by an eighth, crop at random, flip). device: auto, cpu, cuda, cuda:1.
+    augment: none, or crop-flip (pad by an eighth, crop at random, flip); in Python also a callable of yours, from a batch
+    `(b, *shape)` on the device to one like it, whose draws from torch, NumPy and `random` are seeded. device: auto, cpu,
+    cuda, cuda:1.
     label_smoothing: mass that a label gives away to all classes alike (Szegedy et al. 2016). mixup: alpha of the
     Beta(alpha, alpha) weight by which pairs of examples and their labels are mixed (Zhang et al. 2018), 0 is none.
     precision: float32, or bf16 autocast. bn_batches: training batches that batch-norm statistics are re-estimated on.
@@ -48,7 +57,7 @@ class Training:
     decay_every: int = 20000
     decay_factor: float = 0.5
     weight_decay: float | None = None
-    augment: Literal["none", "crop-flip"] = "none"
+    augment: Literal["none", "crop-flip"] | Callable[[Tensor], Tensor] = "none"
     label_smoothing: float = 0.0
     mixup: float = 0.0
     device: str = "auto"
@@ -58,8 +67,9 @@ class Training:
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self)).items():
-            if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
-                raise ValueError(f"expected {name} of {', '.join(get_args(hint))}, got {getattr(self, name)!r}")
+            words = words_of(hint)
+            if words and not callable(getattr(self, name)) and getattr(self, name) not in words:
+                raise ValueError(f"expected {name} of {', '.join(words)}, got {getattr(self, name)!r}")
         if self.warmup < 0 or self.decay_every < 1:
             raise ValueError(
                 f"expected warmup of at least 0 and decay_every of at least 1, got {self.warmup}, {self.decay_every}"
@@ -105,6 +115,19 @@ class Training:
         return rates.constant(self.learning_rate, self.warmup)
 
 
+def augmented(augment: Callable[[Tensor], Tensor], x: Tensor, seed: int, index: int) -> Tensor:
+    """A user's own augmentation of a batch x `(b, *shape)`; what it draws on the CPU is decided by seed and index.
+
+    Raises ValueError where it does not give back a batch like the one it was given.
+    """
+    with seeded(seed, index):
+        result = augment(x)
+    if not isinstance(result, Tensor) or result.shape != x.shape or not result.is_floating_point():
+        got = f"{result.dtype} {tuple(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
+        raise ValueError(f"expected augment to give back a batch like the one it gets, {x.dtype} {tuple(x.shape)}, got {got}")
+    return result
+
+
 def prepare(
     model: BayesianNetwork, data: Data, training: Training, *, keep_prob: float = 1.0, rescale: bool = False
 ) -> BayesianNetwork:
@@ -120,18 +143,20 @@ def prepare(
         )
     if model.prior_scale is not None and training.weight_decay is not None:
         raise ValueError("expected a prior_scale or a weight_decay, got both: one implies the other")
-    if training.augment != "none" and len(data.shape) != 3:
+    if training.augment == "crop-flip" and len(data.shape) != 3:
         raise ValueError(
             f"expected images (channels, height, width) for augment {training.augment}, got shape {data.shape}"
         )
     if training.augment != "none" and data.train.y.dim() > 1:
         raise ValueError(
-            f"expected one label per image for augment {training.augment}, got targets of shape {tuple(data.train.y.shape)}: "
-            "it moves images and not their masks; turn both yourself"
+            f"expected one label per example to augment, got targets of shape {tuple(data.train.y.shape)}: "
+            "images would be moved and their masks would not; turn both yourself"
         )
     if data.num_classes is None and (training.label_smoothing or training.mixup):
         raise ValueError(f"expected labels to smooth or to mix, but {data.name} has real-valued targets")
     _check_fit(model, data, soft=bool(training.label_smoothing or training.mixup))
+    if callable(training.augment):
+        augmented(training.augment, data.train.x[torch.arange(min(2, len(data.train.y)))], 0, 0)
     model = copy.deepcopy(model)
     model.num_data = len(data.train.y)
     if model.prior_scale is None:

@@ -88,8 +88,8 @@ def train(
         streams.seed_default()
         saved = watch.resume()
         if saved is not None:
-            history, pairs = _restore(saved, loop, streams)
-        distributed.check_alike({**_checkpoint(loop, streams, history, pairs).tensors, **data.hashes})
+            history, pairs = _restore(saved, loop, streams, data)
+        distributed.check_alike({**_checkpoint(loop, streams, history, pairs, data).tensors, **data.hashes})
         model.train()
         for epoch in range(len(history) + 1, training.epochs + 1):
             infos = []
@@ -101,7 +101,7 @@ def train(
             if epoch > first or epoch == training.epochs:
                 pairs.append(_collect(model, guide, training, inputs, len(pairs)))
             history.append(_row(epoch, infos, loop, data))
-            watch.epoch(history[-1], lambda: _checkpoint(loop, streams, history, pairs))
+            watch.epoch(history[-1], lambda: _checkpoint(loop, streams, history, pairs, data))
         distributed.check_alike(loop.state().tensors)
     model.eval()  # so that evaluating it leaves the batch-norm buffers alone
     return _fit(model, guide, data, training, history, pairs, inputs)
@@ -166,7 +166,9 @@ def validation_scores(predicted: Tensor, data: Data) -> dict[str, float]:
     }
 
 
-def _checkpoint(loop: Loop, streams: Streams, history: list[dict[str, Any]], pairs: list[Pair]) -> Bundle:
+def _checkpoint(
+    loop: Loop, streams: Streams, history: list[dict[str, Any]], pairs: list[Pair], data: Data
+) -> Bundle:
     """All that a training is: continuing from it gives the same bits as never having stopped."""
     tensors, facts = loop.state()
     tensors |= {f"stream.{name}": state for name, state in streams.state().items()}
@@ -175,10 +177,12 @@ def _checkpoint(loop: Loop, streams: Streams, history: list[dict[str, Any]], pai
         tensors |= {f"pair.{index}.state.{name}": tensor for name, tensor in pair.state.items()}
         if pair.scales is not None:
             tensors[f"pair.{index}.scales"] = pair.scales
-    return Bundle(tensors, {**facts, "history": history, "pairs": len(pairs)})
+    return Bundle(tensors, {**facts, "history": history, "pairs": len(pairs), "data": data.hashes})
 
 
-def _restore(saved: Bundle, loop: Loop, streams: Streams) -> tuple[list[dict[str, Any]], list[Pair]]:
+def _restore(saved: Bundle, loop: Loop, streams: Streams, data: Data) -> tuple[list[dict[str, Any]], list[Pair]]:
+    if saved.facts.get("data", data.hashes) != data.hashes:
+        raise ValueError(f"expected the data that the checkpoint was made on, but {data.name} holds other rows: begin anew")
     loop.restore(saved)
     streams.restore(under("stream.", saved.tensors))
     pairs = []

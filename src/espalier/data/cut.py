@@ -1,0 +1,158 @@
+"""From a data set as it is stored to `Data`: cut by seed, standardised by the training rows, identified by hash."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from espalier.contracts import Data, Rows, Split
+from espalier.data.readers import Array, Raw, fold_rows
+from espalier.data.streamed import Streamed
+
+TEST_FRACTION = 0.2  # of all rows, where no test set is published or given
+_CHUNK = 1 << 22  # numbers handled in float64 at a time: bounds the memory beside the result
+
+
+def as_data(
+    name: str,
+    raw: Raw,
+    *,
+    validation: float,
+    calibration: float,
+    split_seed: int,
+    fold: int = 0,
+    train_size: int | None = None,
+    test: Raw | None = None,
+    standardise: bool = True,
+) -> Data:
+    """`raw`, judged by `readers.checked`, as four parts. The test rows are those of `test`, or published with `raw`, or a
+    fifth of the rows. Streamed inputs are as their source gives them, arrays standardised unless that is not wanted:
+    in memory, or, where the array is mapped from a file, as they are read (`Mapped`).
+
+    Raises ValueError where an option is out of range or nothing is left to train on.
+    """
+    parts = {
+        part: (raw, rows) for part, rows in _cut(name, raw, validation, calibration, split_seed, fold, test).items()
+    }
+    if test is not None:
+        parts["test"] = (test, np.arange(len(test.y)))
+    left = parts["train"][1]
+    if train_size is not None and not 0 < train_size <= len(left):
+        raise ValueError(f"{name}: expected train_size in 1..{len(left)}, the rows left to train on, got {train_size}")
+    parts["train"] = (raw, left[:train_size])
+
+    inputs = _inputs(raw, left, standardise)
+    mean, sd = np.zeros(1), np.ones(1)
+    if raw.num_classes is None and standardise:
+        mean, sd = moments(raw.y[:, None], left)
+
+    def split(source: Raw, rows: Array) -> Split:
+        if raw.num_classes is not None:
+            return Split(inputs(source, rows), torch.from_numpy(source.y)[torch.from_numpy(rows)])
+        return Split(inputs(source, rows), standardised(source.y[:, None], mean, sd, rows)[:, 0])
+
+    return Data(
+        name,
+        **{part: split(*of) for part, of in parts.items()},
+        shape=tuple(raw.x.shape[1:]),
+        num_classes=raw.num_classes,
+        target_shift=float(mean[0]),
+        target_scale=float(sd[0]),
+        hashes={part: _hash(*of) for part, of in parts.items()},
+    )
+
+
+class Mapped:
+    """Rows of an array that stays in its file, standardised as they are read. `rows[index]` is float32 `(b, *shape)`."""
+
+    def __init__(self, x: Array, mean: Array, sd: Array, rows: Array) -> None:
+        self.x, self.mean, self.sd, self.rows = x, mean, sd, rows
+        self.shape = (len(rows), *x.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Tensor, /) -> Tensor:
+        return standardised(self.x, self.mean, self.sd, self.rows[index.numpy()])
+
+
+def _inputs(raw: Raw, left: Array, standardise: bool) -> Callable[[Raw, Array], Rows]:
+    """What makes the inputs of a part from its source and its row numbers."""
+    if isinstance(raw.x, Streamed):
+        return lambda source, rows: source.x.select(rows)  # type: ignore[union-attr]
+    mean, sd = moments(raw.x, left) if standardise else (np.zeros(raw.x.shape[1]), np.ones(raw.x.shape[1]))
+
+    def of(source: Raw, rows: Array) -> Rows:
+        assert isinstance(source.x, np.ndarray)
+        return (Mapped if isinstance(source.x, np.memmap) else standardised)(source.x, mean, sd, rows)
+
+    return of
+
+
+def _cut(
+    name: str, raw: Raw, validation: float, calibration: float, split_seed: int, fold: int, given: Raw | None
+) -> dict[str, Array]:
+    """Row numbers of the four parts; `train` is all that is left."""
+    for option, fraction in (("validation", validation), ("calibration", calibration)):
+        if not 0 <= fraction < 1:
+            raise ValueError(f"expected {option} in [0, 1), a fraction of all but the test rows, got {fraction}")
+    if split_seed < 0:
+        raise ValueError(f"expected split_seed to be 0 or more, got {split_seed}")
+    rng = np.random.default_rng(split_seed)
+    rows, test = fold_rows(name, raw, fold)
+    rows = rng.permutation(rows)
+    if test is None:
+        test, rows = np.split(rows, [0 if given is not None else round(TEST_FRACTION * len(rows))])
+    held = round(validation * len(rows))
+    kept = held + round(calibration * len(rows))
+    if kept >= len(rows):
+        raise ValueError(
+            f"{name}: expected rows left to train on, got none of {len(rows)} outside the test set with validation "
+            f"{validation} and calibration {calibration}; lower them"
+        )
+    return {"train": rows[kept:], "validation": rows[:held], "calibration": rows[held:kept], "test": test}
+
+
+def _chunks(x: Array, rows: Array) -> list[Array]:
+    step = max(1, _CHUNK * len(x) // x.size)
+    return [rows[start : start + step] for start in range(0, len(rows), step)]
+
+
+def moments(x: Array, rows: Array) -> tuple[Array, Array]:
+    """Mean and sd `(C,)` of each channel or feature over `rows`, the sd of a constant one being 1.
+
+    Sums are taken about a value of the sample, so that they are exact where all values are equal.
+    """
+    pivot = x[rows[0]].reshape(x.shape[1], -1)[:, :1].astype(np.float64)
+    first, second = np.zeros(x.shape[1]), np.zeros(x.shape[1])
+    for part in _chunks(x, rows):
+        gap = x[part].reshape(len(part), x.shape[1], -1) - pivot
+        first += gap.sum(axis=(0, 2))
+        second += np.square(gap).sum(axis=(0, 2))
+    count = len(rows) * (x[0].size // x.shape[1])
+    sd = np.sqrt(np.maximum(second / count - (first / count) ** 2, 0))
+    return pivot[:, 0] + first / count, np.where(sd > 0, sd, 1.0)
+
+
+def standardised(x: Array, mean: Array, sd: Array, rows: Array) -> Tensor:
+    out = np.empty((len(rows), *x.shape[1:]), np.float32)
+    mean, sd = (values.reshape(-1, *[1] * (x.ndim - 2)) for values in (mean, sd))
+    for part, into in zip(_chunks(x, rows), _chunks(x, np.arange(len(rows))), strict=True):
+        out[into] = (x[part] - mean) / sd
+    return torch.from_numpy(out)
+
+
+def _hash(raw: Raw, rows: Array) -> str:
+    digest = hashlib.sha256()
+    if isinstance(raw.x, Streamed):
+        for piece in raw.x.select(rows).identity():
+            digest.update(piece)
+    else:
+        for part in _chunks(raw.x, rows):
+            digest.update(raw.x[part].tobytes())
+    digest.update(raw.y[rows].tobytes())
+    return digest.hexdigest()
