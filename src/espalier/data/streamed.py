@@ -75,7 +75,7 @@ class Streamed:
         return batch
 
     def __getitem__(self, index: Tensor, /) -> Tensor:
-        return next(self._load([index], 0, 0))
+        return next(self._load([index], 0, 0)) if len(index) else self[torch.arange(1)][:0]
 
     def stream(self, batches: Sequence[Tensor], seed: int = 0) -> Iterator[Tensor]:
         """`rows[index]` for every index of `batches` in turn."""

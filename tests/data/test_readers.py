@@ -1,0 +1,333 @@
+"""One reader per file format: IDX, CIFAR, .npz and folders of images, whole, damaged and hostile."""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import os
+import pickle
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from espalier import data
+from espalier.data import readers
+from espalier.data.images import ImageFiles
+from written import (
+    CLASSES,
+    FEATURES,
+    PARTS,
+    RNG,
+    changed,
+    cifar_parts,
+    write_cifar_binary,
+    write_cifar_python,
+    write_idx,
+    write_images,
+    write_mnist,
+    write_npz,
+)
+
+
+@pytest.mark.parametrize(
+    ("x", "shape"),
+    [
+        (np.zeros((20, 7)), (7,)),
+        (np.zeros((20, 7), np.int64), (7,)),
+        (np.zeros((20, 7), np.bool_), (7,)),
+        (np.zeros((20, 5, 4), np.uint8), (1, 5, 4)),
+        (np.zeros((20, 5, 4, 2), np.uint8), (2, 5, 4)),
+        (np.zeros((20, 2, 5, 4), np.float32), (2, 5, 4)),
+    ],
+)
+def test_npz_inputs_become_float32_channels_first(tmp_path: Path, x: np.ndarray, shape: tuple[int, ...]) -> None:
+    d = data.load(write_npz(tmp_path / "a.npz", x=x, y=np.arange(20) % 4))
+    assert (d.shape, d.num_classes) == (shape, 4)
+    assert d.test.x[torch.tensor([1, 0])].shape == (2, *shape)
+    assert d.test.x[:].dtype == torch.float32
+
+
+# ------------------------------------------------------------------------------------------------ formats
+
+
+@pytest.mark.parametrize("compress", [False, True])
+@pytest.mark.parametrize("folder", ["MNIST/raw", "mnist"])
+def test_idx_is_read_from_either_folder_compressed_or_not(tmp_path: Path, folder: str, compress: bool) -> None:
+    made = write_mnist(tmp_path / folder, compress)
+    d = data.load("mnist", data_dir=tmp_path, validation=0, calibration=0)
+    assert (d.shape, d.num_classes, len(d.train.y)) == ((1, 5, 4), 10, 40)
+    assert d.test.y.tolist() == made["t10k-labels"].tolist()
+    mean, sd = made["train"].mean(), made["train"].std()
+    np.testing.assert_allclose(d.test.x[:].numpy()[:, 0], (made["t10k"] - mean) / sd, atol=1e-6)
+    assert data.available(tmp_path) == ["digits", "mnist"]
+
+
+def test_both_versions_of_cifar10_hold_the_same_data(tmp_path: Path) -> None:
+    parts = cifar_parts()
+    write_cifar_binary(tmp_path / "bin", parts)
+    stands = b"numpy._core.multiarray" if np.lib.NumpyVersion(np.__version__) >= "2.0.0" else b"numpy.core.multiarray"
+    write_cifar_python(tmp_path / "new", parts, (stands, b"numpy._core.multiarray"))
+    write_cifar_python(tmp_path / "old", parts, (stands, b"numpy.core.multiarray"))
+    binary, new, old = (data.load("cifar10", data_dir=tmp_path / version) for version in ("bin", "new", "old"))
+    assert binary.hashes == new.hashes == old.hashes
+    assert (binary.shape, binary.num_classes, len(binary.train.y)) == ((3, 32, 32), 10, 24)
+    assert torch.equal(binary.train.x[:], new.train.x[:])
+    red_first = torch.from_numpy(parts[5][0].reshape(-1, 3, 32, 32)[0]).double()
+    seen = binary.test.x[torch.tensor([0])][0].double()
+    assert np.corrcoef(seen[0].ravel(), red_first[0].ravel())[0, 1] == pytest.approx(1)
+    assert binary.test.y.tolist() == parts[5][1].tolist()
+
+
+def python2_pickle(x: np.ndarray, labels: bytes) -> bytes:
+    """A batch as Python 2 wrote it, opcode by opcode: strings are bytes, and numpy stands where it stood then."""
+
+    def text(s: bytes) -> bytes:
+        return b"T" + len(s).to_bytes(4, "little") + s
+
+    def number(n: int) -> bytes:
+        return b"J" + n.to_bytes(4, "little", signed=True)
+
+    empty = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n(" + number(0) + b"t" + text(b"b") + b"\x87R"
+    dtype = b"cnumpy\ndtype\n" + text(b"u1") + number(0) + number(1) + b"\x87R"
+    dtype += b"(" + number(3) + text(b"|") + b"NNN" + number(-1) + number(-1) + number(0) + b"tb"
+    shape = b"".join(map(number, x.shape)) + b"\x86"
+    array = empty + b"(" + number(1) + shape + dtype + b"\x89" + text(x.tobytes()) + b"tb"
+    return b"\x80\x02}(" + text(b"data") + array + text(b"labels") + b"](" + b"".join(map(number, labels)) + b"eu."
+
+
+def test_a_batch_that_python_2_wrote_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "data_batch_1"
+    x = RNG.integers(0, 256, (3, 3072), dtype=np.uint8)
+    path.write_bytes(python2_pickle(x, bytes([1, 9, 0])))
+    raw = readers.cifar_python([path], "labels", 10)
+    assert (raw.x.reshape(3, -1) == x).all()
+    assert raw.y.tolist() == [1, 9, 0]
+
+
+def test_cifar100_takes_the_fine_labels(tmp_path: Path) -> None:
+    x, fine, coarse = RNG.integers(0, 256, (8, 3072), dtype=np.uint8), np.arange(92, 100), np.arange(8)
+    for name in ("cifar-100-binary", "cifar-100-python"):
+        (tmp_path / name).mkdir()
+    for part in ("train", "test"):
+        records = np.concatenate([coarse[:, None], fine[:, None], x], axis=1).astype(np.uint8)
+        (tmp_path / f"cifar-100-binary/{part}.bin").write_bytes(records.tobytes())
+        batch = {"data": x, "fine_labels": fine.tolist(), "coarse_labels": coarse.tolist()}
+        (tmp_path / f"cifar-100-python/{part}").write_bytes(pickle.dumps(batch, protocol=2))
+    binary = data.load("cifar100", data_dir=tmp_path)
+    (tmp_path / "cifar-100-binary/test.bin").unlink()
+    python = data.load("cifar100", data_dir=tmp_path)
+    assert binary.test.y.tolist() == fine.tolist()
+    assert (binary.num_classes, binary.hashes) == (100, python.hashes)
+
+
+class Hostile:
+    """What a pickle may do when it is opened: here, make a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_a_pickle_that_calls_anything_is_refused_and_does_not_run(tmp_path: Path, protocol: int) -> None:
+    write_cifar_python(tmp_path, cifar_parts(), (b"", b""))
+    victim = tmp_path / "cifar-10-batches-py/data_batch_3"
+    victim.write_bytes(pickle.dumps({b"data": Hostile(tmp_path / "ran")}, protocol=protocol))
+    with pytest.raises(ValueError, match=r"batch_3 is refused: it asks for \w+\.mkdir, only numpy arrays are allowed"):
+        data.load("cifar10", data_dir=tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("content", [pickle.dumps([1]), pickle.dumps({"data": 3, "labels": [1]}), b"", b"\x80\x02}q"])
+def test_a_pickle_that_is_no_batch_is_refused(tmp_path: Path, content: bytes) -> None:
+    write_cifar_python(tmp_path, cifar_parts(), (b"", b""))
+    (tmp_path / "cifar-10-batches-py/test_batch").write_bytes(content)
+    with pytest.raises(ValueError, match=r"test_batch is (refused|no CIFAR batch): .*; fetch it again"):
+        data.load("cifar10", data_dir=tmp_path)
+
+
+def test_the_unpickler_knows_five_names_and_encodes_latin1_alone() -> None:
+    assert len(readers._ALLOWED) == 5
+    assert readers._ALLOWED["_codecs", "encode"]("\xe9", "rot13") == codecs.encode("\xe9", "latin1")
+
+
+# ------------------------------------------------------------------------------------------------ folders of images
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    for part, count in (("train", 6), ("test", 2)):
+        for name, suffix in (("cat", "png"), ("ant", "jpg"), ("bee", "WEBP")):
+            write_images(tmp_path / "images" / part / name, count, suffix=suffix)
+    (tmp_path / "images/train/cat/notes.txt").write_text("no image")
+    return tmp_path / "images"
+
+
+def eager(path: Path, size: int) -> np.ndarray:
+    """One image the long way round, for landscape formats."""
+    with Image.open(path) as image:
+        width = round(image.width * size / image.height)
+        pixels = np.asarray(image.convert("RGB").resize((width, size), Image.Resampling.BILINEAR)) / 255
+    left = (width - size) // 2
+    pixels = pixels[:, left : left + size]
+    return ((pixels - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]).transpose(2, 0, 1)
+
+
+def test_a_folder_of_images_decodes_what_is_asked_for(images: Path) -> None:
+    d = data.load(str(images), image_size=8)
+    assert (d.shape, d.num_classes) == ((3, 8, 8), 3)
+    assert isinstance(d.test.x, data.ImageRows)
+    classes = ("ant", "jpg"), ("bee", "WEBP"), ("cat", "png")
+    assert d.test.x.names == [f"test/{name}/image{i}.{suffix}" for name, suffix in classes for i in (0, 1)]
+    assert d.test.y.tolist() == [0, 0, 1, 1, 2, 2]
+    asked = torch.tensor([4, 0, 4])
+    expected = np.stack([eager(images / d.test.x.names[i], 8) for i in asked])
+    np.testing.assert_allclose(d.test.x[asked].numpy(), expected, atol=1e-5)
+    assert d.test.x[asked].dtype == torch.float32
+    assert d.test.x[asked[:0]].shape == (0, 3, 8, 8)
+    names = [name for part in PARTS for name in getattr(d, part).x.names]
+    assert len(names) == len(set(names)) == 24
+
+
+@pytest.mark.parametrize(("mode", "size"), [("L", (9, 30)), ("RGBA", (30, 9)), ("P", (4, 4)), ("CMYK", (300, 3))])
+def test_images_of_every_mode_and_format_become_square_rgb(tmp_path: Path, mode: str, size: tuple[int, int]) -> None:
+    Image.new(mode, size).save(tmp_path / ("a.jpg" if mode == "CMYK" else "a.png"))
+    names = [path.name for path in tmp_path.iterdir()]
+    assert data.ImageRows(ImageFiles(tmp_path, names, [1], 7))[torch.tensor([0])].shape == (1, 3, 7, 7)
+
+
+def test_val_stands_for_test_and_plain_class_folders_are_cut_by_seed(images: Path) -> None:
+    published = data.load(str(images), image_size=8)
+    (images / "test").rename(images / "val")
+    assert [len(getattr(data.load(str(images), image_size=8), part)[1]) for part in PARTS] == [14, 2, 2, 6]
+    plain = data.load(str(images / "train"), image_size=8)
+    assert [len(getattr(plain, part).x) for part in PARTS] == [12, 1, 1, 4]
+    assert plain.hashes["test"] != published.hashes["test"]
+
+
+def test_a_folder_is_identified_by_names_sizes_and_labels(images: Path) -> None:
+    before = data.load(str(images), image_size=8)
+    assert data.load(str(images), image_size=16).hashes == before.hashes
+    with (images / "test/cat/image0.png").open("ab") as file:
+        file.write(b"\0")
+    after = data.load(str(images), image_size=8)
+    assert [part for part in PARTS if after.hashes[part] != before.hashes[part]] == ["test"]
+
+
+def test_image_folders_say_what_is_wrong(images: Path) -> None:
+    d = data.load(str(images), image_size=8)
+    (images / "test/ant/image0.jpg").write_bytes(b"nothing like it")
+    with pytest.raises(ValueError, match=r"ant/image0\.jpg is no readable image \(.*\): replace or remove it"):
+        d.test.x[torch.tensor([0])]
+    (images / "test/dog").mkdir()
+    with pytest.raises(ValueError, match=r"dog is a class without training images: expected one of \['ant', 'b"):
+        data.load(str(images))
+    (images / "train/dog").mkdir()
+    with pytest.raises(ValueError, match=r"train/dog holds no images: expected \.bmp, \.jpeg, \.jpg, \.png, \.webp"):
+        data.load(str(images))
+    with pytest.raises(ValueError, match=r"expected two or more class folders, got \[\]"):
+        data.load(str(images / "train/dog"))
+    (images / "test").rename(images / "later")
+    with pytest.raises(FileNotFoundError, match="has a folder train, expected test or val beside it, got neither"):
+        data.load(str(images))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "sentence"),
+    [
+        ({"x": FEATURES, "y": changed(CLASSES, 3, -1)}, r"expected labels in 0\.\.1, got -1, first in row 3"),
+        ({"x": FEATURES, "y": 0 * CLASSES}, "expected labels of two or more classes, got only 0"),
+        ({"x": FEATURES, "y": CLASSES.astype("U1")}, "expected integer labels or float targets, got <U1"),
+        ({"x": changed(FEATURES, 7, np.nan), "y": CLASSES}, "expected finite inputs, got .*, first in row 7"),
+        ({"x": FEATURES, "y": changed(1.0 * CLASSES, 9, np.inf)}, "expected finite targets, got .*, first in row 9"),
+        ({"x": FEATURES, "y": CLASSES[1:]}, r"one y per row, got x \[20, 2\], y \[19\]; store y as \[n\]"),
+        ({"x": FEATURES, "y": CLASSES[:, None]}, r"one y per row, got x \[20, 2\], y \[20, 1\]"),
+        ({"x": FEATURES[:0], "y": CLASSES[:0]}, r"expected x with rows and columns .* got x \[0, 2\]"),
+        ({"x": FEATURES[:, :0], "y": CLASSES}, r"expected x with rows and columns .* got x \[20, 0\]"),
+        ({"x": FEATURES[:, 0], "y": CLASSES}, r"expected x as features \[n, d\], .* got float64 \[20\]"),
+        ({"x": np.zeros((20, 2, 2)), "y": CLASSES}, r"expected x as features .* got float64 \[20, 2, 2\]"),
+        ({"x": FEATURES.astype(str), "y": CLASSES}, "expected x as features .* got <U"),
+        ({"x": FEATURES, "z": CLASSES}, r"lacks 'y': expected x and y, got \['x'\]; write it with np.savez"),
+        ({"x": FEATURES.astype(object), "y": CLASSES}, "cannot be read: expected an npz of plain arrays, got Object"),
+        ({"x": FEATURES, "y": CLASSES, "test": [3, 20]}, r"expected train and test rows in 0\.\.19, got 20 in fold 0"),
+        ({"x": FEATURES, "y": CLASSES, "train": [-1, 2]}, r"expected train and test rows in 0\.\.19, got -1"),
+        ({"x": FEATURES, "y": CLASSES, "train": [1, 2], "test": [2, 3]}, "disjoint train and test, got row 2 twice"),
+        ({"x": FEATURES, "y": CLASSES, "test": [4, 4]}, "disjoint train and test, got row 4 twice in fold 0"),
+        ({"x": FEATURES, "y": CLASSES, "test": [0.5]}, r"as integers \[n\] or, .* got float64 \[1, 1\]"),
+        ({"x": FEATURES, "y": CLASSES, "train": [[1], [2]], "test": [0]}, r"equally many, .* got int64 \[2, 1\] and"),
+        ({"x": FEATURES, "y": CLASSES, "test": range(20)}, "expected rows left to train on, got none of 0"),
+    ],
+)
+def test_a_bad_npz_gets_one_sentence(tmp_path: Path, arrays: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence) as caught:
+        data.load(write_npz(tmp_path / "bad.npz", **arrays))
+    assert "bad.npz" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 and then nothing", pickle.dumps([1]), b"no archive"])
+def test_a_damaged_npz_gets_one_sentence(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "bad.npz").write_bytes(content)
+    with pytest.raises(ValueError, match=r"bad\.npz cannot be read: expected an npz of plain arrays"):
+        data.load(str(tmp_path / "bad.npz"))
+
+
+def test_a_plain_array_under_the_name_of_an_archive_gets_one_sentence(tmp_path: Path) -> None:
+    with (tmp_path / "bad.npz").open("wb") as file:
+        np.save(file, FEATURES)
+    with pytest.raises(ValueError, match=r"bad\.npz cannot be read: expected an npz of plain arrays"):
+        data.load(str(tmp_path / "bad.npz"))
+
+
+def test_damaged_idx_files_get_one_sentence(tmp_path: Path) -> None:
+    load = partial(data.load, "mnist", data_dir=tmp_path)
+    folder = tmp_path / "mnist"
+    write_mnist(folder)
+    images, labels = folder / "train-images-idx3-ubyte", folder / "train-labels-idx1-ubyte"
+    whole = images.read_bytes()
+    images.write_bytes(whole[:-1])
+    with pytest.raises(ValueError, match="train-images-idx3-ubyte is truncated: expected 816 bytes, got 815; fetch it"):
+        load()
+    images.write_bytes(labels.read_bytes())
+    with pytest.raises(ValueError, match="is no IDX file of 3 axes: expected 00 00 08 03 first, got 00 00 08 01"):
+        load()
+    images.unlink()
+    for content in (gzip.compress(whole)[:-20], b"not gzip at all"):
+        images.with_name(f"{images.name}.gz").write_bytes(content)
+        with pytest.raises(ValueError, match=r"gz is damaged: expected a whole gzip file, got .*; fetch it again"):
+            load()
+    images.write_bytes(whole)
+    write_idx(folder, labels.name, np.zeros(39, np.uint8))
+    with pytest.raises(ValueError, match="labels-idx1-ubyte holds 39 labels, expected 40, one per image"):
+        load()
+    write_idx(folder, labels.name, changed(np.zeros(40, np.uint8), 12, 10))
+    with pytest.raises(ValueError, match=r"mnist: expected labels in 0\.\.9, got 10, first in row 12"):
+        load()
+
+
+def test_damaged_cifar_files_get_one_sentence(tmp_path: Path) -> None:
+    write_cifar_binary(tmp_path, cifar_parts())
+    batch = tmp_path / "cifar-10-batches-bin/data_batch_2.bin"
+    whole = batch.read_bytes()
+    for content in (whole[:-1], b""):
+        batch.write_bytes(content)
+        with pytest.raises(ValueError, match=r"data_batch_2\.bin is truncated: expected records of 3,073 bytes, got"):
+            data.load("cifar10", data_dir=tmp_path)
+    batch.write_bytes(bytes([10]) + whole[1:])
+    with pytest.raises(ValueError, match=r"cifar10: expected labels in 0\.\.9, got 10, first in row 6"):
+        data.load("cifar10", data_dir=tmp_path)
+
+
+def test_fractional_labels_of_a_named_set_are_refused(tmp_path: Path) -> None:
+    write_cifar_python(tmp_path, cifar_parts(), (b"", b""))
+    batch = {"data": np.zeros((2, 3072), np.uint8), "labels": [0.5, 1.0]}
+    (tmp_path / "cifar-10-batches-py/test_batch").write_bytes(pickle.dumps(batch, protocol=2))
+    with pytest.raises(ValueError, match="cifar10: expected integer labels or float targets, got float64"):
+        data.load("cifar10", data_dir=tmp_path)
