@@ -17,7 +17,7 @@ from torch.distributions import Normal, kl_divergence
 
 from budget import assert_mean, assert_rate
 from espalier.distributions.masked import LEVELS, MaskedWeights, draw_keep, effective_keep_prob, kl_bound, scatter
-from espalier.distributions.priors import FlatNormal, prior_scale_of, weight_decay_of
+from espalier.distributions.priors import FlatNormal, prior_scale_of
 from espalier.guides.masked import MaskedGuide
 from espalier.network import BayesianNetwork
 from espalier.topology.masks import initial
@@ -141,36 +141,6 @@ def test_two_scattered_vectors_share_no_memory():
     first = scatter(values, positions, 3)
     scatter(2 * values, positions, 3)
     assert first.tolist() == [1, 1, 0]
-
-
-# ------------------------------------------------------------------------------------------------------------ the prior
-
-
-@pytest.mark.parametrize("scale", [0.03, 1.0, 7.5])
-@pytest.mark.parametrize("batch", [(), (4,), (2, 3)])
-def test_the_log_prob_of_the_prior_is_the_sum_of_torchs(scale, batch):
-    value = 2 * scale * torch.randn(*batch, 11, dtype=torch.float64, generator=stream(3))
-    expected = Normal(torch.zeros((), dtype=torch.float64), scale).log_prob(value).sum(-1)
-    assert torch.allclose(FlatNormal(scale, 11).log_prob(value), expected, rtol=1e-12)
-
-
-def test_draws_of_the_prior_have_its_moments_and_its_dtype():
-    torch.manual_seed(4)
-    prior = FlatNormal(0.3, 5, torch.empty((), dtype=torch.float64))
-    assert prior.event_shape == (5,)
-    assert prior.batch_shape == ()
-    draws = prior.rsample((20_000,))
-    assert draws.dtype == torch.float64
-    assert_mean(draws, np.zeros(5))
-    assert_mean(draws.square(), np.full(5, 0.09))
-    assert_mean(draws[:, :4] * draws[:, 1:], np.zeros(4))  # independent
-
-
-def test_a_batch_of_networks_is_refused():
-    with pytest.raises(ValueError, match=r"^expected the weights of one network, got a batch of \(3,\): loop over"):
-        FlatNormal(1.0, 4).expand(torch.Size([3]))
-    prior = FlatNormal(1.0, 4)
-    assert prior.expand(torch.Size([])) is prior
 
 
 # ---------------------------------------------------------------------------------------------- the masked distribution
@@ -352,31 +322,3 @@ def test_the_registered_kl_is_the_bounds_part_that_depends_on_the_mean(keep_prob
     assert kl == pytest.approx(sum(keep_prob * m * m / (2 * scale**2) for m in mean.tolist()), rel=1e-9, abs=1e-12)
     part = kl_bound(mean, keep_prob, scale, 0.01) - kl_bound(torch.zeros_like(mean), keep_prob, scale, 0.01)
     assert kl == pytest.approx(part.sum().item(), rel=1e-6, abs=1e-9)
-
-
-# ----------------------------------------------------------------------------------------- prior scale and weight decay
-
-
-@pytest.mark.parametrize(
-    ("weight_decay", "keep_prob", "published"),
-    [(1e-4, 0.9, 0.45), (1e-4, 0.99, 0.47), (5e-4, 0.9, 0.20), (5e-4, 0.99, 0.21)],
-)
-def test_published_weight_decays_imply_the_prior_scales_worked_out_for_them(weight_decay, keep_prob, published):
-    assert prior_scale_of(weight_decay, 45_000, keep_prob, rescale=False) == pytest.approx(published, abs=0.005)
-
-
-@laws
-@given(
-    weight_decay=st.floats(1e-6, 1.0),
-    num_data=st.integers(1, 10**6),
-    keep_prob=st.floats(0.01, 1.0),
-    rescale=st.booleans(),
-)
-def test_prior_scale_and_weight_decay_are_inverse_and_the_kl_is_the_decay(weight_decay, num_data, keep_prob, rescale):
-    keep_prob = effective_keep_prob(keep_prob)
-    scale = prior_scale_of(weight_decay, num_data, keep_prob, rescale=rescale)
-    assert weight_decay_of(scale, num_data, keep_prob, rescale=rescale) == pytest.approx(weight_decay, rel=1e-9)
-    values = torch.tensor([0.3, -1.1, 0.7, 2.0], dtype=torch.float64)
-    mean = values / keep_prob if rescale else values
-    kl = kl_divergence(MaskedWeights(mean, POSITIONS, 8, keep_prob), FlatNormal(scale, 8)).item()
-    assert kl / num_data == pytest.approx(weight_decay / 2 * values.square().sum().item(), rel=1e-9)

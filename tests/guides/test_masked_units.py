@@ -17,9 +17,8 @@ from pyro.infer import TraceMeanField_ELBO
 from torch import Tensor, nn
 
 from budget import assert_mean, assert_rate
+from digits import digits
 from espalier import shelf, store
-from espalier.contracts import Data
-from espalier.data.sets import load
 from espalier.guides.masked import MaskedGuide, draw_mask, input_units
 from espalier.network import BayesianNetwork
 from espalier.prediction.fit import Fit
@@ -95,6 +94,8 @@ LAYERS = {
     "conv2d": (lambda: nn.Conv2d(4, 6, (3, 2), bias=False), (4, 5, 5)),
     "conv3d": (lambda: nn.Conv3d(2, 3, 2, bias=False), (2, 3, 3, 3)),
 }
+
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_unit_is_what_its_input_reaches(name: str) -> None:
     """The weights that matter to the output when only one input channel is not zero."""
@@ -269,11 +270,6 @@ def test_unit_masks_of_a_tensor_without_units_are_refused_with_a_sentence() -> N
 
 
 # Fits
-
-
-@functools.cache
-def digits() -> Data:
-    return load("digits", train_size=320)
 
 
 def small() -> BayesianNetwork:

@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 
+from commands import fit
 from espalier import data, runs, shelf, store
 from espalier.cli.main import main
 from espalier.runs.recipes import resolve
@@ -145,3 +146,18 @@ def test_an_altered_checkpoint_is_refused(recipe_file: Path, tmp_path: Path) -> 
         runs.resume(folder)
     path.write_bytes(whole)
     assert runs.resume(folder).history[-1]["epoch"] == 2
+
+
+def test_runs_load_without_pickle(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert fit(run, "--hidden", "32,16", "--sparsity", "0.8", "--drop_rate", "0.2", "--rescale") == 0
+    code = (
+        "import pickle, torch, espalier, espalier.runs, espalier.data.readers\n"
+        "def no(*args, **kwargs): raise AssertionError('unpickled')\n"
+        "pickle.load = pickle.loads = pickle.Unpickler = torch.load = no\n"
+        f"print(espalier.load({str(run)!r}).topology.num_active)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONWARNINGS": "ignore"}
+    )
+    assert done.returncode == 0, done.stderr

@@ -12,7 +12,7 @@ from scipy import stats
 from budget import FALSE_ALARMS, assert_mean
 from espalier.theory import dependence
 from espalier.theory.dependence import gain, gap, over_pairs, permuted, step_covariance, trend
-from espalier.theory.recorded import DROP_RATE, MOMENTUM, NUM_SHIFTS, RATE, WEIGHT_DECAY, cross_covariance, run, runs
+from espalier.theory.recorded import MOMENTUM, NUM_SHIFTS, RATE, cross_covariance, runs
 
 CLAIMS = {claim.name: claim for claim in dependence.CLAIMS}
 HOLD = ("zw-dependence", "zw-prediction", "zw-prediction-sparsity")
@@ -107,18 +107,6 @@ def test_permutation_test_sees_a_planted_dependence_and_loses_it_with_the_wrong_
     assert min(_p_value(rng, -0.6) for _ in range(20)) > 0.9
 
 
-def test_cross_covariance_is_that_of_two_loops() -> None:
-    keep, values, sign = _collected(np.random.default_rng(2), 0.3, pairs=4, weights=3)
-    sign = torch.tensor([1.0, -1.0, 1.0]).double()
-    cross = cross_covariance(keep, values, sign, 0.8)
-    for e in range(3):
-        for f in range(3):
-            by_hand = sum(
-                float(sign[i] * (values[e + 1, i] - values[e, i]) * (float(keep[f + 1, i]) - 0.8)) for i in range(3)
-            )
-            assert cross[e, f] == pytest.approx(by_hand / 3, abs=1e-12)
-
-
 def test_step_covariance_against_plain_simulation_of_one_weight() -> None:
     """Nesterov's SGD by hand on a masked quadratic, at rest: Cov(Z, u) over many chains, by its definition."""
     rng, chains, p, decay = np.random.default_rng(3), 200_000, 0.7, 0.3
@@ -138,17 +126,6 @@ def test_controls_have_mean_zero() -> None:
         assert_mean(one.control, 0.0)
         difference, error = gap(one.control_nll)
         assert abs(difference) < stats.t.isf(FALSE_ALARMS / 2, NUM_SHIFTS - 1) * error
-
-
-def test_runs_are_reproducible_and_share_what_they_should() -> None:
-    one = runs(True)[-1]
-    again = run.__wrapped__(one.sparsity, 0, 50)
-    np.testing.assert_array_equal(one.own, again.own)
-    np.testing.assert_array_equal(one.nll, again.nll)
-    assert one.scores["NLL"]["pairs"] == pytest.approx(one.nll[0].mean(), abs=1e-12)
-    assert one.scores["NLL"]["reshuffled"] == pytest.approx(one.nll[1].mean(), abs=1e-12)
-    assert one.keep_prob == pytest.approx(1 - DROP_RATE, abs=1e-5)
-    assert one.value > 0 < WEIGHT_DECAY
 
 
 def test_gap_and_trend_cover_the_truth() -> None:

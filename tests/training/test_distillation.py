@@ -1,14 +1,9 @@
-"""Runs of several trainings: killed in any of them they resume to equal files; the distilled net and the lottery ticket.
-
-Independent answers: both methods replayed in plain float64 torch, and expectations by enumeration of all masks.
-"""
+"""Distillation: the posterior predictive taught to one network; in plain float64 torch, and by enumeration of masks."""
 
 import copy
-import functools
 import itertools
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,181 +11,26 @@ import pyro.distributions as dist
 import pytest
 import torch
 import torch.nn.functional as F
-import yaml
 from scipy import integrate
 from torch import Tensor, nn
-from torch.optim.swa_utils import update_bn
 
-from espalier import runs, shelf
 from espalier.contracts import Data, Split
-from espalier.data.sets import load
-from espalier.network import BayesianNetwork, under
-from espalier.prediction import evaluation
+from espalier.network import BayesianNetwork
 from espalier.prediction.fit import WAYS, Fit, Pair, Pairs
-from espalier.runs.recipes import resolve
 from espalier.store import Bundle
-from espalier.topology.masks import erk, from_bits, initial
+from espalier.topology.masks import initial
 from espalier.training.distillation import cross_entropy, distill
 from espalier.training.options import Training
-from espalier.training.phases import Phase
 from espalier.training.streams import Streams
-from hashed import hashes
-from places import PROGRAM
 from rounding import close
-from watches import Killed, Recorder
-
-P, BATCH, DECAY = 0.625, 16, 0.01
-CPU = torch.device("cpu")
-
+from toys import BATCH, CPU, P, net, toy
+from watches import Recorder
 
 pytestmark = pytest.mark.usefixtures("own_store")
 
 
-# Killed and resumed
-
-
-RECIPES: dict[str, dict[str, Any]] = {  # ten steps an epoch
-    "distilled": {"epochs": 4, "distill_epochs": 3, "delta_t": 6, "freeze": 0.5, "average_from": 0.5, "rule": "set"},
-    "lottery": {"epochs": 3, "rounds": 2, "rewind_epochs": 1, "average_from": 0.5},
-}
-TOTAL = {"distilled": 70, "lottery": 100}
-
-
-@functools.cache
-def recipe_text(name: str) -> str:
-    return yaml.safe_dump({
-        "model": str(PROGRAM), "inference": name, "data": "digits", "train_size": 160, "sparsity": 0.7,
-        "drop_rate": 0.2, "batch_size": 16, "augment": "crop-flip", "bn_batches": 3, "learning_rate": 0.05, "seed": 3,
-        **RECIPES[name],
-    })  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Fit, dict[str, str]]]:
-    @functools.cache
-    def run(name: str) -> tuple[Path, Fit, dict[str, str]]:
-        folder, watch = tmp_path_factory.mktemp("whole") / name, Killed()
-        recipe_file = folder.with_suffix(".yaml")
-        recipe_file.write_text(recipe_text(name))
-        fit = runs.start(resolve(["--config", str(recipe_file)]), folder, watch)
-        assert watch.seen == [TOTAL[name], TOTAL[name] // 10]
-        return folder, fit, hashes(folder)
-
-    return run
-
-
-# Where each kill lands, counted in steps (or epochs' ends) of the process that is killed.
-KILLS = {
-    "distilled": {
-        "in the first training": [{"step": 13}],
-        "at its last step": [{"step": 40}],
-        "at its end": [{"epoch": 4}],
-        "at the first step of distillation": [{"step": 41}],
-        "in distillation": [{"step": 57}],
-        "at the end of an epoch of it": [{"epoch": 6}],
-        "in each": [{"step": 25}, {"step": 33}, {"step": 12}],  # epoch 3, then distillation epoch 2, then 3
-    },
-    "lottery": {
-        "before the rewind point": [{"step": 5}],
-        "at the rewind point": [{"epoch": 1}],
-        "in the dense training": [{"step": 15}],
-        "at its end": [{"epoch": 4}],
-        "in the second": [{"step": 52}],
-        "in the last": [{"step": 95}],
-        "in each": [{"step": 8}, {"step": 38}, {"step": 25}, {"step": 33}],
-    },
-}
-
-
-@pytest.mark.parametrize(("name", "case"), [
-    (name, case) for name, cases in KILLS.items() for case in cases
-])  # fmt: skip
-def test_a_run_of_several_trainings_killed_in_any_resumes_to_equal_files(
-    name: str, case: str, whole: Callable[[str], Any], tmp_path: Path
-) -> None:
-    _, _, expected = whole(name)
-    (tmp_path / "recipe.yaml").write_text(recipe_text(name))
-    folder, done = tmp_path / "run", 0
-    for number, kill in enumerate(KILLS[name][case]):
-        watch = Killed(**kill)
-        recipe = resolve(["--config", str(tmp_path / "recipe.yaml")])
-        with pytest.raises(KeyboardInterrupt):
-            runs.resume(folder, watch) if number else runs.start(recipe, folder, watch)
-        assert not runs.finished(folder)
-        done = 10 * ((done + watch.seen[0]) // 10)
-        if watch.seen[0] % 10 == 0 and "step" in kill:
-            done -= 10  # a step's end is before its epoch's
-    last = Killed()
-    runs.resume(folder, last)
-    assert last.seen[0] == TOTAL[name] - done  # what a checkpoint holds is not done again
-    assert hashes(folder) == expected
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_a_run_of_several_trainings_can_be_read_and_evaluated(name: str, whole: Callable[[str], Any]) -> None:
-    folder, fit, _ = whole(name)
-    other = runs.load(folder)
-    other.inputs = fit.inputs
-    assert other.ways == fit.ways == ((*WAYS, "distilled") if name == "distilled" else WAYS)
-    data = runs.data_of(folder)
-    for how in fit.ways:
-        assert torch.equal(other.predict(data.test.x, how), fit.predict(data.test.x, how))
-    assert set(evaluation.evaluate(other, data)["predict"]) == set(fit.ways)
-
-
-def test_a_phase_without_a_watch_has_nothing_to_resume() -> None:
-    first = Phase()
-    assert first.resume() is None
-    first.epoch({}, lambda: Bundle({"a": torch.ones(1)}, {"n": 1}))
-    assert first.next().resume() is None
-
-
-def test_a_checkpoint_of_a_later_phase_holds_the_last_of_the_earlier_ones() -> None:
-    watch = Recorder()
-    first = Phase(watch)
-    first.epoch({}, lambda: Bundle({"a": torch.ones(1)}, {"n": 1}))
-    second = first.next()
-    second.epoch({}, lambda: Bundle({"a": torch.zeros(2)}, {"n": 2}))
-    third = second.next()
-    third.epoch({}, lambda: Bundle({"a": torch.full((3,), 3.0)}, {"n": 3}))
-    tensors, facts = watch.checkpoints[-1]
-    assert {name: len(tensor) for name, tensor in tensors.items()} == {"a": 1, "next.a": 2, "next.next.a": 3}
-    assert facts == {"n": 1, "next": {"n": 2, "next": {"n": 3}}}
-
-    phase, seen = Phase(Recorder(watch.checkpoints[-1])), []
-    for _ in range(3):
-        seen.append(phase.resume())
-        phase = phase.next()
-    assert [(list(bundle.tensors), bundle.facts) for bundle in seen] == [(["a"], {"n": n}) for n in (1, 2, 3)]
-    assert [len(bundle.tensors["a"]) for bundle in seen] == [1, 2, 3]
-    assert phase.resume() is None
-    # Killed again in the third: the checkpoint still has all that came before.
-    again = Recorder(watch.checkpoints[-1])
-    one = Phase(again)
-    one.resume()
-    two = one.next()
-    two.resume()
-    two.next().epoch({}, lambda: Bundle({"a": torch.zeros(4)}, {"n": 4}))
-    assert again.checkpoints[-1].facts == {"n": 1, "next": {"n": 2, "next": {"n": 4}}}
-
-
-# Distillation, by hand
-
-
-def net() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3))
-
-
 def logits_of(dense: Tensor, b1: Tensor, b2: Tensor, x: Tensor) -> Tensor:
     return F.linear(torch.tanh(F.linear(x, dense[:12].reshape(4, 3), b1)), dense[12:].reshape(3, 4), b2)
-
-
-def toy(count: int = BATCH, classes: int | None = 3) -> Data:
-    stream = torch.Generator().manual_seed(4)
-    x, y = torch.randn(count, 3, generator=stream), torch.randint(0, 3, (count,), generator=stream)
-    part, empty = Split(x, y), Split(x[:0], y[:0])
-    return Data("toy", part, empty, part, part, (3,), classes)
 
 
 def masked_fit(sparsity: float = 0.5, mask: str = "weight", rescale: bool = False, keep_prob: float = P) -> Fit:
@@ -427,52 +267,6 @@ def test_a_loss_that_is_not_finite_ends_distillation_with_advice() -> None:
         once(masked_fit(), data)
 
 
-# Distillation through its program
-
-
-@functools.cache
-def digits() -> Data:
-    return load("digits", train_size=320)
-
-
-def plain_net(norm: bool) -> BayesianNetwork:
-    torch.manual_seed(0)
-    middle = [nn.BatchNorm1d(30)] if norm else []
-    return BayesianNetwork(nn.Sequential(nn.Flatten(), nn.Linear(64, 30), *middle, nn.ReLU(), nn.Linear(30, 10)))
-
-
-@functools.cache
-def distilled(norm: bool) -> Fit:
-    return shelf.load("inference", "distilled")(
-        plain_net(norm), digits(), sparsity=0.8, drop_rate=0.4, delta_t=10, distill_epochs=20, distill_rate=0.1, seed=1,
-        training=Training(epochs=15, batch_size=32, learning_rate=0.2, device="cpu"),
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("norm", [False, True])
-def test_the_distilled_net_is_nearer_to_the_predictive_than_the_ticket(norm: bool) -> None:
-    fit, x = distilled(norm), digits().train.x
-    target = fit.predict(x, "redraw", num_samples=100).mean(0)
-
-    def divergence(how: str) -> float:
-        return float(F.kl_div(fit.predict(x, how)[0].log(), target, reduction="batchmean"))
-
-    assert divergence("distilled") < 0.5 * min(divergence(how) for how in ("ticket", "mean", "unmasked"))
-    assert [row["epoch"] for row in fit.history] == list(range(1, 36))
-    assert {"validation_accuracy", "validation_nll", "validation_ece"} <= set(fit.history[-1])
-
-
-def test_statistics_of_the_distilled_net_are_its_own() -> None:
-    fit, x = distilled(True), digits().test.x[:50]
-    weights, state = next(fit.weights("distilled"))
-    by_hand = fit.model.network(weights, state)
-    update_bn([[batch] for batch in digits().train.x[:320].split(32)], by_hand)
-    with torch.no_grad():
-        expected = by_hand.eval()(x).softmax(-1)
-        torch.testing.assert_close(fit.predict(x, "distilled")[0], expected, rtol=0, atol=2e-5)
-        torch.testing.assert_close(fit.ticket("distilled")(x).softmax(-1), expected, rtol=0, atol=2e-5)
-
-
 @pytest.mark.usefixtures("float64")
 def test_teacher_and_student_normalise_by_the_batch() -> None:
     torch.manual_seed(0)
@@ -551,20 +345,6 @@ def test_a_regression_is_distilled_with_its_noise() -> None:
     assert fit.history[-1]["loss"] == pytest.approx(float(loss.detach()), rel=1e-12)
 
 
-WRONG = {"drop_rate": 0.0, "distill_epochs": 0, "distill_rate": 0.0}
-
-
-@pytest.mark.parametrize("option", WRONG)
-def test_a_distillation_that_cannot_be_is_refused_before_any_work(option: str) -> None:
-    watch = Recorder()
-    training = Training(epochs=1, batch_size=32, device="cpu")
-    with pytest.raises(ValueError, match="expected"):
-        shelf.load("inference", "distilled")(
-            plain_net(False), digits(), training=training, delta_t=5, watch=watch, **{option: WRONG[option]}
-        )
-    assert watch.steps == 0
-
-
 def test_a_one_logit_network_is_distilled_like_the_same_network_with_two() -> None:
     """A sigmoid of f is the softmax of (0, f): the same masked teacher, the same steps."""
     torch.manual_seed(0)
@@ -588,153 +368,3 @@ def test_a_one_logit_network_is_distilled_like_the_same_network_with_two() -> No
     (gradient,) = torch.autograd.grad(F.cross_entropy(logits(student), target), student)
     assert fit.student is not None
     torch.testing.assert_close(fit.student[0], (student - 0.1 * 1.9 * gradient).detach(), rtol=0, atol=1e-6)
-
-
-def test_a_loaded_fit_is_distilled_like_the_one_that_was_saved(tmp_path: Path) -> None:
-    training = Training(epochs=4, batch_size=32, device="cpu")
-    fit = shelf.load("inference", "cigl")(plain_net(True), digits(), delta_t=5, training=training, drop_rate=0.3)
-    fit.save(tmp_path / "fit")
-    loaded, x = Fit.load(tmp_path / "fit", plain_net(True)), digits().test.x[:50]
-    for one in (fit, loaded):
-        distill(one, digits(), training=training, streams=Streams(5, CPU), epochs=1, learning_rate=0.1)
-    assert torch.equal(loaded.predict(x, "distilled"), fit.predict(x, "distilled"))
-
-
-class Twice(nn.Module):
-    """One normalisation in two places: its tensors have two names."""
-
-    def __init__(self, norm: type[nn.Module]) -> None:
-        super().__init__()
-        self.first, self.again, self.last = nn.Linear(64, 12), nn.Linear(12, 12), nn.Linear(12, 10)
-        self.norm = norm(12)
-        self.same = self.norm
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.last(torch.tanh(self.same(self.again(torch.tanh(self.norm(self.first(x.flatten(1))))))))
-
-
-@pytest.mark.parametrize(("norm", "how"), [(nn.LayerNorm, "distilled"), (nn.BatchNorm1d, "ticket")])
-def test_the_plain_network_of_a_shared_module_predicts_what_the_fit_does(norm: type[nn.Module], how: str) -> None:
-    torch.manual_seed(0)
-    fit = shelf.load("inference", "distilled")(
-        BayesianNetwork(Twice(norm)), digits(), sparsity=0.5, drop_rate=0.3, delta_t=5, distill_epochs=2,
-        distill_rate=0.2, training=Training(epochs=4, batch_size=32, device="cpu"),
-    )  # fmt: skip
-    x = digits().test.x[:50]
-    with torch.no_grad():
-        torch.testing.assert_close(fit.ticket(how)(x).softmax(-1), fit.predict(x, how)[0], rtol=0, atol=2e-5)
-
-
-# Lottery tickets, by hand
-
-
-def lottery(watch: Recorder | None = None, model: BayesianNetwork | None = None, **options: Any) -> Fit:
-    training = Training(epochs=3, batch_size=BATCH, learning_rate=0.2, weight_decay=DECAY, device="cpu")
-    settings = {"sparsity": 0.7, "average_from": 1.0, "seed": 5, **options}
-    data = toy(5 * BATCH + 2)
-    return shelf.load("inference", "lottery")(
-        model or BayesianNetwork(net()), data, training=training, watch=watch, **settings
-    )
-
-
-@pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize(("rounds", "rewind"), [(1, 0), (3, 0), (2, 2)])
-def test_a_lottery_ticket_is_train_prune_rewind_in_plain_torch(rounds: int, rewind: int) -> None:
-    """Frankle & Carbin 2019, with the rewinding of Frankle et al. 2020: dense training, then as many sparse ones as rounds."""
-    x, y = toy(5 * BATCH + 2).train
-    order = Streams(5, CPU).order
-
-    def train(start: list[Tensor], masks: list[Tensor], epochs: int, cosine: bool) -> list[Tensor]:
-        parameters = [tensor.clone().requires_grad_() for tensor in start]
-        optimiser, taken = torch.optim.SGD(parameters, lr=1.0, momentum=0.9, nesterov=True), 0
-        for _ in range(epochs):
-            for rows in torch.randperm(len(y), generator=order).split(BATCH)[:5]:
-                w1, w2 = parameters[0] * masks[0], parameters[2] * masks[1]
-                hidden = torch.tanh(F.linear(x[rows], w1, parameters[1]))
-                squares = sum((tensor**2).sum() for tensor in (w1, w2, parameters[1], parameters[3]))
-                loss = F.cross_entropy(F.linear(hidden, w2, parameters[3]), y[rows]) + DECAY / 2 * squares
-                optimiser.zero_grad()
-                loss.backward()
-                rate = 0.1 * (1 + math.cos(math.pi * taken / (5 * epochs))) if cosine else 0.2
-                optimiser.param_groups[0]["lr"] = rate
-                optimiser.step()
-                taken += 1
-        return [tensor.detach() for tensor in parameters]
-
-    begin, masks = [p.detach() for p in net().parameters()], [torch.ones(4, 3), torch.ones(3, 4)]
-    if rewind:
-        begin = train(begin, masks, rewind, cosine=False)
-    for number in range(rounds + 1):
-        final = train(begin, masks, 3, cosine=True)
-        if number < rounds:
-            counts = erk([(4, 3), (3, 4)], 0.3 ** ((number + 1) / rounds))
-            for weight, mask, count in zip((final[0], final[2]), masks, counts, strict=True):
-                best = torch.where(mask.bool(), weight.abs(), -1.0).flatten().topk(count).indices
-                mask.zero_().view(-1)[best] = 1.0
-
-    watch = Recorder()
-    fit = lottery(watch, rounds=rounds, rewind_epochs=rewind)
-    assert watch.steps == 5 * (3 * (rounds + 1) + rewind)
-    assert fit.topology.num_active == round(0.3 * 24)
-    kept = torch.cat([mask.flatten() for mask in masks]).bool()
-    assert torch.equal(fit.topology.positions, kept.nonzero().squeeze(1))
-    for how in ("ticket", "unmasked"):
-        plain = list(fit.ticket(how).parameters())
-        for mine, theirs in zip(sorted(plain, key=lambda t: t.shape), sorted(
-            [final[0] * masks[0], final[1], final[2] * masks[1], final[3]], key=lambda t: t.shape
-        ), strict=True):  # fmt: skip
-            close(mine, theirs)
-
-
-def topologies(watch: Recorder, sizes: tuple[int, ...], trainings: int) -> list[Tensor]:
-    """Positions of each training, from the last checkpoint: it holds them all."""
-    found, tensors = [], watch.checkpoints[-1].tensors
-    for _ in range(trainings):
-        found.append(from_bits(tensors["topology"], sizes).positions)
-        tensors = under("next.", tensors)
-    assert not tensors
-    return found
-
-
-@pytest.mark.parametrize(
-    ("shapes", "options"),
-    [
-        ([(4, 3), (3, 4)], {"rounds": 4}),
-        ([(2, 3), (5, 2), (3, 5)], {"rounds": 6, "sparsity": 0.3, "allocation": "uniform"}),
-    ],
-)  # fmt: skip
-def test_every_round_of_the_lottery_keeps_some_of_what_was_left(
-    shapes: list[tuple[int, int]], options: dict[str, Any]
-) -> None:
-    torch.manual_seed(1)
-    layers = [nn.Linear(wide, narrow) for narrow, wide in shapes]
-    model = BayesianNetwork(nn.Sequential(*itertools.chain(*((layer, nn.Tanh()) for layer in layers[:-1])), layers[-1]))
-    watch, rounds = Recorder(), options["rounds"]
-    fit = lottery(watch, model, **options)
-    found = topologies(watch, model.sizes, rounds + 1)
-    density = 1 - options.get("sparsity", 0.7)
-    wanted = [round(density ** (i / rounds) * model.num_weights) for i in range(rounds + 1)]
-    assert all(0 <= len(p) - count < len(shapes) for p, count in zip(found, wanted, strict=True))  # a layer's rounding
-    assert (len(found[0]), len(found[-1])) == (wanted[0], wanted[-1])
-    assert torch.equal(found[-1], fit.topology.positions)
-    for before, after in itertools.pairwise(found):
-        assert torch.isin(after, before).all()
-
-
-def test_masks_are_random_in_the_last_round_alone() -> None:
-    plain, masked = Recorder(), Recorder()
-    first, second = lottery(plain), lottery(masked, drop_rate=1 - P)
-    assert (first.keep_prob, second.keep_prob) == (1.0, P)
-    assert torch.equal(first.topology.positions, second.topology.positions)
-    for one, other in zip(plain.checkpoints[1:10], masked.checkpoints[1:10], strict=True):  # three trainings of three epochs
-        assert all(torch.equal(tensor, other.tensors[name]) for name, tensor in one.tensors.items())
-    assert not torch.equal(first.pairs.values, second.pairs.values)
-    assert not second.pairs.keep.all()
-
-
-@pytest.mark.parametrize("options", [{"rounds": 0}, {"rewind_epochs": -1}])
-def test_an_impossible_lottery_is_refused(options: dict[str, int]) -> None:
-    watch = Recorder()
-    with pytest.raises(ValueError, match="expected rounds of at least 1 and rewind_epochs of at least 0, got"):
-        lottery(watch, **options)
-    assert watch.steps == 0

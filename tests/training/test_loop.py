@@ -4,22 +4,15 @@ The other side of every comparison is plain torch, written out here: the dense w
 forward pass, the loss and the L2 are spelled with `torch.nn.functional`.
 """
 
-import itertools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
 
-import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from pyro.infer import TraceMeanField_ELBO
-from sklearn.linear_model import Ridge
 from torch import Tensor, nn
 
-from budget import assert_mean
-from espalier import shelf
-from espalier.contracts import Data, Split
+from by_hand import BATCH, CASES, DECAY, NUM_DATA, Case, Hand, batch_of, bayesian, dense_by_hand
 from espalier.distributions.masked import MaskedWeights, effective_keep_prob, kl_bound
 from espalier.distributions.priors import FlatNormal, prior_scale_of, weight_decay_of
 from espalier.guides.masked import MaskedGuide
@@ -27,137 +20,10 @@ from espalier.network import BayesianNetwork
 from espalier.topology import schedules
 from espalier.topology.masks import initial
 from espalier.training.loop import Loop
-from espalier.training.options import DEFAULT_WEIGHT_DECAY, Training, prepare
 from espalier.training.rates import Rate, constant, cosine
 from rounding import close
 
-NUM_DATA, BATCH = 137, 24
-DECAY = 0.013
-
-
 pytestmark = pytest.mark.usefixtures("float64")
-
-
-class Case(NamedTuple):
-    """A network, and the same network by hand: `forward(u, others, x)`, with `u` the flat vector of all weights."""
-
-    net: Callable[[], nn.Module]
-    shape: tuple[int, ...]
-    others: tuple[str, ...]
-    """The point-estimated parameters, by their names in the network."""
-    forward: Callable[[Tensor, dict[str, Tensor], Tensor], Tensor]
-
-
-def _mlp() -> nn.Module:
-    return nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 5))
-
-
-def _mlp_by_hand(w: Tensor, o: dict[str, Tensor], x: Tensor) -> Tensor:
-    first, second = w[:54].reshape(9, 6), w[54:].reshape(5, 9)
-    return torch.tanh(x @ first.T + o["0.bias"]) @ second.T + o["2.bias"]
-
-
-def _conv() -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(2, 4, 3, padding=1),
-        nn.BatchNorm2d(4),
-        nn.ReLU(),
-        nn.Conv2d(4, 3, 3, stride=2, bias=False),
-        nn.BatchNorm2d(3),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(12, 5),
-    )
-
-
-def _conv_by_hand(w: Tensor, o: dict[str, Tensor], x: Tensor) -> Tensor:
-    first, second, last = w[:72].reshape(4, 2, 3, 3), w[72:180].reshape(3, 4, 3, 3), w[180:].reshape(5, 12)
-
-    def normalised(h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:  # batch norm in train mode, by its definition
-        mean, var = h.mean((0, 2, 3), keepdim=True), h.var((0, 2, 3), unbiased=False, keepdim=True)
-        return (h - mean) / (var + 1e-5).sqrt() * weight[:, None, None] + bias[:, None, None]
-
-    h = F.relu(normalised(F.conv2d(x, first, o["0.bias"], padding=1), o["1.weight"], o["1.bias"]))
-    h = F.relu(normalised(F.conv2d(h, second, stride=2), o["4.weight"], o["4.bias"]))
-    return h.reshape(len(h), -1) @ last.T + o["7.bias"]
-
-
-CASES = {
-    "mlp": Case(_mlp, (6,), ("0.bias", "2.bias"), _mlp_by_hand),
-    "conv": Case(_conv, (2, 6, 6), ("0.bias", "1.weight", "1.bias", "4.weight", "4.bias", "7.bias"), _conv_by_hand),
-}
-
-
-def bayesian(
-    case: Case,
-    *,
-    keep_prob: float,
-    rescale: bool = False,
-    kl_scale: float = 1.0,
-    weight_decay: float = DECAY,
-    num_data: int | None = NUM_DATA,
-    density: float = 0.4,
-    seed: int = 0,
-    likelihood: object = "categorical",
-) -> tuple[BayesianNetwork, MaskedGuide]:
-    """A model and its guide, with the prior that `weight_decay` implies (formula written out, not the library's)."""
-    torch.manual_seed(seed)
-    net = case.net()
-    with torch.no_grad():
-        for parameter in net.parameters():  # biases of 0 and scales of 1 would hide their L2
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    p = round(65536 * keep_prob) / 65536
-    count = num_data or BATCH
-    v = 1 / (p * count * weight_decay) if rescale else p / (count * weight_decay)
-    model = BayesianNetwork(
-        net, prior_scale=math.sqrt(v), num_data=num_data, weight_decay=weight_decay, likelihood=likelihood
-    )
-    stream = torch.Generator().manual_seed(seed + 1)
-    topology = initial(model.shapes, 1 - density, generator=stream)
-    return model, MaskedGuide(model, topology, keep_prob, rescale=rescale, kl_scale=kl_scale, generator=stream)
-
-
-def batch_of(case: Case, seed: int = 3, size: int = BATCH) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(size, *case.shape, generator=generator), torch.randint(0, 5, (size,), generator=generator)
-
-
-def dense_by_hand(values: Tensor, keep: Tensor, positions: Tensor, num_weights: int, factor: float) -> Tensor:
-    """Z * u (/ p), one weight at a time."""
-    dense = torch.zeros(num_weights)
-    dense[positions] = torch.where(keep, values, torch.zeros(())) * factor
-    return dense
-
-
-class Hand:
-    """The hand-written loss of one guide: its own copies of u and the other parameters, nothing shared."""
-
-    def __init__(self, case: Case, model: BayesianNetwork, guide: MaskedGuide, weight_decay: float = DECAY) -> None:
-        self.case, self.positions, self.num_weights = case, guide.positions.clone(), model.num_weights
-        self.factor = 1 / guide.keep_prob if guide.rescale else 1.0
-        self.weight_decay, self.kl_scale = weight_decay, guide.kl_scale
-        self.u = guide.values.detach().clone().requires_grad_()
-        own = dict(model.net.named_parameters())
-        assert sorted(own) == sorted(case.others)  # nothing trained but these, and nothing of them forgotten
-        self.others = {name: own[name].detach().clone().requires_grad_() for name in case.others}
-
-    def likelihood_loss(self, keep: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        dense = dense_by_hand(self.u, keep, self.positions, self.num_weights, self.factor)
-        logits = self.case.forward(dense, self.others, x)
-        return -F.log_softmax(logits, -1)[torch.arange(len(y)), y].sum() / len(y)
-
-    def kl(self) -> Tensor:
-        return self.kl_scale * self.weight_decay / 2 * (self.u**2).sum()
-
-    def l2(self) -> Tensor:
-        return self.weight_decay / 2 * sum((other**2).sum() for other in self.others.values())
-
-    def loss(self, keep: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        return self.likelihood_loss(keep, x, y) + self.kl() + self.l2()
-
-    @property
-    def parameters(self) -> list[Tensor]:
-        return [self.u, *self.others.values()]
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -305,38 +171,6 @@ def test_prior_scale_and_weight_decay_imply_each_other(keep_prob: float, rescale
     assert weight_decay_of(scale, NUM_DATA, keep_prob, rescale=rescale) == pytest.approx(DECAY, rel=1e-14)
 
 
-def tiny_data() -> Data:
-    x, y = batch_of(CASES["mlp"], size=50)
-    part = Split(x, y)
-    return Data("tiny", part, part, part, part, (6,), 5)
-
-
-@pytest.mark.parametrize("rescale", [False, True])
-def test_preparing_a_model_fills_in_the_half_that_was_not_given(rescale: bool) -> None:
-    plain, believed = BayesianNetwork(_mlp()), BayesianNetwork(_mlp(), prior_scale=0.3)
-    p = 0.75
-    decayed = prepare(plain, tiny_data(), Training(weight_decay=DECAY, device="cpu"), keep_prob=p, rescale=rescale)
-    v = 1 / (p * 50 * DECAY) if rescale else p / (50 * DECAY)
-    assert (decayed.num_data, decayed.weight_decay) == (50, DECAY)
-    assert decayed.prior_scale == pytest.approx(math.sqrt(v), rel=1e-14)
-
-    implied = prepare(believed, tiny_data(), Training(device="cpu"), keep_prob=p, rescale=rescale)
-    expected = 1 / (p * 50 * 0.3**2) if rescale else p / (50 * 0.3**2)
-    assert (implied.num_data, implied.prior_scale) == (50, 0.3)
-    assert implied.weight_decay == pytest.approx(expected, rel=1e-14)
-
-    default = prepare(plain, tiny_data(), Training(device="cpu"), keep_prob=p, rescale=rescale)
-    assert default.weight_decay == DEFAULT_WEIGHT_DECAY
-    assert plain.prior_scale is None  # a copy was prepared
-    assert plain.num_data is None
-
-
-def test_prior_scale_and_weight_decay_together_are_refused() -> None:
-    believed = BayesianNetwork(_mlp(), prior_scale=0.3)
-    with pytest.raises(ValueError, match="expected a prior_scale or a weight_decay, got both"):
-        prepare(believed, tiny_data(), Training(weight_decay=DECAY, device="cpu"))
-
-
 def test_registered_kl_has_the_gradient_of_the_bound_whatever_z_is() -> None:
     torch.manual_seed(0)
     mean, positions, v, p = torch.randn(9, requires_grad=True), torch.arange(0, 27, 3), 0.83, effective_keep_prob(0.713)
@@ -385,85 +219,3 @@ def test_rescaling_is_a_reparametrisation() -> None:
     fresh, plain = bayesian(case, keep_prob=p)
     Loop(fresh, plain, schedules.static(), constant(0.2)).step(*batch_of(case))
     assert (unscaled.values / p - plain.values).abs().max() > 1e-3
-
-
-class Linear(NamedTuple):
-    """A linear regression with all weights active, its guide, its data, and its closed-form optimum."""
-
-    model: BayesianNetwork
-    guide: MaskedGuide
-    x: Tensor
-    y: Tensor
-    optimum: Tensor
-
-
-TAU, PRIOR = 2.3, 0.6
-
-
-def optimum_of(x: Tensor, y: Tensor, p: float) -> Tensor:
-    """Where E_Z |y - X (Z u)|^2 tau/2 + p |u|^2 / 2v has no slope.
-
-    E_Z |y - X (Z u)|^2 = |y - p X u|^2 + p (1-p) sum_j u_j^2 |x_j|^2, whose slope, over p tau, is set to 0.
-    """
-    gram = x.T @ x
-    system = p * gram + (1 - p) * torch.diag(torch.diag(gram)) + torch.eye(x.shape[1]) / (TAU * PRIOR**2)
-    return torch.linalg.solve(system, x.T @ y)
-
-
-def linear(p: float, d: int = 6, n: int = 40) -> Linear:
-    torch.manual_seed(5)
-    x = torch.randn(n, d) @ (torch.eye(d) + 0.4 * torch.randn(d, d))  # correlated, or ridge and masks would agree
-    y = x @ torch.randn(d) + TAU**-0.5 * torch.randn(n)
-    program = shelf.load("models", "linear")
-    model = program((d,), 1, noise_precision=TAU, learn_precision=False, bias=False, prior_scale=PRIOR)
-    model.num_data = n
-    guide = MaskedGuide(model, initial(model.shapes, 0.0), p, generator=torch.Generator().manual_seed(6))
-    return Linear(model, guide, x, y, optimum_of(x, y, p))
-
-
-@pytest.mark.parametrize("p", [0.75, 0.5])
-def test_expected_gradient_of_the_linear_model_vanishes_at_its_optimum(
-    p: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    case = linear(p)
-    slopes = {}
-    for name, at in {"optimum": case.optimum, "ridge": optimum_of(case.x, case.y, 1.0)}.items():
-        case.guide.values.data = at.clone()
-        slopes[name] = torch.zeros(6)
-        for bits in itertools.product([False, True], repeat=6):
-            keep = torch.tensor(bits)
-            monkeypatch.setattr("espalier.guides.masked.draw_keep", lambda *_, keep=keep: keep)
-            loss = TraceMeanField_ELBO().differentiable_loss(case.model, case.guide, case.x, case.y) / len(case.y)
-            (slope,) = torch.autograd.grad(loss, case.guide.values)
-            slopes[name] += p ** sum(bits) * (1 - p) ** (6 - sum(bits)) * slope
-    close(slopes["optimum"], torch.zeros(6))
-    assert slopes["ridge"].abs().max() > 1e-2
-
-
-def test_training_the_linear_model_reaches_its_optimum() -> None:
-    """With a constant rate the iterates' mean is u* exactly (the gradient is linear in u, Z is fresh); average them."""
-    case, blocks, length = linear(0.75), 20, 100
-    loop = Loop(case.model, case.guide, schedules.static(), constant(0.02), momentum=0.0)
-    for _ in range(300):
-        loop.step(case.x, case.y)
-    means = []
-    for _ in range(blocks):
-        iterates = []
-        for _ in range(length):
-            loop.step(case.x, case.y)
-            iterates.append(case.guide.values.detach().clone())
-        means.append(torch.stack(iterates).mean(0))
-    assert_mean(torch.stack(means), case.optimum)
-    with pytest.raises(AssertionError, match="standard errors"):  # sharp enough to tell the two apart
-        assert_mean(torch.stack(means), optimum_of(case.x, case.y, 1.0))
-
-
-def test_without_a_mask_training_reaches_ridge_regression() -> None:
-    case = linear(1.0)
-    loop = Loop(case.model, case.guide, schedules.static(), constant(0.05))
-    for _ in range(600):
-        loop.step(case.x, case.y)
-    ridge = Ridge(alpha=1 / (TAU * PRIOR**2), fit_intercept=False, solver="cholesky")
-    expected = ridge.fit(case.x.numpy(), case.y.numpy()).coef_
-    np.testing.assert_allclose(case.guide.values.detach().numpy(), expected, rtol=0, atol=1e-9)
-    np.testing.assert_allclose(case.optimum.numpy(), expected, rtol=0, atol=1e-12)

@@ -1,0 +1,139 @@
+"""Certificates of run folders and their ledger of looks."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clouds import WORDS, certified, fit
+from espalier import runs
+from espalier.certificates import pvalues
+from espalier.certificates.certify import Settings, certify_fits
+from espalier.certificates.runs import load_pruned
+from espalier.certificates.verification import verify
+from espalier.cli.main import main
+
+
+def test_a_run_is_pruned_as_far_as_its_calibration_split_certifies(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    facts = certified(run)
+    assert "With confidence 0.9 over the draw of 700 calibration examples" in capsys.readouterr().out
+    text = (run / "certificate.json").read_text()
+    assert text == json.dumps(facts, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    assert (facts["alpha"], facts["delta"], facts["n"]) == (0.12, 0.1, 700)
+    data, whole = runs.data_of(run), runs.load(run)
+    labels = data.calibration.y.numpy()
+    place = facts["rejected"][-1]
+    assert facts["rejected"] == list(range(place + 1))
+    assert facts["lambda"] == facts["grid"][place] > 0.2
+    pruned = load_pruned(run)
+    assert facts["chosen"]["num_active"] == pruned.topology.num_active
+    assert pruned.topology.num_active == whole.topology.num_active - round(facts["lambda"] * whole.topology.num_active)
+    errors = int((pruned.predict(data.calibration.x).argmax(1) != labels).sum())
+    assert facts["p_values"][place] == float(pvalues.binomial(errors, 700, 0.12)) <= 0.1 < facts["p_values"][place + 1]
+    assert facts["p_values"][place + 2 :] == [None] * (len(facts["grid"]) - place - 2)
+    page = (run / "certificate.md").read_text()
+    for said in ("# Certificate", "## Assumptions", "certified |", facts["hashes"]["pruned"], "independent"):
+        assert said in page
+    assert (run / "certificate.png").stat().st_size > 5000
+    assert facts["help"][0]["lambda"] == facts["grid"][place + 1]
+    assert main(["verify", str(run / "certificate.json")]) == 0
+    assert "The certificate holds." in capsys.readouterr().out
+
+
+def test_a_second_question_to_the_same_split_is_refused_or_declared(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = certified(run)
+    assert certified(run) == first  # the same question has the same answer
+    assert main(["certify", str(run), *WORDS, "--delta", "0.2"]) == 2
+    assert "expected a first look at the calibration split" in capsys.readouterr().err
+    assert main(["certify", str(run), *WORDS, "--by", "snr", "--out", str(run / "elsewhere")]) == 2
+    assert not (run / "certificate-2.json").exists()
+    assert main(["certify", str(run), *WORDS, "--delta", "0.2", "--again"]) == 0
+    second = json.loads((run / "certificate-2.json").read_text())
+    assert [look["delta"] for look in second["looks"]] == [0.1, 0.2]
+    assert "**Look 2 at this calibration split.**" in (run / "certificate-2.md").read_text()
+    later = verify(run / "certificate.json")[-1]
+    assert later.what == "later looks"
+    assert "looked at 2 times by now" in later.says
+    assert "at least 0.7 = 1 - the sum of their deltas" in " ".join((run / "certificate-2.md").read_text().split())
+    assert json.loads((run / "certificate.json").read_text()) == first
+    assert main(["verify", str(run / "certificate-2.json")]) == 0
+    assert main(["certify", str(run), *WORDS, "--split", "test"]) == 0  # other examples: a first look
+
+
+def test_nothing_certified_is_written_down_with_what_would_help(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["certify", str(run), "--alpha", "0.01", "--step", "0.1"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("Nothing certified: that classification error is at most 0.01 could not be shown")
+    assert "on a fresh calibration set, would" in out
+    facts = json.loads((run / "certificate.json").read_text())
+    assert facts["lambda"] is None
+    assert facts["rejected"] == []
+    assert facts["help"][0]["lambda"] == 0
+    assert not (run / "pruned.safetensors").exists()
+    with pytest.raises(FileNotFoundError, match="nothing was certified there"):
+        load_pruned(run)
+    assert main(["verify", str(run / "certificate.json")]) == 0
+
+
+def test_a_ready_family_of_runs(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [
+        fit(folder, f"sparse{level}", "--sparsity", level, "--drop-rate", "0", "--epochs", "6")
+        for level in ("0.8", "0.0", "0.95")
+    ]
+    words = ["certify", *map(str, names), *WORDS, "--predict", "unmasked", "--out", str(tmp_path / "chosen")]
+    assert main(words) == 0
+    facts = json.loads((tmp_path / "chosen" / "certificate.json").read_text())
+    np.testing.assert_allclose(facts["grid"], [0.0, 0.8, 0.95], atol=0.01)
+    assert facts["rejected"] == list(range(len(facts["rejected"])))
+    assert facts["lambda"] in facts["grid"]
+    capsys.readouterr()
+    assert main(["verify", str(tmp_path / "chosen" / "certificate.json")]) == 0
+    chosen = load_pruned(tmp_path / "chosen")
+    (own,) = (f for f in map(runs.load, names) if f.topology.num_active == facts["chosen"]["num_active"])
+    x = runs.data_of(names[0]).test.x
+    np.testing.assert_allclose(chosen.predict(x), own.predict(x, "unmasked")[0].double().numpy(), atol=1e-6)
+    assert facts["pruning"]["structure"] == "a ready family"
+    assert main(["certify", *map(str, names), *WORDS]) == 2
+    assert "expected --out DIR" in capsys.readouterr().err
+    fits = [runs.load(name) for name in names]
+    again = certify_fits(
+        fits, runs.data_of(names[0]).calibration, Settings(alphas=(0.12,), delta=0.1, predict="unmasked")
+    )
+    assert again.facts["p_values"] == facts["p_values"]
+
+
+def test_the_same_question_from_elsewhere_is_the_same_and_a_moved_run_verifies(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    certified(run)
+    monkeypatch.chdir(run)
+    assert main(["certify", ".", *WORDS]) == 0
+    assert not (run / "certificate-2.json").exists()
+    shutil.move(run, tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    assert main(["verify", "moved"]) == 0  # a folder will do
+    (tmp_path / "moved" / "looks.json").write_text("{}\n")
+    assert main(["verify", "moved"]) == 1
+    assert "expected moved/looks.json to be a list of looks" in capsys.readouterr().out
+    assert main(["verify", "moved/record.json"]) == 2
+    assert "expected a certificate of this version of Espalier" in capsys.readouterr().err
+
+
+def test_what_speaks_against_a_certificate_is_noted(run: Path) -> None:
+    assert main(["evaluate", str(run), "--split", "calibration"]) == 0
+    shutil.copytree(run, run.parent / "twin")
+    certified(run.parent / "twin")
+    notes = certified(run)["notes"]
+    assert "has scored the calibration split before" in notes[0]
+    assert "1 other runs in the same folder were certified on these examples" in notes[1]
+    assert f"**Note:** {notes[1]}" in (run / "certificate.md").read_text()
+    assert all(check.holds for check in verify(run / "certificate.json"))

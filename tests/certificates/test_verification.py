@@ -1,0 +1,161 @@
+"""`verify`: everything that must not pass is caught."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from clouds import certified
+from espalier import runs, store
+from espalier.certificates import certificate
+from espalier.certificates.verification import verify
+from espalier.cli.main import main
+
+
+def resigned(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Alter a certificate as someone would who knows how it is signed."""
+    facts = store.check_signed(path)
+    change(facts)
+    store.write_bytes(path.with_suffix(".md"), certificate.page(facts).encode())
+    store.write_bytes(path, store.canonical(store.signed(facts)).encode())
+
+
+def flip_one_bit(path: Path, place: int = -3) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+def change_label(run: Path, rows: str) -> None:
+    """Change the label of one example of a part, found by its values."""
+    path = run.parent / "clouds.npz"
+    with np.load(path) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    data = runs.data_of(run)
+    part = getattr(data, rows)
+    inputs = arrays["x"].astype(np.float32)
+    train = data.train.x  # undo the standardisation by two rows that are known to be the same: compare ranks instead
+    assert len(train)
+    order = np.argsort(inputs[:, 0])
+    everything = np.concatenate(
+        [getattr(data, name).x[:, 0].numpy() for name in ("train", "validation", "calibration", "test")]
+    )
+    row = order[int((everything < float(part.x[0, 0])).sum())]
+    arrays["y"][row] = (arrays["y"][row] + 1) % 3
+    np.savez(path, **arrays)
+
+
+def set_alpha(facts: dict[str, Any]) -> None:
+    facts["alpha"] = 0.05
+
+
+def set_alpha_everywhere(facts: dict[str, Any]) -> None:
+    facts["alpha"] = facts["asked"]["alpha"] = 0.05
+    facts["risks"][0]["alpha"] = facts["looks"][0]["alpha"] = 0.05
+    facts["looks"][0]["settings"]["alphas"] = [0.05]
+    facts["settings"]["alphas"] = facts["asked"]["settings"]["alphas"] = [0.05]
+
+
+def swap_split(facts: dict[str, Any]) -> None:
+    facts["split"] = "test"
+    facts["settings"]["split"] = facts["asked"]["settings"]["split"] = "test"
+
+
+def swap_split_and_hash(run: Path) -> None:
+    own = runs.data_of(run).hashes["test"]
+
+    def change(facts: dict[str, Any]) -> None:
+        swap_split(facts)
+        facts["hashes"]["calibration split"] = own
+
+    resigned(run / "certificate.json", change)
+
+
+def claim_more(facts: dict[str, Any]) -> None:
+    facts["lambda"] = 0.95
+
+
+def no_hash_of_the_ticket(run: Path) -> None:
+    (run / "pruned.safetensors").write_bytes(b"rubbish")
+    resigned(run / "certificate.json", lambda facts: facts["hashes"].pop("pruned"))
+
+
+def other_assumptions(facts: dict[str, Any]) -> None:
+    facts["assumptions"] = ["none"]
+
+
+def better_risks(facts: dict[str, Any]) -> None:
+    facts["observed"][0] = [0.0]
+
+
+def no_looks(facts: dict[str, Any]) -> None:
+    facts["looks"] = []
+
+
+TAMPERED: dict[str, tuple[Callable[[Path], object], str]] = {
+    "one bit of the ticket": (lambda run: flip_one_bit(run / "pruned.safetensors"), "pruned"),
+    "one bit of the fit": (lambda run: flip_one_bit(run / "fit.safetensors"), "run and data"),
+    "one label of the calibration split": (lambda run: change_label(run, "calibration"), "run and data"),
+    "one label of training": (lambda run: change_label(run, "train"), "run and data"),
+    "an edited alpha": (
+        lambda run: (run / "certificate.json").write_text(
+            (run / "certificate.json").read_text().replace('"alpha": 0.12', '"alpha": 0.05')
+        ),
+        "text",
+    ),
+    "an edited alpha, signed again": (lambda run: resigned(run / "certificate.json", set_alpha), "decision"),
+    "alpha edited everywhere": (lambda run: resigned(run / "certificate.json", set_alpha_everywhere), "looks"),
+    "a swapped split": (lambda run: resigned(run / "certificate.json", swap_split), "data"),
+    "a swapped split with its hash": (swap_split_and_hash, "looks"),
+    "a bolder lambda": (lambda run: resigned(run / "certificate.json", claim_more), "decision"),
+    "a page that promises more": (
+        lambda run: (run / "certificate.md").write_text((run / "certificate.md").read_text().replace("0.12", "1e-9")),
+        "text",
+    ),
+    "a ticket without a hash": (no_hash_of_the_ticket, "pruned"),
+    "no assumptions": (lambda run: resigned(run / "certificate.json", other_assumptions), "decision"),
+    "lower risks": (lambda run: resigned(run / "certificate.json", better_risks), "decision"),
+    "no looks": (lambda run: resigned(run / "certificate.json", no_looks), "looks"),
+    "no ticket": (lambda run: (run / "pruned.safetensors").unlink(), "pruned"),
+    "no ledger": (lambda run: (run / "looks.json").unlink(), "looks"),
+}
+
+
+@pytest.mark.parametrize("name", TAMPERED)
+def test_verify_catches(name: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    certified(run)
+    change, what = TAMPERED[name]
+    change(run)
+    capsys.readouterr()
+    assert main(["verify", str(run / "certificate.json")]) == 1
+    out = capsys.readouterr().out
+    assert f"FAIL  {what}: " in out
+    assert "The certificate does not hold." in out
+
+
+def test_verify_catches_alpha_edited_in_the_ledger_too(run: Path) -> None:
+    certified(run)
+    looks = store.read_json(run / "looks.json")
+    looks[0]["alpha"], looks[0]["settings"]["alphas"] = 0.05, [0.05]
+    store.write_bytes(run / "looks.json", store.canonical(looks).encode())
+    resigned(run / "certificate.json", set_alpha_everywhere)
+    failed = [check.what for check in verify(run / "certificate.json") if not check.holds]
+    assert failed[0] == "p-values"
+
+
+def test_a_ticket_that_does_not_follow_from_the_run_is_seen(run: Path) -> None:
+    certified(run)
+    path = run / "pruned.safetensors"
+    bundle = store.read_bundle(path)
+    bundle.tensors["values"][0, 0] += 1e-3
+    digest = store.write_bundle(path, bundle)
+
+    def change(facts: dict[str, Any]) -> None:
+        facts["hashes"]["pruned"] = digest
+
+    resigned(run / "certificate.json", change)
+    assert [check.what for check in verify(run / "certificate.json") if not check.holds] == ["tensors"]

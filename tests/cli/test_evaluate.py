@@ -1,0 +1,101 @@
+"""`espalier evaluate`: every score with its interval, from any folder; what was altered is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import espalier
+from commands import WAYS, fit, spoken
+from espalier.cli.main import main
+from places import ROOT
+
+
+def test_json_is_one_object_with_every_score_and_its_interval(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(run), "--json"]) == 0
+    out = capsys.readouterr().out
+    result = json.loads(out)
+    assert out.count("\n") == 1
+    assert result["split"] == "test"
+    assert result["num_active"] == round((1 - 0.8) * result["num_weights"])
+    assert result["density"] == result["num_active"] / result["num_weights"]
+    assert set(result["predict"]) == WAYS
+    for scores in result["predict"].values():
+        for name in ("accuracy", "nll", "brier", "ece_10", "ece_15"):
+            low, high = scores[f"{name}_interval"]
+            assert low <= high
+            assert scores[name] >= 0
+        assert scores["ece_15_floor"] > 0
+    other = run.parent / "other"
+    assert fit(other, inference="rigl") == 0
+    capsys.readouterr()
+    assert main(["evaluate", str(run), str(other), "--json"]) == 0
+    assert set(json.loads(capsys.readouterr().out)["runs"]) == {str(run), str(other)}
+
+
+def test_regression_reports_its_own_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    random = np.random.default_rng(0)
+    x = random.normal(size=(300, 4))
+    np.savez(tmp_path / "mine.npz", x=x, y=100 + 20 * x[:, 0] + random.normal(size=300))
+    words = ["--model", "deep_gp", "--inference", "cigl", "--data", str(tmp_path / "mine.npz"), "--sparsity", "0.5"]
+    words += ["--epochs", "60", "--batch-size", "30", "--learning-rate", "0.02", "--out", str(tmp_path / "run"), "--json"]
+    assert main(["fit", *words]) == 0
+    scores = json.loads(capsys.readouterr().out)["predict"]["mean"]
+    assert scores["rmse"] < 10  # in the user's units: the targets spread by 20
+    assert {"rmse", "nll", "crps", "coverage_95", "rmse_interval", "coverage_95_interval"} <= set(scores)
+    assert main(["evaluate", str(tmp_path / "run")]) == 0
+    assert "RMSE" in capsys.readouterr().out
+
+
+def test_a_run_can_be_looked_at_and_repeated_from_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    Path("mine.py").write_text((ROOT / "models" / "mlp.py").read_text())
+    np.savez("mine.npz", x=np.random.default_rng(0).normal(size=(90, 3)), y=np.arange(90) % 3)
+    words = ["--model", "mine.py", "--hidden", "8", "--inference", "cigl", "--sparsity", "0.3", "--data", "mine.npz"]
+    assert main(["fit", *words, "--epochs", "2", "--batch-size", "10", "--out", "run"]) == 0
+    monkeypatch.chdir(tmp_path / "there")
+    assert main(["evaluate", "../here/run"]) == 0
+    assert main(["fit", "--config", "../here/run/config.yaml", "--out", "again"]) == 0
+    first, second = (espalier.load(folder) for folder in ("../here/run", "again"))
+    assert torch.equal(first.pairs.values, second.pairs.values)
+
+
+def test_an_altered_program_is_refused_before_it_is_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mine = tmp_path / "mine.py"
+    mine.write_text((ROOT / "models" / "mlp.py").read_text())
+    assert fit(tmp_path / "run", "--hidden", "8", model=str(mine)) == 0
+    capsys.readouterr()
+    program = tmp_path / "run" / "model.py"
+    program.write_text(program.read_text() + f"\nopen({str(tmp_path / 'was-here')!r}, 'w')\n")
+    for command in ("evaluate", "resume"):
+        assert "altered" in spoken(capsys, [command, str(tmp_path / "run")])
+        assert not (tmp_path / "was-here").exists()
+
+
+@pytest.mark.parametrize("name", ["fit.safetensors", "record.json", "history.json", "config.yaml"])
+def test_a_truncated_or_altered_run_file_is_refused(
+    run: Path, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for damage in ("cut", "flip"):
+        folder = tmp_path / damage
+        folder.mkdir()
+        for path in run.iterdir():
+            (folder / path.name).write_bytes(path.read_bytes())
+        whole = (folder / name).read_bytes()
+        middle = len(whole) // 2
+        cut, flipped = whole[:middle], whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
+        (folder / name).write_bytes(cut if damage == "cut" else flipped)
+        assert "altered" in spoken(capsys, ["evaluate", str(folder)])
+
+
+def test_a_folder_that_is_no_run_is_said_to_be_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("evaluate", "resume"):
+        assert "expected a run folder" in spoken(capsys, [command, str(tmp_path)])

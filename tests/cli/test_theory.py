@@ -1,0 +1,37 @@
+"""`espalier theory`: all claims or some, the list, and what cannot run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from espalier import theory
+from espalier.cli.main import main
+
+
+def test_some_claims_only(tmp_path: Path, capsys) -> None:
+    words = ["theory", "kl-bound", "objective-prior-scale", "--quick", "--out", str(tmp_path), "--jobs", "1", "--json"]
+    assert main(words) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert [claim["name"] for claim in result["claims"]] == ["kl-bound", "objective-prior-scale"]
+    assert result == json.loads((tmp_path / "theory.json").read_text())
+
+
+def test_the_list_says_what_there_is(capsys) -> None:
+    assert main(["theory", "--list"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(theory.catalogue())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(["kl-bond"], r"expected claims of .*, got 'kl-bond'; did you mean 'kl-bound'\?$"),
+     (["kl-bound", "--jobs", "0"], "expected at least 1 job, got 0$")],
+)  # fmt: skip
+def test_what_cannot_run_is_refused(words, message, capsys, tmp_path) -> None:
+    import re
+
+    assert main(["theory", *words, "--out", str(tmp_path)]) == 2
+    assert re.search(message, capsys.readouterr().err.strip())
+    assert not list(tmp_path.iterdir())

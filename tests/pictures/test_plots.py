@@ -1,0 +1,28 @@
+"""Pictures as they are drawn."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from espalier.pictures import plots
+from espalier.theory.claims import Curve, Picture, Ranks
+
+# ---------------------------------------------------------------------------------------------------------- pictures
+
+
+def test_a_picture_draws_every_style_with_its_band() -> None:
+    x = np.arange(1, 6)
+    shapes = [Curve(style, x, x**2, x**2 - 0.5, x**2 + 0.5, style) for style in ("line", "dashed", "points", "bars")]
+    (axes,) = plots.curves(Picture("title", "x", "y", tuple(shapes), "log", "log")).axes
+    assert {text.get_text() for text in axes.get_legend().get_texts()} == {"line", "dashed", "points", "bars"}
+    assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+    assert len(axes.patches) == 5  # the bars
+    line = next(line for line in axes.lines if line.get_label() == "line")
+    assert np.asarray(line.get_ydata()).tolist() == (x**2).tolist()
+
+
+def test_ranks_are_drawn_with_what_they_should_follow() -> None:
+    ranks = np.random.default_rng(0).integers(0, 21, 500)
+    expected = np.linspace(1, 2, 21)
+    figure = plots.ranks(Ranks("title", ranks, 20, expected / expected.sum()))
+    assert figure.axes

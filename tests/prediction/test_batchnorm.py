@@ -1,0 +1,71 @@
+"""Statistics re-estimated for the weights that predict: those of `torch.optim.swa_utils.update_bn`."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from espalier import shelf
+from espalier.data.sets import load
+from espalier.network import BayesianNetwork
+from espalier.prediction import batchnorm
+from espalier.training.options import Training
+from fitted import digits, networks_by_hand, trained
+
+
+def nll(draws: Tensor, y: Tensor) -> float:
+    return float(-draws.double().mean(0)[torch.arange(len(y)), y].log().mean())
+
+
+# Batch norm
+
+
+def test_statistics_are_those_of_update_bn_for_the_weights_that_predict() -> None:
+    fit, _ = trained("conv")
+    for how in ("ticket", "mean", "unmasked"):
+        (net,) = networks_by_hand("conv", how, 1, 0)
+        for layer in ("1", "5"):
+            for part in ("running_mean", "running_var"):
+                mine, theirs = fit.statistics[how][f"net.{layer}.{part}"], net.get_buffer(f"{layer}.{part}")
+                torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+    for index, net in enumerate(networks_by_hand("conv", "pairs", 1, 0)):
+        mine = fit.pairs.states["net.5.running_var"][index]
+        torch.testing.assert_close(mine, net.get_buffer("5.running_var"), rtol=1e-5, atol=1e-5)
+    each = fit.pairs.states["net.5.running_mean"]
+    assert (each - each.mean(0)).abs().max() > 1e-2  # one pair's statistics are not another's
+
+
+@pytest.mark.parametrize("how", ["ticket", "pairs", "redraw"])
+def test_re_estimated_statistics_predict_better_than_running_ones(how: str) -> None:
+    fit, _ = trained("conv")
+    running, _ = trained("conv-running")
+    assert torch.equal(running.pairs.values, fit.pairs.values)  # only the statistics differ
+    assert torch.equal(running.pairs.keep, fit.pairs.keep)
+    x, y = digits().test
+    assert nll(fit.predict(x, how), y) < nll(running.predict(x, how), y)
+
+
+def test_statistics_see_the_network_s_own_dropout_switched_off() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(5, 6), nn.Dropout(0.5), nn.BatchNorm1d(6), nn.Linear(6, 2))
+    model = BayesianNetwork(net).train()
+    batches = list(torch.randn(90, 5).split(30))
+    estimated = batchnorm.estimate(model, model.initial, model.state_dict(), batches)
+    outputs = [nn.functional.linear(batch, net[0].weight, net[0].bias).detach() for batch in batches]
+    expected = torch.stack([output.mean(0) for output in outputs]).mean(0)
+    torch.testing.assert_close(estimated["net.2.running_mean"], expected)
+    expected = torch.stack([output.var(0) for output in outputs]).mean(0)
+    torch.testing.assert_close(estimated["net.2.running_var"], expected)
+    assert estimated["net.2.num_batches_tracked"] == 3
+    assert all(module.training for module in model.net.modules())
+    assert model.net[2].momentum == 0.1
+    assert (model.net[2].running_mean == 0).all()  # the model's own buffers are left alone
+
+
+def test_training_rows_one_more_than_whole_batches_do_not_break_the_statistics() -> None:
+    """A last batch of one row has no variance."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 10))
+    training = Training(epochs=1, batch_size=32, device="cpu")
+    infer = shelf.load("inference", "cigl")
+    fit = infer(BayesianNetwork(net), load("digits", train_size=65), sparsity=0.5, freeze=0.0, training=training)
+    assert fit.predict(digits().test.x).isfinite().all()

@@ -1,0 +1,145 @@
+"""A fit comes back from its file exactly; what is damaged or of another network is refused in one sentence."""
+
+import json
+import math
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from espalier.network import BayesianNetwork
+from espalier.prediction.fit import WAYS, Fit
+from fitted import BATCH, TOLERANCE, conv_net, digits, mlp_net, trained
+
+# Files
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    trained("conv")[0].save(tmp_path / "run")
+    return tmp_path / "run"
+
+
+def fresh(name: str = "conv") -> BayesianNetwork:
+    net = (conv_net if name.startswith("conv") else mlp_net)()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(1.0)  # nothing of it may be left in a loaded fit
+    return BayesianNetwork(net)
+
+
+@pytest.mark.parametrize("name", ["mlp", "mlp-rescaled", "mlp-rigl", "conv"])
+def test_a_saved_fit_comes_back_exactly(name: str, tmp_path: Path) -> None:
+    fit, _ = trained(name)
+    fit.save(tmp_path / "run")
+    back = Fit.load(tmp_path / "run", fresh(name))
+    assert torch.equal(back.topology.positions, fit.topology.positions)
+    assert back.topology[1:] == fit.topology[1:]
+    assert torch.equal(back.pairs.values, fit.pairs.values)
+    assert torch.equal(back.pairs.keep, fit.pairs.keep)
+    assert (back.keep_prob, back.rescale) == (fit.keep_prob, fit.rescale)
+    assert back.record == json.loads(json.dumps(fit.record))
+    assert back.history == fit.history
+    back.inputs = fit.inputs
+    for how in WAYS:
+        assert torch.equal(back.predict(digits().test.x, how), fit.predict(digits().test.x, how))
+    mine, theirs = back.ticket().state_dict(), fit.ticket().state_dict()
+    assert sorted(mine) == sorted(theirs)
+    assert all(torch.equal(tensor, theirs[key]) for key, tensor in mine.items())
+
+
+def test_redraw_of_a_loaded_fit_with_batch_norm_asks_for_inputs_in_one_sentence(saved: Path) -> None:
+    fit, back = trained("conv")[0], Fit.load(saved, fresh())
+    x = digits().test.x
+    for how in ("ticket", "pairs", "mean", "unmasked"):
+        back.predict(x, how)
+    with pytest.raises(
+        ValueError, match=r"^expected training inputs for batch-norm statistics[^\n]*fit\.inputs"
+    ) as info:
+        back.predict(x, "redraw")
+    assert "\n" not in str(info.value)
+    back.inputs = [digits().train.x[i * BATCH : (i + 1) * BATCH] for i in range(16)]
+    torch.testing.assert_close(back.predict(x, "redraw"), fit.predict(x, "redraw"), rtol=0, atol=TOLERANCE)
+
+
+def _truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def _flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) * 2 // 3] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def _edit(path: Path) -> None:
+    facts = json.loads(path.read_text())
+    facts["num_active"] += 1
+    path.write_text(json.dumps(facts))
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        ("fit.safetensors", _truncate),
+        ("fit.safetensors", _flip),
+        ("history.json", _flip),
+        ("record.json", _truncate),
+        ("record.json", _edit),
+    ],
+)
+def test_a_damaged_file_is_refused_in_one_sentence(saved: Path, file: str, damage: Callable[[Path], None]) -> None:
+    Fit.load(saved, fresh())
+    damage(saved / file)
+    with pytest.raises(ValueError, match=r"^expected .*(was altered|is cut short or altered)") as info:
+        Fit.load(saved, fresh())
+    assert file in str(info.value)
+    assert "\n" not in str(info.value)
+
+
+def test_a_folder_without_a_finished_fit_is_refused(saved: Path) -> None:
+    (saved / "record.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"expected a finished run in .*no record\.json"):
+        Fit.load(saved, fresh())
+
+
+def test_a_fit_of_another_network_is_refused(saved: Path) -> None:
+    with pytest.raises(ValueError, match=r"expected a network with layers of \(72, 1152, 2560\) weights, got"):
+        Fit.load(saved, fresh("mlp"))
+
+
+def test_saving_overwrites_nothing(saved: Path) -> None:
+    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+    assert sorted(before) == ["fit.safetensors", "history.json", "record.json"]
+    with pytest.raises(ValueError, match="expected a folder without a fit, but .* holds one"):
+        trained("mlp")[0].save(saved)
+    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["conv", "mlp-rigl"])
+def test_the_file_is_plain_safetensors_with_packed_masks(name: str, tmp_path: Path) -> None:
+    fit, _ = trained(name)
+    fit.save(tmp_path / "run")
+    path = tmp_path / "run" / "fit.safetensors"
+    tensors = load_file(path)
+    total, active, pairs = fit.topology.num_weights, fit.topology.num_active, len(fit.pairs.values)
+    mask = np.zeros(total, dtype=np.uint8)
+    mask[fit.topology.positions.numpy()] = 1
+    np.testing.assert_array_equal(tensors["topology"].numpy(), np.packbits(mask))
+    assert tensors["topology"].numel() == math.ceil(total / 8)
+    assert (tensors["values"].dtype, tensors["values"].shape) == (torch.float32, (pairs, active))
+    assert ("keep" in tensors) == (fit.keep_prob < 1)
+    if "keep" in tensors:
+        np.testing.assert_array_equal(tensors["keep"].numpy(), np.packbits(fit.pairs.keep.numpy(), axis=-1))
+        assert tensors["keep"].shape == (pairs, math.ceil(active / 8))
+    assert (
+        max(t.numel() for n, t in tensors.items() if n not in ("values", "keep", "topology")) < active
+    )  # nothing dense
+    data = path.read_bytes()
+    (header,) = struct.unpack("<Q", data[:8])
+    json.loads(data[8 : 8 + header])
+    assert len(data) == 8 + header + sum(t.numel() * t.element_size() for t in tensors.values())

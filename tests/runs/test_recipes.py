@@ -1,0 +1,47 @@
+"""Recipes: programs and options from words and YAML, checked alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from commands import spoken
+from espalier import shelf
+from espalier.runs import recipes
+from places import ROOT
+
+
+def test_every_option_of_every_program_says_what_it_is() -> None:
+    for model in shelf.names("models"):
+        for inference in shelf.names("inference"):
+            assert [option.name for option in recipes.options(model, inference) if not option.help] == []
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [("optimizer: adamw", "--optimizer"), ("epochs: abc", "--epochs"), ("rescale: 3", "rescale"), ("sparsty: 0.5", "sparsity")],
+)
+def test_a_recipe_file_is_checked_as_the_command_line_is(
+    line: str, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "recipe.yaml").write_text(f"model: mlp\ninference: cigl\ndata: digits\n{line}\n")
+    words = ["fit", "--config", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "run")]
+    assert sentence in spoken(capsys, words)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("words", [["--hidden", "8,4"], ["--hidden=8,4"], ["--hidden", "[8, 4]"]])
+def test_several_values_are_written_with_commas(words: list[str]) -> None:
+    parts = ["--model", "logistic", "--model", "mlp", "--inference", "cigl", "--data", "digits"]  # the last one counts
+    recipe = recipes.resolve([*parts, *words, "--maskable", "*.weight,1.*"])
+    assert recipe.model == "mlp"
+    assert recipe.options["hidden"] == (8, 4)
+    assert recipe.options["maskable"] == ["*.weight", "1.*"]
+
+
+def test_two_options_of_one_name_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mine = tmp_path / "mine.py"
+    mine.write_text((ROOT / "models" / "mlp.py").read_text().replace("likelihood: str", "momentum: float = 1, likelihood: str"))
+    words = ["fit", "--model", str(mine), "--inference", "cigl", "--data", "digits", "--out", str(tmp_path / "run")]
+    assert "'momentum' belongs to" in spoken(capsys, words)

@@ -1,0 +1,114 @@
+"""Which tensors of a network are masked: the default, patterns, and what cannot be."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from espalier.network import BayesianNetwork
+from zoo import Recurrent, meet, mlp, train_some_steps
+
+pytestmark = pytest.mark.usefixtures("own_store")
+
+
+# ------------------------------------------------------------------------------------- what may be masked, what may not
+
+
+def _weight_normed():
+    return nn.Sequential(torch.nn.utils.parametrizations.weight_norm(nn.Linear(5, 6)), nn.ReLU(), nn.Linear(6, 3))
+
+
+def test_a_weight_normed_layer_stays_dense_and_says_so():
+    net = _weight_normed()
+    with pytest.warns(UserWarning, match="^0.weight stay dense: a parametrised weight cannot be masked$"):
+        model = BayesianNetwork(net)
+    assert [weight.name for weight in model.weights] == ["2.weight"]
+    x, y = torch.randn(4, 5), torch.tensor([0, 1, 2, 0])
+    assert torch.equal(model.evaluate(model.initial, x), net(x))
+    before = copy.deepcopy(dict(model.net.named_parameters()))
+    train_some_steps(model, x, y)
+    assert all(not torch.equal(before[key], value) for key, value in model.net.named_parameters())
+
+
+@pytest.mark.parametrize("pattern", ["0.weight", "0.parametrizations.weight.original1", "0.*"])
+def test_naming_a_weight_normed_layer_is_refused(pattern):
+    with pytest.raises(ValueError, match=r"^0\.\S+ cannot be masked: .* leave it dense$"):
+        BayesianNetwork(_weight_normed(), maskable=[pattern])
+
+
+def test_naming_a_recurrent_weight_is_refused():
+    with pytest.raises(ValueError, match="^lstm.weight_ih_l0 cannot be masked: its LSTM keeps a second copy; leave it"):
+        BayesianNetwork(Recurrent(), maskable=["lstm.weight_*"])
+
+
+@pytest.mark.parametrize("maskable", [None, ["*"]])
+def test_a_layer_without_its_weights_yet_is_refused_in_one_sentence(maskable):
+    with pytest.raises(ValueError, match="0.weight has no shape yet: call the network once first"):
+        BayesianNetwork(nn.Sequential(nn.LazyLinear(3)), maskable=maskable)
+
+
+def test_a_network_without_maskable_tensors_is_refused_with_what_it_has():
+    with pytest.raises(ValueError, match="^expected a network with a Linear or Conv layer; .* are 0.weight, 0.bias$"):
+        BayesianNetwork(nn.Sequential(nn.LayerNorm(4)))
+    with pytest.raises(ValueError, match="its parameters are none$"):
+        BayesianNetwork(nn.Sequential(nn.ReLU()))
+
+
+def test_patterns_that_match_nothing_are_refused():
+    with pytest.raises(ValueError, match=r"^expected a network with a tensor that matches conv\* or 7.weight; "):
+        BayesianNetwork(mlp(), maskable=["conv*", "7.weight"])
+
+
+@pytest.mark.parametrize(
+    ("patterns", "names"),
+    [
+        (["2.weight"], ["2.weight"]),
+        (["*.weight"], ["0.weight", "2.weight"]),
+        (["[2-9].weight", "0.weight"], ["0.weight", "2.weight"]),  # the network's order, not the patterns'
+        (["0.*"], ["0.weight", "0.bias"]),  # whatever floating parameter is named
+    ],
+)
+def test_patterns_choose_the_maskable_tensors(patterns, names):
+    net, x, _ = meet("mlp")
+    model = BayesianNetwork(net, maskable=patterns).eval()
+    assert [weight.name for weight in model.weights] == names
+    assert torch.equal(model.evaluate(model.initial, x), net(x))
+
+
+def test_an_embedding_or_an_attention_projection_can_be_masked_by_name():
+    net, x, _ = meet("transformer")
+    model = BayesianNetwork(net, maskable=["*in_proj_weight"]).eval()
+    assert [weight.name for weight in model.weights] == ["0.self_attn.in_proj_weight"]
+    assert torch.equal(model.evaluate(model.initial, x), net(x))
+    net, x, _ = meet("tied_embedding")
+    model = BayesianNetwork(net, maskable=["head.weight"]).eval()
+    assert model.weights[0].names == ("embedding.weight", "head.weight")  # a tied tensor is masked whole
+    assert torch.equal(model.evaluate(model.initial, x), net(x))
+
+
+def test_another_choice_of_maskable_tensors_is_the_same_model():
+    net, x, _ = meet("mlp")
+    model = BayesianNetwork(net, prior_scale=0.3, likelihood="categorical", num_data=50, weight_decay=0.01).eval()
+    other = model.with_maskable(["2.weight"]).eval()
+    assert [weight.name for weight in other.weights] == ["2.weight"]
+    assert (other.prior_scale, other.num_data, other.weight_decay) == (0.3, 50, 0.01)
+    assert type(other.likelihood) is type(model.likelihood)
+    assert torch.equal(other.evaluate(other.initial, x), net(x))
+    assert [weight.name for weight in model.weights] == ["0.weight", "2.weight"]
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, math.nan])
+def test_a_prior_without_spread_is_refused(scale):
+    with pytest.raises(ValueError, match="^expected a prior_scale above 0, got .*: it is a standard deviation$"):
+        BayesianNetwork(mlp(), prior_scale=scale)
+
+
+def test_weights_of_two_dtypes_are_refused():
+    net = mlp()
+    net[2].double()
+    with pytest.raises(ValueError, match=r"^expected all maskable weights in one dtype on one device: call net.to"):
+        BayesianNetwork(net)

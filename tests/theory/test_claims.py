@@ -1,0 +1,43 @@
+"""What a claim is, and what checking it finds."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from espalier import theory
+from espalier.theory import claims
+from espalier.theory.claims import Finding
+
+
+def test_every_claim_says_what_and_whence() -> None:
+    for name, claim in theory.catalogue().items():
+        assert claim.name == name
+        assert 20 <= len(claim.says) <= 220
+        assert claim.source
+
+
+# --------------------------------------------------------------------------------------------------------- verdicts
+
+
+@pytest.mark.parametrize(
+    ("discrepancy", "verdict"), [(0.0, "holds"), (1.0, "holds"), (1.0001, "fails"), (math.nan, "fails"), (math.inf, "fails")]
+)
+def test_a_claim_holds_up_to_its_tolerance_and_not_on_a_nan(discrepancy, verdict) -> None:
+    assert Finding("a", discrepancy, 1.0, "").verdict == verdict
+
+
+def test_the_limit_is_the_normal_quantile_shared_by_the_looks() -> None:
+    draws = np.abs(np.random.default_rng(0).standard_normal((200_000, 5)).max(1))
+    assert claims.limit(1) == pytest.approx(4.8916, abs=1e-3)  # Phi^-1(1 - 5e-7)
+    assert claims.limit(5) > claims.limit(1)
+    assert (draws > claims.limit(5)).mean() < 1e-4
+
+
+def test_the_worst_z_is_in_standard_errors_and_forgives_rounding() -> None:
+    z, tolerance = claims.worst_z([1.0, 2.5, 3 + 1e-13], [1.0, 2.0, 3.0], [0.1, 0.25, 0.0])
+    assert z == pytest.approx(2.0)
+    assert tolerance == claims.limit(3)
+    assert claims.worst_z([1.0], [2.0], [0.0])[0] == math.inf  # no error bar, yet apart

@@ -1,0 +1,92 @@
+"""Topologies and gradients through draws of M: the claims hold, and wrong formulas are caught."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from pyro.infer import Trace_ELBO
+from scipy import special
+
+from espalier.distributions.subsets import overlap_with_mode
+from espalier.guides.hierarchy import LeaveOneOutELBO
+from espalier.theory import topologies
+
+CLAIMS = {claim.name: claim for claim in topologies.CLAIMS}
+
+
+class OwnBaseline(LeaveOneOutELBO):
+    """The mean of all particles, one's own among them, as baseline: biased by the factor (S - 1) / S."""
+
+    def differentiable_loss(self, model, guide, *args, **kwargs):
+        elbos, scores = [], []
+        for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
+            elbos.append(model_trace.log_prob_sum() - guide_trace.log_prob_sum())
+            scores.append(guide_trace.nodes["M"]["log_prob_sum"] + guide_trace.nodes["Z"]["log_prob_sum"])
+        elbo, score = torch.stack(elbos), torch.stack(scores)
+        advantage = (elbo - elbo.mean()).detach()
+        return -(elbo + advantage * (score - score.detach())).mean()
+
+
+class NoScore(Trace_ELBO):
+    """The path alone, as if M did not depend on U."""
+
+    def differentiable_loss(self, model, guide, *args, **kwargs):
+        traces = list(self._get_traces(model, guide, args, kwargs))
+        return -torch.stack([m.log_prob_sum() - g.log_prob_sum() for m, g in traces]).mean()
+
+
+def subsets(logit_factor: float = 1.0, zeros: bool = False):
+    def enumerate_all(logits, k):
+        rows, _ = topologies.subsets_by_hand(logits, k)
+        return rows, special.softmax((1 - rows if zeros else rows) @ (logit_factor * logits))
+
+    return enumerate_all
+
+
+MUTATIONS: dict[str, dict[str, dict[str, Any]]] = {
+    "subsets-enumeration": {
+        "logits doubled": {"enumerate_all": subsets(2.0)},
+        "sign of the logits": {"enumerate_all": subsets(-1.0)},
+        "sums over the zeros": {"enumerate_all": subsets(zeros=True)},
+    },
+    "subsets-large": {
+        "k off by one": {"reference": lambda logits, k: topologies.log_elementary_symmetric(logits, k - 1)},
+        "logits halved": {"reference": lambda logits, k: topologies.log_elementary_symmetric(logits / 2, k)},
+    },
+    "subsets-mode": {
+        "the mode itself": {"overlap": lambda logits, k: torch.tensor(1.0)},
+        "temperature one tenth": {"overlap": lambda logits, k: overlap_with_mode(10 * logits, k)},
+    },
+    "subsets-gradient": {
+        "own draw in the baseline": {"elbo": OwnBaseline},
+        "no score function": {"elbo": lambda count: NoScore(num_particles=count)},
+    },
+}  # fmt: skip
+MUTANTS = [(claim, name) for claim, mutations in MUTATIONS.items() for name in mutations]
+
+pytestmark = pytest.mark.usefixtures("own_stream", "own_store")
+
+
+def test_every_claim_has_mutations() -> None:
+    assert MUTATIONS.keys() == CLAIMS.keys()
+    assert all(len(mutations) >= 2 for mutations in MUTATIONS.values())
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_the_claim_holds(name: str) -> None:
+    finding = CLAIMS[name].check(True)
+    assert finding.verdict == "holds", finding
+    assert finding.compared
+
+
+@pytest.mark.parametrize(("name", "mutation"), MUTANTS)
+def test_a_wrong_formula_is_caught(name: str, mutation: str) -> None:
+    finding = CLAIMS[name].check(True, **MUTATIONS[name][mutation])
+    assert finding.verdict == "fails", finding
+
+
+def test_the_mode_is_a_large_step_at_temperature_one() -> None:
+    finding = CLAIMS["subsets-mode"].check(True)
+    assert finding.figures["normal, sd 0.05, 5 %"]["overlap"] == pytest.approx(0.0537, abs=2e-3)
