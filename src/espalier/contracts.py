@@ -60,12 +60,13 @@ class Data(NamedTuple):
 
     def facts(self) -> dict[str, Any]:
         """What a record keeps of the data, JSON-able."""
+        stand_for = [label if isinstance(label, str | int | float) else str(label) for label in self.classes]
         return {
             "shape": list(self.shape),
             "num_outputs": self.num_outputs,
             "task": "regression" if self.num_classes is None else "classification",
             "target": [self.target_shift, self.target_scale],
-            "data": {"name": self.name, "hashes": self.hashes} | ({"classes": list(self.classes)} if self.classes else {}),
+            "data": {"name": self.name, "hashes": self.hashes} | ({"classes": stand_for} if stand_for else {}),
         }
 
 

@@ -83,7 +83,7 @@ def labels(y: Any, classes: Sequence[Any] | None, what: str) -> tuple[Array, lis
     if classes is None and hasattr(getattr(y, "dtype", None), "categories"):
         classes = list(y.dtype.categories)
     values = _column(y, what)
-    missing = [row for row, value in enumerate(values.tolist()) if value is None or value != value]
+    missing = [row for row, value in enumerate(values.tolist()) if _is_missing(value)]
     if missing:
         raise ValueError(f"expected a label in every row of {what}, got none in row {missing[0]} (counted from 0)")
     if classes is None:
@@ -111,13 +111,21 @@ def labels(y: Any, classes: Sequence[Any] | None, what: str) -> tuple[Array, lis
     return np.array([number[value] for value in values.tolist()], np.int64), order
 
 
+def _is_missing(value: Any) -> bool:
+    try:
+        return value is None or bool(value != value)
+    except TypeError:  # pandas.NA is neither
+        return True
+
+
 def _targets(
     y: Any, classes: Sequence[Any] | None, what: str, regression: bool | None = None
 ) -> tuple[Array, list[Any] | None]:
     """Float targets as they are and None, or labels as numbers and what they stand for."""
     values = _column(y, what)
     if regression is None:
-        regression = classes is None and values.dtype.kind == "f"
+        stored = getattr(getattr(y, "dtype", None), "kind", values.dtype.kind)  # pandas' whole numbers with a gap become floats
+        regression = classes is None and values.dtype.kind == stored == "f"
     if not regression:
         return labels(y, classes, what)
     if values.dtype.kind not in "fiu":
@@ -127,7 +135,8 @@ def _targets(
 
 def _column(y: Any, what: str) -> Array:
     """Labels or targets as a NumPy array `(n,)`; one column `(n, 1)` is one."""
-    values = y.detach().cpu().numpy() if isinstance(y, torch.Tensor) else np.asarray(y)
+    mixed = isinstance(y, list | tuple) and len({isinstance(label, str) for label in y}) > 1  # NumPy would make all strings
+    values = y.detach().cpu().numpy() if isinstance(y, torch.Tensor) else np.asarray(y, dtype=object if mixed else None)
     if values.ndim == 2 and values.shape[1] == 1:
         values = values[:, 0]
     if values.ndim != 1:

@@ -91,6 +91,8 @@ def _read(
     """A dataset as rows that stream, its labels as numbers, and what they stand for."""
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
         raise ValueError(f"expected a map-style dataset, with len() and [], got {type(dataset).__name__}")
+    if workers is not None and workers < 0:
+        raise ValueError(f"expected workers of 0 or more, got {workers}")
     count = len(dataset)
     if targets is not None and len(targets) != count:
         raise ValueError(f"expected a target for each of {count} {what} examples, got {len(targets)}")

@@ -48,8 +48,6 @@ class Streamed:
         workers: int | None = None,
         digests: NDArray[np.uint8] | None = None,
     ) -> None:
-        if workers is not None and workers < 0:
-            raise ValueError(f"expected workers of 0 or more, got {workers}")
         self.dataset, self.workers, self.digests = dataset, workers, digests
         self.rows = np.arange(len(dataset)) if rows is None else rows  # type: ignore[arg-type]
 

@@ -19,11 +19,14 @@ if TYPE_CHECKING:
 
 BATCH = 500
 """Rows of a forward pass without gradients: large enough for two cores, small enough for a cache."""
+NUMBERS = 1 << 23
+"""Numbers in such a batch, at most: 32 MB."""
 
 
-def batches(x: Rows, device: torch.device, size: int = BATCH) -> Iterator[Tensor]:
+def batches(x: Rows, device: torch.device) -> Iterator[Tensor]:
     """The rows of x in order, on the device."""
-    for batch in in_turn(x, torch.arange(len(x)).split(size)):
+    row = x[torch.arange(min(1, len(x)))].numel()
+    for batch in in_turn(x, torch.arange(len(x)).split(max(1, min(BATCH, NUMBERS // max(1, row))))):
         yield to_device(batch, device)
 
 
