@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := runs/demo
 
-.PHONY: demo test bench clean lint
+.PHONY: demo test docs bench clean lint
 
 # pip, not uv: with the constraint it takes the CPU build of torch where the machine offers one (README, "Set-up").
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -27,9 +27,13 @@ lint: $(VENV)/installed
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "not slow"
 
+# Strict: a broken link or name fails. The variable quiets a banner of the theme about a future MkDocs.
+docs: $(VENV)/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 bench: $(VENV)/installed
 	$(BIN)/python examples/benchmarks/step_time.py
 	$(BIN)/python examples/benchmarks/state_bytes.py
 
 clean:
-	rm -rf $(VENV) runs dist .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) runs dist site .mypy_cache .ruff_cache .hypothesis

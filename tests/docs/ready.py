@@ -101,12 +101,13 @@ def _run(kind: str, words: list[str]) -> int:
 
 def run_page(blocks: list[dict[str, Any]]) -> int:
     """A page's blocks in order: Python in one namespace, where a warning is an error, and shell lines through bash."""
+    import time
     import warnings
 
-    page = ModuleType("__page__")
+    start, page = time.monotonic(), ModuleType("__page__")
     sys.modules["__page__"] = page
     for block in blocks:
-        print(f"--- {block['where']}", flush=True)
+        print(f"--- {time.monotonic() - start:6.1f} s  {block['where']}", flush=True)
         if block["kind"] == "file":
             Path(block["name"]).write_text(block["text"], encoding="utf-8")
         elif block["kind"] == "python":

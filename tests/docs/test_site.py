@@ -66,7 +66,9 @@ def test_a_broken_reference_fails_the_build(written: str, instead: str, checkout
     finally:
         page.write_text(text, encoding="utf-8")
     assert done.returncode != 0
-    assert instead.strip("[]()").partition("#")[2] in done.stdout + done.stderr or "espalier.calibrations" in done.stderr
+    assert (
+        instead.strip("[]()").partition("#")[2] in done.stdout + done.stderr or "espalier.calibrations" in done.stderr
+    )
 
 
 def public_names(init: Path) -> set[str]:
@@ -76,10 +78,14 @@ def public_names(init: Path) -> set[str]:
     return {alias.name for alias in found if alias.asname == alias.name}
 
 
-@pytest.mark.parametrize("wing", [wing for wing in WINGS if public_names(wing / "__init__.py")], ids=lambda wing: wing.name)
+@pytest.mark.parametrize(
+    "wing", [wing for wing in WINGS if public_names(wing / "__init__.py")], ids=lambda wing: wing.name
+)
 def test_the_reference_leaves_no_public_name_out(wing: Path) -> None:
     page = (ROOT / "docs" / "api" / f"{wing.name}.md").read_text(encoding="utf-8")
-    (members,) = re.findall(rf"^::: espalier\.{wing.name}\n    options:\n      members: \[([^\]]*)\]", page, re.MULTILINE)
+    (members,) = re.findall(
+        rf"^::: espalier\.{wing.name}\n    options:\n      members: \[([^\]]*)\]", page, re.MULTILINE
+    )
     assert {name.strip() for name in members.split(",")} == public_names(wing / "__init__.py")
 
 
