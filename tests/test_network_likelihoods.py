@@ -23,9 +23,6 @@ with warnings.catch_warnings():
 pytestmark = pytest.mark.usefixtures("own_store")
 
 
-# ---------------------------------------------------------------------------------------------------------- the program
-
-
 def test_there_is_no_l2_site_without_weight_decay_and_a_batch_is_all_data_without_num_data():
     net, x, y = meet("mlp")
     model = BayesianNetwork(net)

@@ -15,9 +15,6 @@ from zoo import Recurrent, meet, mlp, train_some_steps
 pytestmark = pytest.mark.usefixtures("own_store")
 
 
-# ------------------------------------------------------------------------------------- what may be masked, what may not
-
-
 def _weight_normed():
     return nn.Sequential(torch.nn.utils.parametrizations.weight_norm(nn.Linear(5, 6)), nn.ReLU(), nn.Linear(6, 3))
 

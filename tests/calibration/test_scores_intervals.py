@@ -13,8 +13,6 @@ from scipy.special import expit, logit
 from espalier import calibration
 from probabilities import Array, as_probs, draw_probs
 
-# --- Uncertainty ---
-
 
 def test_floor_is_the_mean_ece_of_calibrated_worlds() -> None:
     probs, _ = draw_probs(n=300)

@@ -21,8 +21,6 @@ from espalier.data import downloads
 from espalier.data.downloads import Download
 from written import RNG, write_mnist
 
-# ------------------------------------------------------------------------------------------------ downloads
-
 
 class Server(http.server.BaseHTTPRequestHandler):
     """Answers with `files[path]`: what is sent, and the length that is promised."""

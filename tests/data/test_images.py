@@ -16,8 +16,6 @@ from written import (
     write_images,
 )
 
-# ------------------------------------------------------------------------------------------------ folders of images
-
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:

@@ -25,7 +25,6 @@ from written import (
     write_cifar_binary,
     write_cifar_python,
     write_idx,
-    write_images,
     write_mnist,
     write_npz,
 )
@@ -156,15 +155,6 @@ def test_the_unpickler_knows_five_names_and_encodes_latin1_alone() -> None:
 
 
 # ------------------------------------------------------------------------------------------------ folders of images
-
-
-@pytest.fixture
-def images(tmp_path: Path) -> Path:
-    for part, count in (("train", 6), ("test", 2)):
-        for name, suffix in (("cat", "png"), ("ant", "jpg"), ("bee", "WEBP")):
-            write_images(tmp_path / "images" / part / name, count, suffix=suffix)
-    (tmp_path / "images/train/cat/notes.txt").write_text("no image")
-    return tmp_path / "images"
 
 
 @pytest.mark.parametrize(

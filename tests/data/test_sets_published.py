@@ -17,8 +17,6 @@ from espalier.data import cut, downloads, readers
 from places import SHARED
 from written import PARTS, readers_files
 
-# ------------------------------------------------------------------------------------------------ real data
-
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -22,9 +22,6 @@ def weights_of(active: int = 7, num_weights: int = 20) -> tuple[GaussianWeights,
     return GaussianWeights(mu, sigma, positions, num_weights, stream), mu, sigma, positions
 
 
-# The distribution
-
-
 @pytest.mark.parametrize("prior_scale", [0.3, 1.0, 2.7])
 def test_the_kl_is_torch_s_over_the_active_weights(prior_scale: float) -> None:
     q, mu, sigma, _ = weights_of()

@@ -86,7 +86,6 @@ def test_a_run_that_fails_or_dies_is_reported_and_tried_again(tmp_path: Path) ->
 
 PATIENCE = 600.0
 """Seconds that a process may take on a busy machine: on an idle one it takes ten."""
-# --- A kill, processes, a cluster: one table ----------------------------------------------------------------------
 LONG: dict[str, Any] = {
     "base": {"model": "mlp", "hidden": [64], "data": "digits", "batch_size": 10, "delta_t": 50, "epochs": 6},
     "sparsities": [0.8],

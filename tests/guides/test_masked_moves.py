@@ -18,9 +18,6 @@ from rounding import close
 pytestmark = pytest.mark.usefixtures("float64")
 
 
-# Moves
-
-
 class Recorded:
     """A schedule that keeps what it saw and what it did."""
 

@@ -23,9 +23,6 @@ from tiny import NUM_DATA, batch_of
 pytestmark = pytest.mark.usefixtures("float64")
 
 
-# The guide's move to fewer weights
-
-
 def moments(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Tensor]:
     return {name: slot.clone() for name, slot in optimizer.state[parameter].items()}
 

@@ -9,8 +9,6 @@ from espalier.contracts import Data
 from espalier.data.sets import load
 from espalier.network import BayesianNetwork
 
-# Through the programs
-
 
 @functools.cache
 def digits() -> Data:

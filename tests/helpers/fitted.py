@@ -91,9 +91,6 @@ def trained(name: str) -> tuple[Fit, Notes]:
 CIGL = ["mlp", "mlp-rescaled", "conv", "conv-rescaled"]
 
 
-# The hand
-
-
 def plain(name: str, dense: Tensor, state: Mapping[str, Tensor], *, normalise: bool) -> nn.Module:
     """An ordinary dense network with these weights and this other state, statistics re-estimated, for evaluation."""
     net, start = (conv_net if name.startswith("conv") else mlp_net)(), 0
@@ -145,9 +142,6 @@ def networks_by_hand(name: str, how: str, samples: int, seed: int) -> list[nn.Mo
     else:
         chosen = [(u[-1], states[-1])]
     return [plain(name, zeros_but(fit, weights), state, normalise=True) for weights, state in chosen]
-
-
-# Regression
 
 
 @functools.cache

@@ -54,9 +54,6 @@ def same_parameters(model: BayesianNetwork, guide: MaskedGuide, other: BayesianN
         close(mine, theirs)
 
 
-# What it holds
-
-
 def tensors_in(thing: object) -> Iterator[Tensor]:
     """Every tensor below an object's attributes, items and dictionary values."""
     if isinstance(thing, Tensor):

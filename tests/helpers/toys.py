@@ -9,9 +9,6 @@ P, BATCH, DECAY = 0.625, 16, 0.01
 CPU = torch.device("cpu")
 
 
-# Distillation, by hand
-
-
 def net() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3))

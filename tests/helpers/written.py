@@ -14,9 +14,6 @@ PARTS = ("train", "validation", "calibration", "test")
 RNG = np.random.default_rng(7)
 
 
-# ------------------------------------------------------------------------------------------------ files to read
-
-
 def idx_bytes(array: np.ndarray) -> bytes:
     return bytes((0, 0, 8, array.ndim)) + b"".join(n.to_bytes(4, "big") for n in array.shape) + array.tobytes()
 
@@ -83,9 +80,6 @@ def write_images(folder: Path, count: int, size: tuple[int, int] = (20, 12), suf
 def rows_of(split: Any, d: Any) -> np.ndarray:
     """The row numbers of a split of `toy`, from its targets."""
     return np.rint(((split.y.double() * d.target_scale + d.target_shift).numpy() - 5) / 2).astype(int)
-
-
-# ------------------------------------------------------------------------------------------------ bad input
 
 
 FEATURES = np.arange(40.0).reshape(20, 2)

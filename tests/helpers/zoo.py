@@ -14,8 +14,6 @@ from espalier.guides.masked import MaskedGuide
 from espalier.network import BayesianNetwork
 from espalier.topology.masks import initial
 
-# -------------------------------------------------------------------------------------------------------------- the zoo
-
 
 class TiedLinears(nn.Module):
     def __init__(self):

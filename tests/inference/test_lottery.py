@@ -22,9 +22,6 @@ from watches import Recorder
 pytestmark = pytest.mark.usefixtures("own_store")
 
 
-# Lottery tickets, by hand
-
-
 def lottery(watch: Recorder | None = None, model: BayesianNetwork | None = None, **options: Any) -> Fit:
     training = Training(epochs=3, batch_size=BATCH, learning_rate=0.2, weight_decay=DECAY, device="cpu")
     settings = {"sparsity": 0.7, "average_from": 1.0, "seed": 5, **options}

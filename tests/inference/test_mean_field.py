@@ -27,9 +27,6 @@ from watches import Recorder
 pytestmark = pytest.mark.usefixtures("float64")
 
 
-# The program
-
-
 def normed() -> BayesianNetwork:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 20), nn.BatchNorm1d(20), nn.ReLU(), nn.Linear(20, 10))

@@ -7,8 +7,6 @@ import numpy as np
 from espalier.pictures import plots
 from espalier.theory.claims import Curve, Picture, Ranks
 
-# ---------------------------------------------------------------------------------------------------------- pictures
-
 
 def test_a_picture_draws_every_style_with_its_band() -> None:
     x = np.arange(1, 6)

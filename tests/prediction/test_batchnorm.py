@@ -16,9 +16,6 @@ def nll(draws: Tensor, y: Tensor) -> float:
     return float(-draws.double().mean(0)[torch.arange(len(y)), y].log().mean())
 
 
-# Batch norm
-
-
 def test_statistics_are_those_of_update_bn_for_the_weights_that_predict() -> None:
     fit, _ = trained("conv")
     for how in ("ticket", "mean", "unmasked"):

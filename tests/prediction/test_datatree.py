@@ -12,8 +12,6 @@ from budget import assert_mean
 from espalier.prediction.datatree import to_datatree
 from fitted import PAIRS, digits, regression, trained
 
-# ArviZ
-
 
 @pytest.fixture
 def arviz_base() -> Any:

@@ -5,18 +5,12 @@ import pytest
 import torch
 from torch import nn
 
-from espalier import shelf
-from espalier.network import BayesianNetwork
 from espalier.prediction.fit import WAYS
-from espalier.training.options import Training
 from fitted import (
-    BATCH,
     CIGL,
     EPOCHS,
-    OPTIONS,
     PAIRS,
     TOLERANCE,
-    Notes,
     conv_net,
     digits,
     mlp_net,
@@ -67,16 +61,6 @@ def test_without_a_mask_and_with_one_pair_all_ways_coincide(name: str) -> None:
             assert torch.equal(draw, ticket)
 
 
-def test_pairs_are_what_training_was_at_the_end_of_the_last_epochs() -> None:
-    fit, notes = trained("mlp")
-    assert len(notes.checkpoints) == EPOCHS
-    assert fit.pairs.values.shape == fit.pairs.keep.shape == (PAIRS, fit.topology.num_active)
-    for index, checkpoint in enumerate(notes.checkpoints[-PAIRS:]):
-        assert torch.equal(fit.pairs.values[index], checkpoint.tensors["values"])
-        assert torch.equal(fit.pairs.states["net.3.bias"][index], checkpoint.tensors["model.net.3.bias"])
-    assert len({tuple(keep.tolist()) for keep in fit.pairs.keep}) == PAIRS
-
-
 @pytest.mark.parametrize("name", ["mlp", "conv"])
 def test_support_of_the_ticket_is_the_frozen_topology(name: str) -> None:
     fit, notes = trained(name)
@@ -113,15 +97,6 @@ def test_an_unknown_way_is_refused() -> None:
         fit.predict(digits().test.x, "tickets")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="expected num_samples of at least 1, got 0"):
         fit.predict(digits().test.x, "redraw", num_samples=0)
-
-
-def test_averaging_before_the_freeze_is_refused_before_any_work() -> None:
-    infer, notes = shelf.load("inference", "cigl"), Notes()
-    options = {**OPTIONS, "freeze": 0.75, "average_from": 0.5}
-    training = Training(epochs=EPOCHS, batch_size=BATCH, device="cpu")
-    with pytest.raises(ValueError, match=r"expected averaging to start after the topology is frozen.*0\.5.*lower"):
-        infer(BayesianNetwork(mlp_net()), digits(), training=training, watch=notes, **options)
-    assert notes.steps == len(notes.checkpoints) == 0
 
 
 # The parts of a fit

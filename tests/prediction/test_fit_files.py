@@ -15,8 +15,6 @@ from espalier.network import BayesianNetwork
 from espalier.prediction.fit import WAYS, Fit
 from fitted import BATCH, TOLERANCE, conv_net, digits, mlp_net, trained
 
-# Files
-
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:

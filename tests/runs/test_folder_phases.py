@@ -18,9 +18,6 @@ from places import PROGRAM
 from watches import Killed
 
 pytestmark = pytest.mark.usefixtures("own_store")
-# Killed and resumed
-
-
 RECIPES: dict[str, dict[str, Any]] = {  # ten steps an epoch
     "distilled": {"epochs": 4, "distill_epochs": 3, "delta_t": 6, "freeze": 0.5, "average_from": 0.5, "rule": "set"},
     "lottery": {"epochs": 3, "rounds": 2, "rewind_epochs": 1, "average_from": 0.5},

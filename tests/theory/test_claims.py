@@ -19,9 +19,6 @@ def test_every_claim_says_what_and_whence() -> None:
         assert claim.source
 
 
-# --------------------------------------------------------------------------------------------------------- verdicts
-
-
 @pytest.mark.parametrize(
     ("discrepancy", "verdict"), [(0.0, "holds"), (1.0, "holds"), (1.0001, "fails"), (math.nan, "fails"), (math.inf, "fails")]
 )

@@ -13,8 +13,6 @@ from espalier.references.gaussian_processes import VariationalDeepGP
 from espalier.references.kernels import DeepArcCosine
 from espalier.theory import deep_gp, finite_width
 
-# ------------------------------------------------------------------------------------- the independent answers themselves
-
 
 def test_the_quadrature_is_known_at_right_and_straight_angles():
     a, b = np.array([2.0, 2.0, 2.0]), np.array([0.5, 0.5, 0.5])

@@ -10,6 +10,7 @@ import pytest
 from espalier.distributions.masked import kl_bound
 from espalier.distributions.priors import prior_scale_of
 from espalier.theory import kl
+from wrong import assert_all_have_mutations, assert_caught, assert_holds, mutants
 
 CLAIMS = {claim.name: claim for claim in kl.CLAIMS}
 
@@ -40,27 +41,22 @@ MUTATIONS: dict[str, dict[str, dict[str, Any]]] = {
         "rescale forgotten": {"prior": lambda decay, n, p, rescale: prior_scale_of(decay, n, p, rescale=False)},
     },
 }  # fmt: skip
-MUTANTS = [(claim, name) for claim, mutations in MUTATIONS.items() for name in mutations]
 
 pytestmark = pytest.mark.usefixtures("own_stream", "own_store")
 
 
 def test_every_claim_has_mutations() -> None:
-    assert MUTATIONS.keys() == CLAIMS.keys()
-    assert all(len(mutations) >= 2 for mutations in MUTATIONS.values())
+    assert_all_have_mutations(CLAIMS, MUTATIONS)
 
 
 @pytest.mark.parametrize("name", CLAIMS)
 def test_the_claim_holds(name: str) -> None:
-    finding = CLAIMS[name].check(True)
-    assert finding.verdict == "holds", finding
-    assert finding.compared
+    assert_holds(CLAIMS[name])
 
 
-@pytest.mark.parametrize(("name", "mutation"), MUTANTS)
+@pytest.mark.parametrize(("name", "mutation"), mutants(MUTATIONS))
 def test_a_wrong_formula_is_caught(name: str, mutation: str) -> None:
-    finding = CLAIMS[name].check(True, **MUTATIONS[name][mutation])
-    assert finding.verdict == "fails", finding
+    assert_caught(CLAIMS[name], MUTATIONS[name][mutation])
 
 
 def test_the_kl_has_the_values_of_the_design_note() -> None:

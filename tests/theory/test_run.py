@@ -37,9 +37,6 @@ def test_every_claim_has_a_mutation_test() -> None:
     assert min(len(wrong) for wrong in mutations.values()) >= 2
 
 
-# ----------------------------------------------------------------------------------------------------------- running
-
-
 @pytest.mark.parametrize("quick", [True])
 def test_the_quick_run_checks_every_claim_and_leaves_the_page(quick, tmp_path: Path, capsys) -> None:
     start = time.perf_counter()

@@ -12,6 +12,7 @@ from scipy import special
 from espalier.distributions.subsets import overlap_with_mode
 from espalier.guides.hierarchy import LeaveOneOutELBO
 from espalier.theory import topologies
+from wrong import assert_all_have_mutations, assert_caught, assert_holds, mutants
 
 CLAIMS = {claim.name: claim for claim in topologies.CLAIMS}
 
@@ -64,27 +65,22 @@ MUTATIONS: dict[str, dict[str, dict[str, Any]]] = {
         "no score function": {"elbo": lambda count: NoScore(num_particles=count)},
     },
 }  # fmt: skip
-MUTANTS = [(claim, name) for claim, mutations in MUTATIONS.items() for name in mutations]
 
 pytestmark = pytest.mark.usefixtures("own_stream", "own_store")
 
 
 def test_every_claim_has_mutations() -> None:
-    assert MUTATIONS.keys() == CLAIMS.keys()
-    assert all(len(mutations) >= 2 for mutations in MUTATIONS.values())
+    assert_all_have_mutations(CLAIMS, MUTATIONS)
 
 
 @pytest.mark.parametrize("name", CLAIMS)
 def test_the_claim_holds(name: str) -> None:
-    finding = CLAIMS[name].check(True)
-    assert finding.verdict == "holds", finding
-    assert finding.compared
+    assert_holds(CLAIMS[name])
 
 
-@pytest.mark.parametrize(("name", "mutation"), MUTANTS)
+@pytest.mark.parametrize(("name", "mutation"), mutants(MUTATIONS))
 def test_a_wrong_formula_is_caught(name: str, mutation: str) -> None:
-    finding = CLAIMS[name].check(True, **MUTATIONS[name][mutation])
-    assert finding.verdict == "fails", finding
+    assert_caught(CLAIMS[name], MUTATIONS[name][mutation])
 
 
 def test_the_mode_is_a_large_step_at_temperature_one() -> None:

@@ -10,9 +10,6 @@ from pruned import SHAPES
 pytestmark = pytest.mark.usefixtures("float64")
 
 
-# Which weights stay
-
-
 @pytest.mark.parametrize("seed", range(20))
 def test_the_largest_scores_of_each_layer_stay_and_ties_go_to_the_lower_position(seed: int) -> None:
     chance = np.random.default_rng(seed)

@@ -9,8 +9,6 @@ from budget import assert_rate
 from espalier.contracts import Evidence, Topology
 from espalier.topology import masks, schedules
 
-# ------------------------------------------------------------------------------------------------------------ schedules
-
 
 def evidence(topo, step=1, seed=0):
     generator = torch.Generator().manual_seed(seed)

@@ -14,9 +14,6 @@ from pruned import SHAPES, evidence_of
 pytestmark = pytest.mark.usefixtures("float64")
 
 
-# When, and how many
-
-
 def walk(schedule: Schedule, shapes: list[tuple[int, ...]], steps: int) -> dict[int, Topology]:
     """The topology after each of its moves, from a dense start."""
     topology, seen = initial(shapes, 0.0), {}

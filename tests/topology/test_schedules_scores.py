@@ -22,9 +22,6 @@ from tiny import batch_of, case
 pytestmark = pytest.mark.usefixtures("float64")
 
 
-# Scores
-
-
 def evidence_of(mu: Tensor, sigma: Tensor | None) -> Evidence:
     return Evidence(1, mu, torch.zeros(len(mu)), torch.Generator(), sigma)
 

@@ -67,9 +67,6 @@ def gradients(keep_prob: float, x: Tensor, y: Tensor) -> tuple[Tensor, list[Tens
     return loss, list(torch.autograd.grad(loss, [guide.values, *model.parameters()]))
 
 
-# The likelihood
-
-
 @pytest.mark.parametrize("size", [3, BATCH])
 def test_the_log_joint_of_soft_labels_is_their_expected_log_likelihood_for_all_data(size: int) -> None:
     model, _ = case()

@@ -27,9 +27,6 @@ from watches import Killed
 pytestmark = pytest.mark.usefixtures("float64")
 
 
-# Against plain torch
-
-
 class Reference:
     """A dense network, its mask, its own optimiser; the L2 acts on what is active."""
 

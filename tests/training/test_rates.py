@@ -8,8 +8,6 @@ import pytest
 
 from espalier.training import rates
 
-# ------------------------------------------------------------------------------------------------------- learning rates
-
 
 def test_a_cosine_rate_warms_up_linearly_and_ends_at_nearly_zero():
     rate = rates.cosine(0.4, 100, warmup=20)

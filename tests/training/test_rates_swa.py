@@ -12,9 +12,6 @@ from rounding import close
 pytestmark = pytest.mark.usefixtures("float64")
 
 
-# The learning rate of stochastic weight averaging
-
-
 def test_the_swa_rate_is_flat_then_linear_then_flat() -> None:
     """Izmailov et al. 2018: constant, a linear fall, then a constant rate under which the averaged weights explore."""
     rate = swa(0.3, 400, floor=0.2)

@@ -1,0 +1,76 @@
+"""A fit on a split: what is predicted is the mean of its draws, what is scored is calibration's summary of it."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from espalier import calibration
+from espalier.contracts import Split
+from espalier.prediction.evaluation import SPLITS, evaluate, predictions, score, split_of
+from espalier.prediction.fit import WAYS
+from fitted import digits, regression, trained
+
+
+@pytest.mark.parametrize("name", ["mlp", "conv"])
+def test_what_is_predicted_of_classes_is_the_mean_over_the_draws_of_each_way(name: str) -> None:
+    (fit, _), data = trained(name), digits()
+    found = predictions(fit, data, "test", num_samples=5, seed=3)
+    assert tuple(found) == WAYS
+    for way, probs in found.items():
+        assert probs.dtype == np.float64
+        expected = fit.predict(data.test.x, way, num_samples=5, seed=3).double().mean(0).numpy()
+        np.testing.assert_allclose(probs, expected, rtol=0, atol=1e-12)
+
+
+def test_every_split_is_evaluated_by_the_scores_of_calibration() -> None:
+    (fit, _), data = trained("mlp"), digits()
+    for split in ("train", "test"):
+        result = evaluate(fit, data, split, num_samples=4)
+        labels = getattr(data, split).y.numpy()
+        for way, probs in predictions(fit, data, split, num_samples=4).items():
+            assert result["predict"][way] == calibration.classification_summary(probs, labels)
+        assert (result["split"], result["num_examples"], result["num_samples"]) == (split, len(labels), 4)
+        assert result["density"] == result["num_active"] / result["num_weights"]
+        assert json.loads(json.dumps(result)) == result
+
+
+def test_predictions_at_hand_are_scored_as_they_are() -> None:
+    (fit, _), data = trained("mlp"), digits()
+    uniform = np.full((len(data.test.y), 10), 0.1)
+    result = evaluate(fit, data, predicted={"ticket": uniform})
+    assert set(result["predict"]) == {"ticket"}
+    assert result["predict"]["ticket"]["nll"] == pytest.approx(np.log(10))
+    assert result["predict"] == score({"ticket": uniform}, data)
+
+
+def test_a_regression_is_scored_by_all_its_draws_in_the_units_of_the_data() -> None:
+    data, fit = regression()
+    found = predictions(fit, data, num_samples=4)
+    assert {way: draws.shape[1:] for way, draws in found.items()} == dict.fromkeys(found, (len(data.test.y), 2))
+    assert len(found["redraw"]) == 4
+    y = data.test.y.double().numpy() * data.target_scale + data.target_shift
+    scores = evaluate(fit, data, num_samples=4)["predict"]
+    for way, draws in found.items():
+        assert scores[way] == calibration.regression_summary(draws[..., 0], draws[..., 1], y)
+        assert scores[way]["rmse"] < 15 < y.std()
+
+
+def test_a_split_that_is_unknown_or_empty_is_refused() -> None:
+    data = digits()
+    assert [split_of(data, name) for name in ("train", "test")] == [data.train, data.test]
+    with pytest.raises(ValueError, match=f"expected a split of {', '.join(SPLITS)}, got 'tset'"):
+        split_of(data, "tset")
+    empty = data._replace(calibration=Split(data.test.x[:0], data.test.y[:0]))
+    with pytest.raises(ValueError, match="expected examples in the calibration split, but this run was set up without"):
+        split_of(empty, "calibration")
+
+
+def test_an_image_of_targets_is_not_scored_as_labels() -> None:
+    (fit, _), data = trained("mlp"), digits()
+    masks = data._replace(test=Split(data.test.x, torch.zeros(len(data.test.y), 8, 8)))
+    with pytest.raises(ValueError, match=r"expected one label or target per example, got y of shape \(\d+, 8, 8\): use"):
+        predictions(fit, masks)
