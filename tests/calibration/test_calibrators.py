@@ -1,4 +1,4 @@
-"""Claims about espalier.calibrators: temperature scaling against torch and netcal, and its limits."""
+"""Claims about calibration.calibrators: temperature scaling against torch and netcal, and its limits."""
 
 from __future__ import annotations
 

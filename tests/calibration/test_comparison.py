@@ -1,4 +1,4 @@
-"""Claims about espalier.comparison: scores against calibration.py, intervals by simulation, debiasing by resampling."""
+"""Claims about calibration.comparison: scores against scores.py, intervals by simulation, debiasing by resampling."""
 
 from __future__ import annotations
 

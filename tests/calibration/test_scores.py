@@ -1,4 +1,4 @@
-"""Claims about espalier.calibration: by hand, against other libraries, by quadrature and by simulation."""
+"""Claims about calibration.scores: by hand, against other libraries and by quadrature."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import scoringrules
 from scipy import integrate, stats
 from scipy.special import softmax
 from sklearn.metrics import accuracy_score, brier_score_loss, log_loss
@@ -143,6 +144,14 @@ def test_crps_of_a_mixture_is_its_integral() -> None:
 
     expected = [integral(m, s, y) for m, s, y in zip(mean.T, scale.T, target, strict=True)]
     np.testing.assert_allclose(calibration.crps_scores(mean, scale, target), expected, atol=1e-8)
+
+
+def test_crps_of_a_mixture_is_what_scoringrules_has() -> None:
+    rng = np.random.default_rng(31)
+    mean, scale = rng.normal(0, 2, (7, 40)), rng.uniform(0.05, 3, (7, 40))
+    target = rng.normal(0, 4, 40)
+    expected = scoringrules.crps_mixnorm(target, mean.T, scale.T)
+    np.testing.assert_allclose(calibration.crps_scores(mean, scale, target), expected, rtol=1e-10, atol=1e-12)
 
 
 def test_crps_of_one_gaussian_is_the_closed_form() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from espalier.cli import tables
 from espalier.cli.tables import CLASSIFICATION, REGRESSION, TITLES, score_table
 
 
@@ -26,7 +27,7 @@ def test_every_way_is_a_row_and_every_score_stands_with_its_interval() -> None:
     assert facts == "runs/a: 50 examples, 20 of 100 weights, 3 pairs"
     assert blank == ""
     assert titles.split() == " ".join(["run", "way", *(TITLES[name] for name in CLASSIFICATION)]).split()
-    assert set(rule) == {"-"}
+    assert set(rule.strip()) == {"─"}
     assert [row.split()[:2] for row in rows] == [["runs/a", "ticket"], ["runs/a", "pairs"]]
     assert rows[0].count("0.1000 [0.0500, 0.1500]") == len(CLASSIFICATION) - 1
     assert rows[1].count("0.2000 [0.1500, 0.2500]") == len(CLASSIFICATION) - 1
@@ -39,6 +40,19 @@ def test_columns_stand_under_their_titles_whatever_the_names_of_the_runs() -> No
     start = titles.index("accuracy")
     assert len(rows) == 4
     assert all(row[start - 2 : start] == "  " and row[start] == "0" for row in rows)
+
+
+def test_on_a_narrow_terminal_lines_are_folded_and_nothing_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    results = {"a/much/longer/name": result("ticket", "mean")}
+    wide = score_table(results, "test").splitlines()
+    monkeypatch.setattr(tables, "UNBOUNDED", 80)
+    narrow = score_table(results, "test").splitlines()
+    assert len(narrow) > len(wide)
+    assert all(len(line) <= 80 for line in narrow)
+    for row in wide[5:]:
+        for word in row.split():
+            assert word in "\n".join(narrow) or word == "a/much/longer/name"
+    assert "…" not in "".join(narrow)
 
 
 def test_ways_that_are_one_network_are_one_row() -> None:
