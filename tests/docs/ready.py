@@ -38,8 +38,14 @@ def serve(address: str) -> None:
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(address)
     listener.listen()
-    while True:
-        asked, _ = listener.accept()
+    listener.settimeout(5)
+    parent = os.getppid()
+    while os.getppid() == parent:  # it does not outlive the tests
+        try:
+            asked, _ = listener.accept()
+        except TimeoutError:
+            continue
+        asked.settimeout(None)
         if os.fork() == 0:
             listener.close()
             _work(asked)

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -144,6 +145,20 @@ def test_links_of_the_front_page_lead_somewhere() -> None:
     assert len(links) >= 12
 
 
+OWN = {"config.yaml", "grid.yaml", "inference.py", "mine.py", "model.py", "narrow.py", "rates.yaml"}
+"""Files of a run folder, or that a page makes."""
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_file_that_a_page_names_is_there(page: Path) -> None:
+    folders = [ROOT / name for name in ("src", "models", "inference", "examples", "docs", "tests")]
+    files = {str(file.relative_to(ROOT)) for folder in folders for file in folder.rglob("*.*")}
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    named = set(re.findall(r"`(?:python )?([\w/*-]+\.(?:py|yaml|toml))`", text)) - OWN
+    for name in named:
+        assert (ROOT / name).exists() or any(fnmatch(file, f"*/{name}") or fnmatch(file, name) for file in files), name
+
+
 def test_what_is_only_looked_at_is_right_as_far_as_looking_goes() -> None:
     for block in BLOCKS:
         if any(need.startswith("dry run") for need in block.needs):
@@ -198,7 +213,7 @@ def ready(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ready]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
     server = subprocess.Popen([sys.executable, str(READY), "serve", address], env=environment)
     try:
-        for _ in range(600):
+        for _ in range(3000):
             assert server.poll() is None, "the process that runs the pages has ended"
             if Path(address).exists():
                 break
