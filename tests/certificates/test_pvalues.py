@@ -1,4 +1,4 @@
-"""Claims about espalier.pvalues: fixed values, naive oracles in loops, refusals, and type-I errors exact and simulated.
+"""Claims about certificates.pvalues: fixed values, naive oracles in loops, refusals, and how few examples can do.
 
 The oracles are written from the papers: Hoeffding 1963, Bentkus 2004, Bates et al. 2021, Waudby-Smith & Ramdas 2024.
 """

@@ -1,4 +1,4 @@
-"""Claims about espalier.risks: losses against loops over examples, the p-value that each risk takes, and what is refused."""
+"""Claims about certificates.risks: losses against loops over examples, the p-value that each risk takes, and what is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Claims about espalier.selection: each procedure against a naive one, and family-wise errors by simulation."""
+"""Claims about certificates.selection: each procedure against a naive one, and family-wise errors by simulation."""
 
 from __future__ import annotations
 

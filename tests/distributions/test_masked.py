@@ -1,4 +1,4 @@
-"""Laws of the flat prior, the masked distribution, their draws and the bound on their KL."""
+"""Laws of the masked distribution, its draws and the bound on their KL."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The mean-field Gaussian on the active weights: its KL, its gradient, its optimum, its moves, its scores, its fits.
+"""The mean-field Gaussian on the active weights: its gradient, its optimum, its moves.
 
 Independent answers: torch's own normal distributions, quadrature, and Bayesian linear regression in closed form.
 """

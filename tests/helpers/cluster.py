@@ -1,4 +1,4 @@
-"""Run by test_compare.py in a process of its own: a Dask cluster of two worker processes, and the end of one of them.
+"""Run by grids/test_workers.py in a process of its own: a Dask cluster of two workers, and the end of one.
 
 Prints its address. For each line on stdin it kills a worker that is at work with -9, waits until it is gone, and says so.
 """

@@ -1,4 +1,4 @@
-"""Run by test_resume.py in a process of its own: trains, kills the training with -9 at random, resumes, hashes.
+"""Run by runs/test_folder.py in a process of its own: trains, kills the training with -9 at random, resumes, hashes.
 
     python kill.py CONFIG FOLDER KILLS      prints one JSON object
 

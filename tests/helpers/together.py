@@ -1,4 +1,4 @@
-"""Run by test_distributed.py, once under torchrun and once in the test's own process: the same trainings, in float64.
+"""Run by training/test_distributed.py, under torchrun and in the test's own process: the same trainings, in float64.
 
     torchrun --nproc_per_node 2 together.py FOLDER RECIPE      every process leaves FOLDER/RANK/CASE.safetensors and seen.json
 """

@@ -1,11 +1,4 @@
-"""Laws of the arc-cosine kernel: closed forms, GPyTorch's own, and the finite network it is the limit of.
-
-The network's prior covariance E[y y'] against the kernel, by width K of the hidden layers: equal for one hidden layer,
-because y is linear in features that are independent draws of one law. With two or more, a layer sees the random kernel A
-of the layer before it, E[A] = the limit, Cov(A) = C / K, and E[arc_cosine_1(A)] = arc_cosine_1(E[A]) + tr(H C) / 2K, with
-H its Hessian: a bias of 1 / K, but none on the diagonal, where arc_cosine_1(a, a, a) = a / 2 is linear. A single random
-network's kernel is off by K^-1/2.
-"""
+"""Laws of the arc-cosine kernel: closed forms and GPyTorch's own."""
 
 from __future__ import annotations
 
@@ -27,6 +20,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # linear_operator scripts a function when it is imported
     import gpytorch
     from gpytorch.test.base_kernel_test_case import BaseKernelTestCase
+
 laws = settings(deadline=None, max_examples=50, derandomize=True)
 scales = st.floats(0.05, 20.0)
 cosines = st.floats(-1.0, 1.0)

@@ -1,4 +1,11 @@
-"""The finite network that the kernel is the limit of, and what masks do to both."""
+"""The finite network that the kernel is the limit of, and what masks do to both.
+
+The network's prior covariance E[y y'] against the kernel, by width K of the hidden layers: equal for one hidden layer,
+because y is linear in features that are independent draws of one law. With two or more, a layer sees the random kernel A
+of the layer before it, E[A] = the limit, Cov(A) = C / K, and E[arc_cosine_1(A)] = arc_cosine_1(E[A]) + tr(H C) / 2K, with
+H its Hessian: a bias of 1 / K, but none on the diagonal, where arc_cosine_1(a, a, a) = a / 2 is linear. A single random
+network's kernel is off by K^-1/2.
+"""
 
 from __future__ import annotations
 

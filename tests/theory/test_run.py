@@ -1,4 +1,4 @@
-"""`espalier theory`: every claim is checked, every check catches wrong formulas, and the report says what was found."""
+"""All claims in a run: each is checked, has wrong formulas that are caught, and stands on the page."""
 
 from __future__ import annotations
 

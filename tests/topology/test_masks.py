@@ -1,4 +1,4 @@
-"""Laws of the deterministic mask: shares, exact counts, exchanges, schedules and learning rates."""
+"""Laws of the deterministic mask: shares, exact counts, exchanges, bits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The objective (method.md, section 4): -ELBO/N is CigL's loss, gradient by gradient and step by step; known optima.
+"""The objective (method.md, section 4): -ELBO/N is CigL's loss, gradient by gradient and step by step.
 
 The other side of every comparison is plain torch, written out here: the dense weights are assembled by hand, and the
 forward pass, the loss and the L2 are spelled with `torch.nn.functional`.
