@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from espalier import BayesianNetwork, Training, calibration, load_data, load_program
+from espalier import BayesianNetwork, Training, calibration, load_data
+from espalier.inference import cigl
 
 
 def main(epochs: int = 60) -> dict[str, float]:
@@ -25,9 +26,8 @@ def main(epochs: int = 60) -> dict[str, float]:
     model = BayesianNetwork(net)
     print(f"{model.num_weights:,} weights may be masked: {', '.join(weight.name for weight in model.weights)}")
 
-    infer = load_program("inference", "cigl")
-    data = load_data("digits")
-    fit = infer(
+    data = load_data("digits")  # or espalier.data.from_arrays(x, y): NumPy, torch, pandas
+    fit = cigl.infer(
         model, data, sparsity=0.9, drop_rate=0.2, delta_t=20, training=Training(epochs=epochs, batch_size=64), seed=1
     )
 

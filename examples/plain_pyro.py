@@ -12,7 +12,7 @@ from pyro.optim import PyroOptim
 from torch import nn
 
 from espalier import BayesianNetwork, MaskedGuide
-from espalier.topology.masks import erk, random_topology
+from espalier.topology import erk, random_topology
 
 
 def main(steps: int = 600) -> float:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from espalier import Data, Split, Training, load_program
 from espalier.data.sets import root_of
+from espalier.models import unet
 from espalier.prediction.fit import Fit
 from espalier.store import tensor_digest
 
@@ -90,7 +91,7 @@ def train(
     """Train on every frame in its eight orientations, so an epoch has eight times the frames; `options` of the inference."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = load_program("models", "unet")(data.shape, data.num_outputs, channels=channels)
+        model = unet.model(data.shape, data.num_outputs, channels=channels)
     training = Training(epochs=epochs, batch_size=batch_size, optimizer="adam", learning_rate=learning_rate)
     infer = load_program("inference", inference)
     return infer(model, data._replace(train=turned(data.train)), training=training, seed=seed, **options)

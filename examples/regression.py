@@ -8,36 +8,33 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from espalier import Data, Split, Training, calibration, load_program
+from espalier import Data, Training, calibration
+from espalier.data import from_arrays
+from espalier.inference import cigl
+from espalier.models import deep_gp
 
 
 def generated(seed: int = 0) -> Data:
-    """y = x sin(3 x) + noise, seen on [-1, 1] only; standardised as `espalier.load_data` would."""
+    """y = x sin(3 x) + noise, seen on [-1, 1] only."""
     random = np.random.default_rng(seed)
-    x = random.uniform(-1, 1, 600)
-    y = x * np.sin(3 * x) + 0.1 * random.normal(size=600)
-    shift, scale = float(y[:400].mean()), float(y[:400].std())
-    inputs, targets = (
-        torch.tensor(x, dtype=torch.float32)[:, None],
-        torch.tensor((y - shift) / scale, dtype=torch.float32),
-    )
-    parts = [Split(inputs[rows], targets[rows]) for rows in np.split(np.arange(600), [400, 500, 500])]
-    return Data("wave", *parts, shape=(1,), num_classes=None, target_shift=shift, target_scale=scale)
+    x = random.uniform(-1, 1, (600, 1))
+    y = x[:, 0] * np.sin(3 * x[:, 0]) + 0.1 * random.normal(size=600)
+    return from_arrays(x, y, name="wave", calibration=0.0)
 
 
 def main(epochs: int = 300) -> dict[str, float]:
     torch.manual_seed(0)
     data = generated()
-    model = load_program("models", "deep_gp")(data.shape, 1, widths=(100, 100), prior_scale=2.0)
+    model = deep_gp.model(data.shape, 1, widths=(100, 100), prior_scale=2.0)
     training = Training(epochs=epochs, batch_size=50, learning_rate=0.02, optimizer="adam")
-    fit = load_program("inference", "cigl")(model, data, sparsity=0.5, drop_rate=0.02, training=training)
+    fit = cigl.infer(model, data, sparsity=0.5, drop_rate=0.02, training=training)
 
     draws = fit.predict(data.test.x, "redraw", num_samples=64).numpy()  # (draws, n, 2): means and standard deviations
     targets = data.test.y.numpy() * data.target_scale + data.target_shift
     scores = calibration.regression_summary(draws[..., 0], draws[..., 1], targets)
     print(f"test RMSE {scores['rmse']:.3f} (noise 0.1), 95 % intervals cover {scores['coverage_95']:.0%}")
     grid = torch.tensor([[-2.0], [-1.0], [0.0], [1.0], [2.0]])
-    mean = fit.predict(grid, "redraw", num_samples=64)[..., 0]
+    mean = fit.predict(data.inputs(grid), "redraw", num_samples=64)[..., 0]
     for point, centre, spread in zip(grid[:, 0], mean.mean(0), mean.std(0), strict=True):
         where = "inside " if abs(point) <= 1 else "outside"
         print(f"x {point:5.1f} ({where} the data)  mean {centre:6.2f}  spread of the masks {spread:.3f}")

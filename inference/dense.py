@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from espalier.contracts import Data
-from espalier.guides.masked import MaskedGuide
+from espalier.guides import MaskedGuide
 from espalier.network import BayesianNetwork
-from espalier.prediction.fit import Fit
-from espalier.topology import schedules
-from espalier.topology.masks import initial
-from espalier.training.options import Training, prepare
-from espalier.training.streams import Streams, find_device
+from espalier.prediction import Fit
+from espalier.topology import initial, schedules
+from espalier.training import Streams, Training, Watch, find_device, prepare
+from espalier.training.options import Seed
 from espalier.training.train import train
-from espalier.training.watch import Watch
 
 
 def infer(
@@ -19,13 +17,10 @@ def infer(
     data: Data,
     *,
     training: Training = Training(),  # noqa: B008 - frozen
-    seed: int = 0,
+    seed: Seed = 0,
     watch: Watch | None = None,
 ) -> Fit:
-    """Train all weights: the same loop at sparsity 0.
-
-    seed: of everything random.
-    """
+    """Train all weights: the same loop at sparsity 0."""
     streams = Streams(seed, find_device(training.device))
     model = prepare(model, data, training)
     guide = MaskedGuide(model, initial(model.shapes, 0.0, generator=streams.topology))

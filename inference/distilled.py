@@ -5,50 +5,44 @@ from __future__ import annotations
 from typing import Literal
 
 from espalier.contracts import Data
-from espalier.distributions.masked import effective_keep_prob
-from espalier.guides.masked import MaskedGuide
+from espalier.distributions import effective_keep_prob
+from espalier.guides import MaskedGuide
 from espalier.network import BayesianNetwork
-from espalier.prediction.fit import Fit
-from espalier.topology import schedules
-from espalier.topology.masks import initial
+from espalier.prediction import Fit
+from espalier.topology import initial, schedules
+from espalier.topology.options import Allocation, DeltaT, DropFraction, Freeze, Sparsity, Start
+from espalier.training import Phase, Streams, Training, Watch, find_device, prepare
 from espalier.training.distillation import check, distill
-from espalier.training.options import Training, prepare
-from espalier.training.phases import Phase
-from espalier.training.streams import Streams, find_device
+from espalier.training.options import AverageFrom, Seed
 from espalier.training.train import train
-from espalier.training.watch import Watch
 
 
 def infer(
     model: BayesianNetwork,
     data: Data,
     *,
-    sparsity: float = 0.9,
+    sparsity: Sparsity = 0.9,
     drop_rate: float = 0.2,
     rescale: bool = False,
     mask: Literal["weight", "unit"] = "weight",
     rule: Literal["rigl", "set", "static"] = "rigl",
-    allocation: Literal["erk", "uniform"] = "erk",
-    start: Literal["random", "magnitude"] = "random",
-    delta_t: int = 100,
-    drop_fraction: float = 0.3,
-    freeze: float = 0.75,
-    average_from: float = 0.8,
+    allocation: Allocation = "erk",
+    start: Start = "random",
+    delta_t: DeltaT = 100,
+    drop_fraction: DropFraction = 0.3,
+    freeze: Freeze = 0.75,
+    average_from: AverageFrom = 0.8,
     distill_epochs: int = 10,
     distill_rate: float = 0.02,
     training: Training = Training(),  # noqa: B008 - frozen
-    seed: int = 0,
+    seed: Seed = 0,
     watch: Watch | None = None,
 ) -> Fit:
     """CigL's Algorithm 1, then `distill_epochs` in which one net on the same support learns what the masked ones predict,
     a fresh mask at every step, without labels. The way to predict `distilled` is one pass.
 
-    sparsity: fraction of the maskable weights at zero. drop_rate: P(Z = 0). rescale: weights are Z * u / keep_prob
-    instead of Z * u. mask: one Z per weight, or per input unit. rule: how the topology moves. allocation: how layers
-    share the active weights. start: where they begin. delta_t: steps between moves. drop_fraction: of each layer's
-    active weights, exchanged at the first moves. freeze: fraction of training after which the topology stands still.
-    average_from: fraction of training after which pairs are collected. distill_epochs: passes over the training inputs.
-    distill_rate: peak of their learning rate. seed: of everything random.
+    drop_rate: P(Z = 0). rescale: weights are Z * u / keep_prob instead of Z * u. mask: one Z per weight, or per input unit.
+    rule: how the topology moves. distill_epochs: passes over the training inputs. distill_rate: peak of their learning rate.
     """
     streams = Streams(seed, find_device(training.device))
     keep_prob = effective_keep_prob(1 - drop_rate)

@@ -4,44 +4,41 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 from espalier.contracts import Data
-from espalier.distributions.masked import effective_keep_prob
-from espalier.guides.masked import MaskedGuide
+from espalier.distributions import effective_keep_prob
+from espalier.guides import MaskedGuide
 from espalier.network import BayesianNetwork
+from espalier.prediction import Fit
 from espalier.prediction.costs import trained
-from espalier.prediction.fit import Fit
-from espalier.topology import schedules
-from espalier.topology.masks import ALLOCATIONS, initial, magnitude_topology
-from espalier.training.options import Training, prepare
-from espalier.training.phases import Phase
-from espalier.training.streams import Streams, find_device
+from espalier.topology import ALLOCATIONS, initial, magnitude_topology, schedules
+from espalier.topology.options import Allocation, Sparsity
+from espalier.training import Phase, Streams, Training, Watch, find_device, prepare
+from espalier.training.options import AverageFrom, Seed
 from espalier.training.train import train
-from espalier.training.watch import Watch
 
 
 def infer(
     model: BayesianNetwork,
     data: Data,
     *,
-    sparsity: float = 0.9,
+    sparsity: Sparsity = 0.9,
     drop_rate: float = 0.0,
     rounds: int = 3,
     rewind_epochs: int = 0,
-    allocation: Literal["erk", "uniform"] = "erk",
-    average_from: float = 0.8,
+    allocation: Allocation = "erk",
+    average_from: AverageFrom = 0.8,
     training: Training = Training(),  # noqa: B008 - frozen
-    seed: int = 0,
+    seed: Seed = 0,
     watch: Watch | None = None,
 ) -> Fit:
     """`rounds` prunings, each followed by a whole training from the rewound weights: rounds + 1 trainings in all. After
     round i the density is (1 - sparsity)^(i / rounds); every round keeps the largest |u| of each layer.
 
-    sparsity: fraction of the maskable weights at zero. drop_rate: P(Z = 0), in the last round only. rounds: prunings.
-    rewind_epochs: epochs at the full rate whose weights are rewound to (Frankle et al. 2020), 0 for the initial ones.
-    allocation: how layers share the active weights. average_from: fraction of the last training after which pairs are
-    collected. seed: of everything random.
+    drop_rate: P(Z = 0), in the last round only. rounds: prunings. rewind_epochs: epochs at the full rate whose weights are
+    rewound to (Frankle et al. 2020), 0 for the initial ones. average_from: fraction of the last training after which pairs
+    are collected.
     """
     if rounds < 1 or rewind_epochs < 0:
         raise ValueError(

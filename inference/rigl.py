@@ -2,39 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from espalier.contracts import Data
-from espalier.guides.masked import MaskedGuide
+from espalier.guides import MaskedGuide
 from espalier.network import BayesianNetwork
-from espalier.prediction.fit import Fit
-from espalier.topology import schedules
-from espalier.topology.masks import initial
-from espalier.training.options import Training, prepare
-from espalier.training.streams import Streams, find_device
+from espalier.prediction import Fit
+from espalier.topology import initial, schedules
+from espalier.topology.options import Allocation, DeltaT, DropFraction, Freeze, Sparsity, Start
+from espalier.training import Streams, Training, Watch, find_device, prepare
+from espalier.training.options import Seed
 from espalier.training.train import train
-from espalier.training.watch import Watch
 
 
 def infer(
     model: BayesianNetwork,
     data: Data,
     *,
-    sparsity: float = 0.9,
-    allocation: Literal["erk", "uniform"] = "erk",
-    start: Literal["random", "magnitude"] = "random",
-    delta_t: int = 100,
-    drop_fraction: float = 0.3,
-    freeze: float = 0.75,
+    sparsity: Sparsity = 0.9,
+    allocation: Allocation = "erk",
+    start: Start = "random",
+    delta_t: DeltaT = 100,
+    drop_fraction: DropFraction = 0.3,
+    freeze: Freeze = 0.75,
     training: Training = Training(),  # noqa: B008 - frozen
-    seed: int = 0,
+    seed: Seed = 0,
     watch: Watch | None = None,
 ) -> Fit:
     """Every `delta_t` steps until `freeze` of training, exchange a cosine-decayed fraction of each layer's weights.
-
-    sparsity: fraction of the maskable weights at zero. allocation: how layers share the active weights. start:
-    where they begin. delta_t: steps between moves. drop_fraction: of each layer's active weights, exchanged at the
-    first moves. freeze: fraction of training after which the topology stands still. seed: of everything random.
 
     One point estimate: all five ways to predict are the same network.
     """

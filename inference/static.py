@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from espalier.contracts import Data
-from espalier.guides.masked import MaskedGuide
+from espalier.guides import MaskedGuide
 from espalier.network import BayesianNetwork
-from espalier.prediction.fit import Fit
-from espalier.topology import schedules
-from espalier.topology.masks import initial
-from espalier.training.options import Training, prepare
-from espalier.training.streams import Streams, find_device
+from espalier.prediction import Fit
+from espalier.topology import initial, schedules
+from espalier.topology.options import Allocation, Sparsity, Start
+from espalier.training import Streams, Training, Watch, find_device, prepare
+from espalier.training.options import Seed
 from espalier.training.train import train
-from espalier.training.watch import Watch
 
 
 def infer(
     model: BayesianNetwork,
     data: Data,
     *,
-    sparsity: float = 0.9,
-    allocation: Literal["erk", "uniform"] = "erk",
-    start: Literal["random", "magnitude"] = "random",
+    sparsity: Sparsity = 0.9,
+    allocation: Allocation = "erk",
+    start: Start = "random",
     training: Training = Training(),  # noqa: B008 - frozen
-    seed: int = 0,
+    seed: Seed = 0,
     watch: Watch | None = None,
 ) -> Fit:
     """Train the weights of one fixed sparse topology.
-
-    sparsity: fraction of the maskable weights at zero. allocation: how layers share the active weights. start: where
-    they begin. seed: of everything random.
 
     One point estimate: all five ways to predict are the same network.
     """

@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from scipy.stats import beta
 from torch import nn
 
-from espalier import BayesianNetwork, Data, Training, load_data, load_program
+from espalier import BayesianNetwork, Data, Training, load_data
 from espalier.certificates import pvalues, selection
 from espalier.certificates.pruning import Family, Frozen, family
+from espalier.inference import dense
 
 GRID = [round(0.01 * i, 2) for i in range(100)]
 Bits = NDArray[np.bool_]
@@ -44,7 +45,7 @@ def pruned_versions(data: Data, seed: int, epochs: int) -> Family:
     training = Training(
         epochs=epochs, batch_size=512, optimizer="adam", learning_rate=0.001, rate="constant", weight_decay=1e-12
     )
-    fit = load_program("inference", "dense")(BayesianNetwork(net), data, training=training, seed=seed)
+    fit = dense.infer(BayesianNetwork(net), data, training=training, seed=seed)
     return family(fit, Frozen.of(fit, "unmasked"), biases=True)
 
 

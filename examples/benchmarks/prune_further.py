@@ -22,6 +22,7 @@ from scipy import stats
 from espalier import Data, Fit, Training, load_data, load_program
 from espalier.certificates.certify import Settings, certify_fit
 from espalier.certificates.risks import named
+from espalier.models import mlp
 
 ALPHA = {"mnist": 0.05, "fashion-mnist": 0.17}
 # arm -> which fit, how it predicts, what it is pruned by
@@ -39,7 +40,7 @@ ARMS: dict[str, tuple[str, str, str]] = {
 
 
 def trained(data: Data, kind: str, seed: int, epochs: int) -> Fit:
-    model = load_program("models", "mlp")(data.shape, data.num_outputs, hidden=(300, 100))
+    model = mlp.model(data.shape, data.num_outputs, hidden=(300, 100))
     options: dict[str, Any] = {"training": Training(epochs=epochs), "seed": seed}
     if kind != "dense":
         options |= {"sparsity": 0.9, "drop_rate": 0.2 if kind == "cigl" else 0.0}

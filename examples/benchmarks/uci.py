@@ -22,7 +22,9 @@ from typing import Any
 import torch
 from scipy import stats
 
-from espalier import Data, Training, load_data, load_program, references
+from espalier import Data, Training, load_data, references
+from espalier.inference import cigl
+from espalier.models import deep_gp
 from espalier.prediction.evaluation import Predictions, predictions, score
 
 SCORES = ("rmse", "nll", "crps", "coverage_95")
@@ -39,10 +41,10 @@ ARMS = {
 def finite(data: Data, sparsity: float, drop_rate: float, epochs: int, seed: int) -> dict[str, Predictions]:
     """Test predictions of one trained network, by way to predict; without a mask they are one."""
     torch.manual_seed(seed)  # a model draws its initial weights from torch's own stream
-    model = load_program("models", "deep_gp")(data.shape, 1, widths=(100, 100), noise_precision=10.0)
+    model = deep_gp.model(data.shape, 1, widths=(100, 100), noise_precision=10.0)
     training = Training(epochs=epochs, batch_size=64, learning_rate=0.01, optimizer="adam")
     options = {"sparsity": sparsity, "drop_rate": drop_rate, "training": training, "seed": seed}
-    fit = load_program("inference", "cigl")(model, data, **options)
+    fit = cigl.infer(model, data, **options)
     return predictions(fit, data, ways=WAYS if drop_rate else WAYS[:1], num_samples=32)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -52,11 +53,23 @@ class Data(NamedTuple):
     """Split name -> SHA-256 of its rows (inputs as stored, and labels): what the record keeps."""
     classes: tuple[Any, ...] = ()
     """What the labels 0, 1, ... stand for, where that was said."""
+    input_scale: tuple[Tensor, Tensor] | None = None
+    """Mean and standard deviation `(C,)` of each channel or feature, by which inputs were standardised, float64."""
 
     @property
     def num_outputs(self) -> int:
         """Width of the network's last layer: one per class, or one mean."""
         return 1 if self.num_classes is None else self.num_classes
+
+    def inputs(self, x: Any) -> Tensor:
+        """New inputs x `(n, *shape)`, in the user's units and channels first, as the network takes them: float32."""
+        plain = x.double() if isinstance(x, Tensor) else torch.tensor(np.asarray(x), dtype=torch.float64)
+        if plain.shape[1:] != torch.Size(self.shape):
+            raise ValueError(f"expected inputs of shape (n, {', '.join(map(str, self.shape))}), got {tuple(plain.shape)}")
+        if self.input_scale is None:
+            return plain.float()
+        mean, sd = (values.view(-1, *[1] * (plain.dim() - 2)) for values in self.input_scale)
+        return ((plain - mean) / sd).float()
 
     def facts(self) -> dict[str, Any]:
         """What a record keeps of the data, JSON-able."""

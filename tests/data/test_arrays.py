@@ -116,6 +116,20 @@ def test_targets_are_standardised_and_predictions_come_back_in_their_units() -> 
     assert calibration.rmse(mean[None], np.ones_like(mean)[None], truth) < 60
 
 
+def test_new_inputs_are_scaled_as_the_training_ones_were() -> None:
+    data = from_arrays(X, LABELS)
+    every = torch.cat([getattr(data, part).x for part in PARTS])
+    assert {tuple(row) for row in data.inputs(X).tolist()} == {tuple(row) for row in every.tolist()}
+    assert torch.equal(data.inputs(torch.from_numpy(X)), data.inputs(pd.DataFrame(X).to_numpy()))
+    images = RNG.integers(0, 256, (40, 3, 5, 4), dtype=np.uint8)
+    data = from_arrays(images, LABELS[:40])
+    assert {row.numpy().tobytes() for row in data.train.x} <= {row.numpy().tobytes() for row in data.inputs(images)}
+    plain = from_arrays(X, LABELS, standardise=False)
+    assert torch.equal(plain.inputs(X), torch.from_numpy(X).float())
+    with pytest.raises(ValueError, match=r"expected inputs of shape \(n, 5\), got \(120, 4\)"):
+        plain.inputs(X[:, :4])
+
+
 def test_nothing_is_standardised_where_that_is_not_wanted() -> None:
     y = X @ np.arange(5.0)
     data = from_arrays(X, y, standardise=False)

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from stream import fit as stream_fit
 from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
@@ -22,6 +21,7 @@ from espalier import BayesianNetwork, Training
 from espalier.certificates.certify import check_unseen
 from espalier.data import Streamed, from_arrays, from_datasets
 from espalier.inference import cigl
+from stream import fit as stream_fit
 
 SCRIPT = Path(__file__).parents[1] / "helpers" / "stream.py"
 GENERATOR = torch.Generator().manual_seed(5)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from espalier import shelf
 from espalier.cli.parser import Parser
 
 
@@ -34,18 +33,16 @@ def data(words: list[str]) -> int:
     return 0
 
 
-def _shelf(kind: Any, words: list[str]) -> int:
-    from espalier import shelf
-
-    Parser(prog=f"espalier {kind}").parse_args(words)
+def _shelf(command: str, kind: shelf.Kind, words: list[str]) -> int:
+    Parser(prog=f"espalier {command}").parse_args(words)
     for name in shelf.names(kind):
         print(f"{name:14s} {shelf.summary(kind, name)}")
     return 0
 
 
 def models(words: list[str]) -> int:
-    return _shelf("models", words)
+    return _shelf("models", "models", words)
 
 
 def inferences(words: list[str]) -> int:
-    return _shelf("inference", words)
+    return _shelf("inferences", "inference", words)

@@ -41,7 +41,8 @@ def from_arrays(
     x_test, y_test: the test split, where it is set apart already; else a fifth of the rows.
     validation, calibration: fractions of the rows that are not test rows. split_seed: of the cut. train_size: training rows
     to keep. standardise: inputs, and real targets, by mean and sd of the training rows; predictions come back in the
-    targets' units either way. classes: the labels in the order of the network's outputs; none may be missing from it.
+    targets' units, and `Data.inputs(x)` scales new inputs. classes: the labels in the order of the network's outputs; none
+    may be missing from it.
     channels: where an image's channels are; None goes by the axis that has at most four, and for tensors by torch's custom.
 
     Raises ValueError, in one sentence, for what cannot be right: other lengths, text or NaN among the inputs (with its place),

@@ -45,7 +45,8 @@ def as_data(
         raise ValueError(f"{name}: expected train_size in 1..{len(left)}, the rows left to train on, got {train_size}")
     parts["train"] = (raw, left[:train_size])
 
-    inputs = _inputs(raw, left, standardise)
+    scale = moments(raw.x, left) if standardise and isinstance(raw.x, np.ndarray) else None
+    inputs = _inputs(raw, scale)
     mean, sd = np.zeros(1), np.ones(1)
     if raw.num_classes is None and standardise:
         mean, sd = moments(raw.y[:, None], left)
@@ -63,6 +64,7 @@ def as_data(
         target_shift=float(mean[0]),
         target_scale=float(sd[0]),
         hashes={part: _hash(*of) for part, of in parts.items()},
+        input_scale=None if scale is None else (torch.from_numpy(scale[0]), torch.from_numpy(scale[1])),
     )
 
 
@@ -80,11 +82,11 @@ class Mapped:
         return standardised(self.x, self.mean, self.sd, self.rows[index.numpy()])
 
 
-def _inputs(raw: Raw, left: Array, standardise: bool) -> Callable[[Raw, Array], Rows]:
+def _inputs(raw: Raw, scale: tuple[Array, Array] | None) -> Callable[[Raw, Array], Rows]:
     """What makes the inputs of a part from its source and its row numbers."""
     if isinstance(raw.x, Streamed):
         return lambda source, rows: source.x.select(rows)  # type: ignore[union-attr]
-    mean, sd = moments(raw.x, left) if standardise else (np.zeros(raw.x.shape[1]), np.ones(raw.x.shape[1]))
+    mean, sd = scale or (np.zeros(raw.x.shape[1]), np.ones(raw.x.shape[1]))
 
     def of(source: Raw, rows: Array) -> Rows:
         assert isinstance(source.x, np.ndarray)

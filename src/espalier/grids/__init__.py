@@ -20,4 +20,3 @@ from espalier.grids.grid import read as read
 from espalier.grids.report import summary as summary
 from espalier.grids.workers import Failure as Failure
 from espalier.grids.workers import Workers as Workers
-from espalier.grids.workers import workers as workers

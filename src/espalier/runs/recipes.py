@@ -154,10 +154,17 @@ _PARTS = {
 
 
 def _parameters(function: Callable[..., Any], owner: str, skip: set[str]) -> list[Option]:
-    hints = typing.get_type_hints(function)
+    hints, annotated = typing.get_type_hints(function), typing.get_type_hints(function, include_extras=True)
     doc = inspect.getdoc(function) or ""
+    said = {name: getattr(hint, "__metadata__", ("",))[0] for name, hint in annotated.items()}  # where several share it
     return [
-        Option(name, _plain(hints.get(name, type(parameter.default))), parameter.default, _help(doc, name), owner)
+        Option(
+            name,
+            _plain(hints.get(name, type(parameter.default))),
+            parameter.default,
+            _help(doc, name) or said.get(name, ""),
+            owner,
+        )
         for name, parameter in inspect.signature(function).parameters.items()
         if parameter.kind is parameter.KEYWORD_ONLY and name not in skip
     ]

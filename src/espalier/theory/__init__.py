@@ -9,7 +9,11 @@ deep_gp.py       finite width against the infinitely wide network
 sbc.py           simulation-based calibration on the conjugate model
 dependence.py    Z and W of the collected pairs
 ground_truth.py  NUTS on a fixed topology
-run.py, page.py  all of them in processes, and the page with the pictures
+finite_width.py  for deep_gp: networks of finite width, and what they tend to
+recorded.py      for dependence: trainings whose pairs are kept
+rivals.py        for ground_truth: small posteriors, and who approximates them
+run.py           all claims in processes
+page.py          the page with the pictures
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 masks.py       allocation (ERK, uniform), initial topologies, drop and grow, bits
 schedules.py   when it moves and on what evidence: RigL, SET, static, gradual, one-shot
+options.py     the options of a topology that programs share (tested in ../runs/test_recipes.py)
 """
 
 from __future__ import annotations

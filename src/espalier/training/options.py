@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import pyro.distributions as dist
 import torch
@@ -21,6 +21,10 @@ from espalier.training import rates
 from espalier.training.streams import find_device
 
 DEFAULT_WEIGHT_DECAY = 1e-4
+
+# Options that inferences share, beside those of `topology/options.py`.
+AverageFrom = Annotated[float, "fraction of training after which pairs are collected"]
+Seed = Annotated[int, "of everything random"]
 
 
 def words_of(hint: Any) -> tuple[str, ...]:
@@ -38,8 +42,8 @@ class Training:
     warmup: steps of linear increase before it.
     decay_every: steps between the decays of stepwise. decay_factor: what each multiplies the rate by.
     weight_decay: coupled L2, per datum; None takes it from the model's prior_scale, or 1e-4 where it has none.
-    augment: none, or crop-flip (pad by an eighth, crop at random, flip); in Python also a callable of yours, from a batch
-    `(b, *shape)` on the device to one like it, whose draws from torch, NumPy and `random` are seeded. device: auto, cpu,
+    augment: none, or crop-flip (pad by an eighth, crop at random, flip). In Python also a callable of yours, from a batch
+    `(b, *shape)` on the device to one like it; its draws from torch, NumPy and `random` are seeded. device: auto, cpu,
     cuda, cuda:1.
     label_smoothing: mass that a label gives away to all classes alike (Szegedy et al. 2016). mixup: alpha of the
     Beta(alpha, alpha) weight by which pairs of examples and their labels are mixed (Zhang et al. 2018), 0 is none.
@@ -139,7 +143,7 @@ def prepare(
         raise ValueError(f"expected a BayesianNetwork, got {type(model).__name__}: wrap it, BayesianNetwork(net)")
     if not isinstance(data, Data):
         raise ValueError(
-            f"expected Data, got {type(data).__name__}: load_data(name), or fill espalier.Data with your own tensors"
+            f"expected Data, got {type(data).__name__}: load_data(name), or espalier.data.from_arrays(x, y) with your own"
         )
     if model.prior_scale is not None and training.weight_decay is not None:
         raise ValueError("expected a prior_scale or a weight_decay, got both: one implies the other")
