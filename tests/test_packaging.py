@@ -49,3 +49,24 @@ def test_the_public_names_are_these() -> None:
 
 def test_the_version_is_the_projects() -> None:
     assert f'version = "{espalier.__version__}"' in (ROOT / "pyproject.toml").read_text()
+
+
+def test_type_checkers_see_the_programs_and_their_options(tmp_path: Path) -> None:
+    lines = {
+        "from espalier import BayesianNetwork, load_data": "",
+        "from espalier.inference import cigl": "",
+        "from espalier.models import lenet": "",
+        "model: BayesianNetwork = lenet.model((1, 28, 28), 10, prior_scale=0.1)": "",
+        'cigl.infer(model, load_data("digits"), sparsity=0.9, rule="set").ticket()': "",
+        'cigl.infer(model, load_data("digits"), sparsities=0.9)': 'Unexpected keyword argument "sparsities"',
+        'cigl.infer(model, load_data("digits"), rule="sett")': 'Argument "rule" to "infer" has incompatible type',
+        "lenet.model(28, 10)": 'Argument 1 to "model" has incompatible type "int"',
+    }
+    (tmp_path / "mine.py").write_text("\n".join(lines) + "\n")
+    options = ["--config-file", str(ROOT / "pyproject.toml"), "--cache-dir", str(ROOT / ".mypy_cache")]
+    words = [sys.executable, "-m", "mypy", *options, "mine.py"]  # from elsewhere: what is installed is looked at
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    said = {int(line.split(":")[1]): line for line in done.stdout.splitlines() if ": error: " in line}
+    for number, expected in enumerate(lines.values(), 1):
+        assert (number in said) == bool(expected), done.stdout
+        assert expected in said.get(number, "")

@@ -25,14 +25,16 @@ if TYPE_CHECKING:
     from espalier.contracts import Data as Data
     from espalier.contracts import Split as Split
     from espalier.contracts import Topology as Topology
-    from espalier.data.sets import load as load_data
+    from espalier.data.sets import load as _load_data
     from espalier.guides.masked import MaskedGuide as MaskedGuide
     from espalier.network import BayesianNetwork as BayesianNetwork
     from espalier.prediction.fit import Fit as Fit
     from espalier.runs.folder import load as load
-    from espalier.shelf import load as load_program
+    from espalier.shelf import load as _load_program
     from espalier.training.options import Training as Training
     from espalier.training.train import train as train
+
+    load_data, load_program = _load_data, _load_program  # another name is handed on by an assignment alone
 
 __version__ = "0.1.0"
 
