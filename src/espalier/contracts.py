@@ -1,7 +1,8 @@
 """The words of the project that are plain data, in one place, with their reasons.
 
-The seven words (README, "The idea"): model, topology, schedule, guide, infer, fit, certificate. `BayesianNetwork`
-(network.py), `MaskedGuide` (guides.py) and `Fit` (fit.py) are classes with their own files; what they exchange is here.
+The seven words (README, "Seven words"): model, topology, schedule, guide, infer, fit, certificate. `BayesianNetwork`
+(network.py), `MaskedGuide` (guides/masked.py) and `Fit` (prediction/fit.py) are classes with their own files; what they
+exchange is here.
 """
 
 from __future__ import annotations

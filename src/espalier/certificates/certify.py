@@ -1,4 +1,4 @@
-"""From a fit to a certificate: prune, test, say what it comes to. `certified_runs.py` does it for run folders."""
+"""From a fit to a certificate: prune, test, say what it comes to. `runs.py` does it for run folders."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ A risk is the mean of its losses, each in [0, 1] (in [-1, 1] for `gap`), so that
     dice-change       1 - Dice between the masks of the pruned and the unpruned    no labels
 
 Sources: Alvarez 2024 (labelled, unlabelled, selective); Jazbec et al. 2024 (gap); Angelopoulos et al. 2021 (selective);
-Romano et al. 2020 (sets by cumulated probability); `calibration.py` for the ECE.
+Romano et al. 2020 (sets by cumulated probability); `calibration/scores.py` for the ECE.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The two commands about certificates; arguments in, sentences out, as in `cli.py`."""
+"""The two commands about certificates; arguments in, sentences out, as everywhere in this wing."""
 
 from __future__ import annotations
 

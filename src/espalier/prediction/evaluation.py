@@ -60,7 +60,7 @@ def evaluate(
     """Scores of every way to predict on a split, JSON-able.
 
     `predict[way]` holds accuracy, nll, brier, ece_10, ece_15 and others, each with `NAME_interval` beside it and the ECE
-    floors; for regression rmse, nll, crps, coverage in the units of the data. See calibration.py for their definitions.
+    floors; for regression rmse, nll, crps, coverage in the units of the data. See calibration/scores.py for their definitions.
     predicted: what `predictions` returned, where it is at hand.
     """
     if predicted is None:

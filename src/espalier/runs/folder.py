@@ -34,11 +34,12 @@ CHECKPOINT = "checkpoint.safetensors"
 INIT = "init.safetensors"
 
 
-def start(recipe: Recipe, folder: Path, watch: Watch | None = None) -> Fit:
+def start(recipe: Recipe, folder: str | Path, watch: Watch | None = None) -> Fit:
     """Run a recipe into a new folder. Raises ValueError where the folder exists: nothing is overwritten.
 
     Whatever is wrong with the recipe shows before the folder is made, which happens when the training begins.
     """
+    folder = Path(folder)
     if folder.is_file() or (folder / "config.yaml").exists() or _foreign(folder):
         raise ValueError(
             f"expected a new folder, but {folder} exists: choose another --out, remove it, or `espalier resume {folder}`"
@@ -71,13 +72,14 @@ def _begin(recipe: Recipe, folder: Path) -> None:
     )
 
 
-def finished(folder: Path) -> bool:
+def finished(folder: str | Path) -> bool:
     """Has the run come to its end? `record.json` is written last."""
-    return (folder / "record.json").is_file()
+    return (Path(folder) / "record.json").is_file()
 
 
-def resume(folder: Path, watch: Watch | None = None) -> Fit:
+def resume(folder: str | Path, watch: Watch | None = None) -> Fit:
     """Go on with a killed run, bit for bit, from its last checkpoint or from the seed. A finished one is loaded."""
+    folder = Path(folder)
     if finished(folder):
         (folder / CHECKPOINT).unlink(missing_ok=True)  # a kill between the last two writes leaves it
         return load(folder)
@@ -100,8 +102,9 @@ def load(folder: str | Path) -> Fit:
     return Fit.load(folder, model)
 
 
-def data_of(folder: Path, data_dir: str | None = None) -> Data:
+def data_of(folder: str | Path, data_dir: str | None = None) -> Data:
     """The data of a run, cut as they were. Raises ValueError where they are not the same rows any more."""
+    folder = Path(folder)
     record = _checked_record(folder)
     recipe = recipe_in(folder)
     options = recipe.of("data")
@@ -180,8 +183,9 @@ def _model(recipe: Recipe, shape: tuple[int, ...], num_outputs: int, start: bool
     return model
 
 
-def recipe_in(folder: Path) -> Recipe:
+def recipe_in(folder: str | Path) -> Recipe:
     """The recipe of a run folder, with its own copies of the user's programs."""
+    folder = Path(folder)
     if not (folder / "config.yaml").is_file():
         raise FileNotFoundError(f"expected a run folder, but {folder} has no config.yaml")
     return resolve([f"--config={folder / 'config.yaml'}"])

@@ -242,7 +242,7 @@ CLAIMS = (
     Claim(
         "zw-dependence",
         "Z and u of a step of Algorithm 1 are dependent: a kept weight stands farther from 0, by decay and drift.",
-        "derived from Algorithm 1; seed-systems.md, section 2.6",
+        "derived from Algorithm 1 in theory/dependence.py",
         check_dependence,
     ),
     Claim(

@@ -1,4 +1,4 @@
-"""The KL of one weight's mixture, its two-sided bound, and the objective that follows from it (method.md, section 4)."""
+"""The KL of one weight's mixture, its two-sided bound, and the objective that follows from it."""
 
 from __future__ import annotations
 
@@ -199,11 +199,12 @@ def check_prior_scale(quick: bool, *, prior: Callable[..., float] = prior_scale_
 
 
 CLAIMS = (
-    Claim("kl-bound", "A(m) - H(p) <= KL(q(W) || N(0, v)) <= A(m)", "method.md 4; seed-systems.md 2.5", check_bound),
+    Claim("kl-bound", "A(m) - H(p) <= KL(q(W) || N(0, v)) <= A(m)", "derived in theory/kl.py", check_bound),
     Claim("kl-gal", "KL ~ A - H(p) is for rows that share a Z, not for single weights",
-          "Gal & Ghahramani 2016, appendix; seed-systems.md 2.5 (iii)", check_gal),
+          "Gal & Ghahramani 2016, appendix; derived in theory/kl.py", check_gal),
     Claim("kl-monte-carlo", "a Monte Carlo KL estimates the mixture's", "definition", check_monte_carlo),
-    Claim("objective-cigl", "-ELBO / N with the bound A is CigL's loss", "Lei et al. 2023, eq. 1; method.md 4", check_objective),
+    Claim("objective-cigl", "-ELBO / N with the bound A is CigL's loss",
+          "Lei et al. 2023, eq. 1; derived in theory/kl.py", check_objective),
     Claim("objective-prior-scale", "weight decay wd is the prior sqrt(p / (N wd)): 0.45 and 0.20 as published",
-          "Lei et al. 2023, settings; method.md 4", check_prior_scale),
+          "Lei et al. 2023, settings; derived in theory/kl.py", check_prior_scale),
 )  # fmt: skip

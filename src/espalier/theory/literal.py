@@ -1,4 +1,4 @@
-"""The literal guide of CigL's eq. 3 beside the collapsed one that trains (method.md, section 3)."""
+"""The literal guide of CigL's eq. 3 beside the collapsed one that trains."""
 
 from __future__ import annotations
 
@@ -255,5 +255,5 @@ CLAIMS = (
     Claim("literal-gap", "with the exact r(Z | W, U, M) the ELBO loses I(W; U, M) and nothing else",
           "Ranganath et al. 2016; derived for eq. 3", check_gap),
     Claim("literal-limit", "as s -> 0 gradients and ELBO differences are the collapsed guide's",
-          "method.md 3; seed-systems.md 2.5", check_limit),
+          "derived in theory/literal.py", check_limit),
 )  # fmt: skip

@@ -277,7 +277,7 @@ CLAIMS = (
     Claim(
         "sbc-optimum",
         "Training the masked guide on the linear model reaches the closed-form optimum u* of the ELBO.",
-        "method.md, section 4; derived",
+        "derived in theory/sbc.py",
         check_optimum,
     ),
 )

@@ -1,4 +1,4 @@
-"""Scale: what `rescale` is, and what leaving out the factor p does to the logits (method.md, section 3)."""
+"""Scale: what `rescale` is, and what leaving out the factor p does to the logits."""
 
 from __future__ import annotations
 
@@ -126,7 +126,8 @@ def _logits(model: BayesianNetwork, weights: tuple[Tensor, dict[str, Tensor]], x
 
 
 CLAIMS = (
-    Claim("scale-rescale", "rescale is an exact reparametrisation: init p, lr p^2, wd / p^2", "method.md 3", check_rescale),
+    Claim("scale-rescale", "rescale is an exact reparametrisation: init p, lr p^2, wd / p^2",
+          "derived in theory/scale.py", check_rescale),
     Claim("scale-logits", "u instead of p u multiplies the logits of L masked layers by p^-L: a temperature, not a mask",
-          "method.md 3, 8; seed-systems.md 2.6", check_logits),
+          "derived in theory/scale.py", check_logits),
 )  # fmt: skip

@@ -242,7 +242,8 @@ CLAIMS = (
     Claim("subsets-enumeration", "KSubset is P(M) proportional to exp(sum M logit) over k-subsets", "Lei et al. 2023, eq. 3",
           check_enumeration),
     Claim("subsets-large", "its density is exact at any n", "Chen, Dempster & Liu 1994; Daniels 1954", check_large),
-    Claim("subsets-mode", "the mode (top-k) is a large step away from eq. 3 at temperature 1", "method.md 3", check_mode),
+    Claim("subsets-mode", "the mode (top-k) is a large step away from eq. 3 at temperature 1",
+          "derived in theory/topologies.py", check_mode),
     Claim("subsets-gradient", "leave-one-out score-function gradients through draws of M are unbiased",
           "Kool, van Hoof & Welling 2019", check_leave_one_out),
 )  # fmt: skip

@@ -6,7 +6,7 @@ From the ticket's weights, on its frozen support, minimise over w
 
 with u the average over the collected pairs. Cross-entropy is linear in its first argument, so one draw of Z per step gives an
 unbiased gradient: the teacher costs a forward pass. It sees training inputs only, no labels and no held-out data. Sources:
-Korattikara et al. 2015, *Bayesian dark knowledge*; Bulo et al. 2016, *Dropout distillation*; method.md, section 9.
+Korattikara et al. 2015, *Bayesian dark knowledge*; Bulo et al. 2016, *Dropout distillation*.
 
 For a regression both are normal, and the cross-entropy teaches the one net the spread between the masked ones too, as far as
 its likelihood has a variance to learn.
