@@ -168,10 +168,10 @@ def test_a_checkpoint_of_other_data_is_refused(tmp_path: Path) -> None:
 
 
 class Endless(Dataset[Any]):
-    """Inputs of 600 kB that are made when asked for: in all, 1.35 GB."""
+    """Inputs of 600 kB that are made when asked for: in all, 1.6 GB."""
 
     def __len__(self) -> int:
-        return 2250
+        return 2700
 
     def __getitem__(self, row: int) -> tuple[Tensor, int]:
         return torch.full((3, 224, 224), float(row % 2)) + 0.01 * torch.randn(3, 224, 224), row % 2
@@ -192,16 +192,16 @@ def train(rows):
     return cigl.infer(BayesianNetwork(net), data, sparsity=0.5, delta_t=5, training=Training(epochs=1, batch_size=16))
 train(64)                                                                   # what is only imported when training begins
 held = int(open('/proc/self/statm').read().split()[5]) * resource.getpagesize()      # data and stack, as RLIMIT_DATA counts
-resource.setrlimit(resource.RLIMIT_DATA, (held + (128 << 20),) * 2)
+resource.setrlimit(resource.RLIMIT_DATA, (held + (160 << 20),) * 2)
 if sys.argv[1] == 'held':
-    [Endless()[row][0] for row in range(2250)]
-fit = train(2250)
+    [Endless()[row][0] for row in range(2700)]
+fit = train(2700)
 print(fit.history[-1]['validation_accuracy'])
 """
 
 
 def test_an_epoch_over_a_set_ten_times_larger_than_the_process_may_hold() -> None:
-    """1.35 GB of inputs, in processes that may hold 128 MB more than one does after its imports."""
+    """1.6 GB of inputs, in processes that may hold 160 MB more than one does after its imports."""
     places = [SCRIPT.parents[2] / "src", SCRIPT.parent, Path(__file__).parent]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, places)), "MALLOC_ARENA_MAX": "1"}
     run = [sys.executable, "-c", STREAMED]

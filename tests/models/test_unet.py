@@ -95,7 +95,8 @@ def test_a_saved_fit_predicts_the_same_masks(tmp_path):
 
 def test_moving_the_images_and_not_their_masks_is_refused():
     unet = load_program("models", "unet")((3, 16, 16), 2)
-    with pytest.raises(ValueError, match=r"^expected one label per example to augment, got targets of shape \(48, 16, 16\): images"):
+    says = r"^expected one label per example to augment, got targets of shape \(48, 16, 16\): images"
+    with pytest.raises(ValueError, match=says):
         load_program("inference", "dense")(unet, blobs(), training=Training(augment="crop-flip", device="cpu"))
 
 

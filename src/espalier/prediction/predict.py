@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 BATCH = 500
 """Rows of a forward pass without gradients: large enough for two cores, small enough for a cache."""
-NUMBERS = 1 << 23
-"""Numbers in such a batch, at most: 32 MB."""
+NUMBERS = 1 << 22
+"""Numbers in such a batch, at most: 16 MB."""
 
 
 def batches(x: Rows, device: torch.device) -> Iterator[Tensor]:
