@@ -121,7 +121,7 @@ def test_new_inputs_are_scaled_as_the_training_ones_were() -> None:
     every = torch.cat([getattr(data, part).x for part in PARTS])
     assert {tuple(row) for row in data.inputs(X).tolist()} == {tuple(row) for row in every.tolist()}
     assert torch.equal(data.inputs(torch.from_numpy(X)), data.inputs(pd.DataFrame(X).to_numpy()))
-    images = RNG.integers(0, 256, (40, 3, 5, 4), dtype=np.uint8)
+    images = RNG.integers(0, 256, (40, 3, 5, 6), dtype=np.uint8)
     data = from_arrays(images, LABELS[:40])
     assert {row.numpy().tobytes() for row in data.train.x} <= {row.numpy().tobytes() for row in data.inputs(images)}
     plain = from_arrays(X, LABELS, standardise=False)
