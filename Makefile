@@ -12,6 +12,8 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $@
 
+# One thread: two that wait for each other make small tensors several times slower, and numbers depend on how many there are.
+demo: export OMP_NUM_THREADS = 1
 demo: $(VENV)/installed
 	rm -rf $(DEMO)
 	$(BIN)/espalier fit --config examples/digits-rigl.yaml --out $(DEMO)/rigl
@@ -23,7 +25,7 @@ lint: $(VENV)/installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-# One thread a worker: OpenMP threads that wait for each other make small tensors several times slower.
+# One thread a worker, as above.
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "not slow"
 
