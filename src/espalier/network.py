@@ -195,6 +195,15 @@ class BayesianNetwork(PyroModule):
             return functional_call(self.likelihood, tensors, (output,))
         return self.likelihood(output)
 
+    def says(self, output: Tensor, state: Mapping[str, Tensor] | None = None) -> dist.TorchDistribution:
+        """The distribution of y that the likelihood makes of an output `(n, ...)`, in the output's own precision."""
+        if not isinstance(self.likelihood, nn.Module):
+            return self.likelihood(output)
+        tensors = {**dict(self.likelihood.named_parameters()), **dict(self.likelihood.named_buffers())}
+        tensors |= under("likelihood.", state or {})
+        own = {name: t.to(output) if t.is_floating_point() else t.to(output.device) for name, t in tensors.items()}
+        return functional_call(self.likelihood, own, (output,)) if own else self.likelihood(output)
+
     def unflatten(self, weights: Tensor) -> dict[str, Tensor]:
         """Views of the flat vector `(num_weights,)` by tensor name. By `split`: slices would cost 26 times more backward."""
         parts = weights.split(self.sizes)

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq
 from scipy.special import softmax
 
-from espalier.calibration.scores import SMALLEST_PROB
+from espalier.calibration.scores import classification, probabilities, smallest
 
 Floats = NDArray[np.float64]
 
@@ -37,12 +37,8 @@ def fit_temperature(probs: ArrayLike, labels: ArrayLike) -> float:
     within the limits, T is the limit: `HOTTEST` for confidence that is worth nothing, its inverse where no label is wrong.
     Raises ValueError for arrays that do not fit together.
     """
-    log_probs, y = _log(probs), np.asarray(labels)
-    if y.shape != log_probs.shape[:1] or y.dtype.kind not in "iu" or not len(y):
-        raise ValueError(
-            f"expected integer labels of shape ({len(log_probs)},), at least one, got {y.dtype} {y.shape}: pass one class "
-            "index per row"
-        )
+    _, y = classification(probs, labels)
+    log_probs = _log(probs)
     said = log_probs[np.arange(len(y)), y].mean()
 
     def slope(log_temperature: float) -> float:
@@ -67,10 +63,7 @@ def apply_temperature(probs: ArrayLike, temperature: float) -> Floats:
 
 
 def _log(probs: ArrayLike) -> Floats:
-    p = np.asarray(probs, dtype=np.float64)
-    if p.ndim != 2:
-        raise ValueError(f"expected probs of shape (n, C), got {p.shape}: average over the draws first")
-    return np.log(np.maximum(p, SMALLEST_PROB))
+    return np.asarray(np.log(np.maximum(probabilities(probs), smallest(probs))))
 
 
 CALIBRATORS = {"temperature": Calibrator("temperature", fit_temperature, apply_temperature)}

@@ -27,7 +27,6 @@ LEVEL = 0.95
 SEED = 0
 NUM_WORLDS, NUM_RESAMPLES = 2000, 1000
 MANY_CLASSES = 20
-SMALLEST_PROB = float(np.finfo(np.float32).tiny)  # what float32 can tell from 0: a surprise is at most 87.3 nats
 _BLOCK = 4_000_000  # simulated examples held at once: about 64 MiB at the widest
 
 
@@ -52,7 +51,7 @@ def _mean(scores: Callable[_P, Floats]) -> Callable[_P, float]:
 
 
 # --- Classification -----------------------------------------------------------------------------------------------
-def _probabilities(probs: ArrayLike) -> Floats:
+def probabilities(probs: ArrayLike) -> Floats:
     """`probs` as float64 `(n, C)` in [0, 1]. float32 means of softmaxes reach 1.0000004, which some libraries take for
     logits and push through a second softmax; here they are clamped."""
     p = np.asarray(probs, dtype=np.float64)
@@ -63,9 +62,9 @@ def _probabilities(probs: ArrayLike) -> Floats:
     return np.clip(p, 0.0, 1.0)
 
 
-def _classification(probs: ArrayLike, labels: ArrayLike) -> tuple[Floats, Ints]:
-    """The one door: `probs` (see `_probabilities`) and int64 `labels` `(n,)` in 0..C-1, or a ValueError."""
-    p, y = _probabilities(probs), np.asarray(labels)
+def classification(probs: ArrayLike, labels: ArrayLike) -> tuple[Floats, Ints]:
+    """The one door: `probs` (see `probabilities`) and int64 `labels` `(n,)` in 0..C-1, or a ValueError."""
+    p, y = probabilities(probs), np.asarray(labels)
     fits = y.dtype.kind in "iu" and y.shape == p.shape[:1]
     _require(fits, f"integer labels of shape ({len(p)},)", f"{y.dtype} {y.shape}", "pass one class index per row")
     wrong = np.unique(y[(y < 0) | (y >= p.shape[1])])
@@ -79,18 +78,25 @@ def _top_label(p: Floats, y: Ints) -> tuple[Floats, Floats]:
 
 def accuracy_scores(probs: ArrayLike, labels: ArrayLike) -> Floats:
     """1{argmax_c p_ic = y_i}, `(n,)`; the lowest class wins a tie."""
-    return _top_label(*_classification(probs, labels))[1]
+    return _top_label(*classification(probs, labels))[1]
 
 
 def nll_scores(probs: ArrayLike, labels: ArrayLike) -> Floats:
-    """-log max(p_i,y_i, `SMALLEST_PROB`), `(n,)`, nats (Good 1952)."""
-    p, y = _classification(probs, labels)
-    return -np.log(np.maximum(p[np.arange(len(y)), y], SMALLEST_PROB))
+    """-log p_i,y_i, `(n,)`, nats (Good 1952). A zero counts as the smallest number that the dtype of probs can tell from it:
+    a surprise is at most 87.3 nats in float32, 708.4 in float64."""
+    p, y = classification(probs, labels)
+    return -np.log(np.maximum(p[np.arange(len(y)), y], smallest(probs)))
+
+
+def smallest(probs: ArrayLike) -> float:
+    """The smallest normal number of the dtype of `probs`."""
+    dtype = np.asarray(probs).dtype
+    return float(np.finfo(dtype if dtype.kind == "f" else np.float64).tiny)
 
 
 def brier_scores(probs: ArrayLike, labels: ArrayLike) -> Floats:
     """sum_c (p_ic - 1{c = y_i})^2, `(n,)`, in [0, 2]: the sum over classes of Brier 1950."""
-    p, y = _classification(probs, labels)
+    p, y = classification(probs, labels)
     return np.asarray(((p - np.eye(p.shape[1])[y]) ** 2).sum(1))
 
 
@@ -152,20 +158,20 @@ def reliability(confidence: ArrayLike, hit: ArrayLike, num_bins: int) -> Reliabi
 def ece(probs: ArrayLike, labels: ArrayLike, num_bins: int = NUM_BINS) -> float:
     """Expected calibration error of the top label: sum_b n_b/n |acc_b - conf_b| over equal-width bins (lo, hi], in
     [0, 1] (Naeini et al. 2015; Guo et al. 2017). Biased upwards: set it beside `ece_floor` and `ece_interval`."""
-    confidence, hit = _top_label(*_classification(probs, labels))
+    confidence, hit = _top_label(*classification(probs, labels))
     return float(np.abs(_gaps(_equal_width(confidence, num_bins), hit - confidence, num_bins)).sum())
 
 
 def adaptive_ece(probs: ArrayLike, labels: ArrayLike, num_bins: int = NUM_BINS) -> float:
     """`ece` over equal-mass bins (lo, hi], hi the sorted confidences of rank ceil(k n / B), tied ones in the same bin
     (Nguyen & O'Connor 2015; the top-label form of Nixon et al. 2019)."""
-    confidence, hit = _top_label(*_classification(probs, labels))
+    confidence, hit = _top_label(*classification(probs, labels))
     return float(np.abs(_gaps(_equal_mass(confidence, num_bins), hit - confidence, num_bins)).sum())
 
 
 def classwise_ece(probs: ArrayLike, labels: ArrayLike, num_bins: int = NUM_BINS) -> float:
     """1/C sum_c sum_b n_cb/n |freq_cb - prob_cb|, equal-width bins of each class's probability (Nixon et al. 2019)."""
-    p, y = _classification(probs, labels)
+    p, y = classification(probs, labels)
     cell = _equal_width(p, num_bins) + num_bins * np.arange(p.shape[1])
     return float(np.abs(_gaps(cell.ravel(), (np.eye(p.shape[1])[y] - p).ravel(), num_bins * p.shape[1])).sum())
 
@@ -173,7 +179,7 @@ def classwise_ece(probs: ArrayLike, labels: ArrayLike, num_bins: int = NUM_BINS)
 def ece_floor(probs: ArrayLike, num_bins: int = NUM_BINS, num_worlds: int = NUM_RESAMPLES, seed: int = SEED) -> float:
     """The `ece` that a perfectly calibrated predictor is expected to score with these very confidences: the mean over
     `num_worlds` simulations of hit_i ~ Bernoulli(confidence_i) (consistency resampling, Bröcker & Smith 2007)."""
-    confidence = _probabilities(probs).max(1)
+    confidence = probabilities(probs).max(1)
     member = np.eye(num_bins, dtype=np.float32)[_equal_width(confidence, num_bins)]
     sharp, said = confidence.astype(np.float32), confidence @ member
     rng, n, total, step = np.random.default_rng(seed), len(sharp), 0.0, max(1, _BLOCK // len(sharp))
@@ -237,7 +243,7 @@ def ece_interval(
     it gives in simulation. Many gaps have one total, so each end takes an unfavourable one: the lower puts the total
     into the few bins of the surest gaps, which inflates the plug-in most; the upper spreads it over all in proportion
     to their noise, where it hides best. The interval may reach 0 and need not hold the plug-in value."""
-    confidence, hit = _top_label(*_classification(probs, labels))
+    confidence, hit = _top_label(*classification(probs, labels))
     return _gap_interval(confidence, hit, _equal_width(confidence, num_bins), num_bins, level, seed)
 
 
@@ -245,7 +251,7 @@ def adaptive_ece_interval(
     probs: ArrayLike, labels: ArrayLike, num_bins: int = NUM_BINS, level: float = LEVEL, seed: int = SEED
 ) -> Interval:
     """`ece_interval` for `adaptive_ece`: its target is the population's error over the bins that this sample fixed."""
-    confidence, hit = _top_label(*_classification(probs, labels))
+    confidence, hit = _top_label(*classification(probs, labels))
     return _gap_interval(confidence, hit, _equal_mass(confidence, num_bins), num_bins, level, seed)
 
 
@@ -254,7 +260,7 @@ def classwise_ece_interval(
 ) -> Interval:
     """A confidence interval for the population's `classwise_ece`: the mean of the classes' intervals, each at the level
     1 - (1 - level) / C, so that all hold together (Bonferroni). Conservative, and slow beyond some twenty classes."""
-    p, y = _classification(probs, labels)
+    p, y = classification(probs, labels)
     count = p.shape[1]
     own_level = 1 - (1 - level) / count
     num_worlds = max(NUM_WORLDS, int(16 / (1 - own_level)))  # eight worlds in either tail
@@ -348,7 +354,7 @@ def classification_summary(probs: ArrayLike, labels: ArrayLike, *, level: float 
     """What a record keeps of a classifier, ready for JSON: each number and its neighbour `NAME_interval` [lo, hi] by
     Wilson (accuracy), bootstrap (NLL, Brier) or `ece_interval` and its like. Beyond `MANY_CLASSES` classes
     `classwise_ece` goes without: its interval would take seconds and say little."""
-    p, y = _classification(probs, labels)
+    p, y = classification(probs, labels)
     scores = {"accuracy": accuracy_scores(p, y), "nll": nll_scores(p, y), "brier": brier_scores(p, y)}
     values = {name: float(score.mean()) for name, score in scores.items()}
     values |= {"adaptive_ece": adaptive_ece(p, y), "classwise_ece": classwise_ece(p, y)}
@@ -370,10 +376,15 @@ def regression_summary(
     """The same of a regression, in units of the target: rmse, nll, crps and `coverage_95`, named by `level`."""
     m, s, t = _regression(mean, scale, target)
     scores = {"rmse": squared_errors(m, s, t), "nll": gaussian_nll_scores(m, s, t), "crps": crps_scores(m, s, t)}
-    covered, coverage = coverage_scores(m, s, t, level), f"coverage_{100 * level:g}"
+    return summary_of(scores, coverage_scores(m, s, t, level), level=level, seed=seed)
+
+
+def summary_of(scores: dict[str, Floats], covered: Floats, *, level: float = LEVEL, seed: int = SEED) -> Summary:
+    """The summary of a regression from its scores `(n,)`: `rmse` (squared errors), and others; `covered`, 0 or 1."""
+    coverage = f"coverage_{100 * level:g}"
     values = {name: float(score.mean()) for name, score in scores.items()} | {coverage: float(covered.mean())}
     intervals = {name: bootstrap_interval(score, level, seed=seed) for name, score in scores.items()}
     intervals[coverage] = _wilson(covered, level)
     intervals["rmse"] = (intervals["rmse"][0] ** 0.5, intervals["rmse"][1] ** 0.5)
-    out: Summary = {"num_examples": len(t), **values, "rmse": values["rmse"] ** 0.5}
+    out: Summary = {"num_examples": len(covered), **values, "rmse": values["rmse"] ** 0.5}
     return out | {f"{name}_interval": list(ends) for name, ends in intervals.items()}

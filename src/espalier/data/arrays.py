@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from espalier.contracts import Data
-from espalier.data.cut import as_data
+from espalier.data.cut import Standardise, as_data
 from espalier.data.readers import Array, Raw, checked
 
 Channels = Literal["first", "last"]
@@ -26,7 +26,7 @@ def from_arrays(
     calibration: float = 0.1,
     split_seed: int = 0,
     train_size: int | None = None,
-    standardise: bool = True,
+    standardise: bool | Standardise = True,
     classes: Sequence[Any] | None = None,
     channels: Channels | None = None,
 ) -> Data:
@@ -40,7 +40,8 @@ def from_arrays(
     `Data.classes` keeps what the numbers stand for.
     x_test, y_test: the test split, where it is set apart already; else a fifth of the rows.
     validation, calibration: fractions of the rows that are not test rows. split_seed: of the cut. train_size: training rows
-    to keep. standardise: inputs, and real targets, by mean and sd of the training rows; predictions come back in the
+    to keep. standardise: inputs, and real targets, by mean and sd of the training rows, or `inputs` alone (for
+    counts, say); predictions come back in the
     targets' units, and `Data.inputs(x)` scales new inputs. classes: the labels in the order of the network's outputs; none
     may be missing from it.
     channels: where an image's channels are; None goes by the axis that has at most four, and for tensors by torch's custom.

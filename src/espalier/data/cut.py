@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -13,6 +14,8 @@ from espalier.contracts import Data, Rows, Split
 from espalier.data.readers import Array, Raw, fold_rows
 from espalier.data.streamed import Streamed
 
+Standardise = Literal["all", "inputs", "none"]
+"""What is standardised: inputs and real targets (True is the same), inputs alone, or nothing (False)."""
 TEST_FRACTION = 0.2  # of all rows, where no test set is published or given
 _CHUNK = 1 << 22  # numbers handled in float64 at a time: bounds the memory beside the result
 
@@ -27,7 +30,7 @@ def as_data(
     fold: int = 0,
     train_size: int | None = None,
     test: Raw | None = None,
-    standardise: bool = True,
+    standardise: bool | Standardise = True,
 ) -> Data:
     """`raw`, judged by `readers.checked`, as four parts. The test rows are those of `test`, or published with `raw`, or a
     fifth of the rows. Streamed inputs are as their source gives them, arrays standardised unless that is not wanted:
@@ -45,10 +48,13 @@ def as_data(
         raise ValueError(f"{name}: expected train_size in 1..{len(left)}, the rows left to train on, got {train_size}")
     parts["train"] = (raw, left[:train_size])
 
-    scale = moments(raw.x, left) if standardise and isinstance(raw.x, np.ndarray) else None
+    what = ("all" if standardise else "none") if isinstance(standardise, bool) else standardise
+    if what not in get_args(Standardise):
+        raise ValueError(f"expected standardise of {', '.join(get_args(Standardise))}, got {what!r}")
+    scale = moments(raw.x, left) if what != "none" and isinstance(raw.x, np.ndarray) else None
     inputs = _inputs(raw, scale)
     mean, sd = np.zeros(1), np.ones(1)
-    if raw.num_classes is None and standardise:
+    if raw.num_classes is None and what == "all":
         mean, sd = moments(raw.y[:, None], left)
 
     def split(source: Raw, rows: Array) -> Split:

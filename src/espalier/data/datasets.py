@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from espalier.contracts import Data
 from espalier.data.arrays import labels
-from espalier.data.cut import as_data
+from espalier.data.cut import Standardise, as_data
 from espalier.data.readers import Raw, checked
 from espalier.data.streamed import Guarded, Streamed, as_many_as_useful, input_of, seeded
 
@@ -32,7 +32,7 @@ def from_datasets(
     calibration: float = 0.1,
     split_seed: int = 0,
     train_size: int | None = None,
-    standardise: bool = True,
+    standardise: bool | Standardise = True,
     classes: Sequence[Any] | None = None,
     workers: int | None = None,
     content: bool = True,

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from espalier.contracts import Data
 from espalier.data import images, readers
-from espalier.data.cut import as_data
+from espalier.data.cut import Standardise, as_data
 from espalier.data.readers import Raw
 
 
@@ -86,6 +86,7 @@ def load(
     fold: int = 0,
     image_size: int | None = None,
     workers: int | None = None,
+    standardise: Standardise = "all",
 ) -> Data:
     """A data set by name (`names()`), by path of an `.npz` file, or by path of a folder of images, cut into four parts.
 
@@ -102,7 +103,8 @@ def load(
     data_dir: where named sets lie. train_size: training examples to keep. validation: fraction for validation.
     calibration: fraction for certificates. split_seed: of the cut. fold: which published split, of a set that has them.
     image_size: pixels of the shorter side, for a folder of images. workers: processes that decode its images; None is one a
-    core. The numbers do not depend on it.
+    core. The numbers do not depend on it. standardise: all, or inputs alone (for a likelihood of counts or positive targets),
+    or none.
 
     `hashes`: SHA-256 over the rows of each split in their order: the inputs as stored, channels first, then the labels
     as int64 or the targets as float64. For a folder of images: over file names, sizes in bytes and labels, as reading
@@ -119,6 +121,7 @@ def load(
         split_seed=split_seed,
         fold=fold,
         train_size=train_size,
+        standardise=standardise,
     )
 
 

@@ -217,7 +217,7 @@ def _mean_prediction(fits: Sequence[Fit], loaded: Data, part: str, cell: Cell, n
     """What the cell predicts before any calibrator: the average over draws, and over members (Lakshminarayanan et al.
     2017)."""
     way, short = cell.predict, _head(loaded, "train", TRAIN_ROWS)
-    each = [predictions(fit, short, part, ways=[way], num_samples=num_samples)[way] for fit in fits]
+    each = [np.asarray(predictions(fit, short, part, ways=[way], num_samples=num_samples)[way]) for fit in fits]
     return np.asarray(np.mean(each, axis=0))
 
 

@@ -4,6 +4,7 @@ fit.py          Fit: collected pairs (Z, u), topology and record; six ways to pr
 predict.py      one forward pass of all rows, in batches, at one weight vector
 batchnorm.py    statistics re-estimated for a weight vector
 evaluation.py   every way to predict, every score, with intervals
+mixture.py      the posterior predictive of any likelihood: a mixture of its own distributions
 datatree.py     predictive draws as labelled arrays, for ArviZ
 costs.py        FLOPs of training and prediction, bytes of state and file
 """
@@ -21,6 +22,7 @@ from espalier.prediction.fit import Fit as Fit
 from espalier.prediction.fit import How as How
 from espalier.prediction.fit import Pair as Pair
 from espalier.prediction.fit import Pairs as Pairs
+from espalier.prediction.mixture import Mixture as Mixture
 from espalier.prediction.predict import evaluating as evaluating
 from espalier.prediction.predict import parameters_of as parameters_of
 from espalier.prediction.predict import predictive as predictive

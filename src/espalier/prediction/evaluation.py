@@ -6,14 +6,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.distributions import Normal
 
 from espalier import calibration
 from espalier.contracts import Data, Split
 from espalier.prediction.fit import Fit, How
+from espalier.prediction.mixture import Mixture
 
 Predictions = NDArray[np.float64]
+Predicted = Any
+"""`Predictions`, or the `Mixture` of a likelihood that is neither of classes nor normal."""
 Way = TypeVar("Way", bound=str)
 SPLITS = ("train", "validation", "calibration", "test")
 
@@ -36,14 +41,17 @@ def predictions(
     ways: Sequence[How] | None = None,
     num_samples: int = 16,
     seed: int = 0,
-) -> dict[How, Predictions]:
-    """What every way predicts for a split: mean probabilities `(n, C)`, or all draws `(S, n, 2)` for regression."""
+) -> dict[How, Predicted]:
+    """What every way predicts for a split: mean probabilities `(n, C)`; all draws `(S, n, 2)`, means and standard deviations, of
+    a regression with a normal likelihood; the `Mixture` of any other."""
     part, ways = split_of(data, split), ways or fit.ways
     if part.y.dim() != 1:
         raise ValueError(
             f"expected one label or target per example, got y of shape {tuple(part.y.shape)}: use fit.predict"
         )
     fit.look_at(data)
+    if data.num_classes is None and not isinstance(next(fit.outcomes(part.x[torch.arange(1)], "mean")), Normal):
+        return {way: fit.mixture(part.x, way, num_samples=num_samples, seed=seed) for way in ways}
     if data.num_classes is None:
         return {way: fit.predict(part.x, way, num_samples=num_samples, seed=seed).double().numpy() for way in ways}
     return {way: _mean(fit.draws(part.x, way, num_samples=num_samples, seed=seed)) for way in ways}
@@ -55,7 +63,7 @@ def evaluate(
     split: str = "test",
     *,
     num_samples: int = 16,
-    predicted: Mapping[How, Predictions] | None = None,
+    predicted: Mapping[How, Predicted] | None = None,
 ) -> dict[str, Any]:
     """Scores of every way to predict on a split, JSON-able.
 
@@ -79,13 +87,18 @@ def evaluate(
     }
 
 
-def score(predicted: Mapping[Way, Predictions], data: Data, split: str = "test") -> dict[Way, dict[str, Any]]:
+def score(predicted: Mapping[Way, Any], data: Data, split: str = "test") -> dict[Way, dict[str, Any]]:
     """Scores of any predictive distributions on a split, by name; each as `predictions` returns them, in its units."""
     targets = split_of(data, split).y.numpy()
     if data.num_classes is not None:
         return {way: calibration.classification_summary(p, targets) for way, p in predicted.items()}
     targets = targets.astype(np.float64) * data.target_scale + data.target_shift
-    return {way: calibration.regression_summary(p[..., 0], p[..., 1], targets) for way, p in predicted.items()}
+    return {
+        way: p.summary(torch.from_numpy(targets))
+        if isinstance(p, Mixture)
+        else calibration.regression_summary(p[..., 0], p[..., 1], targets)
+        for way, p in predicted.items()
+    }
 
 
 def _mean(draws: Iterator[Tensor]) -> Predictions:

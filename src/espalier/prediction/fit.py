@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
+import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
@@ -27,7 +28,8 @@ from espalier.guides.masked import Mask, draw_mask
 from espalier.network import BayesianNetwork, under
 from espalier.prediction import batchnorm
 from espalier.prediction.datatree import to_datatree
-from espalier.prediction.predict import predictive
+from espalier.prediction.mixture import Mixture
+from espalier.prediction.predict import outcome_of, parameters_of
 from espalier.store import Bundle
 from espalier.topology.masks import from_bits, pack_bits, to_bits, unpack_bits
 
@@ -150,6 +152,23 @@ class Fit:
 
     def draws(self, x: Rows, how: How = "ticket", *, num_samples: int = 16, seed: int = 0) -> Iterator[Tensor]:
         """`predict`, one draw `(n, C)` at a time: nothing of size S is held."""
+        shift, scale = self.record.get("target", (0.0, 1.0))
+        for outcome in self.outcomes(x, how, num_samples=num_samples, seed=seed):
+            parameters = parameters_of(outcome).detach()
+            if self.record.get("task") == "regression":
+                parameters = parameters * scale + torch.tensor([shift, 0.0])
+            yield parameters
+
+    def mixture(self, x: Rows, how: How = "pairs", *, num_samples: int = 16, seed: int = 0) -> Mixture:
+        """The posterior predictive of rows x: a mixture of the likelihood's own distributions, in the data's units."""
+        shift, scale = self.record.get("target", (0.0, 1.0))
+        return Mixture(list(self.outcomes(x, how, num_samples=num_samples, seed=seed)), shift, scale)
+
+    def outcomes(
+        self, x: Rows, how: How = "ticket", *, num_samples: int = 16, seed: int = 0
+    ) -> Iterator[dist.TorchDistribution]:
+        """The distribution of y given every row of x, one draw of the network at a time: float64, on the CPU; of a regression
+        in the units that the network was trained in."""
         if how not in self.ways:
             raise ValueError(f"expected one of {', '.join(self.ways)}, got {how!r}")
         if num_samples < 1:
@@ -158,12 +177,8 @@ class Fit:
         if not len(x) or (shape is not None and list(x[torch.arange(1)].shape[1:]) != list(shape)):
             got = tuple(x[torch.arange(1)].shape[1:]) if len(x) else "no rows"
             raise ValueError(f"expected rows of shape {tuple(shape or ())}, got {got}")
-        shift, scale = self.record.get("target", (0.0, 1.0))
         for weights, state in self.weights(how, num_samples=num_samples, seed=seed):
-            parameters = predictive(self.model, weights, x, state)
-            if self.record.get("task") == "regression":
-                parameters = parameters * scale + torch.tensor([shift, 0.0])
-            yield parameters
+            yield outcome_of(self.model, weights, x, state)
 
     def weights(self, how: How, *, num_samples: int = 16, seed: int = 0) -> Iterator[tuple[Tensor, State]]:
         """The flat dense weight vectors `(num_weights,)` that a way to predict evaluates, each with its other state."""
@@ -205,8 +220,8 @@ class Fit:
         self, x: Rows, y: Tensor, how: How = "pairs", *, num_samples: int = 16, seed: int = 0
     ) -> xarray.DataTree:
         """Predictive draws for x with outcomes y `(n,)` (regression: in the data's units) as an ArviZ DataTree."""
-        draws = self.draws(x, how, num_samples=num_samples, seed=seed)
-        return to_datatree(draws, torch.as_tensor(y), classes=self.record.get("task") != "regression", seed=seed)
+        mixture = self.mixture(x, how, num_samples=num_samples, seed=seed)
+        return to_datatree(mixture, torch.as_tensor(y), seed=seed)
 
     def to(self, device: str | torch.device) -> Fit:
         """The same fit on another device, moved in place."""

@@ -37,26 +37,34 @@ def to_device(x: Tensor, device: torch.device) -> Tensor:
 
 
 def parameters_of(outcome: dist.TorchDistribution) -> Tensor:
-    """What a predictive keeps of `y`'s distribution for n rows.
+    """What `Fit.predict` gives of `y`'s distribution for n rows.
 
-    Categorical: class probabilities `(n, C)`. Bernoulli: the two probabilities `(n, ..., 2)`. Any other: its mean and
-    standard deviation `(n, ..., 2)`.
+    Categorical: class probabilities `(n, C)`. Bernoulli: the two probabilities `(n, ..., 2)`, each from the logit, so that a
+    small one keeps its digits. Any other: its mean and standard deviation `(n, ..., 2)`.
     """
     if isinstance(outcome, dist.Categorical):
-        probs: Tensor = outcome.probs
+        probs: Tensor = outcome.logits.softmax(-1)
         return probs
     if isinstance(outcome, dist.Bernoulli):
-        return torch.stack([1 - outcome.probs, outcome.probs], -1)
+        return torch.stack([torch.sigmoid(-outcome.logits), torch.sigmoid(outcome.logits)], -1)
     mean, stddev = one_column(outcome.mean), one_column(outcome.stddev)
     return torch.stack([mean, stddev], -1)
 
 
 @torch.no_grad()
-def predictive(model: BayesianNetwork, weights: Tensor, x: Rows, state: Mapping[str, Tensor] | None = None) -> Tensor:
-    """`parameters_of` y given every row of x `(n, *shape)`, at one flat weight vector, in evaluation mode; on the CPU."""
+def outcome_of(
+    model: BayesianNetwork, weights: Tensor, x: Rows, state: Mapping[str, Tensor] | None = None
+) -> dist.TorchDistribution:
+    """The distribution of y given every row of x `(n, *shape)`, at one flat weight vector, in evaluation mode: on the CPU,
+    in float64 from the network's output on, so that the tails of the likelihood keep their digits."""
     with evaluating(model):
-        parts = [parameters_of(model.outcome(weights, batch, state)).cpu() for batch in batches(x, weights.device)]
-    return torch.cat(parts)
+        parts = [model.evaluate(weights, batch, state).cpu() for batch in batches(x, weights.device)]
+    return model.says(torch.cat(parts).double(), state)
+
+
+def predictive(model: BayesianNetwork, weights: Tensor, x: Rows, state: Mapping[str, Tensor] | None = None) -> Tensor:
+    """`parameters_of` the `outcome_of` every row of x; float64, on the CPU."""
+    return parameters_of(outcome_of(model, weights, x, state)).detach()
 
 
 @contextmanager

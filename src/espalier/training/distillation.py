@@ -27,7 +27,7 @@ from espalier.guides.masked import draw_mask
 from espalier.network import BayesianNetwork, under
 from espalier.prediction import batchnorm
 from espalier.prediction.fit import Fit, State
-from espalier.prediction.predict import evaluating, predictive
+from espalier.prediction.predict import evaluating, outcome_of
 from espalier.store import Bundle
 from espalier.training import distributed, rates
 from espalier.training.batches import batches
@@ -191,4 +191,4 @@ def _copied(state: State) -> State:
 def _validate(fit: Fit, data: Data, values: Tensor, state: State) -> dict[str, float]:
     if not len(data.validation.y) or data.validation.y.dim() > 1:
         return {}
-    return validation_scores(predictive(fit.model, fit.dense(values), data.validation.x, state), data)
+    return validation_scores(outcome_of(fit.model, fit.dense(values), data.validation.x, state), data)

@@ -16,6 +16,7 @@ from espalier.contracts import Data
 from espalier.data.streamed import seeded
 from espalier.distributions.priors import prior_scale_of, weight_decay_of
 from espalier.network import BayesianNetwork
+from espalier.prediction.mixture import check_support
 from espalier.prediction.predict import evaluating
 from espalier.training import rates
 from espalier.training.streams import find_device
@@ -199,6 +200,9 @@ def _check_fit(model: BayesianNetwork, data: Data, soft: bool = False) -> None:
         raise ValueError(
             f"expected a likelihood for the {labels} classes of {data.name}, got {said}: choose categorical"
         )
+    if labels is None:
+        for part in (data.train, data.validation, data.calibration, data.test):
+            check_support(outcome, part.y, part.y.double() * data.target_scale + data.target_shift)
     if labels not in (None, 2) and isinstance(outcome, dist.Bernoulli):
         raise ValueError(
             f"expected two classes for a Bernoulli likelihood, but {data.name} has {labels}: choose categorical"

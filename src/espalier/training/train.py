@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyro
+import pyro.distributions as dist
 import torch
 from torch import Tensor
 
@@ -20,7 +21,8 @@ from espalier.guides.masked import MaskedGuide
 from espalier.network import BayesianNetwork, under
 from espalier.prediction import batchnorm
 from espalier.prediction.fit import Fit, Pair, Pairs
-from espalier.prediction.predict import predictive
+from espalier.prediction.mixture import Mixture
+from espalier.prediction.predict import outcome_of, parameters_of
 from espalier.store import Bundle
 from espalier.topology.masks import pack_bits, unpack_bits
 from espalier.training import distributed
@@ -144,31 +146,33 @@ def _row(epoch: int, infos: list[Info], loop: Loop, data: Data) -> dict[str, Any
 
 def _validate(loop: Loop, data: Data) -> dict[str, float]:
     """How the posterior mean does on the validation split, with the batch-norm statistics as they run: an indication."""
-    return validation_scores(predictive(loop.model, loop.guide.distribution().mean, data.validation.x), data)
+    return validation_scores(outcome_of(loop.model, loop.guide.distribution().mean, data.validation.x), data)
 
 
-def validation_scores(predicted: Tensor, data: Data) -> dict[str, float]:
-    """A history row's scores of what is predicted for the validation split, `predict.parameters_of` it."""
-    parameters, targets = predicted.numpy(), data.validation.y.numpy()
-    if not np.isfinite(parameters).all():
-        raise RuntimeError("the network's outputs stopped being finite: lower the learning_rate or add warmup")
+@torch.no_grad()
+def validation_scores(outcome: dist.TorchDistribution, data: Data) -> dict[str, float]:
+    """A history row's scores of what one network says of the validation split: `predict.outcome_of` it."""
     if data.num_classes is None:
-        mean, scale = parameters[None, ..., 0], parameters[None, ..., 1]
-        unit = data.target_scale
-        return {
-            "validation_rmse": calibration.rmse(mean, scale, targets) * unit,
-            "validation_nll": calibration.gaussian_nll(mean * unit, scale * unit, targets * unit),
-        }
-    return {
-        "validation_accuracy": calibration.accuracy(parameters, targets),
-        "validation_nll": calibration.nll(parameters, targets),
-        "validation_ece": calibration.ece(parameters, targets),
-    }
+        said = Mixture([outcome], data.target_shift, data.target_scale)
+        targets = data.validation.y.double() * data.target_scale + data.target_shift
+        log_prob = said.log_prob(targets)
+        error = targets.numpy() - said.centre(said.sample(256).numpy())
+        scores = {"validation_rmse": float(np.sqrt(np.mean(error**2))), "validation_nll": -float(log_prob.mean())}
+        finite = all(np.isfinite(list(scores.values())))
+    else:
+        parameters, labels = parameters_of(outcome).numpy(), data.validation.y.numpy()
+        finite = bool(np.isfinite(parameters).all())
+        scores = {} if not finite else {
+            "validation_accuracy": calibration.accuracy(parameters, labels),
+            "validation_nll": calibration.nll(parameters, labels),
+            "validation_ece": calibration.ece(parameters, labels),
+        }  # fmt: skip
+    if not finite:
+        raise RuntimeError("the network's outputs stopped being finite: lower the learning_rate or add warmup")
+    return scores
 
 
-def _checkpoint(
-    loop: Loop, streams: Streams, history: list[dict[str, Any]], pairs: list[Pair], data: Data
-) -> Bundle:
+def _checkpoint(loop: Loop, streams: Streams, history: list[dict[str, Any]], pairs: list[Pair], data: Data) -> Bundle:
     """All that a training is: continuing from it gives the same bits as never having stopped."""
     tensors, facts = loop.state()
     tensors |= {f"stream.{name}": state for name, state in streams.state().items()}
@@ -182,7 +186,9 @@ def _checkpoint(
 
 def _restore(saved: Bundle, loop: Loop, streams: Streams, data: Data) -> tuple[list[dict[str, Any]], list[Pair]]:
     if saved.facts.get("data", data.hashes) != data.hashes:
-        raise ValueError(f"expected the data that the checkpoint was made on, but {data.name} holds other rows: begin anew")
+        raise ValueError(
+            f"expected the data that the checkpoint was made on, but {data.name} holds other rows: begin anew"
+        )
     loop.restore(saved)
     streams.restore(under("stream.", saved.tensors))
     pairs = []
