@@ -32,10 +32,10 @@ def test_each_way_is_the_plain_dense_network_it_names(name: str, how: str, draws
     x = digits().test.x
     predicted = fit.predict(x, how, num_samples=3, seed=7)
     assert predicted.shape == (draws, len(x), 10)
-    torch.testing.assert_close(predicted.sum(-1), torch.ones(draws, len(x)))
+    torch.testing.assert_close(predicted.sum(-1), torch.ones(draws, len(x), dtype=torch.float64))
     assert (predicted >= 0).all()
     by_hand = [net(x).softmax(-1).detach() for net in networks_by_hand(name, how, 3, 7)]
-    torch.testing.assert_close(predicted, torch.stack(by_hand), rtol=0, atol=TOLERANCE)
+    torch.testing.assert_close(predicted, torch.stack(by_hand).double(), rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("name", CIGL)
@@ -117,7 +117,7 @@ def test_ticket_is_a_plain_module_with_exact_zeros(name: str) -> None:
     off[fit.topology.positions] = False
     assert (flat[off] == 0).all()
     assert (flat != 0).sum() <= fit.topology.num_active
-    torch.testing.assert_close(net(x).softmax(-1).detach(), fit.predict(x, "ticket")[0], rtol=0, atol=TOLERANCE)
+    torch.testing.assert_close(net(x).softmax(-1).detach().double(), fit.predict(x, "ticket")[0], rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("name", ["conv", "conv-rescaled"])
@@ -154,5 +154,5 @@ def test_regression_predicts_means_and_scales_in_the_user_s_units() -> None:
     mean = (hidden @ dense[48:] + biases["net.3.bias"]) * data.target_scale + data.target_shift
     scale = (-0.5 * biases["likelihood.log_precision"]).exp() * data.target_scale
     ticket = fit.predict(x, "ticket")[0]
-    torch.testing.assert_close(ticket[:, 0], mean.float(), rtol=1e-5, atol=1e-3)
-    torch.testing.assert_close(ticket[:, 1], scale.float().expand(len(x)), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ticket[:, 0], mean.double(), rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(ticket[:, 1], scale.double().expand(len(x)), rtol=1e-5, atol=1e-5)

@@ -39,18 +39,40 @@ _OWN = ("mcdiarmid", "selective")
 class Risk(NamedTuple):
     """A loss, and the p-value that goes with it.
 
-    losses: of probabilities `(n, ..., C)`, labels `(n, ...)` and the unpruned predictor's probabilities: `(n,)`, or `(n, k)`
+    loss: of probabilities `(n, ..., C)`, labels `(n, ...)` and the unpruned predictor's probabilities: `(n,)`, or `(n, k)`
     where the risk is no mean over examples. test: binomial, wsr, selective or mcdiarmid (`p_value`). upper: of one loss.
     signed: may a loss be below 0?
     """
 
     name: str
     says: str
-    losses: Losses
+    loss: Losses
     test: str = "wsr"
     needs_labels: bool = True
     upper: float = 1.0
     signed: bool = False
+
+    def losses(self, probs: ArrayLike, labels: ArrayLike | None, reference: ArrayLike | None) -> Floats:
+        """The losses of examples, `loss` of arrays that were looked at: NumPy or torch alike. labels may be None for a risk
+        without, reference (the unpruned predictor's probabilities) for one that does not compare.
+
+        Raises ValueError where there are no examples, or labels are not whole numbers, one for each, of the classes there are.
+        """
+        p = np.asarray(probs, dtype=np.float64)
+        if p.ndim < 2 or not p.size:
+            raise ValueError(f"expected probabilities (n, ..., C) of at least one example, got shape {p.shape}")
+        y = np.zeros(p.shape[:-1], np.int64) if labels is None else np.asarray(labels)
+        if labels is None and self.needs_labels:
+            raise ValueError(f"expected labels for the risk {self.name}, got none: disagreement needs none")
+        if self.needs_labels:
+            if y.dtype.kind not in "iu" or y.shape != p.shape[:-1]:
+                raise ValueError(
+                    f"expected whole numbers as labels, of shape {p.shape[:-1]}, got {y.dtype} {y.shape}: one class for each"
+                )
+            if y.min() < 0 or y.max() >= p.shape[-1]:
+                wrong = y[(y < 0) | (y >= p.shape[-1])].flat[0]
+                raise ValueError(f"expected labels in 0..{p.shape[-1] - 1}, got {wrong}: drop or renumber such examples")
+        return self.loss(p, y.astype(np.int64), p if reference is None else np.asarray(reference, dtype=np.float64))
 
     def value(self, losses: ArrayLike) -> float:
         """The observed risk: what a deployment would see on average, estimated."""
