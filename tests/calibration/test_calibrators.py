@@ -97,11 +97,35 @@ def test_a_zero_probability_is_a_surprise_and_not_an_error() -> None:
 
 def test_what_does_not_fit_is_refused() -> None:
     probs = np.full((3, 2), 0.5)
-    with pytest.raises(ValueError, match=r"expected integer labels of shape \(3,\), at least one, got float64 \(3,\)"):
+    with pytest.raises(ValueError, match=r"expected integer labels of shape \(3,\), got float64 \(3,\)"):
         fit_temperature(probs, np.zeros(3))
     with pytest.raises(ValueError, match=r"expected integer labels of shape \(3,\)"):
         fit_temperature(probs, np.zeros(2, dtype=int))
-    with pytest.raises(ValueError, match=r"expected probs of shape \(n, C\), got \(5, 3, 2\): average"):
+    with pytest.raises(ValueError, match=r"expected probs of shape \(n, C\), got \(5, 3, 2\); average"):
         fit_temperature(np.zeros((5, 3, 2)), np.zeros(3, dtype=int))
     with pytest.raises(ValueError, match="expected a temperature above 0, got 0"):
         apply_temperature(probs, 0)
+
+
+@pytest.mark.parametrize(
+    ("probs", "labels", "says"),
+    [
+        ([[0.2, 0.8]], [-1], "expected labels in 0..1"),
+        ([[0.2, 0.8]], [2], "expected labels in 0..1"),
+        ([[3.0, -1.0]], [0], "expected rows of probs that sum to 1"),
+        ([[np.nan, 0.5]], [0], "expected finite probs"),
+        ([[0.2, 0.8]], [0.0], "expected integer labels"),
+    ],
+)
+def test_what_is_no_prediction_has_no_temperature(probs: list[list[float]], labels: list[float], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        fit_temperature(np.array(probs), np.array(labels))
+
+
+@pytest.mark.parametrize("times", [1, 10, 50])
+def test_a_temperature_scales_with_the_logits_however_wide_they_are(times: float) -> None:
+    rng = np.random.default_rng(8)
+    logits = rng.normal(0, 2, (400, 5))
+    labels = (logits + rng.gumbel(size=(400, 5))).argmax(1)
+    base = fit_temperature(softmax(logits, axis=1), labels)
+    assert fit_temperature(softmax(times * logits, axis=1), labels) == pytest.approx(times * base, rel=1e-6)

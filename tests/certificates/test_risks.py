@@ -334,3 +334,39 @@ def test_weighted_losses_are_no_losses_in_0_1(test: str) -> None:
 def test_nan_weights_are_refused() -> None:
     with pytest.raises(ValueError, match="expected weights in"):
         risks.shifted(risks.named("error"), [0.5, math.nan], 2.0)
+
+
+PROBS = np.array([[0.2, 0.8], [0.6, 0.4]])
+LABELLED = [name for name, risk in risks.RISKS.items() if risk.needs_labels and not name.startswith("dice")]
+
+
+@pytest.mark.parametrize("name", [*LABELLED, "miscoverage:0.9", "selective:0.7"])
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [
+        ([0, 7], r"expected labels in 0\.\.1, got 7"),
+        ([-1, 0], r"expected labels in 0\.\.1, got -1"),
+        ([0.0, 1.0], "expected whole numbers as labels"),
+        ([True, False], "expected whole numbers as labels"),
+        ([0], r"expected whole numbers as labels, of shape \(2,\)"),
+        ([[0], [1]], r"expected whole numbers as labels, of shape \(2,\)"),
+        (None, "expected labels for the risk"),
+    ],
+)
+def test_labels_are_looked_at_where_losses_are_made(name: str, labels: object, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        risks.named(name).losses(PROBS, labels, PROBS)  # type: ignore[arg-type]
+
+
+def test_no_examples_have_no_losses() -> None:
+    with pytest.raises(ValueError, match="expected probabilities .* of at least one example"):
+        risks.named("error").losses(np.zeros((0, 2)), np.zeros(0, np.int64), None)
+
+
+def test_torch_and_numpy_have_the_same_losses() -> None:
+    import torch
+
+    for name in (*LABELLED, "disagreement"):
+        mine = risks.named(name).losses(PROBS, np.array([1, 1]), PROBS[::-1])
+        theirs = risks.named(name).losses(torch.tensor(PROBS), torch.tensor([1, 1]), torch.tensor(PROBS[::-1].copy()))
+        np.testing.assert_array_equal(mine, theirs)

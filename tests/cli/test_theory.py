@@ -9,6 +9,7 @@ import pytest
 
 from espalier import theory
 from espalier.cli.main import main
+from espalier.theory.claims import Claim, Finding, Line
 
 
 def test_some_claims_only(tmp_path: Path, capsys) -> None:
@@ -35,3 +36,16 @@ def test_what_cannot_run_is_refused(words, message, capsys, tmp_path) -> None:
     assert main(["theory", *words, "--out", str(tmp_path)]) == 2
     assert re.search(message, capsys.readouterr().err.strip())
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("recorded", "verdict", "code"), [(False, 1.0, 1), (True, 1.0, 0), (False, 0.0, 0), (True, 0.0, 0)])
+def test_a_claim_that_fails_and_is_not_recorded_as_failing_is_an_exit_code(
+    recorded: bool, verdict: float, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    finding = Finding("one with two", verdict, 0.5, "nats")
+    claim = Claim("mine", "says", "source", lambda quick: finding, fails=recorded)
+    monkeypatch.setattr("espalier.theory.chosen", lambda names: {"mine": claim})
+    line = Line("mine", "says", "source", finding, 0.1)
+    monkeypatch.setattr("espalier.theory.run.run", lambda *_: iter([line]))
+    assert main(["theory", "mine", "--out", str(tmp_path / "out")]) == code
+    assert ("mine failed" in capsys.readouterr().err) == bool(code)

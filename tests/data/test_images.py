@@ -93,3 +93,50 @@ def test_image_folders_say_what_is_wrong(images: Path) -> None:
     (images / "test").rename(images / "later")
     with pytest.raises(FileNotFoundError, match="has a folder train, expected test or val beside it, got neither"):
         data.load(str(images))
+
+
+def pixels(path: Path, size: int) -> np.ndarray:
+    """What is decoded, `(3, size, size)` uint8."""
+    return ImageFiles(path.parent, [path.name], [1], size)[0].numpy()
+
+
+def test_sixteen_bits_are_grey_levels_and_not_white(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 65535, 64).astype(np.uint16)
+    Image.fromarray(np.tile(ramp, (64, 1))).save(tmp_path / "ramp.png")
+    seen = pixels(tmp_path / "ramp.png", 64)
+    assert len(np.unique(seen)) == 64
+    np.testing.assert_array_equal(seen[0, 0], ramp >> 8)
+
+
+def test_a_camera_that_was_turned_is_turned_back(tmp_path: Path) -> None:
+    upright = np.zeros((8, 8, 3), np.uint8)
+    upright[0] = 255  # light from above
+    tags = Image.Exif()
+    tags[0x0112] = 3  # upside down
+    Image.fromarray(upright[::-1, ::-1]).save(tmp_path / "a.png", exif=tags)
+    np.testing.assert_array_equal(pixels(tmp_path / "a.png", 8)[0], upright[..., 0])
+
+
+def test_files_that_macos_leaves_are_no_images(images: Path) -> None:
+    (images / "train/cat/._image0.png").write_bytes(b"\0\5\26\7")
+    d = data.load(str(images), image_size=8, validation=0.0, calibration=0.0)
+    assert len(d.train.y) == 18
+
+
+def test_a_very_long_image_needs_no_more_memory_than_its_middle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pattern = np.zeros((1, 20_000, 3), np.uint8)
+    pattern[0, 10_000] = 200
+    Image.fromarray(pattern).save(tmp_path / "long.png")
+    sizes = []
+    resize = Image.Image.resize
+    monkeypatch.setattr(Image.Image, "resize", lambda self, size, *rest: sizes.append(size) or resize(self, size, *rest))
+    seen = pixels(tmp_path / "long.png", 224)
+    assert seen.max() == 200
+    assert sizes == [(8 * 224, 224)]
+
+
+def test_a_decompression_bomb_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("L", (300, 300)).save(tmp_path / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(ValueError, match=r"bomb\.png is no readable image .*: replace or remove it"):
+        pixels(tmp_path / "bomb.png", 8)

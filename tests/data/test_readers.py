@@ -39,6 +39,8 @@ from written import (
         (np.zeros((20, 5, 4), np.uint8), (1, 5, 4)),
         (np.zeros((20, 5, 4, 2), np.uint8), (2, 5, 4)),
         (np.zeros((20, 2, 5, 4), np.float32), (2, 5, 4)),
+        (np.zeros((20, 3, 32, 32), np.uint8), (3, 32, 32)),
+        (np.zeros((20, 32, 32, 3), np.float32), (3, 32, 32)),
     ],
 )
 def test_npz_inputs_become_float32_channels_first(tmp_path: Path, x: np.ndarray, shape: tuple[int, ...]) -> None:

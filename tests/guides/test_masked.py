@@ -11,13 +11,15 @@ import pyro.optim
 import pytest
 import torch
 from pyro import poutine
+from pyro.infer import SVI, TraceMeanField_ELBO
+from pyro.optim import PyroOptim
 from torch import nn
 
 from espalier.contracts import Topology
 from espalier.guides.masked import MaskedGuide
 from espalier.network import BayesianNetwork
 from espalier.topology import schedules
-from espalier.topology.masks import initial
+from espalier.topology.masks import erk, initial, random_topology
 from guided import BATCH, NUM_DATA, RATE, batch_of, dense_net, loop_of, norm_net, pair, same_parameters, tensors_in
 from rounding import TOLERANCE, close
 
@@ -299,3 +301,23 @@ def test_a_trained_guide_can_be_copied_and_the_copy_goes_the_same_way(last: str)
     assert twin.guide is not guide
     assert torch.equal(twin.guide.values, guide.values)
     assert torch.equal(twin.guide.positions, guide.positions)
+
+
+def test_a_second_guide_of_the_same_name_says_why_it_would_learn_nothing() -> None:
+    pyro.clear_param_store()
+    x = torch.randn(20, 1)
+    for width, fresh in ((6, True), (6, False), (9, False), (9, True)):
+        if fresh:
+            pyro.clear_param_store()
+        net = nn.Sequential(nn.Linear(1, width), nn.Tanh(), nn.Linear(width, 1))
+        model = BayesianNetwork(net, likelihood="normal", prior_scale=1.0, num_data=20)
+        guide = MaskedGuide(model, random_topology(model.shapes, erk(model.shapes, density=0.5)), 0.9)
+        svi = SVI(model, guide, PyroOptim(torch.optim.Adam, {"lr": 0.01}), TraceMeanField_ELBO())
+        if fresh:
+            start = guide.values.detach().clone()
+            svi.step(x, x[:, 0])
+            assert (guide.values != start).any()
+        else:
+            with pytest.raises(ValueError, match=r"expected this guide's own values, .* call pyro\.clear_param_store\(\)"):
+                svi.step(x, x[:, 0])
+    pyro.clear_param_store()

@@ -66,3 +66,35 @@ def test_training_rows_one_more_than_whole_batches_do_not_break_the_statistics()
     infer = shelf.load("inference", "cigl")
     fit = infer(BayesianNetwork(net), load("digits", train_size=65), sparsity=0.5, freeze=0.0, training=training)
     assert fit.predict(digits().test.x).isfinite().all()
+
+
+class Frozen(nn.Sequential):
+    """A backbone that stays in evaluation mode, whatever mode is asked for."""
+
+    def train(self, mode: bool = True) -> "Frozen":
+        return super().train(False)
+
+
+def test_a_frozen_batch_norm_keeps_its_statistics_in_every_way_to_predict() -> None:
+    norm = nn.BatchNorm1d(4)
+    norm.running_mean.fill_(0.3)
+    norm.running_var.fill_(2.0)
+    net = nn.Sequential(Frozen(nn.Linear(64, 4), norm), nn.ReLU(), nn.BatchNorm1d(4), nn.Linear(4, 10))
+    model = BayesianNetwork(nn.Sequential(nn.Flatten(), net))
+    data = load("digits", train_size=128)
+    infer = shelf.load("inference", "cigl")
+    fit = infer(model, data, sparsity=0.2, delta_t=2, training=Training(epochs=2, batch_size=32, device="cpu"))
+    for _, state in (*fit.weights("ticket"), *fit.weights("pairs"), *fit.weights("redraw", num_samples=2)):
+        assert (state["net.1.0.1.running_mean"] == 0.3).all()
+        assert (state["net.1.0.1.running_var"] == 2.0).all()
+        assert (state["net.1.2.running_mean"] != 0).any()  # the one that trains is re-estimated
+    assert not batchnorm.has_batchnorm(BayesianNetwork(nn.Sequential(Frozen(nn.Linear(3, 3), nn.BatchNorm1d(3)))))
+
+
+def test_looking_for_batch_norms_leaves_every_mode_as_it_was() -> None:
+    model = BayesianNetwork(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Dropout()))
+    model.net[2].train()
+    model.net[1].eval()
+    before = [part.training for part in model.modules()]
+    assert batchnorm.has_batchnorm(model)
+    assert [part.training for part in model.modules()] == before

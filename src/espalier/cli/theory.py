@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from espalier.cli.parser import Parser
@@ -38,4 +39,7 @@ def theory(words: list[str]) -> int:
     else:
         held = sum(line.finding.verdict == "holds" for line in lines)
         print(f"\n{held} of {len(lines)} claims hold; figures and pictures: {arguments.out / 'index.html'}")
-    return 0
+    surprises = [line.name for line in lines if line.finding.verdict == "fails" and not wanted[line.name].fails]
+    if surprises:
+        print(f"espalier: {', '.join(surprises)} failed, and held when this version was made", file=sys.stderr)
+    return 1 if surprises else 0

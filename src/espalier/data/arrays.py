@@ -10,7 +10,7 @@ import torch
 
 from espalier.contracts import Data
 from espalier.data.cut import Standardise, as_data
-from espalier.data.readers import Array, Raw, checked
+from espalier.data.readers import Array, Raw, channels_of, checked
 
 Channels = Literal["first", "last"]
 
@@ -171,14 +171,13 @@ def _inputs(x: Any, channels: Channels | None, what: str) -> Array:
 
 
 def _channels(x: Array, what: str) -> Channels:
-    """Where the channels of images are, by the axis that has at most four."""
-    first, last = x.shape[1] <= 4, x.shape[3] <= 4
-    if first == last:
+    found = channels_of(x)
+    if found is None:
         raise ValueError(
             f"expected images with channels first or last, and cannot tell which of {x.shape} in {what}: say channels='first' "
             "or channels='last'"
         )
-    return "first" if first else "last"
+    return found
 
 
 def _aligned(x: Any, y: Any, what: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import final
+from typing import TYPE_CHECKING, final
 
 import numpy as np
 import torch
@@ -15,6 +15,9 @@ from torch.utils.data import Dataset
 
 from espalier.data.readers import Raw
 from espalier.data.streamed import Streamed
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -35,18 +38,40 @@ class ImageFiles(Dataset[Tensor]):
         return len(self.names)
 
     def __getitem__(self, row: int) -> Tensor:
-        from PIL import Image
+        from PIL import Image, ImageOps
 
         path, size = self.root / self.names[row], self.image_size
         try:
-            with Image.open(path) as image:
+            with Image.open(path) as opened:
+                image = _central(ImageOps.exif_transpose(opened))
                 shorter = min(image.size)
                 width, height = (max(size, round(side * size / shorter)) for side in image.size)
-                image_rgb = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
-        except (OSError, SyntaxError, ValueError) as error:  # Pillow reports a broken PNG as a SyntaxError
+                image_rgb = _eight_bits(image).convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            # Pillow reports a broken PNG as a SyntaxError
             raise ValueError(f"{path} is no readable image ({error}): replace or remove it") from error
         left, top = (width - size) // 2, (height - size) // 2
         return torch.from_numpy(np.array(image_rgb.crop((left, top, left + size, top + size)))).permute(2, 0, 1)
+
+
+def _central(image: Image) -> Image:
+    """The middle of an image that is more than eight times as long as wide: the rest would be cropped, after it was resized."""
+    width, height = image.size
+    longest = 8 * min(image.size)
+    if max(image.size) <= longest:
+        return image
+    left, top = max(0, (width - longest) // 2), max(0, (height - longest) // 2)
+    return image.crop((left, top, left + min(width, longest), top + min(height, longest)))
+
+
+def _eight_bits(image: Image) -> Image:
+    """16-bit grey levels by their upper byte: Pillow's own conversion makes all above 255 white."""
+    from PIL import Image as pillow
+
+    if not image.mode.startswith("I"):
+        return image
+    levels = np.asarray(image)
+    return pillow.fromarray((levels >> 8 if levels.max(initial=0) > 255 else levels).astype(np.uint8))
 
 
 @final
@@ -111,7 +136,11 @@ def _listed(root: Path, part: Path, classes: list[str]) -> list[tuple[str, int, 
         if sub.name not in classes:
             raise ValueError(f"{sub} is a class without training images: expected one of {classes}; move or remove it")
         with os.scandir(sub) as entries:
-            images = sorted((e.name, e.stat().st_size) for e in entries if Path(e.name).suffix.lower() in _SUFFIXES)
+            images = sorted(
+                (e.name, e.stat().st_size)
+                for e in entries
+                if Path(e.name).suffix.lower() in _SUFFIXES and not e.name.startswith(".")  # macOS leaves ._name.png
+            )
         if not images:
             raise ValueError(f"{sub} holds no images: expected {', '.join(sorted(_SUFFIXES))}; fill or remove it")
         below, label = sub.relative_to(root).as_posix(), classes.index(sub.name)

@@ -16,7 +16,7 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, final
+from typing import Any, Literal, NamedTuple, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -184,8 +184,9 @@ def _arrays_only(path: Path) -> dict[str, Any]:
 def npz(path: Path) -> Raw:
     """A NumPy archive: `x`, `y` and, where parts are published, row numbers `train`, `test` `[n]` or `[folds, n]`.
 
-    `x`: features `[n, d]`; uint8 images `[n, H, W]` or `[n, H, W, C]`; float images `[n, C, H, W]`. Integer `y` are
-    classes, float `y` regression targets. Raises ValueError for object arrays, missing keys and other shapes.
+    `x`: features `[n, d]`; uint8 images `[n, H, W]` or `[n, H, W, C]`; float images `[n, C, H, W]`; of either, channels are where
+    one axis alone is at most four. Integer `y` are classes, float `y` regression targets. Raises ValueError for object
+    arrays, missing keys and other shapes.
     """
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
@@ -203,15 +204,21 @@ def npz(path: Path) -> Raw:
     return Raw(_channels_first(path, arrays["x"]), arrays["y"], None, train, test)
 
 
+def channels_of(x: Array) -> Literal["first", "last"] | None:
+    """Where the channels of images `(n, ., ., .)` are, by the one axis that has at most four; None where that does not tell."""
+    first, last = x.shape[1] <= 4, x.shape[3] <= 4
+    return None if first == last else ("first" if first else "last")
+
+
 def _channels_first(path: Path, x: Array) -> Array:
     if x.ndim == 2 and x.dtype.kind in "biuf":
         return x
     if x.ndim == 3 and x.dtype == np.uint8:
         return x[:, None]
-    if x.ndim == 4 and x.dtype == np.uint8:
-        return np.ascontiguousarray(x.transpose(0, 3, 1, 2))
-    if x.ndim == 4 and x.dtype.kind == "f":
-        return x
+    if x.ndim == 4 and (x.dtype == np.uint8 or x.dtype.kind == "f"):
+        # Where the axes do not tell, by custom: bytes as cameras have them, floats as torch has them.
+        last = (channels_of(x) or ("last" if x.dtype == np.uint8 else "first")) == "last"
+        return np.ascontiguousarray(x.transpose(0, 3, 1, 2)) if last else x
     raise ValueError(
         f"{path}: expected x as features [n, d], uint8 images [n, H, W] or [n, H, W, C] or float images [n, C, H, W], "
         f"got {x.dtype} {list(x.shape)}; store it in one of these shapes"

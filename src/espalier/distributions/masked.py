@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from pyro.distributions.score_parts import ScoreParts
@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.distributions import constraints, register_kl
 
 from espalier.distributions.priors import FlatNormal, unbatched
+
+_Owner = TypeVar("_Owner")
 
 LEVELS = 1 << 16
 """Z is drawn from 16-bit integers: nine times cheaper than `torch.bernoulli` over all weights, p off by < 8e-6."""
@@ -75,7 +77,7 @@ class Scattered(TorchDistribution):
 
     def score_parts(self, value: Tensor, *args: Any, **kwargs: Any) -> ScoreParts:
         """What `TraceMeanField_ELBO` computes on the way and never uses; every other ELBO would use it, and is refused."""
-        elbo = _elbo_in_use()
+        elbo = in_use(ELBO)
         if elbo is not None and not isinstance(elbo, TraceMeanField_ELBO):
             raise ValueError(
                 f"expected TraceMeanField_ELBO, got {type(elbo).__name__}: a guide over the active weights has no "
@@ -127,12 +129,13 @@ class MaskedWeights(Scattered):
         return scatter(self.mean_value * self.keep.to(self.mean_value.dtype), self.positions, self.event_shape[0])
 
 
-def _elbo_in_use() -> ELBO | None:
-    """The ELBO that is evaluating us. Pyro hands a distribution no other sign of it, and silence would cost a user days."""
+def in_use(kind: type[_Owner]) -> _Owner | None:
+    """The ELBO or the SVI that is evaluating us. Pyro hands a distribution or a guide no other sign of it, and silence would
+    cost a user days."""
     frame = inspect.currentframe()
     while frame is not None:
         owner = frame.f_locals.get("self")
-        if isinstance(owner, ELBO):
+        if isinstance(owner, kind):
             return owner
         frame = frame.f_back
     return None

@@ -12,11 +12,12 @@ from typing import Literal, get_args
 
 import pyro
 import torch
+from pyro.infer import SVI
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from espalier.contracts import Move, Topology
-from espalier.distributions.masked import MaskedWeights, draw_keep, effective_keep_prob
+from espalier.distributions.masked import MaskedWeights, draw_keep, effective_keep_prob, in_use
 from espalier.network import BayesianNetwork
 from espalier.topology.masks import relocate
 
@@ -125,7 +126,16 @@ class MaskedGuide(PyroModule):
         return MaskedWeights(mean, self.positions, sum(self.sizes), self.keep_prob, self._draw)
 
     def forward(self, x: Tensor | None = None, y: Tensor | None = None) -> Tensor:
-        """The Pyro program: one site, `weights`. The data are not looked at."""
+        """The Pyro program: one site, `weights`. The data are not looked at.
+
+        Raises ValueError where Pyro's parameter store would give it the values of an earlier guide, and train those.
+        """
+        store, name = pyro.get_param_store(), self._pyro_get_fullname("values")
+        if name in store and store[name] is not self.values and in_use(SVI) is not None:
+            raise ValueError(
+                "expected this guide's own values, but Pyro's parameter store holds those of an earlier one under their name: "
+                "call pyro.clear_param_store() before a new guide is trained"
+            )
         q = self.distribution()
         with pyro.poutine.scale(scale=self.kl_scale):
             weights: Tensor = pyro.sample("weights", q)

@@ -57,8 +57,15 @@ def estimate(
 
 
 def _norms(net: nn.Module) -> Iterator[tuple[str, Any]]:
+    """The batch normalisations that keep running statistics and that training would move: a backbone whose own `train()`
+    leaves it in evaluation mode is frozen, and stays as it came."""
+    modes = {module: module.training for module in net.modules()}
+    net.train()
+    moving = {module for module in modes if module.training}
+    for module, mode in modes.items():
+        module.training = mode
     for name, module in net.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats and module in moving:
             yield (f"net.{name}." if name else "net."), module
 
 

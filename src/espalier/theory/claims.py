@@ -51,6 +51,8 @@ class Claim(NamedTuple):
     source: str
     check: Callable[..., Finding]
     """`check(quick, *, formulas...)`: quick asks for the same comparison on fewer draws or a smaller grid."""
+    fails: bool = False
+    """Is it recorded that the claim does not hold? Then `espalier theory` does not mind."""
 
 
 class Line(NamedTuple):
