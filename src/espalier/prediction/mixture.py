@@ -74,8 +74,11 @@ class Mixture:
 
 def check_support(distribution: dist.TorchDistribution, inner: Tensor, y: Tensor) -> None:
     """Raises ValueError where a target `(n,)` cannot come from the likelihood; `inner` is what the network was trained on."""
-    support = distribution.support
-    outside = ~support.check(inner)
+    try:
+        support = distribution.support
+        outside = ~support.check(inner)
+    except (NotImplementedError, RuntimeError):  # it says no support, or one of a shape of its own
+        return
     while outside.dim() > 1:
         outside = outside.any(-1)
     if outside.any():
