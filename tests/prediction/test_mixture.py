@@ -19,6 +19,7 @@ from espalier.data import from_arrays
 from espalier.inference import cigl
 from espalier.prediction import Mixture, evaluate
 from espalier.prediction.mixture import crps_of_draws
+from espalier.prediction.predict import parameters_of
 
 RNG = np.random.default_rng(11)
 X = RNG.normal(size=(160, 2))
@@ -171,6 +172,18 @@ def test_a_law_without_a_mean_is_centred_at_its_median() -> None:
     mixture = Mixture([dist.Cauchy(torch.full((3,), 5.0, dtype=torch.float64), 0.1)])
     centre = mixture.centre(np.sort(mixture.sample(2001).numpy(), axis=0))
     np.testing.assert_allclose(centre, 5.0, atol=0.05)
+
+
+def test_a_law_that_knows_no_mean_is_scored_and_says_nan() -> None:
+    law = dist.TransformedDistribution(
+        dist.Normal(torch.zeros(30, dtype=torch.float64), 1.0), [torch.distributions.transforms.SigmoidTransform()]
+    )
+    y = torch.from_numpy(1 / (1 + np.exp(-RNG.normal(size=30))))
+    summary = Mixture([law]).summary(y)
+    expected = stats.norm.logpdf(np.log(y / (1 - y))) - np.log(y * (1 - y)).numpy()
+    assert summary["nll"] == pytest.approx(-float(np.mean(expected)), rel=1e-9)
+    assert 0 < summary["rmse"] < 0.5
+    assert torch.isnan(parameters_of(law)).all()
 
 
 def test_the_poisson_of_the_cases_is_right() -> None:

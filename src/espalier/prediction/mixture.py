@@ -11,9 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from espalier.calibration.scores import LEVEL, SEED, Summary, summary_of
+from espalier.prediction.predict import moment
 
 NUM_DRAWS = 2048
-"""Of each example, for scores that have no closed form."""
+"""Of each example, for scores that have no closed form; fewer, down to 256, where there are more than 10,000 examples."""
+HELD = 20_000_000
+"""Draws held at once."""
 
 
 class Mixture:
@@ -54,14 +57,15 @@ class Mixture:
         """What a record keeps of a regression: nll, exact; rmse of the mean, or of the median where there is no mean; crps and
         `coverage_95` by `NUM_DRAWS` draws of each example. All in units of the target, with intervals."""
         target, log_prob = y.double().numpy(), self.log_prob(y).numpy()
-        drawn = np.sort(self.sample(NUM_DRAWS, seed).numpy(), axis=0)
+        count = int(np.clip(HELD // len(target), 256, NUM_DRAWS))
+        drawn = np.sort(self.sample(count, seed).numpy(), axis=0)
         low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
         scores = {"rmse": (target - self.centre(drawn)) ** 2, "nll": -log_prob, "crps": crps_of_draws(drawn, target)}
         return summary_of(scores, ((low <= target) & (target <= high)).astype(np.float64), level=level, seed=seed)
 
     def centre(self, drawn: NDArray[np.float64]) -> NDArray[np.float64]:
         """The mean `(n,)`; the median of sorted draws where a component has no finite mean (Cauchy)."""
-        means = torch.stack([distribution.mean for distribution in self.distributions])
+        means = torch.stack([moment(distribution, "mean") for distribution in self.distributions])
         found = (means * self.scale + self.shift).mean(0).numpy()
         return np.where(np.isfinite(found), found, np.median(drawn, axis=0))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import pyro.distributions as dist
 import torch
@@ -40,15 +40,23 @@ def parameters_of(outcome: dist.TorchDistribution) -> Tensor:
     """What `Fit.predict` gives of `y`'s distribution for n rows.
 
     Categorical: class probabilities `(n, C)`. Bernoulli: the two probabilities `(n, ..., 2)`, each from the logit, so that a
-    small one keeps its digits. Any other: its mean and standard deviation `(n, ..., 2)`.
+    small one keeps its digits. Any other: its mean and standard deviation `(n, ..., 2)`, NaN where it has none.
     """
     if isinstance(outcome, dist.Categorical):
         probs: Tensor = outcome.logits.softmax(-1)
         return probs
     if isinstance(outcome, dist.Bernoulli):
         return torch.stack([torch.sigmoid(-outcome.logits), torch.sigmoid(outcome.logits)], -1)
-    mean, stddev = one_column(outcome.mean), one_column(outcome.stddev)
-    return torch.stack([mean, stddev], -1)
+    return torch.stack([one_column(moment(outcome, "mean")), one_column(moment(outcome, "stddev"))], -1)
+
+
+def moment(outcome: dist.TorchDistribution, name: Literal["mean", "stddev"]) -> Tensor:
+    """The mean or the standard deviation of a distribution; NaN where it has none, or does not know it."""
+    try:
+        found: Tensor = getattr(outcome, name)
+    except (NotImplementedError, AttributeError):
+        found = torch.full(outcome.batch_shape, torch.nan, dtype=torch.float64)
+    return found
 
 
 @torch.no_grad()
