@@ -78,8 +78,9 @@ def test_classwise_ece_is_that_worked_by_hand() -> None:
     assert calibration.classwise_ece(HAND_PROBS, HAND_LABELS, 2) == pytest.approx(2.1 / 4 / 3, rel=1e-12)
 
 
-def test_an_impossible_event_costs_87_nats_and_stays_finite() -> None:
-    assert calibration.nll([[1.0, 0.0]], [1]) == pytest.approx(126 * np.log(2), rel=1e-6)
+def test_an_impossible_event_costs_what_its_dtype_can_tell_and_stays_finite() -> None:
+    assert calibration.nll(np.array([[1.0, 0.0]], np.float32), [1]) == pytest.approx(126 * np.log(2), rel=1e-6)
+    assert calibration.nll([[1.0, 0.0]], [1]) == pytest.approx(1022 * np.log(2), rel=1e-6)
 
 
 def test_regression_scores_are_those_worked_by_hand() -> None:

@@ -304,7 +304,7 @@ def test_redraw_is_monte_carlo_dropout_of_units() -> None:
         assert torch.equal(z[units].bool() & (last != 0), kept)  # a unit's weights go together
         h = F.relu(F.conv2d(x * z[0], kernel.view(4, 1, 3, 3), state["net.0.bias"], stride=2)).flatten(1)
         logits = F.linear(h * z[1:], matrix.view(10, 36), state["net.3.bias"])
-        torch.testing.assert_close(probs, logits.softmax(-1), rtol=0, atol=2e-5)
+        torch.testing.assert_close(probs, logits.softmax(-1).double(), rtol=0, atol=2e-5)
         zs.append(z[units.unique()])
     assert_mean(torch.stack(zs), np.full(len(units.unique()), P))
 

@@ -99,7 +99,7 @@ def test_statistics_of_a_pair_are_those_of_its_own_draw() -> None:
         update_bn([[batch] for batch in rows], by_hand)
         with torch.no_grad():
             probs = by_hand.eval()(x).softmax(-1)
-        torch.testing.assert_close(predictions[index], probs, rtol=0, atol=2e-5)
+        torch.testing.assert_close(predictions[index], probs.double(), rtol=0, atol=2e-5)
 
 
 def test_the_history_has_the_kl_and_the_record_what_was_asked() -> None:

@@ -80,7 +80,7 @@ def test_training_improves_the_loss_under_the_mask_and_the_ticket_says_two_proba
     for how in fit.ways:
         draws = fit.predict(test.x, how, num_samples=3)
         assert draws.shape == ({"redraw": 3, "pairs": len(fit.pairs.values)}.get(how, 1), 16, 16, 16, 2)
-        assert torch.allclose(draws.sum(-1), torch.ones(draws.shape[:-1]))
+        assert torch.allclose(draws.sum(-1), torch.ones(draws.shape[:-1], dtype=torch.float64), atol=1e-12)
         assert (draws >= 0).all()
     says = fit.predict(test.x, "ticket")[0, ..., 1]
     assert says[test.y == 1].mean() > says[test.y == 0].mean() + 0.3

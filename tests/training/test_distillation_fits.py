@@ -65,7 +65,7 @@ def test_statistics_of_the_distilled_net_are_its_own() -> None:
     update_bn([[batch] for batch in digits().train.x[:320].split(32)], by_hand)
     with torch.no_grad():
         expected = by_hand.eval()(x).softmax(-1)
-        torch.testing.assert_close(fit.predict(x, "distilled")[0], expected, rtol=0, atol=2e-5)
+        torch.testing.assert_close(fit.predict(x, "distilled")[0], expected.double(), rtol=0, atol=2e-5)
         torch.testing.assert_close(fit.ticket("distilled")(x).softmax(-1), expected, rtol=0, atol=2e-5)
 
 
@@ -115,4 +115,4 @@ def test_the_plain_network_of_a_shared_module_predicts_what_the_fit_does(norm: t
     )  # fmt: skip
     x = digits().test.x[:50]
     with torch.no_grad():
-        torch.testing.assert_close(fit.ticket(how)(x).softmax(-1), fit.predict(x, how)[0], rtol=0, atol=2e-5)
+        torch.testing.assert_close(fit.ticket(how)(x).softmax(-1).double(), fit.predict(x, how)[0], rtol=0, atol=2e-5)
