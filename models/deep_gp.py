@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from espalier.network import BayesianNetwork, Normal
+from espalier.likelihoods import Normal
+from espalier.network import BayesianNetwork
 
 
 class DeepGP(nn.Module):

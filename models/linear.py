@@ -6,7 +6,8 @@ import math
 
 from torch import nn
 
-from espalier.network import BayesianNetwork, Normal
+from espalier.likelihoods import Normal
+from espalier.network import BayesianNetwork
 
 
 def model(

@@ -2,9 +2,11 @@
 
 From the bottom to the top, each using only what stands below it:
 
+nested.py      tensors in tuples and dicts
 calibration    scores with intervals; no torch        contracts.py, store.py, shelf.py   words, files, programs by name
 topology       the mask M and its schedules           data, pictures                     sets; plots as data
 distributions  priors, masked weights, subsets
+likelihoods.py from an output to the distribution of y
 network.py     the model
 guides         q(weights | topology): Z is drawn      models                             the shelf of networks
 prediction     Fit, ways to predict, scores, costs

@@ -7,27 +7,31 @@ exchange is here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from espalier import nested
+
 
 class Rows(Protocol):
     """Inputs that are indexed by row numbers: a tensor, or a folder of images that decodes what is asked for.
 
-    `rows[index]` with an int64 tensor `(b,)` returns a tensor `(b, *shape)`. Rows that have a `stream(batches, seed)` too are
+    `rows[index]` with an int64 tensor `(b,)` returns a tensor `(b, *shape)`, or a tuple or dict of such, for a network that
+    takes several (`nested.py`). Rows that have a `stream(batches, seed)` too are
     asked for many such indices at once, so that they can decode ahead (`data/streamed.py`).
     """
 
     def __len__(self) -> int: ...
-    def __getitem__(self, index: Tensor, /) -> Tensor: ...
+    def __getitem__(self, index: Tensor, /) -> Any: ...
 
 
 class Split(NamedTuple):
-    """One part of a data set: `x` `(n, *shape)` float32, standardised; `y` `(n,)` int64 labels or float32 targets."""
+    """One part of a data set: `x` `(n, *shape)` float32, standardised; `y` int64 labels or float32 targets, `(n,)`, or
+    `(n, ...)` where an example has several: the columns of a regression, a sequence's labels, a mask."""
 
     x: Rows
     y: Tensor
@@ -37,7 +41,7 @@ class Data(NamedTuple):
     """A data set cut into its four parts. Only `train` is fitted, `validation` may guide choices, `calibration` is for
     certificates and `test` for the last word.
 
-    Regression targets are standardised by the training rows: `y * target_scale + target_shift` is in the user's units.
+    Regression targets are standardised by the training rows: `in_units(y)` is in the user's.
     """
 
     name: str
@@ -45,43 +49,65 @@ class Data(NamedTuple):
     validation: Split
     calibration: Split
     test: Split
-    shape: tuple[int, ...]
+    shape: Any
+    """Of one row: `(*shape)`, or a tuple or dict of such."""
     num_classes: int | None
     """None for regression."""
-    target_shift: float = 0.0
-    target_scale: float = 1.0
+    target_shift: float | tuple[float, ...] = 0.0
+    target_scale: float | tuple[float, ...] = 1.0
+    """One number, or one for each column of the targets."""
     hashes: dict[str, str] = {}
     """Split name -> SHA-256 of its rows (inputs as stored, and labels): what the record keeps."""
     classes: tuple[Any, ...] = ()
     """What the labels 0, 1, ... stand for, where that was said."""
-    input_scale: tuple[Tensor, Tensor] | None = None
-    """Mean and standard deviation `(C,)` of each channel or feature, by which inputs were standardised, float64."""
+    input_scale: Any = None
+    """Mean and standard deviation `(C,)` of each channel or feature, by which inputs were standardised, float64; a tuple or
+    dict of these pairs where inputs are one, None where they were left as they came."""
 
     @property
     def num_outputs(self) -> int:
-        """Width of the network's last layer: one per class, or one mean."""
-        return 1 if self.num_classes is None else self.num_classes
+        """Width of the network's last layer: one per class, or one mean for each column of the targets."""
+        if self.num_classes is not None:
+            return self.num_classes
+        return self.train.y.shape[1] if self.train.y.dim() == 2 else 1
 
-    def inputs(self, x: Any) -> Tensor:
+    def in_units(self, y: Tensor) -> Tensor:
+        """Targets of a split in the user's units, float64."""
+        units: Tensor = y.double() * torch.as_tensor(self.target_scale, dtype=torch.float64)
+        return units + torch.as_tensor(self.target_shift, dtype=torch.float64)
+
+    def inputs(self, x: Any) -> Any:
         """New inputs x `(n, *shape)`, in the user's units and channels first, as the network takes them: float32."""
-        plain = x.double() if isinstance(x, Tensor) else torch.tensor(np.asarray(x), dtype=torch.float64)
-        if plain.shape[1:] != torch.Size(self.shape):
-            raise ValueError(f"expected inputs of shape (n, {', '.join(map(str, self.shape))}), got {tuple(plain.shape)}")
-        if self.input_scale is None:
-            return plain.float()
-        mean, sd = (values.view(-1, *[1] * (plain.dim() - 2)) for values in self.input_scale)
-        return ((plain - mean) / sd).float()
+
+        def taken(shape: Sequence[int], own: Any, by: tuple[Tensor, Tensor] | None) -> Tensor:
+            plain = own.double() if isinstance(own, Tensor) else torch.tensor(np.asarray(own), dtype=torch.float64)
+            if plain.shape[1:] != torch.Size(shape):
+                raise ValueError(f"expected inputs of shape (n, {', '.join(map(str, shape))}), got {tuple(plain.shape)}")
+            if by is None:
+                return plain.float()
+            mean, sd = (values.view(-1, *[1] * (plain.dim() - 2)) for values in by)
+            return ((plain - mean) / sd).float()
+
+        scales = self.input_scale or nested.by_shape(lambda _: None, self.shape)
+        return nested.by_shape(taken, self.shape, x, scales)
 
     def facts(self) -> dict[str, Any]:
         """What a record keeps of the data, JSON-able."""
         stand_for = [label if isinstance(label, str | int | float) else str(label) for label in self.classes]
         return {
-            "shape": list(self.shape),
+            "shape": _listed(self.shape),
             "num_outputs": self.num_outputs,
             "task": "regression" if self.num_classes is None else "classification",
-            "target": [self.target_shift, self.target_scale],
+            "target": _listed((self.target_shift, self.target_scale)),
             "data": {"name": self.name, "hashes": self.hashes} | ({"classes": stand_for} if stand_for else {}),
         }
+
+
+def _listed(value: Any) -> Any:
+    """As JSON has it."""
+    if isinstance(value, Mapping):
+        return {key: _listed(each) for key, each in value.items()}
+    return [_listed(each) for each in value] if isinstance(value, tuple | list) else value
 
 
 class Topology(NamedTuple):

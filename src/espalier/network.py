@@ -13,7 +13,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyro
 import pyro.distributions as dist
@@ -23,10 +23,20 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils import parametrize
 
+from espalier import nested
 from espalier.distributions.priors import FlatNormal
+from espalier.likelihoods import (
+    LIKELIHOODS,
+    Likelihood,
+    is_of_gpytorch,
+    is_soft,
+    likelihood_of,
+    matched,
+    said_by_gpytorch,
+)
 
-Likelihood = Callable[[Tensor], dist.TorchDistribution]
-"""From the network's output `(n, ...)` to the distribution of `y`."""
+Output = str | int | Callable[[Any], Any]
+"""Which part of a network's output is the likelihood's: a key, a place, or a function of it."""
 
 _LINEAR_OR_CONV = (
     nn.Linear,
@@ -37,47 +47,6 @@ _LINEAR_OR_CONV = (
     nn.ConvTranspose2d,
     nn.ConvTranspose3d,
 )
-
-
-class Categorical(nn.Module):
-    """Labels 0 .. C-1 from logits `(n, C)`."""
-
-    def forward(self, output: Tensor) -> dist.TorchDistribution:
-        return dist.Categorical(logits=output)
-
-
-class Bernoulli(nn.Module):
-    """Labels 0 or 1 from one logit: `(n, 1)` -> y `(n,)`; wider outputs (masks of images) keep their shape."""
-
-    def forward(self, output: Tensor) -> dist.TorchDistribution:
-        return dist.Bernoulli(logits=one_column(output))
-
-
-class Normal(nn.Module):
-    """Targets `(n,)` from means `(n, 1)` with one learned precision tau: y ~ N(mean, 1/tau).
-
-    `precision` is where it starts; `learn=False` fixes it there.
-    """
-
-    def __init__(self, precision: float = 1.0, learn: bool = True) -> None:
-        super().__init__()
-        start = torch.tensor(math.log(precision))
-        self.log_precision: Tensor
-        if learn:
-            self.log_precision = nn.Parameter(start)
-        else:
-            self.register_buffer("log_precision", start)
-
-    def forward(self, output: Tensor) -> dist.TorchDistribution:
-        return dist.Normal(one_column(output), torch.exp(-0.5 * self.log_precision))
-
-
-LIKELIHOODS: dict[str, type[nn.Module]] = {"categorical": Categorical, "bernoulli": Bernoulli, "normal": Normal}
-
-
-def one_column(output: Tensor) -> Tensor:
-    """`(n, 1)` -> `(n,)`; anything else as it is."""
-    return output.squeeze(-1) if output.dim() == 2 and output.shape[-1] == 1 else output
 
 
 def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -106,10 +75,13 @@ class BayesianNetwork(PyroModule):
     Sites: `weights` ~ N(0, prior_scale^2) of event shape `(num_weights,)`, dense; `l2`, the factor
     -num_data * weight_decay / 2 * sum b^2 of the point-estimated parameters; `y`, observed, scaled by num_data / len(x).
 
-    net: an `nn.Module` from x `(n, *shape)` to outputs `(n, ...)`. It is copied; its maskable weights become `initial`.
+    net: an `nn.Module` from x `(n, *shape)` to outputs `(n, ...)`. It is copied; its maskable weights become `initial`. Inputs
+        that are a tuple are given to it as `net(*x)`, a dict as `net(**x)`.
     prior_scale: standard deviation of the prior, or None for "1, unless an inference's weight_decay implies another".
-    likelihood: 'categorical', 'bernoulli', 'normal', or any callable from outputs to a Pyro distribution (a GPyTorch
-        likelihood is one).
+    likelihood: 'categorical', 'bernoulli', 'normal', or any callable from outputs to a Pyro distribution; GPyTorch's
+        likelihoods that ask for nothing else are such (it is given `(n,)` of a network's `(n, 1)`, as they expect).
+    output: of a network that gives a tuple or a dict, what the likelihood is given: a key, a place, or a function of it; None
+        is all of it.
     num_data: training examples N that a mini-batch stands for; None takes each batch for the whole data set.
     weight_decay: L2 of the point-estimated parameters, per datum.
     maskable: glob patterns of tensor names. By default every Linear and Conv weight that is a parameter of its own;
@@ -127,6 +99,7 @@ class BayesianNetwork(PyroModule):
         *,
         prior_scale: float | None = None,
         likelihood: str | Likelihood = "categorical",
+        output: Output | None = None,
         num_data: int | None = None,
         weight_decay: float = 0.0,
         maskable: Sequence[str] | None = None,
@@ -145,7 +118,7 @@ class BayesianNetwork(PyroModule):
         self.register_buffer("initial", torch.cat(parts), persistent=False)
         self.net = _without(net, {name for weight in self.weights for name in weight.names})
         self._aliases = _aliases(self.net)
-        self.likelihood = _likelihood(likelihood)
+        self.likelihood, self.output = likelihood_of(likelihood), output
         self.prior_scale = prior_scale
         self.num_data = num_data
         self.weight_decay = weight_decay
@@ -155,19 +128,19 @@ class BayesianNetwork(PyroModule):
         """Maskable weights: the length of the flat vector."""
         return sum(self.sizes)
 
-    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+    def forward(self, x: Any, y: Tensor | None = None) -> Tensor:
         """The Pyro program. x: `(n, *shape)`, y: `(n, ...)` or None to sample it. Returns y.
 
         Labels may be soft, probabilities `(n, C)`: site `y` is then the factor sum_c y_c log p_c (a Gibbs posterior).
         """
-        weights = pyro.sample("weights", self.prior())
+        weights, rows = pyro.sample("weights", self.prior()), nested.num_rows(x)
         if self.weight_decay:
-            pyro.factor("l2", -self.l2() * (self.num_data or len(x)))
+            pyro.factor("l2", -self.l2() * (self.num_data or rows))
         outcome = self.outcome(weights, x)
         if y is not None:
-            y = _matched(y, outcome)
-        with pyro.plate("data", len(x)), pyro.poutine.scale(scale=(self.num_data or len(x)) / len(x)):
-            if y is not None and _soft(y, outcome):
+            y = matched(y, outcome)
+        with pyro.plate("data", rows), pyro.poutine.scale(scale=(self.num_data or rows) / rows):
+            if y is not None and is_soft(y, outcome):
                 pyro.factor("y", (y * outcome.logits).sum(-1))
                 return y
             drawn: Tensor = pyro.sample("y", outcome.to_event(len(outcome.batch_shape) - 1), obs=y)
@@ -177,32 +150,43 @@ class BayesianNetwork(PyroModule):
         """N(0, prior_scale^2) over the flat weight vector."""
         return FlatNormal(1.0 if self.prior_scale is None else self.prior_scale, self.num_weights, self.initial)
 
-    def evaluate(self, weights: Tensor, x: Tensor, state: Mapping[str, Tensor] | None = None) -> Tensor:
-        """The network's output at a flat weight vector, in float32 or wider.
+    def evaluate(self, weights: Tensor, x: Any, state: Mapping[str, Tensor] | None = None) -> Any:
+        """The network's output at a flat weight vector, or what `output` picks of it, in float32 or wider.
 
         `state` stands in for the model's other parameters and buffers, by the names of its `state_dict`.
         """
         own = {name: tensor for name, tensor in under("net.", state or {}).items() if name not in self._aliases}
-        tensors = {**own, **self.unflatten(weights)}
-        output: Tensor = functional_call(self.net, tensors, (x,))
-        return output.float() if output.dtype in (torch.bfloat16, torch.float16) else output
+        found = functional_call(self.net, {**own, **self.unflatten(weights)}, *nested.arguments(x))
+        return nested.each(_single, found if self.output is None else _picked(found, self.output))
 
-    def outcome(self, weights: Tensor, x: Tensor, state: Mapping[str, Tensor] | None = None) -> dist.TorchDistribution:
+    def outcome(self, weights: Tensor, x: Any, state: Mapping[str, Tensor] | None = None) -> dist.TorchDistribution:
         """The distribution of y given x `(n, *shape)`: the likelihood at the network's output."""
-        output = self.evaluate(weights, x, state)
-        tensors = under("likelihood.", state or {})
-        if tensors and isinstance(self.likelihood, nn.Module):
-            return functional_call(self.likelihood, tensors, (output,))
-        return self.likelihood(output)
+        return self._said(self.evaluate(weights, x, state), under("likelihood.", state or {}))
 
-    def says(self, output: Tensor, state: Mapping[str, Tensor] | None = None) -> dist.TorchDistribution:
+    def says(self, output: Any, state: Mapping[str, Tensor] | None = None) -> dist.TorchDistribution:
         """The distribution of y that the likelihood makes of an output `(n, ...)`, in the output's own precision."""
-        if not isinstance(self.likelihood, nn.Module):
-            return self.likelihood(output)
-        tensors = {**dict(self.likelihood.named_parameters()), **dict(self.likelihood.named_buffers())}
+        like = next(leaf for leaf in nested.leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point())
+        tensors: dict[str, Tensor] = {}
+        if isinstance(self.likelihood, nn.Module):
+            every = self.likelihood.named_parameters, self.likelihood.named_buffers
+            tensors = {name: tensor for named in every for name, tensor in named(remove_duplicate=False)}
         tensors |= under("likelihood.", state or {})
-        own = {name: t.to(output) if t.is_floating_point() else t.to(output.device) for name, t in tensors.items()}
-        return functional_call(self.likelihood, own, (output,)) if own else self.likelihood(output)
+        own = {name: t.to(like) if t.is_floating_point() else t.to(like.device) for name, t in tensors.items()}
+        return self._said(output, own)
+
+    def _said(self, output: Any, tensors: Mapping[str, Tensor]) -> dist.TorchDistribution:
+        """The likelihood at an output, these tensors standing in for its own."""
+        if not isinstance(output, Tensor) and isinstance(self.likelihood, tuple(LIKELIHOODS.values())):
+            of = f"with keys {', '.join(map(str, output))}" if isinstance(output, Mapping) else type(output).__name__
+            raise ValueError(f"expected a tensor from the network, got a {of}: say by output= which part is meant")
+        if isinstance(output, Tensor) and is_of_gpytorch(self.likelihood):
+            return said_by_gpytorch(lambda rows: self._called(rows, tensors), self.likelihood, output)
+        return self._called(output, tensors)
+
+    def _called(self, output: Any, tensors: Mapping[str, Tensor]) -> dist.TorchDistribution:
+        if tensors and isinstance(self.likelihood, nn.Module):
+            return functional_call(self.likelihood, dict(tensors), (output,), tie_weights=False)
+        return self.likelihood(output)
 
     def unflatten(self, weights: Tensor) -> dict[str, Tensor]:
         """Views of the flat vector `(num_weights,)` by tensor name. By `split`: slices would cost 26 times more backward."""
@@ -237,6 +221,7 @@ class BayesianNetwork(PyroModule):
             self.network(self.initial),
             prior_scale=self.prior_scale,
             likelihood=self.likelihood,
+            output=self.output,
             num_data=self.num_data,
             weight_decay=self.weight_decay,
             maskable=patterns,
@@ -273,14 +258,6 @@ class BayesianNetwork(PyroModule):
         self.net.load_state_dict(
             {k: v for k, v in net.state_dict().items() if k in self.net.state_dict()}, strict=False
         )
-
-
-def _likelihood(likelihood: str | Likelihood) -> Likelihood:
-    if callable(likelihood):
-        return likelihood
-    if likelihood not in LIKELIHOODS:
-        raise ValueError(f"expected a likelihood of {', '.join(LIKELIHOODS)} or a callable, got {likelihood!r}")
-    return LIKELIHOODS[likelihood]()
 
 
 def _maskable_weights(net: nn.Module, patterns: Sequence[str] | None) -> Iterator[Weight]:
@@ -346,23 +323,6 @@ def _aliases(net: nn.Module) -> frozenset[str]:
     return frozenset(name for name, tensor in everything if first.setdefault(id(tensor), name) != name)
 
 
-def _matched(y: Tensor, outcome: dist.TorchDistribution) -> Tensor:
-    """Targets in the shape and kind of what the likelihood says. Raises ValueError where they would broadcast."""
-    if not isinstance(outcome, dist.Categorical):
-        y = y.to(torch.get_default_dtype()) if not y.is_floating_point() else y
-    shape = outcome.logits.shape if _soft(y, outcome) else outcome.shape()
-    if shape == (*y.shape, 1):
-        y = y.unsqueeze(-1)
-    if shape != y.shape:
-        raise ValueError(f"expected targets of shape {tuple(shape)}, as the likelihood has, got {tuple(y.shape)}")
-    return y
-
-
-def _soft(y: Tensor, outcome: dist.TorchDistribution) -> bool:
-    """Are these labels probabilities of the classes?"""
-    return isinstance(outcome, dist.Categorical) and y.is_floating_point() and y.dim() == outcome.logits.dim()
-
-
 def _without(net: nn.Module, names: set[str]) -> nn.Module:
     """A copy of the network that holds no maskable tensors: they would be dead weight in a parameter store."""
     stripped = copy.deepcopy(net)
@@ -370,3 +330,21 @@ def _without(net: nn.Module, names: set[str]) -> nn.Module:
         owner, attribute = _owner(stripped, name)
         owner.register_parameter(attribute, None)
     return stripped
+
+
+def _single(tensor: Any) -> Any:
+    """16-bit numbers in float32."""
+    return tensor.float() if isinstance(tensor, Tensor) and tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+
+
+def _picked(found: Any, output: Output) -> Any:
+    """Raises ValueError where the network's output has no such part."""
+    if callable(output):
+        return output(found)
+    try:
+        return found[output]
+    except (KeyError, IndexError, TypeError) as error:
+        there = ", ".join(map(str, found)) if isinstance(found, Mapping) else f"{type(found).__name__}"
+        raise ValueError(
+            f"expected the network's output to have a part {output!r}, got {there}: mend output="
+        ) from error

@@ -72,5 +72,5 @@ def test_a_split_that_is_unknown_or_empty_is_refused() -> None:
 def test_an_image_of_targets_is_not_scored_as_labels() -> None:
     (fit, _), data = trained("mlp"), digits()
     masks = data._replace(test=Split(data.test.x, torch.zeros(len(data.test.y), 8, 8)))
-    with pytest.raises(ValueError, match=r"expected one label or target per example, got y of shape \(\d+, 8, 8\): use"):
-        predictions(fit, masks)
+    with pytest.raises(ValueError, match=r"expected probs .* and labels .*, got \(\d+, 10\) and \(\d+, 8, 8\)"):
+        evaluate(fit, masks)

@@ -14,7 +14,8 @@ from pyro.poutine.util import site_is_subsample
 from torch import nn
 
 from budget import assert_mean
-from espalier.network import BayesianNetwork, Normal
+from espalier.likelihoods import Normal
+from espalier.network import BayesianNetwork
 from espalier.references.nuts import Potential, nuts, program
 from espalier.topology.masks import initial
 

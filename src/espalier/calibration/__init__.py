@@ -1,6 +1,7 @@
 """Scores of predictive distributions, with intervals that cover. NumPy and SciPy; no torch.
 
 scores.py        accuracy, NLL, Brier, ECE, CRPS and their kin; floors, intervals, reliability
+clusters.py      the same where an example has several labels
 calibrators.py   temperature: fitted on validation, applied to what is predicted
 comparison.py    two methods on the same examples and seeds: paired differences and their intervals
 """
@@ -11,6 +12,7 @@ from espalier.calibration.calibrators import CALIBRATORS as CALIBRATORS
 from espalier.calibration.calibrators import Calibrator as Calibrator
 from espalier.calibration.calibrators import apply_temperature as apply_temperature
 from espalier.calibration.calibrators import fit_temperature as fit_temperature
+from espalier.calibration.clusters import clustered_summary as clustered_summary
 from espalier.calibration.comparison import Difference as Difference
 from espalier.calibration.comparison import Summary as Summary
 from espalier.calibration.comparison import between as between

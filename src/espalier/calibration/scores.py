@@ -125,12 +125,12 @@ def _edges(num_bins: int) -> Floats:
     return np.asarray(np.arange(num_bins + 1) / num_bins)  # rounded correctly, unlike linspace: 0.2 is the edge 3/15
 
 
-def _equal_width(confidence: Floats, num_bins: int) -> Ints:
+def equal_width(confidence: Floats, num_bins: int) -> Ints:
     """The bin of each confidence among the B intervals (lo, hi] of width 1/B; 0 goes to the first."""
     return np.searchsorted(_edges(num_bins)[1:-1], confidence, side="left")
 
 
-def _equal_mass(confidence: Floats, num_bins: int) -> Ints:
+def equal_mass(confidence: Floats, num_bins: int) -> Ints:
     """The bin as `adaptive_ece` has it. Ties share one, so the order of examples is immaterial; bins may be empty."""
     _edges(num_bins)
     rank = -(-np.arange(1, num_bins) * len(confidence) // num_bins) - 1
@@ -149,7 +149,7 @@ def reliability(confidence: ArrayLike, hit: ArrayLike, num_bins: int) -> Reliabi
     _require(shaped, "confidence and hit of one shape (n,)", (c.shape, h.shape), "pass one of each per example")
     inside = bool(((c >= 0) & (c <= 1) & np.isin(h, (0, 1))).all())
     _require(inside, "confidence in [0, 1] and hit 0 or 1", "values outside", "clamp the one, compare for the other")
-    edges, index = _edges(num_bins), _equal_width(c, num_bins)
+    edges, index = _edges(num_bins), equal_width(c, num_bins)
     count = np.bincount(index, minlength=num_bins)
     share = np.where(count > 0, count / len(c), np.nan)
     return Reliability(edges, count, _gaps(index, c, num_bins) / share, _gaps(index, h, num_bins) / share)
@@ -159,20 +159,20 @@ def ece(probs: ArrayLike, labels: ArrayLike, num_bins: int = NUM_BINS) -> float:
     """Expected calibration error of the top label: sum_b n_b/n |acc_b - conf_b| over equal-width bins (lo, hi], in
     [0, 1] (Naeini et al. 2015; Guo et al. 2017). Biased upwards: set it beside `ece_floor` and `ece_interval`."""
     confidence, hit = _top_label(*classification(probs, labels))
-    return float(np.abs(_gaps(_equal_width(confidence, num_bins), hit - confidence, num_bins)).sum())
+    return float(np.abs(_gaps(equal_width(confidence, num_bins), hit - confidence, num_bins)).sum())
 
 
 def adaptive_ece(probs: ArrayLike, labels: ArrayLike, num_bins: int = NUM_BINS) -> float:
     """`ece` over equal-mass bins (lo, hi], hi the sorted confidences of rank ceil(k n / B), tied ones in the same bin
     (Nguyen & O'Connor 2015; the top-label form of Nixon et al. 2019)."""
     confidence, hit = _top_label(*classification(probs, labels))
-    return float(np.abs(_gaps(_equal_mass(confidence, num_bins), hit - confidence, num_bins)).sum())
+    return float(np.abs(_gaps(equal_mass(confidence, num_bins), hit - confidence, num_bins)).sum())
 
 
 def classwise_ece(probs: ArrayLike, labels: ArrayLike, num_bins: int = NUM_BINS) -> float:
     """1/C sum_c sum_b n_cb/n |freq_cb - prob_cb|, equal-width bins of each class's probability (Nixon et al. 2019)."""
     p, y = classification(probs, labels)
-    cell = _equal_width(p, num_bins) + num_bins * np.arange(p.shape[1])
+    cell = equal_width(p, num_bins) + num_bins * np.arange(p.shape[1])
     return float(np.abs(_gaps(cell.ravel(), (np.eye(p.shape[1])[y] - p).ravel(), num_bins * p.shape[1])).sum())
 
 
@@ -180,7 +180,7 @@ def ece_floor(probs: ArrayLike, num_bins: int = NUM_BINS, num_worlds: int = NUM_
     """The `ece` that a perfectly calibrated predictor is expected to score with these very confidences: the mean over
     `num_worlds` simulations of hit_i ~ Bernoulli(confidence_i) (consistency resampling, Bröcker & Smith 2007)."""
     confidence = probabilities(probs).max(1)
-    member = np.eye(num_bins, dtype=np.float32)[_equal_width(confidence, num_bins)]
+    member = np.eye(num_bins, dtype=np.float32)[equal_width(confidence, num_bins)]
     sharp, said = confidence.astype(np.float32), confidence @ member
     rng, n, total, step = np.random.default_rng(seed), len(sharp), 0.0, max(1, _BLOCK // len(sharp))
     for start in range(0, num_worlds, step):
@@ -196,16 +196,24 @@ def _bisect(accepts: Callable[[float], bool], no: float, yes: float) -> float:
     return yes
 
 
-def _gap_interval(
-    confidence: Floats, hit: Floats, index: Ints, num_bins: int, level: float, seed: int, num_worlds: int = NUM_WORLDS
+def gap_interval(
+    confidence: Floats,
+    hit: Floats,
+    index: Ints,
+    num_bins: int,
+    level: float,
+    seed: int,
+    num_worlds: int = NUM_WORLDS,
+    effect: Floats | float = 1.0,
 ) -> Interval:
+    """`ece_interval` of any confidences `(n,)` in bins `index`; `effect` `(B,)` multiplies the variance of each bin."""
     n, tail, share = len(index), _tail(level), np.bincount(index, minlength=num_bins) / len(index)
     gap, said = _gaps(index, hit - confidence, num_bins), _gaps(index, confidence, num_bins)
     depth, observed = np.abs(gap), float(np.abs(gap).sum())
     noise = np.random.default_rng(seed).standard_normal((num_worlds, num_bins))
     # Were the hit rate c + g, Var(hit - c) would be c (1 - c) + g (1 - 2c): linear in the true gap.
-    variance = _gaps(index, confidence * (1 - confidence), num_bins) / n
-    tilt = (share - 2 * said) / (np.where(share > 0, share, 1) * n)
+    variance = effect * _gaps(index, confidence * (1 - confidence), num_bins) / n
+    tilt = effect * (share - 2 * said) / (np.where(share > 0, share, 1) * n)
     # The gap that can be resolved: the deviation of a calibrated bin, and a count, since even confidence 1 may err.
     unit = np.sqrt(variance + 1 / n**2)
     order = np.argsort(-depth / unit, kind="stable")
@@ -244,7 +252,7 @@ def ece_interval(
     into the few bins of the surest gaps, which inflates the plug-in most; the upper spreads it over all in proportion
     to their noise, where it hides best. The interval may reach 0 and need not hold the plug-in value."""
     confidence, hit = _top_label(*classification(probs, labels))
-    return _gap_interval(confidence, hit, _equal_width(confidence, num_bins), num_bins, level, seed)
+    return gap_interval(confidence, hit, equal_width(confidence, num_bins), num_bins, level, seed)
 
 
 def adaptive_ece_interval(
@@ -252,7 +260,7 @@ def adaptive_ece_interval(
 ) -> Interval:
     """`ece_interval` for `adaptive_ece`: its target is the population's error over the bins that this sample fixed."""
     confidence, hit = _top_label(*classification(probs, labels))
-    return _gap_interval(confidence, hit, _equal_mass(confidence, num_bins), num_bins, level, seed)
+    return gap_interval(confidence, hit, equal_mass(confidence, num_bins), num_bins, level, seed)
 
 
 def classwise_ece_interval(
@@ -265,8 +273,8 @@ def classwise_ece_interval(
     own_level = 1 - (1 - level) / count
     num_worlds = max(NUM_WORLDS, int(16 / (1 - own_level)))  # eight worlds in either tail
     ends = [
-        _gap_interval(
-            p[:, c], (y == c).astype(float), _equal_width(p[:, c], num_bins), num_bins, own_level, seed, num_worlds
+        gap_interval(
+            p[:, c], (y == c).astype(float), equal_width(p[:, c], num_bins), num_bins, own_level, seed, num_worlds
         )
         for c in range(count)
     ]

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from espalier import nested
 from espalier.network import BayesianNetwork
 from espalier.prediction import batchnorm
 from espalier.prediction.fit import SINGLE, Fit, How
@@ -50,7 +51,7 @@ class Forward(NamedTuple):
         return sum(densities[name] * count for name, count in self.layers.items()) + self.rest
 
 
-def forward(model: BayesianNetwork, shape: Sequence[int]) -> Forward:
+def forward(model: BayesianNetwork, shape: Any) -> Forward:
     """Count one forward pass of an example of `shape`, at the level of torch's own operators: whatever module or function
     calls them, and as often as it does."""
     counter = _Counter(model)
@@ -58,7 +59,7 @@ def forward(model: BayesianNetwork, shape: Sequence[int]) -> Forward:
     torch.backends.mha.set_fastpath_enabled(False)  # fused attention hides its products
     try:
         with evaluating(model), torch.inference_mode(False), torch.no_grad(), counter:
-            model.evaluate(model.initial, model.initial.new_zeros(1, *shape))
+            model.evaluate(model.initial, nested.by_shape(lambda own: model.initial.new_zeros(1, *own), shape))
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
     return Forward(dict(zip((weight.name for weight in model.weights), counter.layers, strict=True)), counter.rest)

@@ -9,26 +9,28 @@ import torch
 from torch import Tensor
 
 from espalier.prediction.mixture import Mixture
-from espalier.prediction.predict import parameters_of
+from espalier.prediction.predict import in_units, parameters_of
 
 if TYPE_CHECKING:
     import xarray
 
 
 def to_datatree(mixture: Mixture, y: Tensor, *, seed: int = 0) -> xarray.DataTree:
-    """A posterior predictive of n rows as an ArviZ DataTree with dims chain, draw, observation; y: `(n,)`.
+    """A posterior predictive of n rows as an ArviZ DataTree with dims chain, draw, observation; y: `(n,)`, or `(n, ...)` with
+    dims output, or output_0 and so on, too.
 
     Groups: `posterior_predictive` (y drawn once per draw, from the likelihood's own distribution), `predictions` (class
-    probabilities, or mean and standard deviation), `log_likelihood` (pointwise, nats) and `observed_data`. On Python 3.11 it
-    is `arviz.preview` that plots it, later `arviz` itself: `plot_ppc_pava(tree, data_type="categorical")`.
+    probabilities, or mean and standard deviation), `log_likelihood` (of each observation, nats), `observed_data`. On Python 3.11
+    it is `arviz.preview` that plots it, later `arviz` itself: `plot_ppc_pava(tree, data_type="categorical")`.
     """
     from arviz_base import from_dict
 
     classes = isinstance(mixture.distributions[0], dist.Categorical | dist.Bernoulli)
     parameters = torch.stack([parameters_of(each) for each in mixture.distributions])
     if not classes:
-        parameters = parameters * mixture.scale + torch.tensor([mixture.shift, 0.0])
+        parameters = in_units(parameters, mixture.shift, mixture.scale)
     name, dims = ("probability", "class") if classes else ("mean_and_scale", "moment")
+    outputs = ["output"] if y.dim() == 2 else [f"output_{axis}" for axis in range(y.dim() - 1)]
     sampled = mixture.draws(seed)
     return from_dict(
         {
@@ -37,6 +39,6 @@ def to_datatree(mixture: Mixture, y: Tensor, *, seed: int = 0) -> xarray.DataTre
             "log_likelihood": {"y": mixture.log_probs(y)[None].detach().numpy()},
             "observed_data": {"y": y.numpy()},
         },
-        dims={"y": ["observation"]},
-        pred_dims={name: ["observation", dims]},
+        dims={"y": ["observation", *outputs]},
+        pred_dims={name: ["observation", *outputs, dims]},
     )

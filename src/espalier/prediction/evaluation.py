@@ -42,15 +42,12 @@ def predictions(
     num_samples: int = 16,
     seed: int = 0,
 ) -> dict[How, Predicted]:
-    """What every way predicts for a split: mean probabilities `(n, C)`; all draws `(S, n, 2)`, means and standard deviations, of
-    a regression with a normal likelihood; the `Mixture` of any other."""
+    """What every way predicts for a split: mean probabilities `(n, ..., C)`; all draws `(S, n, 2)`, means and standard
+    deviations, of a regression of one normal target; the `Mixture` of any other."""
     part, ways = split_of(data, split), ways or fit.ways
-    if part.y.dim() != 1:
-        raise ValueError(
-            f"expected one label or target per example, got y of shape {tuple(part.y.shape)}: use fit.predict"
-        )
     fit.look_at(data)
-    if data.num_classes is None and not isinstance(next(fit.outcomes(part.x[torch.arange(1)], "mean")), Normal):
+    said = next(fit.outcomes(part.x[torch.arange(1)], "mean"))
+    if data.num_classes is None and (part.y.dim() > 1 or not isinstance(said, Normal)):
         return {way: fit.mixture(part.x, way, num_samples=num_samples, seed=seed) for way in ways}
     if data.num_classes is None:
         return {way: fit.predict(part.x, way, num_samples=num_samples, seed=seed).double().numpy() for way in ways}
@@ -65,7 +62,8 @@ def evaluate(
     num_samples: int = 16,
     predicted: Mapping[How, Predicted] | None = None,
 ) -> dict[str, Any]:
-    """Scores of every way to predict on a split, JSON-able.
+    """Scores of every way to predict on a split, JSON-able. Where an example has several labels or targets, means are over all
+    of them and intervals over examples.
 
     `predict[way]` holds accuracy, nll, brier, ece_10, ece_15 and others, each with `NAME_interval` beside it and the ECE
     floors; for regression rmse, nll, crps, coverage in the units of the data. See calibration/scores.py for their definitions.
@@ -89,14 +87,15 @@ def evaluate(
 
 def score(predicted: Mapping[Way, Any], data: Data, split: str = "test") -> dict[Way, dict[str, Any]]:
     """Scores of any predictive distributions on a split, by name; each as `predictions` returns them, in its units."""
-    targets = split_of(data, split).y.numpy()
+    y = split_of(data, split).y
     if data.num_classes is not None:
-        return {way: calibration.classification_summary(p, targets) for way, p in predicted.items()}
-    targets = targets.astype(np.float64) * data.target_scale + data.target_shift
+        summary = calibration.classification_summary if y.dim() == 1 else calibration.clustered_summary
+        return {way: summary(p, y.numpy()) for way, p in predicted.items()}
+    targets = data.in_units(y)
     return {
-        way: p.summary(torch.from_numpy(targets))
+        way: p.summary(targets)
         if isinstance(p, Mixture)
-        else calibration.regression_summary(p[..., 0], p[..., 1], targets)
+        else calibration.regression_summary(p[..., 0], p[..., 1], targets.numpy())
         for way, p in predicted.items()
     }
 

@@ -21,7 +21,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from espalier import store
+from espalier import nested, store
 from espalier.contracts import Data, Rows, Topology
 from espalier.distributions.masked import scatter
 from espalier.guides.masked import Mask, draw_mask
@@ -29,7 +29,7 @@ from espalier.network import BayesianNetwork, under
 from espalier.prediction import batchnorm
 from espalier.prediction.datatree import to_datatree
 from espalier.prediction.mixture import Mixture
-from espalier.prediction.predict import outcome_of, parameters_of
+from espalier.prediction.predict import in_units, outcome_of, parameters_of
 from espalier.store import Bundle
 from espalier.topology.masks import from_bits, pack_bits, to_bits, unpack_bits
 
@@ -42,6 +42,8 @@ WAYS: tuple[How, ...] = get_args(How)[:5]
 SINGLE: tuple[How, ...] = ("ticket", "mean", "unmasked")
 """The ways that are one network, and so have batch-norm statistics of their own."""
 State = dict[str, Tensor]
+Inputs = tuple[Any, ...] | dict[str, Any]
+"""Of a network that takes several."""
 
 
 class Pair(NamedTuple):
@@ -141,7 +143,7 @@ class Fit:
         """The ways to predict that this fit has."""
         return WAYS if self.student is None else (*WAYS, "distilled")
 
-    def predict(self, x: Rows, how: How = "ticket", *, num_samples: int = 16, seed: int = 0) -> Tensor:
+    def predict(self, x: Rows | Inputs, how: How = "ticket", *, num_samples: int = 16, seed: int = 0) -> Tensor:
         """Predictive draws `(S, n, C)` of class probabilities, on the CPU; average over the first dimension.
 
         For regression `(S, n, 2)`: mean and standard deviation in the units of the data. S is 1 for `ticket`, `mean`
@@ -150,22 +152,20 @@ class Fit:
         """
         return torch.stack(list(self.draws(x, how, num_samples=num_samples, seed=seed)))
 
-    def draws(self, x: Rows, how: How = "ticket", *, num_samples: int = 16, seed: int = 0) -> Iterator[Tensor]:
+    def draws(self, x: Rows | Inputs, how: How = "ticket", *, num_samples: int = 16, seed: int = 0) -> Iterator[Tensor]:
         """`predict`, one draw `(n, C)` at a time: nothing of size S is held."""
         shift, scale = self.record.get("target", (0.0, 1.0))
         for outcome in self.outcomes(x, how, num_samples=num_samples, seed=seed):
             parameters = parameters_of(outcome).detach()
-            if self.record.get("task") == "regression":
-                parameters = parameters * scale + torch.tensor([shift, 0.0])
-            yield parameters
+            yield in_units(parameters, shift, scale) if self.record.get("task") == "regression" else parameters
 
-    def mixture(self, x: Rows, how: How = "pairs", *, num_samples: int = 16, seed: int = 0) -> Mixture:
+    def mixture(self, x: Rows | Inputs, how: How = "pairs", *, num_samples: int = 16, seed: int = 0) -> Mixture:
         """The posterior predictive of rows x: a mixture of the likelihood's own distributions, in the data's units."""
         shift, scale = self.record.get("target", (0.0, 1.0))
         return Mixture(list(self.outcomes(x, how, num_samples=num_samples, seed=seed)), shift, scale)
 
     def outcomes(
-        self, x: Rows, how: How = "ticket", *, num_samples: int = 16, seed: int = 0
+        self, x: Rows | Inputs, how: How = "ticket", *, num_samples: int = 16, seed: int = 0
     ) -> Iterator[dist.TorchDistribution]:
         """The distribution of y given every row of x, one draw of the network at a time: float64, on the CPU; of a regression
         in the units that the network was trained in."""
@@ -173,12 +173,12 @@ class Fit:
             raise ValueError(f"expected one of {', '.join(self.ways)}, got {how!r}")
         if num_samples < 1:
             raise ValueError(f"expected num_samples of at least 1, got {num_samples}")
-        shape = self.record.get("shape")
-        if not len(x) or (shape is not None and list(x[torch.arange(1)].shape[1:]) != list(shape)):
-            got = tuple(x[torch.arange(1)].shape[1:]) if len(x) else "no rows"
-            raise ValueError(f"expected rows of shape {tuple(shape or ())}, got {got}")
+        rows, shape = nested.rows_of(x), self.record.get("shape")
+        given = nested.shape_of(rows[torch.arange(1)]) if len(rows) else "no rows"
+        if not len(rows) or (shape is not None and given != shape):
+            raise ValueError(f"expected rows of shape {shape or []}, got {given}")
         for weights, state in self.weights(how, num_samples=num_samples, seed=seed):
-            yield outcome_of(self.model, weights, x, state)
+            yield outcome_of(self.model, weights, rows, state)
 
     def weights(self, how: How, *, num_samples: int = 16, seed: int = 0) -> Iterator[tuple[Tensor, State]]:
         """The flat dense weight vectors `(num_weights,)` that a way to predict evaluates, each with its other state."""
@@ -217,7 +217,7 @@ class Fit:
         return self.model.network(weights, state).eval()
 
     def to_datatree(
-        self, x: Rows, y: Tensor, how: How = "pairs", *, num_samples: int = 16, seed: int = 0
+        self, x: Rows | Inputs, y: Tensor, how: How = "pairs", *, num_samples: int = 16, seed: int = 0
     ) -> xarray.DataTree:
         """Predictive draws for x with outcomes y `(n,)` (regression: in the data's units) as an ArviZ DataTree."""
         mixture = self.mixture(x, how, num_samples=num_samples, seed=seed)

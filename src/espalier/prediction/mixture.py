@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from espalier.calibration.scores import LEVEL, SEED, Summary, summary_of
+from espalier.likelihoods import matched
 from espalier.prediction.predict import moment
 
 NUM_DRAWS = 2048
@@ -20,20 +21,31 @@ HELD = 20_000_000
 
 
 class Mixture:
-    """1/S sum_s p(y_i | draw s) for n rows, float64. `distributions`: S of them, of batch shape `(n,)`, in the units that the
-    network was trained in; targets and results are in the user's: target * scale + shift.
+    """1/S sum_s p(y_i | draw s) for n rows, float64. `distributions`: S of them, of shape `(n, ...)`, in the units that the
+    network was trained in; targets and results are in the user's: target * scale + shift, numbers or one for each column.
+
+    Where an example has several targets (or labels), they belong together: a draw is one of all of them, and their
+    probability is that of them jointly.
     """
 
-    def __init__(self, distributions: Sequence[dist.TorchDistribution], shift: float = 0.0, scale: float = 1.0) -> None:
-        self.distributions, self.shift, self.scale = list(distributions), shift, scale
+    def __init__(
+        self,
+        distributions: Sequence[dist.TorchDistribution],
+        shift: float | Sequence[float] = 0.0,
+        scale: float | Sequence[float] = 1.0,
+    ) -> None:
+        self.distributions = list(distributions)
+        self.shift, self.scale = (torch.as_tensor(value, dtype=torch.float64) for value in (shift, scale))
 
     def log_probs(self, y: Tensor) -> Tensor:
-        """log p(y_i | draw s), `(S, n)`, nats per unit of the target (or of counts). Raises ValueError for a target outside
-        the likelihood's support."""
-        inner = self._inner(y)
-        for distribution in self.distributions[:1]:
-            check_support(distribution, inner, y)
-        return torch.stack([each.log_prob(inner) for each in self.distributions]) - self._log_scale()
+        """log p(y_i | draw s), `(S, n)`, nats per unit of the target (or of counts); of several targets jointly. Raises
+        ValueError for a target outside the likelihood's support."""
+        plain = (y.double() - self.shift) / self.scale
+        inner = matched(y if isinstance(self.distributions[0], dist.Categorical) else plain, self.distributions[0])
+        check_support(self.distributions[0], inner, y)
+        pointwise = [each.log_prob(inner) for each in self.distributions]
+        logs = torch.stack([own.flatten(1).sum(1) if own.dim() > 1 else own for own in pointwise])
+        return logs - self.scale.log().expand(y.shape[1:]).sum()
 
     def log_prob(self, y: Tensor) -> Tensor:
         """Of the mixture, `(n,)`."""
@@ -42,62 +54,72 @@ class Mixture:
 
     @torch.no_grad()
     def sample(self, count: int, seed: int = SEED) -> Tensor:
-        """`(S * ceil(count / S), n)` draws of y, equally many of every component; torch's default stream does not move."""
+        """`(S * ceil(count / S), n, ...)` draws of y, equally many of every component; torch's default stream does not move."""
         each = -(-count // len(self.distributions))
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             drawn = torch.cat([distribution.sample(torch.Size([each])) for distribution in self.distributions])
-        return drawn.double() * self.scale + self.shift
+        return self._flat(drawn).double() * self.scale + self.shift
 
     def draws(self, seed: int = SEED) -> Tensor:
-        """One y of every component, `(S, n)`: posterior predictive draws."""
+        """One y of every component, `(S, n, ...)`: posterior predictive draws."""
         return self.sample(len(self.distributions), seed)
 
     def summary(self, y: Tensor, *, level: float = LEVEL, seed: int = SEED) -> Summary:
         """What a record keeps of a regression: nll, exact; rmse of the mean, or of the median where there is no mean; crps and
-        `coverage_95` by `NUM_DRAWS` draws of each example. All in units of the target, with intervals."""
+        `coverage_95` by `NUM_DRAWS` draws of each example. All in units of the target, with intervals over examples.
+
+        Of targets `(n, d)` each is the mean over the d, the nll that of all jointly divided by d, and `rmse_by_output`,
+        `crps_by_output` and `coverage_95_by_output` are the columns' own.
+        """
         target, log_prob = y.double().numpy(), self.log_prob(y).numpy()
-        count = int(np.clip(HELD // len(target), 256, NUM_DRAWS))
+        count = int(np.clip(HELD // target.size, 256, NUM_DRAWS))
         drawn = np.sort(self.sample(count, seed).numpy(), axis=0)
         low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
-        scores = {"rmse": (target - self.centre(drawn)) ** 2, "nll": -log_prob, "crps": crps_of_draws(drawn, target)}
-        return summary_of(scores, ((low <= target) & (target <= high)).astype(np.float64), level=level, seed=seed)
+        error, crps = (target - self.centre(drawn)) ** 2, crps_of_draws(drawn, target)
+        covered = ((low <= target) & (target <= high)).astype(np.float64)
+        if target.ndim == 1:
+            return summary_of({"rmse": error, "nll": -log_prob, "crps": crps}, covered, level=level, seed=seed)
+        rows = [scores.reshape(len(target), -1) for scores in (error, crps, covered)]
+        scores = {"rmse": rows[0].mean(1), "nll": -log_prob / rows[0].shape[1], "crps": rows[1].mean(1)}
+        names = ("rmse_by_output", "crps_by_output", f"coverage_{100 * level:g}_by_output")
+        columns = [np.sqrt(rows[0].mean(0)), rows[1].mean(0), rows[2].mean(0)]
+        found = summary_of(scores, rows[2].mean(1), level=level, seed=seed)
+        return found | {name: column.tolist() for name, column in zip(names, columns, strict=True)}
 
     def centre(self, drawn: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The mean `(n,)`; the median of sorted draws where a component has no finite mean (Cauchy)."""
+        """The mean `(n, ...)`; the median of sorted draws where a component has no finite mean (Cauchy)."""
         means = torch.stack([moment(distribution, "mean") for distribution in self.distributions])
-        found = (means * self.scale + self.shift).mean(0).numpy()
+        found = (self._flat(means) * self.scale + self.shift).mean(0).numpy()
         return np.where(np.isfinite(found), found, np.median(drawn, axis=0))
 
-    def _inner(self, y: Tensor) -> Tensor:
-        return y.double() if (self.shift, self.scale) == (0.0, 1.0) else (y.double() - self.shift) / self.scale
-
-    def _log_scale(self) -> float:
-        return float(np.log(self.scale))
+    def _flat(self, drawn: Tensor) -> Tensor:
+        """`(S, n, 1)` of a likelihood that keeps a last column -> `(S, n)`, unless that is what its scales are of."""
+        return drawn.squeeze(-1) if drawn.dim() == 3 and drawn.shape[-1] == 1 and not self.scale.dim() else drawn
 
 
 def check_support(distribution: dist.TorchDistribution, inner: Tensor, y: Tensor) -> None:
-    """Raises ValueError where a target `(n,)` cannot come from the likelihood; `inner` is what the network was trained on."""
+    """Raises ValueError where a target `(n, ...)` cannot come from the likelihood; `inner` is what the network sees."""
     try:
         support = distribution.support
-        outside = ~support.check(inner)
+        inside = support.check(inner)
     except (NotImplementedError, RuntimeError):  # it says no support, or one of a shape of its own
         return
-    while outside.dim() > 1:
-        outside = outside.any(-1)
-    if outside.any():
-        row = int(outside.double().argmax())
-        was = "" if torch.equal(inner.double(), y.double()) else f", standardised to {float(inner.flatten()[row]):.4g}"
+    if not inside.all():
+        place = (~inside).nonzero()[0].tolist()
+        row, worst = place[0], y[tuple(place[: y.dim()])].flatten()[0]
+        was = inner[tuple(place[: inner.dim()])].flatten()[0]
+        became = "" if float(was) == float(worst) else f", standardised to {float(was):.4g}"
         raise ValueError(
             f"expected targets in the support of the {type(distribution).__name__} likelihood ({support}), got "
-            f"{float(y.flatten()[row]):.4g}{was} in row {row}: choose another likelihood, or keep targets as they are with "
+            f"{float(worst):.4g}{became} in row {row}: choose another likelihood, or keep targets as they are with "
             "standardise inputs"
         )
 
 
 def crps_of_draws(drawn: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:
-    """E|Y - y_i| - 1/2 E|Y - Y'|, `(n,)` (Gneiting & Raftery 2007, eq. 21), from sorted draws `(K, n)`: unbiased for
-    independent draws (Zamo & Naveau 2018, eq. PWM)."""
+    """E|Y - y_i| - 1/2 E|Y - Y'|, one for each target `(n, ...)` (Gneiting & Raftery 2007, eq. 21), from sorted draws
+    `(K, n, ...)`: unbiased for independent draws (Zamo & Naveau 2018, eq. PWM)."""
     count = len(drawn)
-    weights = (2 * np.arange(1, count + 1) - count - 1)[:, None] / (count * (count - 1))
-    return np.asarray(np.abs(drawn - target).mean(0) - (weights * drawn).sum(0))
+    weights = (2 * np.arange(1, count + 1) - count - 1) / (count * (count - 1))
+    return np.asarray(np.abs(drawn - target).mean(0) - np.tensordot(weights, drawn, 1))

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from espalier import nested
 from espalier.contracts import Rows
 from espalier.data.streamed import in_turn
-from espalier.network import BayesianNetwork, one_column
-
-if TYPE_CHECKING:
-    pass
+from espalier.likelihoods import one_column, plain
+from espalier.network import BayesianNetwork
 
 BATCH = 500
 """Rows of a forward pass without gradients: large enough for two cores, small enough for a cache."""
@@ -23,17 +22,21 @@ NUMBERS = 1 << 22
 """Numbers in such a batch, at most: 16 MB."""
 
 
-def batches(x: Rows, device: torch.device) -> Iterator[Tensor]:
+def batches(x: Rows, device: torch.device) -> Iterator[Any]:
     """The rows of x in order, on the device."""
-    row = x[torch.arange(min(1, len(x)))].numel()
+    row = sum(leaf.numel() for leaf in nested.leaves(x[torch.arange(min(1, len(x)))]))
     for batch in in_turn(x, torch.arange(len(x)).split(max(1, min(BATCH, NUMBERS // max(1, row))))):
         yield to_device(batch, device)
 
 
-def to_device(x: Tensor, device: torch.device) -> Tensor:
+def to_device(x: Any, device: torch.device) -> Any:
     """A batch where the network is; images in channels-last memory, 1.2 to 1.6 times faster for convolutions."""
-    x = x.to(device, non_blocking=True)
-    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+
+    def moved(tensor: Tensor) -> Tensor:
+        tensor = tensor.to(device, non_blocking=True)
+        return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+
+    return nested.each(moved, x)
 
 
 def parameters_of(outcome: dist.TorchDistribution) -> Tensor:
@@ -42,12 +45,22 @@ def parameters_of(outcome: dist.TorchDistribution) -> Tensor:
     Categorical: class probabilities `(n, C)`. Bernoulli: the two probabilities `(n, ..., 2)`, each from the logit, so that a
     small one keeps its digits. Any other: its mean and standard deviation `(n, ..., 2)`, NaN where it has none.
     """
+    outcome = plain(outcome)
     if isinstance(outcome, dist.Categorical):
         probs: Tensor = outcome.logits.softmax(-1)
         return probs
     if isinstance(outcome, dist.Bernoulli):
-        return torch.stack([torch.sigmoid(-outcome.logits), torch.sigmoid(outcome.logits)], -1)
+        logits = one_column(outcome.logits)
+        return torch.stack([torch.sigmoid(-logits), torch.sigmoid(logits)], -1)
     return torch.stack([one_column(moment(outcome, "mean")), one_column(moment(outcome, "stddev"))], -1)
+
+
+def in_units(
+    parameters: Tensor, shift: float | Sequence[float] | Tensor, scale: float | Sequence[float] | Tensor
+) -> Tensor:
+    """Means and standard deviations `(..., 2)` of a regression, or `(..., d, 2)` of its d columns, in the units of the data."""
+    by, to = (torch.as_tensor(value, dtype=parameters.dtype) for value in (scale, shift))
+    return parameters * by.unsqueeze(-1) + torch.stack([to, torch.zeros_like(to)], -1)
 
 
 def moment(outcome: dist.TorchDistribution, name: Literal["mean", "stddev"]) -> Tensor:
@@ -55,7 +68,7 @@ def moment(outcome: dist.TorchDistribution, name: Literal["mean", "stddev"]) -> 
     try:
         found: Tensor = getattr(outcome, name)
     except (NotImplementedError, AttributeError):
-        found = torch.full(outcome.batch_shape, torch.nan, dtype=torch.float64)
+        found = torch.full(outcome.shape(), torch.nan, dtype=torch.float64)
     return found
 
 
@@ -66,8 +79,20 @@ def outcome_of(
     """The distribution of y given every row of x `(n, *shape)`, at one flat weight vector, in evaluation mode: on the CPU,
     in float64 from the network's output on, so that the tails of the likelihood keep their digits."""
     with evaluating(model):
-        parts = [model.evaluate(weights, batch, state).cpu() for batch in batches(x, weights.device)]
-    return model.says(torch.cat(parts).double(), state)
+        parts = [nested.each(_exact, model.evaluate(weights, batch, state)) for batch in batches(x, weights.device)]
+    return model.says(nested.each(_joined, *parts), state)
+
+
+def _exact(part: Any) -> Any:
+    """On the CPU, real numbers in float64."""
+    if not isinstance(part, Tensor):
+        return part
+    return part.cpu().double() if part.is_floating_point() else part.cpu()
+
+
+def _joined(*parts: Any) -> Any:
+    """Outputs of several batches as one; what has no rows is as the first batch has it."""
+    return torch.cat(parts) if isinstance(parts[0], Tensor) and parts[0].dim() else parts[0]
 
 
 def predictive(model: BayesianNetwork, weights: Tensor, x: Rows, state: Mapping[str, Tensor] | None = None) -> Tensor:

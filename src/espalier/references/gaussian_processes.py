@@ -17,6 +17,7 @@ from torch import Tensor
 
 from espalier.contracts import Data
 from espalier.prediction.evaluation import Predictions, split_of
+from espalier.prediction.predict import in_units
 from espalier.references.kernels import DeepArcCosine
 
 with warnings.catch_warnings():
@@ -167,14 +168,18 @@ def _all(data: Data, split: str) -> tuple[Tensor, Tensor]:
     if data.num_classes is not None:
         raise ValueError(f"expected real-valued targets, but {data.name} has {data.num_classes} classes")
     part = split_of(data, split)
+    if part.y.dim() > 1:
+        raise ValueError(
+            f"expected one target per example, got {tuple(part.y.shape)}: fit a GP to each column by itself"
+        )
     return part.x[torch.arange(len(part.y))].flatten(1).double(), part.y.double()
 
 
 def _in_units(outcome: Any, data: Data) -> Predictions:
     """Draws `(S, n, 2)` of the distribution of y, `(n,)` or `(S, n)`."""
-    draws = torch.stack([outcome.mean, outcome.stddev], -1) * data.target_scale
-    draws[..., 0] += data.target_shift
-    return draws.view(-1, *draws.shape[-2:]).numpy()
+    draws = in_units(torch.stack([outcome.mean, outcome.stddev], -1), data.target_shift, data.target_scale)
+    found: Predictions = draws.view(-1, *draws.shape[-2:]).numpy()
+    return found
 
 
 def exactly(jitter: float = 1e-6) -> ExitStack:

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from espalier import calibration
 from espalier.contracts import Topology
 from espalier.guides.masked import MaskedGuide
-from espalier.network import BayesianNetwork, Normal
+from espalier.likelihoods import Normal
+from espalier.network import BayesianNetwork
 from espalier.prediction.fit import Fit
 from espalier.references.nuts import Chains, Convergence, Potential, nuts, program
 from espalier.theory.claims import Claim, Curve, Finding, Picture, worst_z

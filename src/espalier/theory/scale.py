@@ -122,7 +122,8 @@ def check_logits(quick: bool, *, factor: Callable[[float, int], float] = logit_f
 
 def _logits(model: BayesianNetwork, weights: tuple[Tensor, dict[str, Tensor]], x: Tensor) -> Tensor:
     with torch.no_grad():
-        return model.evaluate(weights[0].double(), x.double(), {k: v.double() for k, v in weights[1].items()})
+        output: Tensor = model.evaluate(weights[0].double(), x.double(), {k: v.double() for k, v in weights[1].items()})
+        return output
 
 
 CLAIMS = (

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from espalier import nested
 from espalier.contracts import Data
 from espalier.data.streamed import in_turn
 from espalier.prediction.predict import to_device
@@ -16,7 +19,7 @@ from espalier.training.options import Training, augmented
 from espalier.training.streams import Streams
 
 
-def batches(data: Data, training: Training, streams: Streams) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(data: Data, training: Training, streams: Streams) -> Iterator[tuple[Any, Tensor]]:
     """The batches of one epoch, shuffled, on the device; of several processes each sees its share of every batch.
 
     What a streaming data set or a user's own `augment` draws is decided by two seeds, which the shuffling's stream gives.
@@ -38,24 +41,26 @@ def batches(data: Data, training: Training, streams: Streams) -> Iterator[tuple[
         elif training.augment == "crop-flip":
             x = crop_flip(x, streams.augment, len(rows), part)
         if training.label_smoothing or training.mixup:
-            x, y = soften(x, y, data.num_outputs, training.label_smoothing, training.mixup, streams.augment)
-        share = distributed.share(len(rows))
-        yield (x[share], y[share]) if training.mixup else (x, y)
+            x, y = soften(x, y, data.num_classes or 0, training.label_smoothing, training.mixup, streams.augment)
+        if training.mixup:
+            x, y = nested.each(operator.itemgetter(distributed.share(len(rows))), (x, y))
+        yield x, y
 
 
 def soften(
-    x: Tensor, y: Tensor, num_classes: int, smoothing: float, alpha: float, generator: torch.Generator | None = None
-) -> tuple[Tensor, Tensor]:
+    x: Any, y: Tensor, num_classes: int, smoothing: float, alpha: float, generator: torch.Generator | None = None
+) -> tuple[Any, Tensor]:
     """Inputs and soft labels `(n, C)` of a batch: (1 - smoothing) onehot + smoothing / C (Szegedy et al. 2016, sec. 7),
     then, for alpha above 0, both mixed with a shuffled copy of the batch by one weight ~ Beta(alpha, alpha) (Zhang et al.
     2018, as released: one weight a batch). All is drawn from `generator`, so processes that share a batch mix it alike.
     """
-    labels = torch.nn.functional.one_hot(y, num_classes).to(x.dtype) * (1 - smoothing) + smoothing / num_classes
+    dtype = torch.promote_types(nested.leaves(x)[0].dtype, torch.float32)
+    labels = torch.nn.functional.one_hot(y, num_classes).to(dtype) * (1 - smoothing) + smoothing / num_classes
     if alpha > 0:
-        seed = torch.randint(2**63 - 1, (), generator=generator, device=x.device)
+        seed = torch.randint(2**63 - 1, (), generator=generator, device=y.device)
         weight = float(np.random.default_rng(int(seed)).beta(alpha, alpha))  # torch's Beta takes no generator
-        other = torch.randperm(len(x), generator=generator, device=x.device)
-        x, labels = weight * x + (1 - weight) * x[other], weight * labels + (1 - weight) * labels[other]
+        other = torch.randperm(len(y), generator=generator, device=y.device)
+        x, labels = (nested.each(lambda rows: weight * rows + (1 - weight) * rows[other], both) for both in (x, labels))
     return x, labels
 
 

@@ -24,10 +24,11 @@ from torch import Tensor
 
 from espalier.contracts import Data
 from espalier.guides.masked import draw_mask
+from espalier.likelihoods import plain
 from espalier.network import BayesianNetwork, under
 from espalier.prediction import batchnorm
 from espalier.prediction.fit import Fit, State
-from espalier.prediction.predict import evaluating, outcome_of
+from espalier.prediction.predict import evaluating, outcome_of, to_device
 from espalier.store import Bundle
 from espalier.training import distributed, rates
 from espalier.training.batches import batches
@@ -74,7 +75,7 @@ def check(model: BayesianNetwork, data: Data, keep_prob: float, epochs: int, lea
     if epochs < 1 or not learning_rate > 0:
         raise ValueError(f"expected distill_epochs of at least 1 and a rate above 0, got {epochs} and {learning_rate}")
     with evaluating(model):
-        rows = data.train.x[torch.arange(min(2, len(data.train.y)))].to(model.initial.device)
+        rows = to_device(data.train.x[torch.arange(min(2, len(data.train.y)))], model.initial.device)
         outcome = model.outcome(model.initial, rows)
     cross_entropy(outcome, outcome)
 
@@ -111,7 +112,8 @@ def _distill(
 
 
 def cross_entropy(teacher: dist.TorchDistribution, student: dist.TorchDistribution) -> Tensor:
-    """-E log student(y) under y ~ teacher, `(n,)`, nats: a sum over classes, or the closed form of two normals."""
+    """-E log student(y) under y ~ teacher, `(n, ...)`, nats: a sum over classes, or the closed form of two normals."""
+    teacher, student = plain(teacher), plain(student)
     if isinstance(student, dist.Categorical) and isinstance(teacher, dist.Categorical):
         loss: Tensor = -(teacher.probs * student.logits).sum(-1)
         return loss
@@ -139,7 +141,7 @@ class _Student:
         parameters = [self.values, *self.own.values()]
         self.optimizer = torch.optim.SGD(parameters, lr=0.0, momentum=0.9, nesterov=True)
 
-    def step(self, x: Tensor, stream: torch.Generator) -> Tensor:
+    def step(self, x: Any, stream: torch.Generator) -> Tensor:
         """One draw of Z, one step towards its predictions. Returns the cross-entropy, nats per example."""
         fit, self.taken = self.fit, self.taken + 1
         with torch.no_grad():
@@ -189,6 +191,6 @@ def _copied(state: State) -> State:
 
 
 def _validate(fit: Fit, data: Data, values: Tensor, state: State) -> dict[str, float]:
-    if not len(data.validation.y) or data.validation.y.dim() > 1:
+    if not len(data.validation.y):
         return {}
     return validation_scores(outcome_of(fit.model, fit.dense(values), data.validation.x, state), data)

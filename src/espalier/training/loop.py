@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from pyro.infer import TraceMeanField_ELBO
@@ -62,14 +62,14 @@ class Loop:
             self.optimizer = torch.optim.SGD(parameters, momentum=momentum, nesterov=momentum > 0)
         self.taken = 0
 
-    def step(self, x: Tensor, y: Tensor) -> Info:
+    def step(self, x: Any, y: Tensor) -> Info:
         """One step on a batch x `(b, *shape)`, y `(b, ...)`: the same Z in the forward pass, the gradient and the guide."""
         self.taken += 1
-        num_data = self.model.num_data or len(x)
+        num_data = self.model.num_data or len(y)
         moving, active = self.schedule.due(self.taken), len(self.guide.values)
         self.guide.tapped = moving
         self.optimizer.zero_grad()
-        with self._autocast(x.device):
+        with self._autocast(y.device):
             loss = self.elbo.differentiable_loss(self.model, self.guide, x, y) / num_data
         seen = distributed.mean(loss.detach())
         if not torch.isfinite(seen):

@@ -12,12 +12,14 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from espalier import nested
 from espalier.contracts import Data
 from espalier.data.streamed import seeded
 from espalier.distributions.priors import prior_scale_of, weight_decay_of
+from espalier.likelihoods import plain
 from espalier.network import BayesianNetwork
 from espalier.prediction.mixture import check_support
-from espalier.prediction.predict import evaluating
+from espalier.prediction.predict import evaluating, to_device
 from espalier.training import rates
 from espalier.training.streams import find_device
 
@@ -120,17 +122,26 @@ class Training:
         return rates.constant(self.learning_rate, self.warmup)
 
 
-def augmented(augment: Callable[[Tensor], Tensor], x: Tensor, seed: int, index: int) -> Tensor:
+def augmented(augment: Callable[[Any], Any], x: Any, seed: int, index: int) -> Any:
     """A user's own augmentation of a batch x `(b, *shape)`; what it draws on the CPU is decided by seed and index.
 
     Raises ValueError where it does not give back a batch like the one it was given.
     """
     with seeded(seed, index):
         result = augment(x)
-    if not isinstance(result, Tensor) or result.shape != x.shape or not result.is_floating_point():
-        got = f"{result.dtype} {tuple(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
-        raise ValueError(f"expected augment to give back a batch like the one it gets, {x.dtype} {tuple(x.shape)}, got {got}")
+    if nested.each(_kind, x) != nested.each(_kind, result):
+        before, after = (nested.each(_told, batch) for batch in (x, result))
+        raise ValueError(f"expected augment to give back a batch like the one it gets, {before}, got {after}")
     return result
+
+
+def _kind(tensor: Any) -> Any:
+    return (tensor.shape, tensor.is_floating_point()) if isinstance(tensor, Tensor) else type(tensor)
+
+
+def _told(tensor: Any) -> str:
+    """Kind and shape of a tensor, in words."""
+    return f"{tensor.dtype} {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
 
 
 def prepare(
@@ -148,7 +159,7 @@ def prepare(
         )
     if model.prior_scale is not None and training.weight_decay is not None:
         raise ValueError("expected a prior_scale or a weight_decay, got both: one implies the other")
-    if training.augment == "crop-flip" and len(data.shape) != 3:
+    if training.augment == "crop-flip" and (len(data.shape) != 3 or not isinstance(data.shape[0], int)):
         raise ValueError(
             f"expected images (channels, height, width) for augment {training.augment}, got shape {data.shape}"
         )
@@ -181,11 +192,11 @@ def _check_fit(model: BayesianNetwork, data: Data, soft: bool = False) -> None:
     if isinstance(data.train.x, Tensor) and not torch.isfinite(data.train.x).all():
         raise ValueError(f"expected finite inputs, but the training inputs of {data.name} hold NaN or infinity")
     rows = torch.arange(min(2, len(y)))
-    x, y = data.train.x[rows].to(model.initial.device), y[rows]
+    x, y = to_device(data.train.x[rows], model.initial.device), y[rows]
     try:
         with evaluating(model):
-            outcome = model.outcome(model.initial, x)
-    except (RuntimeError, ValueError, TypeError) as error:
+            outcome = plain(model.outcome(model.initial, x))
+    except (RuntimeError, ValueError, TypeError, AttributeError, LookupError) as error:
         reason = str(error).split("\n")[0]
         raise ValueError(
             f"expected a network that takes inputs of shape {data.shape}, but it fails on them: {reason}"
@@ -200,17 +211,17 @@ def _check_fit(model: BayesianNetwork, data: Data, soft: bool = False) -> None:
         raise ValueError(
             f"expected a likelihood for the {labels} classes of {data.name}, got {said}: choose categorical"
         )
-    if labels is None:
-        for part in (data.train, data.validation, data.calibration, data.test):
-            check_support(outcome, part.y, part.y.double() * data.target_scale + data.target_shift)
     if labels not in (None, 2) and isinstance(outcome, dist.Bernoulli):
         raise ValueError(
             f"expected two classes for a Bernoulli likelihood, but {data.name} has {labels}: choose categorical"
         )
-    if outcome.batch_shape not in (y.shape, (*y.shape, 1)):
+    if outcome.shape() not in (y.shape, (*y.shape, 1)):
         raise ValueError(
-            f"expected one outcome per example, {tuple(y.shape)}, but network and likelihood give {tuple(outcome.batch_shape)}"
+            f"expected one outcome per target, {tuple(y.shape)}, but network and likelihood give {tuple(outcome.shape())}"
         )
+    if labels is None:
+        for part in (data.train, data.validation, data.calibration, data.test):
+            check_support(outcome, part.y.view(len(part.y), *outcome.shape()[1:]), data.in_units(part.y))
     if soft and not (isinstance(outcome, dist.Categorical) and outcome.probs.shape[-1] == labels):
         raise ValueError(
             f"expected a categorical likelihood with one output for each of {labels} classes, to smooth or mix their labels"

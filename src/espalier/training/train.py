@@ -139,7 +139,7 @@ def _row(epoch: int, infos: list[Info], loop: Loop, data: Data) -> dict[str, Any
         "moves": sum(info.moved for info in infos),
         "mean_density": sum(info.active for info in infos) / (len(infos) * loop.model.num_weights),
     }
-    if len(data.validation.y) and data.validation.y.dim() == 1:
+    if len(data.validation.y):
         row |= _validate(loop, data)
     return row
 
@@ -154,13 +154,13 @@ def validation_scores(outcome: dist.TorchDistribution, data: Data) -> dict[str, 
     """A history row's scores of what one network says of the validation split: `predict.outcome_of` it."""
     if data.num_classes is None:
         said = Mixture([outcome], data.target_shift, data.target_scale)
-        targets = data.validation.y.double() * data.target_scale + data.target_shift
+        targets = data.in_units(data.validation.y)
         log_prob = said.log_prob(targets)
         error = targets.numpy() - said.centre(said.sample(256).numpy())
         scores = {"validation_rmse": float(np.sqrt(np.mean(error**2))), "validation_nll": -float(log_prob.mean())}
         finite = all(np.isfinite(list(scores.values())))
     else:
-        parameters, labels = parameters_of(outcome).numpy(), data.validation.y.numpy()
+        parameters, labels = parameters_of(outcome).flatten(0, -2).numpy(), data.validation.y.flatten().numpy()
         finite = bool(np.isfinite(parameters).all())
         scores = {} if not finite else {
             "validation_accuracy": calibration.accuracy(parameters, labels),

@@ -5,14 +5,21 @@ from __future__ import annotations
 import math
 import warnings
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from scipy import special, stats
 from torch import Tensor, nn
 
 from budget import assert_mean
-from espalier.network import LIKELIHOODS, BayesianNetwork, Normal
+from espalier import Data, Split, Training
+from espalier.data import from_arrays
+from espalier.inference import cigl
+from espalier.likelihoods import LIKELIHOODS, Normal
+from espalier.network import BayesianNetwork, under
+from espalier.prediction import evaluate
 from zoo import meet, mlp, prior_draw, sites, train_some_steps
 
 with warnings.catch_warnings():
@@ -172,3 +179,95 @@ def test_a_given_state_stands_in_for_the_parameters_and_buffers():
 def test_outputs_in_half_precision_are_widened():
     model = BayesianNetwork(mlp().bfloat16())
     assert model.evaluate(model.initial, torch.randn(2, 5).bfloat16()).dtype == torch.float32
+
+
+# --- GPyTorch's, on the output of a network ---------------------------------------------------------------------------
+GPYTORCH = {
+    "Gaussian": (gpytorch.likelihoods.GaussianLikelihood, 1, lambda lik, o: stats.norm(o[:, 0], float(lik.noise.sqrt()))),
+    "StudentT": (gpytorch.likelihoods.StudentTLikelihood, 1, lambda lik, o: stats.t(
+        float(lik.deg_free), o[:, 0], float(lik.noise.sqrt()))),
+    "Laplace": (gpytorch.likelihoods.LaplaceLikelihood, 1, lambda lik, o: stats.laplace(o[:, 0], float(lik.noise.sqrt()))),
+    "Beta": (gpytorch.likelihoods.BetaLikelihood, 1, lambda lik, o: stats.beta(
+        special.expit(o[:, 0]) * float(lik.scale) + 1, (1 - special.expit(o[:, 0])) * float(lik.scale) + 1)),
+    "Poisson": (gpytorch.likelihoods.PoissonLikelihood, 1, lambda lik, o: stats.poisson(np.log1p(np.exp(o[:, 0])))),
+    "Bernoulli": (gpytorch.likelihoods.BernoulliLikelihood, 1, lambda lik, o: stats.bernoulli(stats.norm.cdf(o[:, 0]))),
+    "Softmax": (lambda: gpytorch.likelihoods.SoftmaxLikelihood(num_classes=3, mixing_weights=False), 3,
+                lambda lik, o: Choice(special.softmax(o, -1))),
+    "SoftmaxMixed": (lambda: gpytorch.likelihoods.SoftmaxLikelihood(num_features=2, num_classes=3), 2,
+                     lambda lik, o: Choice(special.softmax(o @ lik.mixing_weights.detach().double().numpy().T, -1))),
+}  # fmt: skip
+"""Name -> how it is made, the width of the network it fits, its SciPy twin at outputs `(n, width)`."""
+OTHERS = {
+    "DirichletClassificationLikelihood": "is made from the training targets and is Gaussian in a latent space",
+    "FixedNoiseGaussianLikelihood": "asks for the noise of each new row",
+    "HadamardGaussianLikelihood": "asks for a task of each row",
+    "LikelihoodList": "is of several outputs with an argument each",
+}
+"""Those that ask for more than the network's output."""
+
+
+class Choice:
+    """SciPy has no categorical distribution."""
+
+    def __init__(self, probs):
+        self.probs = probs
+
+    def logpmf(self, y):
+        return np.log(self.probs[np.arange(len(y)), y])
+
+
+@pytest.mark.parametrize("name", GPYTORCH)
+def test_a_gpytorch_likelihood_trains_and_scores_as_scipy_says(name):
+    make, width, twin = GPYTORCH[name]
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=(120, 3))
+    kinds = {"Poisson": rng.poisson(2.0, 120).astype(float), "Beta": rng.beta(2, 2, 120), "Bernoulli": rng.integers(0, 2, 120)}
+    y = rng.integers(0, 3, 120) if name.startswith("Softmax") else kinds.get(name, rng.normal(size=120))
+    data = from_arrays(x, y, standardise="inputs")
+    model = BayesianNetwork(regression_net_of(3, width), likelihood=make())
+    training = Training(epochs=3, batch_size=20, learning_rate=0.01)
+    fit = cigl.infer(model, data, sparsity=0.5, drop_rate=0.1, training=training, seed=0)
+    weights, state = next(fit.weights("mean"))
+    with torch.no_grad():
+        output = fit.model.eval().evaluate(weights, data.test.x, state).double().numpy()
+    own = twin(state_of(fit.model.likelihood, state), output)
+    targets = data.test.y.numpy()
+    right = (own.logpmf if hasattr(own, "logpmf") else own.logpdf)(targets)
+    found = evaluate(fit, data)["predict"]["mean"]
+    assert found["nll"] == pytest.approx(-right.mean(), rel=1e-6)
+    tree = fit.to_datatree(data.test.x, data.test.y, "mean")
+    np.testing.assert_allclose(tree["log_likelihood"]["y"].values[0, 0], right, rtol=1e-6)
+    assert tree["posterior_predictive"]["y"].shape == (1, 1, len(targets))
+    few = data.test.x[: max(2, width)]  # as many rows as features, which GPyTorch's softmax would transpose
+    torch.testing.assert_close(fit.predict(few, "mean")[0], fit.predict(data.test.x, "mean")[0, : len(few)])
+
+
+def regression_net_of(features: int, width: int) -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(features, 16), nn.Tanh(), nn.Linear(16, width))
+
+
+def state_of(likelihood, state):
+    """The likelihood with the values of a pair."""
+    likelihood.load_state_dict({**likelihood.state_dict(), **under("likelihood.", state)})
+    return likelihood.double().requires_grad_(False)
+
+
+def test_a_multitask_likelihood_scores_the_columns_together():
+    rng = np.random.default_rng(2)
+    y = torch.from_numpy(rng.normal(size=(60, 2))).float()
+    part = Split(torch.from_numpy(rng.normal(size=(60, 3))).float(), y)
+    data = Data("two tasks", part, part, part, part, (3,), None)
+    model = BayesianNetwork(regression_net_of(3, 2), likelihood=gpytorch.likelihoods.MultitaskGaussianLikelihood(num_tasks=2))
+    fit = cigl.infer(model, data, sparsity=0.5, training=Training(epochs=2, batch_size=20, learning_rate=0.01), seed=0)
+    found = evaluate(fit, data)["predict"]["mean"]
+    draws = fit.predict(part.x, "mean")[0].double().numpy()
+    right = stats.norm(draws[..., 0], draws[..., 1]).logpdf(y.numpy()).sum(1)
+    assert found["nll"] == pytest.approx(-right.mean() / 2, rel=1e-6)
+
+
+def test_every_likelihood_of_gpytorch_is_tried_or_known_to_ask_for_more():
+    public = {name for name in gpytorch.likelihoods.__all__ if name.endswith("Likelihood") and not name.startswith("_")}
+    tried = {f"{name}Likelihood" for name in GPYTORCH} | {"MultitaskGaussianLikelihood", *OTHERS}
+    known = {"Likelihood", "GaussianLikelihoodWithMissingObs", "NegativeBinomialLikelihood"}
+    assert public - tried - known == set()

@@ -1,0 +1,85 @@
+"""Several labels per example: the pixels of a mask, the words of a sentence. They are not independent; examples are.
+
+`probs` `(n, ..., C)`, `labels` `(n, ...)`. Every value is the score of all labels taken alike. Every interval is over
+examples: means by the bootstrap of each example's mean; binned errors as in `scores.ece_interval`, each bin's variance times
+its design effect (Kish 1965, sec. 5.4), by how much labels of one example err together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from espalier.calibration import scores
+from espalier.calibration.scores import LEVEL, MANY_CLASSES, NUM_BINS, NUM_WORLDS, SEED, Floats, Ints, Summary
+
+
+def flattened(probs: ArrayLike, labels: ArrayLike) -> tuple[Floats, Ints, int]:
+    """`probs` `(n m, C)`, `labels` `(n m,)` of n examples, and n. Raises ValueError where shapes do not fit."""
+    p, y = np.asarray(probs), np.asarray(labels)
+    if p.ndim < 2 or y.shape != p.shape[:-1] or not y.size:
+        raise ValueError(
+            f"expected probs (n, ..., C) and labels (n, ...), got {p.shape} and {y.shape}; average over draws"
+        )
+    return *scores.classification(p.reshape(-1, p.shape[-1]), y.ravel()), len(y)
+
+
+def design_effect(residual: Floats, index: Ints, num_bins: int, num_examples: int) -> Floats:
+    """`(B,)`, at least 1: the variance of a bin's sum of residuals `(n m,)` over examples, by what it would be if all were
+    independent. 1 for a bin that fewer than two examples reach."""
+    example = np.repeat(np.arange(num_examples), len(residual) // num_examples)
+    centre = np.bincount(index, residual, num_bins) / np.maximum(np.bincount(index, minlength=num_bins), 1)
+    gap = residual - centre[index]
+    cells = np.bincount(example * num_bins + index, gap, num_examples * num_bins).reshape(num_examples, num_bins)
+    alone = np.bincount(index, gap**2, num_bins)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        effect = (cells**2).sum(0) / alone
+    return np.asarray(np.maximum(np.where(alone > 0, effect, 1.0), 1.0))
+
+
+def floor(probs: ArrayLike, labels: ArrayLike, num_bins: int = NUM_BINS) -> float:
+    """`scores.ece_floor` of labels that err together: the sum of the bins' half-normal means."""
+    p, y, count = flattened(probs, labels)
+    confidence, index = p.max(1), scores.equal_width(p.max(1), num_bins)
+    effect = design_effect((p.argmax(1) == y) - confidence, index, num_bins, count)
+    variance = effect * np.bincount(index, confidence * (1 - confidence), num_bins)
+    return float(np.sqrt(2 * variance / np.pi).sum() / len(y))
+
+
+def clustered_summary(probs: ArrayLike, labels: ArrayLike, *, level: float = LEVEL, seed: int = SEED) -> Summary:
+    """`scores.classification_summary` of several labels per example; `num_examples` are examples, `num_labels` labels."""
+    p, y, count = flattened(probs, labels)
+    named: dict[str, Callable[[ArrayLike, ArrayLike], Floats]] = {
+        "accuracy": scores.accuracy_scores, "nll": scores.nll_scores, "brier": scores.brier_scores}  # fmt: skip
+    means = {name: score(p, y).reshape(count, -1).mean(1) for name, score in named.items()}
+    out: Summary = {"num_examples": count, "num_labels": len(y), **{name: float(m.mean()) for name, m in means.items()}}
+    out |= {f"{name}_interval": list(scores.bootstrap_interval(mean, level, seed=seed)) for name, mean in means.items()}
+    confidence, hit = p.max(1), (p.argmax(1) == y).astype(np.float64)
+    for bins in (10, 15):
+        index = scores.equal_width(confidence, bins)
+        out |= {f"ece_{bins}": scores.ece(p, y, bins), f"ece_{bins}_floor": floor(probs, labels, bins),
+                f"ece_{bins}_interval": _interval(confidence, hit, index, bins, count, level, seed)}  # fmt: skip
+    index = scores.equal_mass(confidence, NUM_BINS)
+    out["adaptive_ece"] = scores.adaptive_ece(p, y)
+    out["adaptive_ece_interval"] = _interval(confidence, hit, index, NUM_BINS, count, level, seed)
+    out["classwise_ece"] = scores.classwise_ece(p, y)
+    if (classes := p.shape[1]) <= MANY_CLASSES:
+        own = 1 - (1 - level) / classes
+        ends = [
+            _interval(
+                p[:, c], (y == c).astype(np.float64), scores.equal_width(p[:, c], NUM_BINS), NUM_BINS, count, own, seed
+            )
+            for c in range(classes)
+        ]
+        out["classwise_ece_interval"] = np.mean(ends, 0).tolist()
+    return out
+
+
+def _interval(
+    confidence: Floats, hit: Floats, index: Ints, bins: int, count: int, level: float, seed: int
+) -> list[float]:
+    effect = design_effect(hit - confidence, index, bins, count)
+    worlds = max(NUM_WORLDS, int(16 / (1 - level)))  # eight in either tail
+    return list(scores.gap_interval(confidence, hit, index, bins, level, seed, worlds, effect))

@@ -1,0 +1,85 @@
+"""Tensors in tuples and dicts: what a network takes, or gives, where one tensor is not enough."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+def each(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
+    """`function` of every leaf of a tensor, tuple, list or dict, and of its counterparts in the others: in the structure and
+    the types of the first. A dict of one's own class (a Hugging Face output, say) keeps it."""
+    if isinstance(tree, Mapping):
+        found = {key: each(function, value, *[other[key] for other in others]) for key, value in tree.items()}
+        if type(tree) is dict:
+            return found
+        same = copy.copy(tree)
+        for key, value in found.items():
+            same[key] = value  # type: ignore[index]
+        return same
+    if isinstance(tree, tuple | list):
+        values = [each(function, *leaves) for leaves in zip(tree, *others, strict=True)]
+        return type(tree)(*values) if hasattr(tree, "_fields") else type(tree)(values)
+    return function(tree, *others)
+
+
+def leaves(tree: Any) -> list[Any]:
+    """All of them, in order."""
+    found: list[Any] = []
+    each(found.append, tree)
+    return found
+
+
+def num_rows(tree: Any) -> int:
+    """Rows of a batch: the length of its first tensor."""
+    return len(leaves(tree)[0])
+
+
+def shape_of(tree: Any) -> Any:
+    """Shapes `(*shape)` of one row, without n, JSON-able: a list, or a dict or list of such."""
+    if isinstance(tree, Mapping):
+        return {key: shape_of(value) for key, value in tree.items()}
+    return [shape_of(value) for value in tree] if isinstance(tree, tuple | list) else list(tree.shape[1:])
+
+
+def by_shape(function: Callable[..., Any], shape: Any, *others: Any) -> Any:
+    """`each` over shapes, which are tuples or lists of numbers themselves."""
+    if isinstance(shape, Mapping):
+        return {key: by_shape(function, own, *[other[key] for other in others]) for key, own in shape.items()}
+    if shape and not isinstance(shape[0], int):
+        return tuple(by_shape(function, *own) for own in zip(shape, *others, strict=True))
+    return function(shape, *others)
+
+
+def arguments(tree: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """How a network is called on inputs: a tensor as `net(x)`, a tuple as `net(*x)`, a dict as `net(**x)`."""
+    if isinstance(tree, Mapping):
+        return (), dict(tree)
+    return (tuple(tree), {}) if isinstance(tree, tuple | list) else ((tree,), {})
+
+
+class Together:
+    """The rows of several inputs, a tuple or dict of tensors or of other `Rows`, as one `Rows`.
+
+    Raises ValueError where they are not of one length.
+    """
+
+    def __init__(self, parts: Any) -> None:
+        self.parts = parts
+        lengths = {len(rows) for rows in leaves(parts)}
+        if len(lengths) != 1:
+            raise ValueError(
+                f"expected inputs of one length, got {sorted(lengths)} rows: they belong together row by row"
+            )
+
+    def __len__(self) -> int:
+        return num_rows(self.parts)
+
+    def __getitem__(self, index: Any, /) -> Any:
+        return each(lambda rows: rows[index], self.parts)
+
+
+def rows_of(x: Any) -> Any:
+    """Inputs as `Rows`: a tuple or dict of them put together, anything else as it is."""
+    return Together(x) if isinstance(x, Mapping | tuple | list) else x
