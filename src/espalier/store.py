@@ -1,4 +1,4 @@
-"""Files that are whole or absent: tensors as safetensors with a JSON header, JSON, never pickle.
+"""Files that are whole or absent: tensors as safetensors with a JSON header, JSON, never pickle. Folders that one process has.
 
 Every write goes to a temporary file beside its destination, is flushed to the disk and then renamed over it, so a kill at
 any instant leaves either the old file or the new one.
@@ -11,14 +11,21 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
+
+LOCK = ".espalier.lock"
+"""In every folder that a command writes into: held while one does, and the sign that the folder is Espalier's."""
+PATIENCE = 1.0
+"""Seconds to wait for a folder: the helpers of a process that was killed may hold it a moment longer."""
 
 
 class Bundle(NamedTuple):
@@ -50,6 +57,42 @@ def write_bytes(path: Path, data: bytes) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_free(folder: Path, writes: Sequence[str] = ()) -> None:
+    """Raises ValueError where `folder` is a file, or holds one of the files `writes` that Espalier did not write."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"expected a folder, but {folder} is a file: choose another --out")
+    if not (folder / LOCK).exists():
+        for name in writes:
+            if (folder / name).exists():
+                raise ValueError(
+                    f"expected a new folder, or one that this command wrote before, but {folder} holds {name}, which would be "
+                    "overwritten: choose another --out, or move it away"
+                )
+
+
+@contextmanager
+def owned(folder: Path, writes: Sequence[str] = ()) -> Iterator[None]:
+    """A folder as this process's own for the while, made if need be. The lock ends with the process, however that ends. What
+    a kill left half-written there is removed.
+
+    Raises ValueError where another process has it, and as `check_free` does.
+    """
+    check_free(folder, writes)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK, timeout=PATIENCE, is_singleton=True)  # the same thread may take it twice
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise ValueError(
+            f"expected {folder} to be free, but another process is at work in it: wait for its end, or choose another folder"
+        ) from error
+    try:
+        remove_orphans(folder)
+        yield
+    finally:
+        lock.release()
 
 
 def remove_orphans(folder: Path) -> None:

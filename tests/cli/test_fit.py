@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 import espalier
 from commands import WAYS, fit, spoken
-from espalier import runs
+from espalier import runs, store
 from espalier.cli.main import main
 from places import PROGRAM, ROOT
 
@@ -23,7 +23,7 @@ def test_a_run_folder_holds_its_recipe_its_fit_and_its_record(run: Path) -> None
     names = {path.name for path in run.iterdir()}
     expected = {"config.yaml", "fit.safetensors", "history.json", "record.json"}
     assert names >= expected | {"evaluation-validation.json", "reliability-validation.png"}
-    assert not any(name.startswith((".", "checkpoint")) for name in names)
+    assert not any(name.startswith((".", "checkpoint")) for name in names - {store.LOCK})
     record = json.loads((run / "record.json").read_text())
     assert record["recipe"]["drop_rate"] == 0.2
     assert record["keep_prob"] == round(65536 * 0.8) / 65536

@@ -50,7 +50,7 @@ def test_a_run_killed_at_random_inside_an_epoch_resumes_to_equal_files(recipe_fi
     assert all(0 < step % seen["per_epoch"] < seen["per_epoch"] for step in seen["landed"])
     assert seen["before_first_checkpoint"] >= 1, "no kill before the first checkpoint: that case was not tried"
     assert seen["different"] == []
-    assert seen["files"] == ["config.yaml", "fit.safetensors", "history.json", "model.py", "record.json"]
+    assert seen["files"] == [store.LOCK, "config.yaml", "fit.safetensors", "history.json", "model.py", "record.json"]
 
 
 def test_the_command_line_resumes_a_killed_run_and_knows_a_finished_one(

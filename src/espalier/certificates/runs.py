@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ from espalier.contracts import Data, Split
 from espalier.pictures.data import Curve, Picture
 from espalier.prediction.evaluation import split_of
 from espalier.training.streams import find_device
+
+WRITTEN = ("certificate.json", "certificate.md", "certificate.png", "pruned.safetensors")
+"""What a certificate's folder holds."""
 
 
 def certify_run(
@@ -45,6 +49,18 @@ def certify_run(
     if len(folders) > 1 and out is None:
         raise ValueError("expected --out DIR, a folder for the certificate of several runs")
     home = folders[0] if out is None else out
+    for folder in folders:
+        runs.check_finished(folder)
+    with ExitStack() as held:
+        held.enter_context(store.owned(home, () if out is None else WRITTEN))
+        for folder in sorted({folder.resolve() for folder in folders} - {home.resolve()}):
+            held.enter_context(store.owned(folder))
+        return _certified(folders, settings, home, again, data_dir, device)
+
+
+def _certified(
+    folders: Sequence[Path], settings: Settings, home: Path, again: bool, data_dir: str | None, device: str
+) -> tuple[Path, Certified]:
     fits = [runs.load(folder).to(find_device(device)) for folder in folders]
     loaded = [runs.data_of(folder, data_dir) for folder in folders]
     if any(each.hashes != loaded[0].hashes for each in loaded):
@@ -71,7 +87,7 @@ def certify_run(
     if result.chosen is not None:
         facts["hashes"]["pruned"] = store.write_bundle(ticket, result.chosen.bundle())
         facts["chosen"]["file_bytes"] = ticket.stat().st_size
-    else:
+    elif path.is_file():  # of the same question: what it certified by another version of the code
         ticket.unlink(missing_ok=True)
     store.write_bytes(path.with_suffix(".md"), certificate.page(facts).encode())
     store.write_bytes(path, store.canonical(store.signed(runs.plain(facts))).encode())

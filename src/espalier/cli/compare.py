@@ -17,10 +17,11 @@ def compare(words: list[str]) -> int:
     parser.add_argument("--dry-run", action="store_true", help="only say which runs and cells there are")
     arguments = parser.parse_args(words)
 
+    from espalier import store
     from espalier.cli.progress import comparing
     from espalier.grids import figures, report
+    from espalier.grids.compare import WRITTEN, epochs_done, plan
     from espalier.grids.compare import compare as execute
-    from espalier.grids.compare import epochs_done, plan
     from espalier.grids.grid import read
     from espalier.grids.workers import workers
 
@@ -32,11 +33,12 @@ def compare(words: list[str]) -> int:
         return 0
     hands = workers(arguments.jobs, arguments.scheduler)
     epochs = sum(recipe.options["epochs"] for recipe in left.runs.values())
-    with comparing(len(left.runs), epochs, len(left.cells), lambda: epochs_done(out, left.runs)) as seen:
-        outcome = execute(grid, out, hands, seen)
-    files = report.write(grid, outcome, arguments.grid, out)
-    print(report.summary(grid, outcome))
-    figures.write(grid, outcome, out)
+    with store.owned(out, WRITTEN):
+        with comparing(len(left.runs), epochs, len(left.cells), lambda: epochs_done(out, left.runs)) as seen:
+            outcome = execute(grid, out, hands, seen)
+        files = report.write(grid, outcome, arguments.grid, out)
+        print(report.summary(grid, outcome))
+        figures.write(grid, outcome, out)
     print(f"\nThe tables are in {', '.join(str(file) for file in files)}; figures in {out / 'figures'}.")
     if outcome.failures:
         print(f"espalier: {len(outcome.failures)} cells failed; the same command tries them again", file=sys.stderr)

@@ -26,8 +26,13 @@ def evaluate(words: list[str]) -> int:
 
     from espalier import runs
     from espalier.cli.tables import score_table
+    from espalier.pictures import plots
     from espalier.training.streams import find_device
 
+    if arguments.picture is not None:
+        plots.check_free(arguments.picture)
+    for folder in arguments.run:
+        runs.check_finished(folder)
     device = find_device(arguments.device)
     results, panels = {}, {}
     for folder in arguments.run:
@@ -36,8 +41,6 @@ def evaluate(words: list[str]) -> int:
         if data.num_classes is not None:
             panels[f"{folder}: ticket"] = ticket
     if panels and arguments.picture:
-        from espalier.pictures import plots
-
         plots.save(plots.reliability(panels), arguments.picture)
     if arguments.json:
         print(json.dumps(results[str(arguments.run[0])] if len(results) == 1 else {"runs": results}))

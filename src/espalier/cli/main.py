@@ -69,6 +69,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"espalier: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        how = "the same command" if words[0] == "compare" else "`espalier resume RUN`"
-        print(f"espalier: stopped; {how} goes on from the last epoch", file=sys.stderr)
+        goes_on = {
+            "compare": "; the same command goes on from the last epochs",
+            "fit": "; `espalier resume RUN` goes on from the last epoch",
+            "resume": "; the same command goes on from the last epoch",
+        }
+        print(f"espalier: stopped{goes_on.get(words[0], '')}", file=sys.stderr)
         return 130

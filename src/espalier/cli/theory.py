@@ -24,16 +24,18 @@ def theory(words: list[str]) -> int:
     if arguments.list:
         print("\n".join(f"{name:24s} {claim.says}" for name, claim in wanted.items()))
         return 0
+    from espalier import store
     from espalier.cli.progress import counting
     from espalier.theory import run
 
     lines = []
-    with counting("claims", len(wanted)) as seen:
-        for line in run.run(list(wanted), arguments.quick, arguments.jobs, seen):
-            lines.append(line)
-            if not arguments.json:
-                print(run.sentence(line), flush=True)
-    run.write(lines, arguments.out, arguments.quick)
+    with store.owned(arguments.out, run.WRITTEN):
+        with counting("claims", len(wanted)) as seen:
+            for line in run.run(list(wanted), arguments.quick, arguments.jobs, seen):
+                lines.append(line)
+                if not arguments.json:
+                    print(run.sentence(line), flush=True)
+        run.write(lines, arguments.out, arguments.quick)
     if arguments.json:
         print((arguments.out / "theory.json").read_text(), end="")
     else:

@@ -34,6 +34,8 @@ from espalier.runs.recipes import Recipe
 from espalier.training.streams import find_device
 from espalier.training.watch import Silent
 
+WRITTEN = ("table.md", "cells.csv", "differences.csv", "grid.yaml", "cells.parquet")
+"""What tells the folder of a grid."""
 TRAIN_ROWS = 10_000
 """Training examples, at most, that a cell's training accuracy and NLL are taken over: they tell the regime."""
 
@@ -85,6 +87,17 @@ def compare(
     Raises ValueError before any work where the data do not suit the grid.
     """
     out = out.resolve()  # workers stand elsewhere
+    with store.owned(out, WRITTEN):
+        for part in ("cells", "errors", "figures"):
+            store.remove_orphans(out / part)
+        for name in grid.runs:
+            runs.tidy(out / "runs" / name)
+        return _executed(grid, out, workers, seen)
+
+
+def _executed(
+    grid: Grid, out: Path, workers: Workers, seen: Callable[[str, str, str | None], None]
+) -> Outcome:
     left, failed = plan(grid, out), dict[str, str]()
 
     def note(what: str, name: str, failure: Failure | None) -> None:

@@ -77,7 +77,7 @@ class _Process(NamedTuple):
 
     @classmethod
     def new(cls) -> Self:
-        pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_follow_parent)
+        pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=follow_parent)
         return cls(pool, pool.submit(os.getpid))
 
 
@@ -121,7 +121,7 @@ class Processes:
                 yield item, failure
 
 
-def _follow_parent() -> None:
+def follow_parent() -> None:
     """End with the process that started this one, even if it was killed: a run that nobody waits for is left as it is, and
     whoever resumes it must have it alone."""
     parent = multiprocessing.parent_process()

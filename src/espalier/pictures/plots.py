@@ -22,9 +22,22 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#0
 
 def save(figure: Figure, path: Path) -> None:
     """Write a PNG, atomically and without the date, so that equal figures are equal files."""
+    store.write_bytes(path, png(figure))
+
+
+def png(figure: Figure) -> bytes:
+    """The bytes of such a file."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120, bbox_inches="tight", metadata={"Software": None})
-    store.write_bytes(path, buffer.getvalue())
+    figure.savefig(buffer, format="png", dpi=120, bbox_inches="tight", metadata={"Software": "Espalier"})
+    return buffer.getvalue()
+
+
+def check_free(path: Path) -> None:
+    """Raises ValueError where `path` is no name for a picture, or holds one that Espalier did not draw."""
+    if path.is_dir() or not path.name:
+        raise ValueError(f"expected the name of a PNG file for the picture, got {str(path)!r}")
+    if path.exists() and b"tEXtSoftware\0Espalier" not in path.read_bytes()[:1024]:
+        raise ValueError(f"expected a new file for the picture, but {path} is there and not Espalier's: choose another name")
 
 
 def reliability(panels: Mapping[str, tuple[Any, Any]], num_bins: int = 15) -> Figure:

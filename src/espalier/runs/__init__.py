@@ -7,6 +7,7 @@ folder.py    start, resume, load: a run folder
 from __future__ import annotations
 
 from espalier.runs.folder import CHECKPOINT as CHECKPOINT
+from espalier.runs.folder import check_finished as check_finished
 from espalier.runs.folder import data_of as data_of
 from espalier.runs.folder import finished as finished
 from espalier.runs.folder import load as load
@@ -14,6 +15,7 @@ from espalier.runs.folder import plain as plain
 from espalier.runs.folder import recipe_in as recipe_in
 from espalier.runs.folder import resume as resume
 from espalier.runs.folder import start as start
+from espalier.runs.folder import tidy as tidy
 from espalier.runs.folder import versions as versions
 from espalier.runs.recipes import Recipe as Recipe
 from espalier.runs.recipes import resolve as resolve

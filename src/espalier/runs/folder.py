@@ -13,6 +13,7 @@ from __future__ import annotations
 import inspect
 import platform
 from collections.abc import Mapping
+from contextlib import ExitStack, nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -40,19 +41,20 @@ def start(recipe: Recipe, folder: str | Path, watch: Watch | None = None) -> Fit
     Whatever is wrong with the recipe shows before the folder is made, which happens when the training begins.
     """
     folder = Path(folder)
-    if folder.is_file() or (folder / "config.yaml").exists() or _foreign(folder):
+    _check_new(folder)
+    distributed.barrier()  # the first process makes the folder after all have looked
+    loaded, model = _materials(recipe)
+    return _run(recipe, folder, loaded, model, watch, new=True)
+
+
+def _check_new(folder: Path) -> None:
+    """Raises ValueError where the folder holds anything but what a run leaves that ended before its first checkpoint."""
+    ours = {"config.yaml", "model.py", "inference.py", INIT} if (folder / store.LOCK).exists() else set()
+    known = folder.is_dir() and all(path.name in ours or path.name.startswith(".") for path in folder.iterdir())
+    if folder.exists() and not known:
         raise ValueError(
             f"expected a new folder, but {folder} exists: choose another --out, remove it, or `espalier resume {folder}`"
         )
-    distributed.barrier()  # the first process makes the folder after all have looked
-    loaded, model = _materials(recipe)
-    return _run(recipe, folder, loaded, model, watch)
-
-
-def _foreign(folder: Path) -> bool:
-    """Does the folder hold anything but what a run leaves that was killed before it began?"""
-    ours = {"model.py", "inference.py", INIT}
-    return folder.is_dir() and any(p.name not in ours and not p.name.startswith(".") for p in folder.iterdir())
 
 
 def _begin(recipe: Recipe, folder: Path) -> None:
@@ -80,16 +82,24 @@ def finished(folder: str | Path) -> bool:
 def resume(folder: str | Path, watch: Watch | None = None) -> Fit:
     """Go on with a killed run, bit for bit, from its last checkpoint or from the seed. A finished one is loaded."""
     folder = Path(folder)
-    if finished(folder):
-        (folder / CHECKPOINT).unlink(missing_ok=True)  # a kill between the last two writes leaves it
-        return load(folder)
     recipe = recipe_in(folder)
-    loaded, model = _materials(recipe)
-    return _run(recipe, folder, loaded, model, watch)
+    if finished(folder):
+        tidy(folder)
+        return load(folder)
+    with store.owned(folder) if distributed.rank() == 0 else nullcontext():
+        loaded, model = _materials(recipe)
+        return _run(recipe, folder, loaded, model, watch)
 
 
-def load(folder: str | Path) -> Fit:
-    """The fit in a run folder, its model rebuilt from the recipe. Needs no data."""
+def tidy(folder: Path) -> None:
+    """Remove the checkpoint that a kill between the last two writes leaves in a finished run."""
+    if (folder / CHECKPOINT).exists() and finished(folder):
+        with store.owned(folder):
+            (folder / CHECKPOINT).unlink(missing_ok=True)
+
+
+def check_finished(folder: str | Path) -> None:
+    """Raises FileNotFoundError where there is no run folder, ValueError where its run has not ended."""
     folder = Path(folder)
     if not (folder / "config.yaml").is_file():
         raise FileNotFoundError(
@@ -97,6 +107,12 @@ def load(folder: str | Path) -> Fit:
         )
     if not finished(folder):
         raise ValueError(f"expected a finished run, but {folder} is not: `espalier resume {folder}` finishes it")
+
+
+def load(folder: str | Path) -> Fit:
+    """The fit in a run folder, its model rebuilt from the recipe. Needs no data."""
+    folder = Path(folder)
+    check_finished(folder)
     record = _checked_record(folder)
     model = _model(recipe_in(folder), tuple(record["shape"]), record["num_outputs"], start=False)
     return Fit.load(folder, model)
@@ -124,27 +140,35 @@ def _checked_record(folder: Path) -> dict[str, Any]:
 
 
 class RunWatch(Checkpoints):
-    """Checkpoints in a run folder, which is made when training begins."""
+    """Checkpoints in a run folder, which is made, and taken into possession until `end`, when training begins."""
 
-    def __init__(self, recipe: Recipe, folder: Path, inner: Watch) -> None:
+    def __init__(self, recipe: Recipe, folder: Path, inner: Watch, new: bool) -> None:
         super().__init__(folder / CHECKPOINT, inner)
-        self.recipe, self.folder = recipe, folder
+        self.recipe, self.folder, self.new, self.held = recipe, folder, new, ExitStack()
 
     def resume(self) -> Bundle | None:
         self.begin()
         return super().resume()
 
     def begin(self) -> None:
-        if distributed.rank():
+        if distributed.rank() or not self.new:
             return
-        store.remove_orphans(self.folder)
-        if not (self.folder / "config.yaml").is_file():
-            _begin(self.recipe, self.folder)
+        self.held.enter_context(store.owned(self.folder))
+        _check_new(self.folder)  # another process may have begun, and ended, since we looked
+        _begin(self.recipe, self.folder)
+        self.new = False
 
 
-def _run(recipe: Recipe, folder: Path, loaded: Data, model: BayesianNetwork, watch: Watch | None) -> Fit:
+def _run(
+    recipe: Recipe, folder: Path, loaded: Data, model: BayesianNetwork, watch: Watch | None, new: bool = False
+) -> Fit:
+    keeper = RunWatch(recipe, folder, watch or Silent(), new)
+    with keeper.held:
+        return _kept(recipe, folder, loaded, model, keeper)
+
+
+def _kept(recipe: Recipe, folder: Path, loaded: Data, model: BayesianNetwork, keeper: RunWatch) -> Fit:
     infer = shelf.load("inference", recipe.inference)
-    keeper = RunWatch(recipe, folder, watch or Silent())
     training = Training(**recipe.of("training"))
     shared = {"training": training, "watch": keeper}
     wanted = {name: value for name, value in shared.items() if name in inspect.signature(infer).parameters}

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from espalier import __version__, store
+from espalier.grids.workers import follow_parent
 from espalier.pictures import plots
 from espalier.theory.claims import Finding, Line, Ranks, plain
 
@@ -52,7 +53,8 @@ def run(
         ended += 1
         done(ended)
 
-    with ProcessPoolExecutor(min(jobs, len(wanted)), multiprocessing.get_context("spawn")) as pool:
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(jobs, len(wanted)), spawn, initializer=follow_parent) as pool:
         # The page ends with what takes longest: begun first, so that no process is left alone with it.
         futures = {name: pool.submit(check, name, quick) for name in reversed(wanted)}
         for future in futures.values():
@@ -86,6 +88,10 @@ def write(lines: Sequence[Line], out: Path, quick: bool) -> None:
     result = {"version": __version__, "quick": quick, "claims": [as_json(line, pictures[line.name]) for line in lines]}
     store.write_bytes(out / "theory.json", (json.dumps(result, indent=1, ensure_ascii=False) + "\n").encode())
     store.write_bytes(out / "index.html", page(lines, pictures, quick).encode())
+
+
+WRITTEN = ("theory.json", "index.html")
+"""What tells the folder of a theory page."""
 
 
 def as_json(line: Line, pictures: Sequence[str]) -> dict[str, Any]:
