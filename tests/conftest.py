@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Iterator
 
 import pyro
 import pytest
 import torch
+
+# Marks of trust go here, and not to whoever runs the tests; other processes follow.
+os.environ.setdefault("ESPALIER_STATE", tempfile.mkdtemp(prefix="espalier-state-"))
 
 
 @pytest.fixture

@@ -64,18 +64,18 @@ def _from_shelf(kind: Kind, name: str) -> ModuleType:
 def _from_file(kind: Kind, path: Path) -> ModuleType:
     if not path.is_file():
         raise ValueError(f"expected a Python file with a function `{ENTRY[kind]}`, but {path} is not there")
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    text = path.read_bytes()
+    digest = hashlib.sha256(text).hexdigest()
     name = f"espalier_user_{kind}_{path.stem}_{digest[:16]}"  # the same content is run once
     if name in sys.modules:
         return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    module = ModuleType(name)
+    module.__file__ = str(path)
     sys.modules[name] = module  # dataclasses and typing look the module up by name
     try:
-        spec.loader.exec_module(module)
-    except Exception as error:
+        # This very text, which is what was looked at: an import would take a compiled file beside it.
+        exec(compile(text, str(path), "exec", dont_inherit=True), module.__dict__)
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise ValueError(
             f"expected {path} to run as Python on its own, but: {type(error).__name__}: {error}"

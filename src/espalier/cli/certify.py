@@ -44,6 +44,7 @@ def certify(words: list[str]) -> int:
     )
     add("--out", type=Path, help="folder for the certificate; default: the run")
     add("--data-dir", help="where the data sets are; default: the run's own, then ESPALIER_DATA")
+    add("--data", metavar="PATH", help="where the run's own file or folder of data has moved")
     add("--device", default="auto", help="auto (default), cpu or cuda")
     add("--json", action="store_true", help="print one JSON object, and nothing else, on stdout")
     given = vars(parser.parse_args(words))
@@ -68,7 +69,7 @@ def certify(words: list[str]) -> int:
     if given["weights"]:
         fields["weights"] = str(Path(given["weights"]).resolve())
     settings = Settings(**fields)
-    options = {name: given[name] for name in ("out", "again", "data_dir", "device")}
+    options = {name: given[name] for name in ("out", "again", "data_dir", "data", "device")}
     path, result = certify_run(folders, settings, **options)
     plots.save(plots.curves(picture(result.facts)), path.with_suffix(".png"))
     if given["json"]:

@@ -19,6 +19,7 @@ def evaluate(words: list[str]) -> int:
     parser.add_argument("--split", default="test", help="train, validation, calibration or test (default)")
     parser.add_argument("--num-samples", type=int, default=16, help="fresh masks of `redraw`")
     parser.add_argument("--data-dir", help="where the data sets are; default: the run's own, then ESPALIER_DATA")
+    parser.add_argument("--data", metavar="PATH", help="where the run's own file or folder of data has moved")
     parser.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
     parser.add_argument("--picture", type=Path, help="also draw the reliability of all runs side by side")
     parser.add_argument("--json", action="store_true", help="print one JSON object, and nothing else, on stdout")
@@ -36,7 +37,7 @@ def evaluate(words: list[str]) -> int:
     device = find_device(arguments.device)
     results, panels = {}, {}
     for folder in arguments.run:
-        fit, data = runs.load(folder).to(device), runs.data_of(folder, arguments.data_dir)
+        fit, data = runs.load(folder).to(device), runs.data_of(folder, arguments.data_dir, arguments.data)
         results[str(folder)], ticket = scored(folder, fit, data, arguments.split, arguments.num_samples)
         if data.num_classes is not None:
             panels[f"{folder}: ticket"] = ticket

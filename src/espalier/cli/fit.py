@@ -59,6 +59,7 @@ def _fit_help(own: argparse.ArgumentParser, rest: list[str]) -> int:
 def resume(words: list[str]) -> int:
     parser = Parser(prog="espalier resume", description="Go on with a run that was stopped, bit for bit.")
     parser.add_argument("run", type=Path)
+    parser.add_argument("--data", metavar="PATH", help="where the run's own file or folder of data has moved")
     parser.add_argument("--json", action="store_true", help="print one JSON object, and nothing else, on stdout")
     arguments = parser.parse_args(words)
 
@@ -68,13 +69,13 @@ def resume(words: list[str]) -> int:
     with distributed.joined() as first:
         finished = runs.finished(arguments.run)
         with nullcontext() if finished else _watching(runs.recipe_in(arguments.run), first) as bar:
-            reached = runs.resume(arguments.run, bar)
+            reached = runs.resume(arguments.run, bar, source=arguments.data)
     if not first:
         return 0
     if finished and not arguments.json:
         print(f"{arguments.run} is finished; nothing to do")
         return 0
-    return _conclude(arguments.run, reached, arguments.json)
+    return _conclude(arguments.run, reached, arguments.json, arguments.data)
 
 
 def _watching(recipe: Any, first: bool) -> Any:
@@ -89,13 +90,13 @@ def _watching(recipe: Any, first: bool) -> Any:
     return Bar(title, recipe.options["epochs"])
 
 
-def _conclude(folder: Path, fit: Fit, as_json: bool) -> int:
+def _conclude(folder: Path, fit: Fit, as_json: bool, source: str | None = None) -> int:
     """After training: scores on validation. The test split waits for `espalier evaluate`."""
     from espalier import runs
     from espalier.cli.evaluate import scored
     from espalier.cli.tables import score_table
 
-    data = runs.data_of(folder)
+    data = runs.data_of(folder, source=source)
     split = "validation" if len(data.validation.y) else "train"
     results = {str(folder): scored(folder, fit, data, split)[0]}
     if (

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from espalier import __version__
 
@@ -39,7 +39,8 @@ Bayesian sparse training for networks that know what they don't know.
   espalier models | inferences | data                                what there is
   espalier data get NAME                                             download a public data set
 
-`espalier COMMAND --help` says more.
+--trust, with any of them: run programs (model.py, inference.py) that came with a run, a recipe or a grid, and that you have
+not run here before. `espalier COMMAND --help` says more.
 """
 
 
@@ -60,8 +61,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"expected a command of {', '.join(COMMANDS)}, got {words[0]!r}{hint}")
         module = importlib.import_module(f"espalier.cli.{COMMANDS[words[0]]}")
-        code: int = getattr(module, words[0])(words[1:])
-        return code
+        command: Callable[[list[str]], int] = getattr(module, words[0])
+        if "--trust" not in words:
+            return command(words[1:])
+        from espalier.runs.trust import told
+
+        with told():
+            return command([word for word in words[1:] if word != "--trust"])
     except BrokenPipeError:  # `espalier ... | head`: the reader has seen enough
         sys.stderr.close()
         return 0

@@ -31,6 +31,7 @@ from espalier.prediction import costs
 from espalier.prediction.evaluation import Predictions, predictions, split_of
 from espalier.prediction.fit import Fit
 from espalier.runs.recipes import Recipe
+from espalier.runs.trust import told
 from espalier.training.streams import find_device
 from espalier.training.watch import Silent
 
@@ -157,10 +158,11 @@ def train(out: Path, task: tuple[str, Recipe]) -> None:
     folder = out / "runs" / name
     meter = Meter(folder / "progress.json")
     try:
-        if (folder / "config.yaml").is_file():
-            runs.resume(folder, meter)
-        else:
-            runs.start(recipe, folder, meter)
+        with told():  # the grid's programs were looked at where it was read
+            if (folder / "config.yaml").is_file():
+                runs.resume(folder, meter)
+            else:
+                runs.start(recipe, folder, meter)
     except Exception:
         if not runs.finished(folder):  # by a worker that was given up and yet lives, say: the files are equal
             raise
@@ -182,9 +184,10 @@ def epochs_done(out: Path, names: Mapping[str, Recipe]) -> float:
 def score(out: Path, num_samples: int, split: str, cell: Cell) -> None:
     """Score one cell from its finished runs, and write it down: the arrays first, the signed facts last."""
     folders = [out / "runs" / name for name in cell.runs]
-    fits = [runs.load(folder) for folder in folders]
+    with told():
+        fits = [runs.load(folder) for folder in folders]
+        loaded = runs.data_of(folders[0])
     fits = [fit.to(find_device(fit.record["recipe"]["device"])) for fit in fits]
-    loaded = runs.data_of(folders[0])
     if any(fit.record["data"]["hashes"] != loaded.hashes for fit in fits):
         raise ValueError("expected members of an ensemble that were trained on the same data")
     for fit in fits:

@@ -91,11 +91,12 @@ def read(path: Path) -> Grid:
         written = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ValueError(f"expected {path} to be YAML: {' '.join(str(error).split())}") from error
-    return expand(_mapping(written, str(path)), path.parent)
+    return expand(_mapping(written, str(path)), path.parent, path)
 
 
-def expand(written: Mapping[str, Any], folder: Path = Path()) -> Grid:
-    """The grid of a mapping, as the module describes it. folder: where the files that it names may stand.
+def expand(written: Mapping[str, Any], folder: Path = Path(), source: Path | None = None) -> Grid:
+    """The grid of a mapping, as the module describes it. folder: where the files that it names may stand. source: the file
+    that it is from, unless a person wrote it down here and now.
 
     Raises ValueError for unknown keys, programs and options, values out of range, and cells that make no sense.
     """
@@ -117,7 +118,7 @@ def expand(written: Mapping[str, Any], folder: Path = Path()) -> Grid:
     runs: dict[str, Recipe] = {}
     cells: list[Cell] = []
     every = sorted({s for method in methods.values() for s in method.sparsities or sparsities})
-    resolved = functools.cache(lambda words: resolve(words))
+    resolved = functools.cache(lambda words: resolve(words, source))
     for variant, sparsity, (name, method) in product(product(*axes.values()), every, methods.items()):
         if sparsity not in (method.sparsities or sparsities):
             continue

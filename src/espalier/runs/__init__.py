@@ -2,6 +2,7 @@
 
 recipes.py   a recipe: programs and options, from words and YAML
 folder.py    start, resume, load: a run folder
+trust.py     whose code is run
 """
 
 from __future__ import annotations

@@ -25,7 +25,8 @@ from espalier import data, shelf, store
 from espalier.contracts import Data
 from espalier.network import BayesianNetwork
 from espalier.prediction.fit import Fit
-from espalier.runs.recipes import Recipe, resolve
+from espalier.runs.recipes import Recipe, read_config, resolve
+from espalier.runs.trust import told
 from espalier.store import Bundle
 from espalier.training import distributed
 from espalier.training.options import Training
@@ -79,10 +80,11 @@ def finished(folder: str | Path) -> bool:
     return (Path(folder) / "record.json").is_file()
 
 
-def resume(folder: str | Path, watch: Watch | None = None) -> Fit:
-    """Go on with a killed run, bit for bit, from its last checkpoint or from the seed. A finished one is loaded."""
+def resume(folder: str | Path, watch: Watch | None = None, *, source: str | None = None) -> Fit:
+    """Go on with a killed run, bit for bit, from its last checkpoint or from the seed. A finished one is loaded. source: where
+    its data have moved."""
     folder = Path(folder)
-    recipe = recipe_in(folder)
+    recipe = recipe_in(folder, source)
     if finished(folder):
         tidy(folder)
         return load(folder)
@@ -109,20 +111,25 @@ def check_finished(folder: str | Path) -> None:
         raise ValueError(f"expected a finished run, but {folder} is not: `espalier resume {folder}` finishes it")
 
 
-def load(folder: str | Path) -> Fit:
-    """The fit in a run folder, its model rebuilt from the recipe. Needs no data."""
+def load(folder: str | Path, *, trust: bool = False) -> Fit:
+    """The fit in a run folder, its model rebuilt from the recipe. Needs no data.
+
+    trust: run a program of the folder's own, a model.py that this user has not run here before. Raises ValueError without.
+    """
     folder = Path(folder)
     check_finished(folder)
     record = _checked_record(folder)
-    model = _model(recipe_in(folder), tuple(record["shape"]), record["num_outputs"], start=False)
+    with told(trust):
+        model = _model(recipe_in(folder), tuple(record["shape"]), record["num_outputs"], start=False)
     return Fit.load(folder, model)
 
 
-def data_of(folder: str | Path, data_dir: str | None = None) -> Data:
-    """The data of a run, cut as they were. Raises ValueError where they are not the same rows any more."""
+def data_of(folder: str | Path, data_dir: str | None = None, source: str | None = None) -> Data:
+    """The data of a run, cut as they were. data_dir: where named sets lie now. source: where the run's own file or folder has
+    moved. Raises ValueError where they are not the same rows any more."""
     folder = Path(folder)
     record = _checked_record(folder)
-    recipe = recipe_in(folder)
+    recipe = recipe_in(folder, source)
     options = recipe.of("data")
     loaded = data.load(recipe.data, **{**options, "data_dir": data_dir or options.get("data_dir")})
     if record["data"]["hashes"] != loaded.hashes:
@@ -133,6 +140,9 @@ def data_of(folder: str | Path, data_dir: str | None = None) -> Data:
 def _checked_record(folder: Path) -> dict[str, Any]:
     """The record of a finished run, after a look at every file it speaks of and before any of them is run."""
     record = store.check_signed(folder / "record.json")
+    own = {path.name for path in (folder / "model.py", folder / "inference.py") if path.exists()}
+    if unlisted := own - record.get("programs", {}).keys():
+        raise ValueError(f"expected the programs that {folder} was run with, but {min(unlisted)} was put there later: remove it")
     for name, digest in record.get("programs", {}).items():
         if store.sha256((folder / name).read_bytes()) != digest:
             raise ValueError(f"expected {folder / name} as it was run, but its SHA-256 differs: it was altered")
@@ -207,12 +217,22 @@ def _model(recipe: Recipe, shape: tuple[int, ...], num_outputs: int, start: bool
     return model
 
 
-def recipe_in(folder: str | Path) -> Recipe:
-    """The recipe of a run folder, with its own copies of the user's programs."""
+def recipe_in(folder: str | Path, source: str | None = None) -> Recipe:
+    """The recipe of a run folder, with its own copies of the user's programs, and `source` in place of its data where given.
+
+    Raises ValueError where it names a program or weights that are not its own: a run is whole in its folder.
+    """
     folder = Path(folder)
     if not (folder / "config.yaml").is_file():
         raise FileNotFoundError(f"expected a run folder, but {folder} has no config.yaml")
-    return resolve([f"--config={folder / 'config.yaml'}"])
+    written = read_config(folder / "config.yaml")
+    own = {"model": "model.py", "inference": "inference.py", "init": INIT}
+    for part, name in own.items():
+        named = str(written.get(part) or "")
+        if (part == "init" or named.endswith(".py")) and named not in ("", str(folder / name)):
+            raise ValueError(f"expected {folder / 'config.yaml'} to name {name} for its {part}, got {named}: it was altered")
+    moved = [f"--data={source}"] if source else []
+    return resolve([f"--config={folder / 'config.yaml'}", *moved])
 
 
 def plain(value: Any) -> Any:

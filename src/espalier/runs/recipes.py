@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from jsonargparse import ActionYesNo, ArgumentParser
 
 from espalier import data, shelf
+from espalier.runs import trust
 from espalier.training.options import Training, words_of
 
 
@@ -91,9 +92,11 @@ def options(model: str, inference: str) -> list[Option]:
     return found
 
 
-def resolve(argv: Sequence[str]) -> Recipe:
+def resolve(argv: Sequence[str], named_by: Path | None = None) -> Recipe:
     """The recipe that command-line words describe: `--config FILE` first, then every `--option value` over it.
 
+    named_by: the file that the words are from, a grid, unless a person said them. Programs' own files that a person names are
+    run; of those that a file names, `trust.check` decides.
     Raises ValueError, in one sentence, for unknown programs, unknown options (with the nearest) and values out of type.
     """
     words = [_dashed(word) for word in argv]
@@ -103,6 +106,7 @@ def resolve(argv: Sequence[str]) -> Recipe:
     for part, name in parts.items():
         if not name:
             raise ValueError(f"expected --{part} NAME, or a --config FILE that has it")
+    _look_at_programs(words, parts, Path(file) if file else None, named_by)
     found = options(parts["model"], parts["inference"])
     known = [*parts, *(option.name for option in found)]
     for name in written:
@@ -115,6 +119,17 @@ def resolve(argv: Sequence[str]) -> Recipe:
     except ArgumentError as error:
         raise ValueError(_one_sentence(str(error), known)) from error
     return Recipe(**parts, options={option.name: values[option.name] for option in found})
+
+
+def _look_at_programs(words: Sequence[str], parts: Mapping[str, str], file: Path | None, named_by: Path | None) -> None:
+    for part in ("model", "inference"):
+        path = Path(parts[part])
+        if path.suffix == ".py" and path.is_file():
+            source = named_by if _value(words, part) else file
+            if source is None:
+                trust.remember(path)
+            else:
+                trust.check(path, source)
 
 
 def programs(words: Sequence[str]) -> dict[str, str]:
