@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from clouds import WORDS, certified, fit
-from espalier import runs
-from espalier.certificates import pvalues
-from espalier.certificates.certify import Settings, certify_fits
+from espalier import Split, runs
+from espalier.certificates import certificate, pvalues
+from espalier.certificates.certify import Settings, certify_fits, check_num_data, check_unseen
 from espalier.certificates.runs import load_pruned
 from espalier.certificates.verification import verify
 from espalier.cli.main import main
@@ -123,7 +124,7 @@ def test_the_same_question_from_elsewhere_is_the_same_and_a_moved_run_verifies(
     assert main(["verify", "moved"]) == 0  # a folder will do
     (tmp_path / "moved" / "looks.json").write_text("{}\n")
     assert main(["verify", "moved"]) == 1
-    assert "expected moved/looks.json to be a list of looks" in capsys.readouterr().out
+    assert "expected moved/looks.json as it was written" in capsys.readouterr().out
     assert main(["verify", "moved/record.json"]) == 2
     assert "expected a certificate of this version of Espalier" in capsys.readouterr().err
 
@@ -132,8 +133,57 @@ def test_what_speaks_against_a_certificate_is_noted(run: Path) -> None:
     assert main(["evaluate", str(run), "--split", "calibration"]) == 0
     shutil.copytree(run, run.parent / "twin")
     certified(run.parent / "twin")
-    notes = certified(run)["notes"]
+    notes = certificate.notes(certified(run))
     assert "has scored the calibration split before" in notes[0]
     assert "1 other runs in the same folder were certified on these examples" in notes[1]
     assert f"**Note:** {notes[1]}" in (run / "certificate.md").read_text()
     assert all(check.holds for check in verify(run / "certificate.json"))
+
+
+def test_a_ledger_cannot_be_lost_alone_and_a_bit_of_it_is_not_a_second_look(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    certified(run)
+    written = (run / "looks.json").read_bytes()
+    other = ["certify", str(run), "--alpha", "0.2", "--delta", "0.1", "--step", "0.05"]
+    (run / "looks.json").unlink()
+    assert main(other) == 2
+    assert "expected a first look at the calibration split" in capsys.readouterr().err
+    place = written.index(b'"alpha"') + 12
+    (run / "looks.json").write_bytes(written[:place] + bytes([written[place] ^ 1]) + written[place + 1 :])
+    for words in (other, [*other, "--again"]):
+        assert main(words) == 2
+        assert "does not fit its own SHA-256: it was altered" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["certificate.json", "certificate.md", "pruned.safetensors"])
+def test_a_folder_of_the_users_is_left_alone_and_no_look_is_spent(
+    run: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / name).write_text("mine")
+    for out in (mine, mine / name):
+        assert main(["certify", str(run), "--alpha", "0.12", "--out", str(out)]) == 2
+        assert "choose another --out" in capsys.readouterr().err
+    assert [path.name for path in mine.iterdir()] == [name]
+    assert (mine / name).read_text() == "mine"
+    assert not (run / "looks.json").exists()
+
+
+def test_noisy_copies_of_training_rows_are_no_calibration_set(run: Path) -> None:
+    data = runs.data_of(run)
+    count = len(data.calibration.y)
+    noise = 1e-3 * torch.randn(count, 8, generator=torch.Generator().manual_seed(0))
+    copies = Split(data.train.x[torch.arange(count) % len(data.train.y)] + noise, data.calibration.y)
+    with pytest.raises(ValueError, match="100 % are training inputs with a little noise"):
+        check_unseen(data, copies)
+    assert check_unseen(data, data.calibration) == 0
+
+
+def test_a_record_of_more_rows_than_training_has_is_refused(run: Path) -> None:
+    data, fit = runs.data_of(run), runs.load(run)
+    check_num_data([fit], data)
+    fit.record["num_data"] += 700
+    with pytest.raises(ValueError, match="its inference may have trained on the calibration split"):
+        check_num_data([fit], data)

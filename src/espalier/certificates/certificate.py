@@ -186,6 +186,21 @@ def assumptions(facts: dict[str, Any]) -> list[str]:
     return said
 
 
+def notes(facts: dict[str, Any]) -> list[str]:
+    """What speaks against the assumptions, in words: `circumstances` as `certify` found them."""
+    found, said = facts["circumstances"], []
+    if found.get("repeated"):
+        said.append(f"{found['repeated']} of {facts['n']} calibration inputs equal a training input.")
+    if found.get("evaluated"):
+        said.append(
+            f"`espalier evaluate` has scored the {facts['split']} split before: a choice made after that is not covered."
+        )
+    if found.get("siblings"):
+        said.append(f"{found['siblings']} other runs in the same folder were certified on these examples: choosing among them "
+                    "after the fact is not covered; certify them together, with --out.")  # fmt: skip
+    return said
+
+
 def sentence(facts: dict[str, Any]) -> str:
     """What is certified, in one or two sentences."""
     promised = " and ".join(f"{entry['says']} is at most {entry['alpha']:g}" for entry in facts["risks"])
@@ -254,7 +269,7 @@ def page(facts: dict[str, Any]) -> str:
         f"{facts['pruning']['structure']}. Tests: {', '.join(entry['test'] for entry in facts['risks'])}; {facts['procedure']}, "
         "in the order below, which was fixed beforehand. Costs were not tested.", "",
         "## Assumptions", "", *(f"- {line}" for line in facts["assumptions"]), "",
-        *(f"**Note:** {line}\n" for line in facts["notes"]),
+        *(f"**Note:** {line}\n" for line in notes(facts)),
     ]  # fmt: skip
     if len(looks) > 1:
         total = sum(look["spent"] for look in looks)

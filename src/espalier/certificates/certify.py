@@ -11,6 +11,8 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+from torch import Tensor
 
 from espalier import runs
 from espalier.certificates import certificate, pruning, risks, selection
@@ -20,6 +22,8 @@ from espalier.contracts import Data, Rows, Split
 from espalier.data.streamed import Streamed, in_turn
 from espalier.prediction.fit import Fit, How
 
+NEAR = 0.01
+"""Standard deviations, root mean square over features, within which two inputs count as one."""
 SAME = 0.01
 """Share of calibration inputs that may stand in training as well before they are refused as no calibration set."""
 
@@ -318,7 +322,7 @@ def _facts(evidence: Evidence, grid: list[float], settings: Settings, n: int) ->
         "lambda": None if decision.chosen is None else grid[decision.chosen],
         "settings": runs.plain(settings._asdict()),
         "looks": [],
-        "notes": [],
+        "circumstances": {},
         "hashes": {},
         **evidence.extra,
     }  # fmt: skip
@@ -345,7 +349,44 @@ def check_unseen(data: Data, calibration: Split) -> int:
             f"expected calibration examples that training has not seen, but {repeated} of {len(calibration.y)} inputs are "
             "training or validation inputs: a certificate would be worthless; set fresh examples aside"
         )
+    if isinstance(data.train.x, Tensor) and isinstance(calibration.x, Tensor) and len(data.train.x) > 1:
+        copies = near(data.train.x, calibration.x)
+        if copies > SAME:
+            raise ValueError(
+                f"expected calibration examples that training has not seen, but {100 * copies:.3g} % are training inputs with "
+                "a little noise: a certificate would be worthless; set fresh examples aside"
+            )
     return repeated
+
+
+def check_num_data(fits: Sequence[Fit], data: Data) -> None:
+    """Raises ValueError where a record says that a fit was trained on more or fewer rows than the training split has."""
+    for fit in fits:
+        said = fit.record.get("num_data")
+        if said is not None and said != len(data.train.y):
+            raise ValueError(
+                f"expected a fit of the {len(data.train.y)} training rows, but its record says {said}: its inference may have "
+                "trained on the calibration split"
+            )
+
+
+def near(train: Tensor, calibration: Tensor) -> float:
+    """Share of calibration rows `(m, ...)` that are copies of a training row but for some noise, an rms of a hundredth of a
+    standard deviation; above what training rows themselves have of such neighbours, and of 2,000 rows of either.
+
+    Distances are those of 16 random projections, which keep them (Johnson & Lindenstrauss 1984).
+    """
+    own, other = train.flatten(1).double(), calibration.flatten(1).double()
+    size = own.shape[1]
+    radius = NEAR * size**0.5
+    if size > 16:
+        generator = torch.Generator().manual_seed(0)
+        onto = torch.randn(size, 16, generator=generator, dtype=torch.float64) / 4
+        own, other = own @ onto, other @ onto
+    tree = cKDTree(own.numpy())
+    copies = np.isfinite(tree.query(other[:2000].numpy(), distance_upper_bound=radius)[0]).mean()
+    usual = np.isfinite(tree.query(own[:2000].numpy(), k=2, distance_upper_bound=radius)[0][:, 1]).mean()
+    return float(copies - usual)
 
 
 def _keys(x: Rows) -> list[bytes]:

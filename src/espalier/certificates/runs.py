@@ -1,8 +1,8 @@
 """Certificates of run folders: prune, test, write down. `verification.py` goes the way back.
 
-RUN/certificate.json, .md      the certificate, signed; a second look at the same split adds certificate-2.json, ...
-RUN/pruned.safetensors         the certified predictor: `load_pruned(RUN)`; absent where nothing is certified
-RUN/looks.json                 every look that was taken at a calibration split for this run: its delta is spent
+RUN/certificate.json, .md, .png   the certificate with its checksum; a second look at the same split adds certificate-2.json
+RUN/pruned.safetensors            the certified predictor: `load_pruned(RUN)`; absent where nothing is certified
+RUN/looks.json                    every look that was taken at a calibration split for this run: its delta is spent
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import itertools
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,21 @@ import torch
 
 from espalier import runs, store
 from espalier.certificates import certificate
-from espalier.certificates.certify import Certified, Settings, candidates_of, check_unseen, decided, densest_first
+from espalier.certificates.certify import (
+    Certified,
+    Settings,
+    candidates_of,
+    check_num_data,
+    check_unseen,
+    decided,
+    densest_first,
+)
 from espalier.certificates.pruning import Frozen
 from espalier.contracts import Data, Split
+from espalier.pictures import plots
 from espalier.pictures.data import Curve, Picture
 from espalier.prediction.evaluation import split_of
+from espalier.prediction.fit import Fit
 from espalier.training.streams import find_device
 
 WRITTEN = ("certificate.json", "certificate.md", "certificate.png", "pruned.safetensors")
@@ -37,12 +48,14 @@ def certify_run(
     *,
     again: bool = False,
     data_dir: str | None = None,
+    data: str | None = None,
     device: str = "auto",
 ) -> tuple[Path, Certified]:
     """Certify a run, or choose among several of the same data, and write it all down in `out`, by default the run.
 
     again: take another look at a calibration split that was looked at for another question; the certificate then says what
     all looks together cost. The same question gets the same answer, and costs nothing. Returns the certificate's path.
+    data_dir: where named sets lie. data: where the runs' own file or folder of data has moved.
     Raises ValueError, before any look, for a split that training has seen, for what makes no sense, and for a second look
     that is not declared.
     """
@@ -55,17 +68,23 @@ def certify_run(
         held.enter_context(store.owned(home, () if out is None else WRITTEN))
         for folder in sorted({folder.resolve() for folder in folders} - {home.resolve()}):
             held.enter_context(store.owned(folder))
-        return _certified(folders, settings, home, again, data_dir, device)
+        return _certified(folders, settings, home, again, (data_dir, data), device)
 
 
 def _certified(
-    folders: Sequence[Path], settings: Settings, home: Path, again: bool, data_dir: str | None, device: str
+    folders: Sequence[Path],
+    settings: Settings,
+    home: Path,
+    again: bool,
+    where: tuple[str | None, str | None],
+    device: str,
 ) -> tuple[Path, Certified]:
     fits = [runs.load(folder).to(find_device(device)) for folder in folders]
-    loaded = [runs.data_of(folder, data_dir) for folder in folders]
+    loaded = [runs.data_of(folder, *where) for folder in folders]
     if any(each.hashes != loaded[0].hashes for each in loaded):
         raise ValueError("expected runs on the same data, cut alike, to choose among")
     data, calibration = loaded[0], _calibration(loaded[0], settings.split)
+    check_num_data(fits, data)
     candidates = candidates_of(fits, settings, data)
     _rehearse(candidates.points[0][1](), data, settings, len(calibration.y))
     repeated = check_unseen(data, calibration)
@@ -77,18 +96,21 @@ def _certified(
         "asked": asked,
         "looks": [short(look) for look in before],
         "runs": [os.path.relpath(folder.resolve(), home.resolve()) for folder in folders],
-        "notes": _notes(folders, asked, repeated, facts["n"]),
+        "circumstances": _circumstances(folders, asked, repeated),
         "device": str(fits[0].topology.positions.device),
     }
     if facts["rejected"]:
-        facts["certified_run"] = facts["runs"][densest_first(fits)[max(facts["rejected"])] if len(fits) > 1 else 0]
+        facts["certified_run"] = certified_run(facts, fits)
     facts["hashes"] = hashes(asked)
+    drawn = plots.png(plots.curves(picture(facts)))
+    facts["hashes"]["picture"] = store.sha256(drawn)
     ticket = ticket_of(path)
     if result.chosen is not None:
         facts["hashes"]["pruned"] = store.write_bundle(ticket, result.chosen.bundle())
         facts["chosen"]["file_bytes"] = ticket.stat().st_size
     elif path.is_file():  # of the same question: what it certified by another version of the code
         ticket.unlink(missing_ok=True)
+    store.write_bytes(path.with_suffix(".png"), drawn)
     store.write_bytes(path.with_suffix(".md"), certificate.page(facts).encode())
     store.write_bytes(path, store.canonical(store.signed(runs.plain(facts))).encode())
     return path, result
@@ -120,7 +142,8 @@ def _ask(folders: Sequence[Path], asked: dict[str, Any], again: bool) -> list[di
         )
     for folder in folders:
         own = looks_in(folder)
-        store.write_bytes(folder / "looks.json", store.canonical(own if asked in own else [*own, asked]).encode())
+        ledger = {"looks": own if asked in own else [*own, asked]}
+        store.write_bytes(folder / "looks.json", store.canonical(store.signed(ledger)).encode())
     return before if asked in before else [*before, asked]
 
 
@@ -134,23 +157,32 @@ def _rehearse(base: Frozen, data: Data, settings: Settings, n: int) -> None:
         promise.p_value(promise.risk.losses(probs, labels, probs), settings.delta)
 
 
-def _notes(folders: Sequence[Path], asked: dict[str, Any], repeated: int, n: int) -> list[str]:
-    """What speaks against the assumptions, as far as the files tell."""
-    said = []
-    if repeated:
-        said.append(f"{repeated} of {n} calibration inputs equal a training input.")
-    split = asked["settings"]["split"]
-    if any((folder / f"evaluation-{split}.json").is_file() for folder in folders):
-        said.append(
-            f"`espalier evaluate` has scored the {split} split before: a choice made after that is not covered."
-        )
+def certified_run(facts: dict[str, Any], fits: Sequence[Fit]) -> str:
+    """Which of the runs the certified predictor is of."""
+    run: str = facts["runs"][densest_first(fits)[max(facts["rejected"])] if len(fits) > 1 else 0]
+    return run
+
+
+def _circumstances(folders: Sequence[Path], asked: dict[str, Any], repeated: int) -> dict[str, Any]:
+    """What speaks against the assumptions, as far as the files tell; `certificate.notes` says it in words.
+
+    repeated: calibration inputs that equal a training input. evaluated: has `espalier evaluate` scored the split before?
+    siblings: other runs beside that were certified on these examples. matplotlib: the version that drew the picture.
+    """
     own = {folder.resolve() for folder in folders}
     around = {other.parent for folder in own for other in folder.parent.glob("*/looks.json")} - own
     others = [o for o in around if any(look["examples"] == asked["examples"] for look in looks_in(o))]
-    if others:
-        said.append(f"{len(others)} other runs in the same folder were certified on these examples: choosing among them after "
-                    "the fact is not covered; certify them together, with --out.")  # fmt: skip
-    return said
+    return {
+        "repeated": repeated,
+        "evaluated": scored_before(folders, asked["settings"]["split"]),
+        "siblings": len(others),
+        "matplotlib": version("matplotlib"),
+    }
+
+
+def scored_before(folders: Sequence[Path], split: str) -> bool:
+    """Has `espalier evaluate` scored this split of one of the runs?"""
+    return any((folder / f"evaluation-{split}.json").is_file() for folder in folders)
 
 
 def short(look: dict[str, Any]) -> dict[str, Any]:
@@ -194,9 +226,19 @@ def ticket_of(path: Path) -> Path:
 
 
 def looks_in(home: Path) -> list[dict[str, Any]]:
-    """The ledger of a run. Raises ValueError where it is none."""
+    """The looks of a run: those of its ledger, and those that its certificates answer, so that a ledger cannot be lost alone.
+    Raises ValueError for one that was altered."""
+    looks = ledger_in(home)
+    for path in sorted(home.glob("certificate*.json")):
+        asked = store.check_signed(path).get("asked")
+        looks += [asked] if isinstance(asked, dict) and "examples" in asked and asked not in looks else []
+    return looks
+
+
+def ledger_in(home: Path) -> list[dict[str, Any]]:
+    """What `looks.json` of a run says. Raises ValueError where it was altered."""
     path = home / "looks.json"
-    found = store.read_json(path) if path.is_file() else []
+    found = store.check_signed(path).get("looks") if path.is_file() else []
     if not isinstance(found, list) or not all(isinstance(look, dict) and "examples" in look for look in found):
         raise ValueError(f"expected {path} to be a list of looks, but it was altered")
     return found

@@ -55,8 +55,7 @@ def certify(words: list[str]) -> int:
 
     from espalier.certificates import certificate
     from espalier.certificates.certify import Settings
-    from espalier.certificates.runs import certify_run, picture
-    from espalier.pictures import plots
+    from espalier.certificates.runs import certify_run
 
     fields = {name: given[name] for name in Settings._fields if name in given}
     fields |= {
@@ -71,7 +70,6 @@ def certify(words: list[str]) -> int:
     settings = Settings(**fields)
     options = {name: given[name] for name in ("out", "again", "data_dir", "data", "device")}
     path, result = certify_run(folders, settings, **options)
-    plots.save(plots.curves(picture(result.facts)), path.with_suffix(".png"))
     if given["json"]:
         print(path.read_text(encoding="utf-8"), end="")
         return 0
@@ -86,14 +84,22 @@ def verify(words: list[str]) -> int:
     parser = Parser(prog="espalier verify", description="Recompute a certificate from its files: does it still hold?")
     parser.add_argument("certificate", type=Path)
     parser.add_argument("--data-dir", help="where the data sets are; default: the run's own, then ESPALIER_DATA")
+    parser.add_argument("--data", metavar="PATH", help="where the run's own file or folder of data has moved")
     parser.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
+    parser.add_argument("--retrain", action="store_true",
+                        help="also repeat the training, without the split, and compare bit for bit")  # fmt: skip
     arguments = parser.parse_args(words)
 
+    from espalier.certificates.verification import limits
     from espalier.certificates.verification import verify as recompute
 
-    checks = recompute(arguments.certificate, arguments.data_dir, arguments.device)
+    checks = recompute(
+        arguments.certificate, arguments.data_dir, arguments.device, data=arguments.data, retrain=arguments.retrain
+    )
     for check in checks:
         print(f"{'ok  ' if check.holds else 'FAIL'}  {check.what}: {check.says}")
     holds = all(check.holds for check in checks)
     print("\nThe certificate holds." if holds else "\nThe certificate does not hold.")
+    if holds:
+        print("This does not show:", *(f"  - {line}" for line in limits(arguments.retrain)), sep="\n")
     return 0 if holds else 1

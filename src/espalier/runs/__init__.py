@@ -14,6 +14,7 @@ from espalier.runs.folder import finished as finished
 from espalier.runs.folder import load as load
 from espalier.runs.folder import plain as plain
 from espalier.runs.folder import recipe_in as recipe_in
+from espalier.runs.folder import repeat as repeat
 from espalier.runs.folder import resume as resume
 from espalier.runs.folder import start as start
 from espalier.runs.folder import tidy as tidy

@@ -93,6 +93,11 @@ def resume(folder: str | Path, watch: Watch | None = None, *, source: str | None
         return _run(recipe, folder, loaded, model, watch)
 
 
+def repeat(recipe: Recipe, loaded: Data, folder: Path, watch: Watch | None = None) -> Fit:
+    """Run a recipe into a new folder, on data that are at hand."""
+    return _run(recipe, folder, loaded, _model(recipe, loaded.shape, loaded.num_outputs), watch, new=True)
+
+
 def tidy(folder: Path) -> None:
     """Remove the checkpoint that a kill between the last two writes leaves in a finished run."""
     if (folder / CHECKPOINT).exists() and finished(folder):
