@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pyro
 import pytest
 import torch
 
+from espalier.runs import trust
+
 # Marks of trust go here, and not to whoever runs the tests; other processes follow.
 os.environ.setdefault("ESPALIER_STATE", tempfile.mkdtemp(prefix="espalier-state-"))
+trust.remember(Path(__file__).parent / "helpers" / "programs.py")
 
 
 @pytest.fixture

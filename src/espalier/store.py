@@ -104,10 +104,36 @@ def remove_orphans(folder: Path) -> None:
 
 def write_bundle(path: Path, bundle: Bundle) -> str:
     """Write tensors and facts into one safetensors file, atomically. Returns its SHA-256."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(bundle.tensors.items())}
-    data = save(_unshared(tensors), metadata={"facts": json.dumps(bundle.facts, sort_keys=True, allow_nan=False)})
+    data = _bytes_of(bundle)
     write_bytes(path, data)
     return sha256(data)
+
+
+def add_bundle(folder: Path, bundle: Bundle) -> str:
+    """Write a bundle into a folder under the name of its content, unless it is there. Returns its SHA-256."""
+    data = _bytes_of(bundle)
+    digest = sha256(data)
+    path = folder / name_of(digest)
+    if not path.is_file() or sha256(path.read_bytes()) != digest:
+        write_bytes(path, data)
+    return digest
+
+
+def added_bundle(folder: Path, digest: str) -> Bundle:
+    """Read what `add_bundle` wrote. Raises ValueError where it is missing or altered."""
+    path = folder / name_of(digest)
+    if not path.is_file() or sha256(path.read_bytes()) != digest:
+        raise ValueError(f"expected {path} as it was written, but it is missing or was altered")
+    return read_bundle(path)
+
+
+def name_of(digest: str) -> str:
+    return f"{digest[:16]}.safetensors"
+
+
+def _bytes_of(bundle: Bundle) -> bytes:
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(bundle.tensors.items())}
+    return save(_unshared(tensors), metadata={"facts": json.dumps(bundle.facts, sort_keys=True, allow_nan=False)})
 
 
 def read_bundle(path: Path) -> Bundle:

@@ -158,7 +158,7 @@ def test_a_checkpoint_of_other_data_is_refused(tmp_path: Path) -> None:
     from espalier.training import Checkpoints
 
     net = BayesianNetwork(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)))
-    options = {"sparsity": 0.5, "delta_t": 2, "watch": Checkpoints(tmp_path / "c.safetensors")}
+    options = {"sparsity": 0.5, "delta_t": 2, "watch": Checkpoints(tmp_path / "c.safetensors", every=0)}
     training = Training(epochs=2, batch_size=16)
     cigl.infer(net, from_datasets(TensorDataset(X, Y), workers=0), training=training, **options)
     with pytest.raises(

@@ -107,7 +107,7 @@ def running(*words: str, cwd: Path | None = None) -> Iterator[subprocess.Popen[s
 
 def comparing(path: Path, out: Path, *words: str) -> list[str]:
     code = "from espalier.cli.main import main; raise SystemExit(main())"
-    return ["-c", code, "compare", str(path), "--out", str(out), *words]
+    return ["-c", code, "compare", str(path), "--out", str(out), "--checkpoint-every", "0", *words]
 
 
 def halfway(out: Path) -> list[str]:

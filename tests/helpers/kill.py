@@ -64,14 +64,14 @@ def main(config: str, folder: Path, kills: int) -> None:
         run = folder / f"run-{attempt}"
         board[:4] = bytes(4)
         target = chance.randrange(1, steps - 1)
-        child = forked(lambda run=run: runs.start(recipe, run, Reporter(board)))
+        child = forked(lambda run=run: runs.start(recipe, run, Reporter(board), every=0))
         while int.from_bytes(board[:4], "little") < target:
             time.sleep(0.0002)
         os.kill(child, signal.SIGKILL)
         assert os.waitpid(child, 0)[1] == signal.SIGKILL
         step = int.from_bytes(board[:4], "little")
         before_first += not (run / "checkpoint.safetensors").exists()
-        assert os.waitpid(forked(lambda run=run: runs.resume(run)), 0)[1] == 0
+        assert os.waitpid(forked(lambda run=run: runs.resume(run, every=0)), 0)[1] == 0
         if step % per_epoch:
             landed.append(step)
         if hashes(run) != expected:

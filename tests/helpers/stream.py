@@ -59,7 +59,7 @@ def fit(folder: Path, workers: int, checkpoint: Path | None, epochs: int = 4):
     torch.manual_seed(3)
     net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 12 * 12, 24), nn.ReLU(), nn.Dropout(0.1), nn.Linear(24, 3))
     training = Training(epochs=epochs, batch_size=16, augment=jitter, learning_rate=0.05)
-    watch = None if checkpoint is None else Telling(checkpoint)
+    watch = None if checkpoint is None else Telling(checkpoint, every=0)
     return cigl.infer(
         BayesianNetwork(net), data, sparsity=0.5, delta_t=3, average_from=0.75, training=training, watch=watch
     )

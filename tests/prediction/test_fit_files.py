@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from espalier import store
 from espalier.network import BayesianNetwork
 from espalier.prediction.fit import WAYS, Fit
 from fitted import BATCH, TOLERANCE, conv_net, digits, mlp_net, trained
+from hashed import hashes
 
 
 @pytest.fixture
@@ -85,6 +88,8 @@ def _edit(path: Path) -> None:
     [
         ("fit.safetensors", _truncate),
         ("fit.safetensors", _flip),
+        ("pairs/*", _truncate),
+        ("pairs/*", _flip),
         ("history.json", _flip),
         ("record.json", _truncate),
         ("record.json", _edit),
@@ -92,10 +97,11 @@ def _edit(path: Path) -> None:
 )
 def test_a_damaged_file_is_refused_in_one_sentence(saved: Path, file: str, damage: Callable[[Path], None]) -> None:
     Fit.load(saved, fresh())
-    damage(saved / file)
+    (path, *_) = saved.glob(file)
+    damage(path)
     with pytest.raises(ValueError, match=r"^expected .*(was altered|is cut short or altered)") as info:
         Fit.load(saved, fresh())
-    assert file in str(info.value)
+    assert path.name in str(info.value)
     assert "\n" not in str(info.value)
 
 
@@ -111,11 +117,13 @@ def test_a_fit_of_another_network_is_refused(saved: Path) -> None:
 
 
 def test_saving_overwrites_nothing(saved: Path) -> None:
-    before = {path.name: path.read_bytes() for path in saved.iterdir()}
-    assert sorted(before) == ["fit.safetensors", "history.json", "record.json"]
+    before = hashes(saved)
+    pairs = [name for name in before if name.startswith("pairs/")]
+    assert list(before) == ["fit.safetensors", "history.json", *pairs, "record.json"]
+    assert len(pairs) == len(trained("conv")[0].pairs.values)
     with pytest.raises(ValueError, match="expected a folder without a fit, but .* holds one"):
         trained("mlp")[0].save(saved)
-    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
+    assert hashes(saved) == before
 
 
 @pytest.mark.parametrize("name", ["conv", "mlp-rigl"])
@@ -129,15 +137,33 @@ def test_the_file_is_plain_safetensors_with_packed_masks(name: str, tmp_path: Pa
     mask[fit.topology.positions.numpy()] = 1
     np.testing.assert_array_equal(tensors["topology"].numpy(), np.packbits(mask))
     assert tensors["topology"].numel() == math.ceil(total / 8)
-    assert (tensors["values"].dtype, tensors["values"].shape) == (torch.float32, (pairs, active))
-    assert ("keep" in tensors) == (fit.keep_prob < 1)
-    if "keep" in tensors:
-        np.testing.assert_array_equal(tensors["keep"].numpy(), np.packbits(fit.pairs.keep.numpy(), axis=-1))
-        assert tensors["keep"].shape == (pairs, math.ceil(active / 8))
-    assert (
-        max(t.numel() for n, t in tensors.items() if n not in ("values", "keep", "topology")) < active
-    )  # nothing dense
-    data = path.read_bytes()
-    (header,) = struct.unpack("<Q", data[:8])
-    json.loads(data[8 : 8 + header])
-    assert len(data) == 8 + header + sum(t.numel() * t.element_size() for t in tensors.values())
+    digests = store.read_bundle(path).facts["pairs"]
+    assert len([*(tmp_path / "run" / "pairs").iterdir()]) == len(digests) == pairs
+    for index, digest in enumerate(digests):
+        pair = load_file(tmp_path / "run" / "pairs" / f"{digest[:16]}.safetensors")
+        assert (pair["values"].dtype, pair["values"].shape) == (torch.float32, (active,))
+        assert ("keep" in pair) == (fit.keep_prob < 1)
+        if "keep" in pair:
+            np.testing.assert_array_equal(pair["keep"].numpy(), np.packbits(fit.pairs.keep[index].numpy(), axis=-1))
+        tensors |= {f"{index}.{tensor}": pair[tensor] for tensor in pair.keys() - {"values", "keep"}}
+    assert max(t.numel() for n, t in tensors.items() if n != "topology") < active  # nothing dense
+    for file in hashes(tmp_path / "run"):
+        if file.endswith(".safetensors"):
+            data = (tmp_path / "run" / file).read_bytes()
+            (header,) = struct.unpack("<Q", data[:8])
+            json.loads(data[8 : 8 + header])
+            own = load_file(tmp_path / "run" / file)
+            assert len(data) == 8 + header + sum(t.numel() * t.element_size() for t in own.values())
+
+
+@pytest.mark.parametrize("name", ["conv", "mlp-rigl"])
+def test_a_fit_of_the_time_when_all_pairs_were_in_one_file_is_read(name: str, tmp_path: Path) -> None:
+    fit, _ = trained(name)
+    fit.save(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "pairs")
+    record = store.check_signed(tmp_path / "run" / "record.json")
+    record["files"]["fit.safetensors"] = store.write_bundle(tmp_path / "run" / "fit.safetensors", fit.bundle())
+    store.write_bytes(tmp_path / "run" / "record.json", store.canonical(store.signed(record)).encode())
+    old, before = Fit.load(tmp_path / "run", fresh(name)).bundle().tensors, fit.bundle().tensors
+    assert old.keys() == before.keys()
+    assert all(torch.equal(tensor, before[key]) for key, tensor in old.items())

@@ -41,7 +41,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Pat
         folder, watch = tmp_path_factory.mktemp("whole") / name, Killed()
         recipe_file = folder.with_suffix(".yaml")
         recipe_file.write_text(recipe_text(name))
-        fit = runs.start(resolve(["--config", str(recipe_file)]), folder, watch)
+        fit = runs.start(resolve(["--config", str(recipe_file)]), folder, watch, every=0)
         assert watch.seen == [TOTAL[name], TOTAL[name] // 10]
         return folder, fit, hashes(folder)
 
@@ -84,7 +84,7 @@ def test_a_run_of_several_trainings_killed_in_any_resumes_to_equal_files(
         watch = Killed(**kill)
         recipe = resolve(["--config", str(tmp_path / "recipe.yaml")])
         with pytest.raises(KeyboardInterrupt):
-            runs.resume(folder, watch) if number else runs.start(recipe, folder, watch)
+            runs.resume(folder, watch, every=0) if number else runs.start(recipe, folder, watch, every=0)
         assert not runs.finished(folder)
         done = 10 * ((done + watch.seen[0]) // 10)
         if watch.seen[0] % 10 == 0 and "step" in kill:

@@ -132,7 +132,7 @@ def test_what_processes_cannot_share_is_refused_in_a_sentence(folder: Path) -> N
 
 def test_a_run_of_two_processes_resumes_after_a_kill_bit_for_bit(folder: Path, recipe_file: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    words = [*TORCHRUN, "-m", "espalier", "fit", "--config", str(recipe_file), "--out", str(run)]
+    words = [*TORCHRUN, "-m", "espalier", "fit", "--config", str(recipe_file), "--out", str(run), "--checkpoint-every", "0"]
     launcher = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
     while not (run / "checkpoint.safetensors").exists():
         assert launcher.poll() is None, launcher.communicate()[1]

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from digits import digits, mlp
-from espalier import shelf, store
+from espalier import runs, shelf, store
 from espalier.prediction.fit import Fit
+from espalier.runs.recipes import resolve
+from espalier.store import Bundle
 from espalier.training.options import Training
 from espalier.training.watch import Checkpoints, Silent, Watch
+from hashed import hashes
 from watches import Killed, Recorder
 
 EPOCHS, PER_EPOCH = 4, 10
@@ -46,19 +50,22 @@ def test_the_silent_watch_starts_from_nothing_and_asks_for_no_checkpoint() -> No
 def test_a_training_that_is_killed_goes_on_from_its_file_to_the_same_bits(kill: dict[str, int], tmp_path: Path) -> None:
     path = tmp_path / "mine.safetensors"
     with pytest.raises(KeyboardInterrupt):
-        trained(Checkpoints(path, Killed(**kill)))
+        trained(Checkpoints(path, Killed(**kill), every=0))
     kept = kill["epoch"] if "epoch" in kill else (kill["step"] - 1) // PER_EPOCH
     assert path.exists() == (kept > 0)
     inner = Recorder()
-    assert same(trained(Checkpoints(path, inner)), trained(None))
+    assert same(trained(Checkpoints(path, inner, every=0)), trained(None))
     assert inner.steps == PER_EPOCH * (EPOCHS - kept)  # what the file holds is not done again
-    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    *pairs, own = hashes(tmp_path)
+    assert own == path.name
+    assert len(pairs) == EPOCHS // 2
+    assert all(name.startswith("mine.pairs/") for name in pairs)
 
 
 def test_a_checkpoint_that_was_altered_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "mine.safetensors"
     with pytest.raises(KeyboardInterrupt):
-        trained(Checkpoints(path, Killed(epoch=1)))
+        trained(Checkpoints(path, Killed(epoch=1), every=0))
     bundle = store.read_bundle(path)
     bundle.tensors["values"][0] += 1
     store.write_bundle(path, bundle)
@@ -66,3 +73,58 @@ def test_a_checkpoint_that_was_altered_is_refused_and_left_as_it_is(tmp_path: Pa
     with pytest.raises(ValueError, match="expected .*mine.safetensors as it was written, but its content was altered"):
         trained(Checkpoints(path))
     assert path.read_bytes() == before
+
+
+class Clocked(Checkpoints):
+    """Counts what it writes."""
+
+    def __init__(self, path: Path, every: float) -> None:
+        super().__init__(path, every=every)
+        self.count = 0
+
+    def _write(self, bundle: Bundle) -> None:
+        self.count += 1
+        super()._write(bundle)
+
+
+def test_checkpoints_are_some_seconds_apart(tmp_path: Path) -> None:
+    often, never = Clocked(tmp_path / "often.safetensors", 0), Clocked(tmp_path / "never.safetensors", 3600)
+    assert same(trained(often), trained(never))
+    assert (often.count, never.count) == (EPOCHS, 0)
+    with pytest.raises(ValueError, match="expected 0 or more seconds between checkpoints, got -1"):
+        Checkpoints("mine.safetensors", every=-1)
+
+
+def test_a_pair_is_written_once_and_one_that_was_altered_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mine.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        trained(Checkpoints(path, Killed(epoch=3), every=0))
+    (pair,) = (tmp_path / "mine.pairs").iterdir()
+    written = pair.stat().st_mtime_ns
+    trained(Checkpoints(path, every=0))
+    assert pair.stat().st_mtime_ns == written
+    content = bytearray(pair.read_bytes())
+    content[-5] ^= 1
+    pair.write_bytes(content)
+    with pytest.raises(ValueError, match=r"mine.pairs/\w+.safetensors as it was written, but it is missing or was altered"):
+        trained(Checkpoints(path))
+
+
+def test_a_long_run_writes_little_more_than_its_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """250 epochs, 200 pairs: 1.2 times the fit at most, with the checkpoints of a minute's training among it."""
+    written, real = [], store.write_bytes
+
+    def counted(path: Path, data: bytes) -> None:
+        written.append(len(data))
+        real(path, data)
+
+    monkeypatch.setattr(store, "write_bytes", counted)
+    words = ["--model", "mlp", "--hidden", "64", "--inference", "cigl", "--data", "digits", "--epochs", "250"]
+    words += ["--sparsity", "0.5"]
+    words += ["--train-size", "64", "--batch-size", "32", "--average-from", "0.2", "--freeze", "0.2", "--delta-t", "10"]
+    clock = iter(range(10**9))  # a quarter of a second an epoch
+    monkeypatch.setattr("espalier.training.watch.time", SimpleNamespace(monotonic=lambda: next(clock) / 8))
+    fit = runs.start(resolve(words), tmp_path / "run")
+    assert len(fit.pairs.values) == 200
+    size = sum(path.stat().st_size for path in (tmp_path / "run").rglob("*.safetensors"))
+    assert sum(written) <= 1.2 * size

@@ -14,6 +14,8 @@ def compare(words: list[str]) -> int:
     parser.add_argument("--out", type=Path, metavar="DIR", help="what is finished there is kept; default: runs/GRID")
     parser.add_argument("--jobs", type=int, default=2, help="processes of one thread each (default 2)")
     parser.add_argument("--scheduler", metavar="ADDRESS", help="a Dask cluster that is there, instead of own processes")
+    parser.add_argument("--checkpoint-every", type=float, default=30.0, metavar="SECONDS",
+                        help="of every run: what a kill may cost (default 30)")  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="only say which runs and cells there are")
     arguments = parser.parse_args(words)
 
@@ -35,7 +37,7 @@ def compare(words: list[str]) -> int:
     epochs = sum(recipe.options["epochs"] for recipe in left.runs.values())
     with store.owned(out, WRITTEN):
         with comparing(len(left.runs), epochs, len(left.cells), lambda: epochs_done(out, left.runs)) as seen:
-            outcome = execute(grid, out, hands, seen)
+            outcome = execute(grid, out, hands, seen, every=arguments.checkpoint_every)
         files = report.write(grid, outcome, arguments.grid, out)
         print(report.summary(grid, outcome))
         figures.write(grid, outcome, out)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 def fit(words: list[str]) -> int:
     own = Parser(prog="espalier fit", add_help=False, allow_abbrev=False)
     own.add_argument("--out", type=Path, metavar="RUN", help="new folder for the run")
+    own.add_argument("--checkpoint-every", type=float, default=30.0, metavar="SECONDS",
+                     help="at least so long between checkpoints: what a kill may cost (default 30)")  # fmt: skip
     own.add_argument("--json", action="store_true", help="print one JSON object, and nothing else, on stdout")
     own.add_argument("--print-config", "--print_config", action="store_true", help="print what would run, and stop")
     own.add_argument("-h", "--help", action="store_true")
@@ -38,7 +40,7 @@ def fit(words: list[str]) -> int:
     if mine.out is None:
         raise ValueError("expected --out RUN, a new folder for the run")
     with distributed.joined() as first, _watching(recipe, first) as bar:
-        reached = runs.start(recipe, mine.out, bar)
+        reached = runs.start(recipe, mine.out, bar, every=mine.checkpoint_every)
     return _conclude(mine.out, reached, mine.json) if first else 0
 
 
@@ -60,6 +62,7 @@ def resume(words: list[str]) -> int:
     parser = Parser(prog="espalier resume", description="Go on with a run that was stopped, bit for bit.")
     parser.add_argument("run", type=Path)
     parser.add_argument("--data", metavar="PATH", help="where the run's own file or folder of data has moved")
+    parser.add_argument("--checkpoint-every", type=float, default=30.0, metavar="SECONDS", help="as of fit")
     parser.add_argument("--json", action="store_true", help="print one JSON object, and nothing else, on stdout")
     arguments = parser.parse_args(words)
 
@@ -69,7 +72,7 @@ def resume(words: list[str]) -> int:
     with distributed.joined() as first:
         finished = runs.finished(arguments.run)
         with nullcontext() if finished else _watching(runs.recipe_in(arguments.run), first) as bar:
-            reached = runs.resume(arguments.run, bar, source=arguments.data)
+            reached = runs.resume(arguments.run, bar, source=arguments.data, every=arguments.checkpoint_every)
     if not first:
         return 0
     if finished and not arguments.json:

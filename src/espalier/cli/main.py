@@ -76,9 +76,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         goes_on = {
-            "compare": "; the same command goes on from the last epochs",
-            "fit": "; `espalier resume RUN` goes on from the last epoch",
-            "resume": "; the same command goes on from the last epoch",
+            "compare": "; the same command goes on from the last checkpoints",
+            "fit": "; `espalier resume RUN` goes on from the last checkpoint",
+            "resume": "; the same command goes on from the last checkpoint",
         }
         print(f"espalier: stopped{goes_on.get(words[0], '')}", file=sys.stderr)
         return 130

@@ -33,7 +33,7 @@ from espalier.prediction.fit import Fit
 from espalier.runs.recipes import Recipe
 from espalier.runs.trust import told
 from espalier.training.streams import find_device
-from espalier.training.watch import Silent
+from espalier.training.watch import EVERY, Silent
 
 WRITTEN = ("table.md", "cells.csv", "differences.csv", "grid.yaml", "cells.parquet")
 """What tells the folder of a grid."""
@@ -80,10 +80,16 @@ def plan(grid: Grid, out: Path) -> Plan:
 
 
 def compare(
-    grid: Grid, out: Path, workers: Workers, seen: Callable[[str, str, str | None], None] = lambda what, name, why: None
+    grid: Grid,
+    out: Path,
+    workers: Workers,
+    seen: Callable[[str, str, str | None], None] = lambda what, name, why: None,
+    *,
+    every: float = EVERY,
 ) -> Outcome:
     """Train what is not trained, score what is not scored, gather. A failure is kept for the table, and tried again by the
-    next call. seen: told, after each "run" and "cell", its name, and why it failed if it did.
+    next call. seen: told, after each "run" and "cell", its name, and why it failed if it did. every: seconds between a run's
+    checkpoints, at least.
 
     Raises ValueError before any work where the data do not suit the grid.
     """
@@ -93,11 +99,11 @@ def compare(
             store.remove_orphans(out / part)
         for name in grid.runs:
             runs.tidy(out / "runs" / name)
-        return _executed(grid, out, workers, seen)
+        return _executed(grid, out, workers, seen, every)
 
 
 def _executed(
-    grid: Grid, out: Path, workers: Workers, seen: Callable[[str, str, str | None], None]
+    grid: Grid, out: Path, workers: Workers, seen: Callable[[str, str, str | None], None], every: float
 ) -> Outcome:
     left, failed = plan(grid, out), dict[str, str]()
 
@@ -113,7 +119,7 @@ def _executed(
     if left.cells:
         check_data(grid)
         with workers as each:
-            for (name, _), failure in each(functools.partial(train, out), left.runs.items()):
+            for (name, _), failure in each(functools.partial(train, out, every), left.runs.items()):
                 note("run", name, failure)
             ready = [cell for cell in left.cells if not any(name in failed for name in cell.runs)]
             for cell, failure in each(functools.partial(score, out, grid.num_samples, grid.split), ready):
@@ -152,7 +158,7 @@ class Meter(Silent):
         store.write_bytes(self.path, store.canonical(facts).encode())
 
 
-def train(out: Path, task: tuple[str, Recipe]) -> None:
+def train(out: Path, every: float, task: tuple[str, Recipe]) -> None:
     """Begin a run, or go on with it bit for bit where it was stopped."""
     name, recipe = task
     folder = out / "runs" / name
@@ -160,9 +166,9 @@ def train(out: Path, task: tuple[str, Recipe]) -> None:
     try:
         with told():  # the grid's programs were looked at where it was read
             if (folder / "config.yaml").is_file():
-                runs.resume(folder, meter)
+                runs.resume(folder, meter, every=every)
             else:
-                runs.start(recipe, folder, meter)
+                runs.start(recipe, folder, meter, every=every)
     except Exception:
         if not runs.finished(folder):  # by a worker that was given up and yet lives, say: the files are equal
             raise

@@ -42,6 +42,8 @@ WAYS: tuple[How, ...] = get_args(How)[:5]
 SINGLE: tuple[How, ...] = ("ticket", "mean", "unmasked")
 """The ways that are one network, and so have batch-norm statistics of their own."""
 State = dict[str, Tensor]
+PAIRS = "pairs"
+"""The folder of a fit's pairs, a file each, named by its content: they are written once, when they are collected."""
 Inputs = tuple[Any, ...] | dict[str, Any]
 """Of a network that takes several."""
 
@@ -57,6 +59,19 @@ class Pair(NamedTuple):
     keep: Tensor
     state: State
     scales: Tensor | None = None
+
+    def tensors(self) -> State:
+        """By the names that files have: the mask bit-packed, and left out where it keeps everything."""
+        found = {"values": self.values, **{f"state.{name}": tensor for name, tensor in self.state.items()}}
+        found |= {} if self.keep.all() else {"keep": pack_bits(self.keep)}
+        return found if self.scales is None else {**found, "scales": self.scales}
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> Pair:
+        """The other way round."""
+        values = tensors["values"]
+        keep = unpack_bits(tensors["keep"], len(values)) if "keep" in tensors else torch.ones_like(values, dtype=torch.bool)
+        return cls(values, keep, under("state.", tensors), tensors.get("scales"))
 
     def draw(self, index: int) -> Tensor:
         """The active weights `(k,)`: Z * u, or the draw of N(u, sigma^2) that `index` decides."""
@@ -282,14 +297,19 @@ class Fit:
         return Bundle(tensors, facts)
 
     def save(self, folder: str | Path) -> None:
-        """Write `fit.safetensors`, `history.json` and, last, the signed `record.json` with their digests.
+        """Write `pairs/`, `fit.safetensors`, `history.json` and, last, `record.json` with their digests and a checksum.
 
         Raises ValueError where the folder already holds a fit: nothing is overwritten.
         """
         folder = Path(folder)
         if (folder / "record.json").exists():
             raise ValueError(f"expected a folder without a fit, but {folder} holds one: choose another or remove it")
-        digest = store.write_bundle(folder / "fit.safetensors", self.bundle())
+        pairs = [Bundle(self.pairs.pair(index).tensors(), {}) for index in range(len(self.pairs.values))]
+        # What a checkpoint has written is not written again: of a long run the pairs are nearly all.
+        digests = [store.add_bundle(folder / PAIRS, pair) for pair in pairs]
+        tensors, facts = self.bundle()
+        rest = Bundle({name: t for name, t in tensors.items() if not _is_of_pairs(name)}, {**facts, "pairs": digests})
+        digest = store.write_bundle(folder / "fit.safetensors", rest)
         history = store.canonical(self.history).encode()
         store.write_bytes(folder / "history.json", history)
         files = {"fit.safetensors": digest, "history.json": store.sha256(history)}
@@ -315,25 +335,24 @@ class Fit:
         if tuple(facts["sizes"]) != model.sizes:
             raise ValueError(f"expected a network with layers of {tuple(facts['sizes'])} weights, got {model.sizes}")
         topology = from_bits(tensors["topology"], facts["sizes"])
-        values = tensors["values"]
-        keep = (
-            unpack_bits(tensors["keep"], topology.num_active)
-            if "keep" in tensors
-            else values.new_ones(values.shape, dtype=torch.bool)
-        )
+        if "values" in tensors:  # as files were before pairs had their own
+            count = len(tensors["values"])
+            stacked = {name: tensor for name, tensor in tensors.items() if _is_of_pairs(name)}
+            pairs = [Pair.of({name: tensor[index] for name, tensor in stacked.items()}) for index in range(count)]
+        else:
+            pairs = [Pair.of(store.added_bundle(folder / PAIRS, digest).tensors) for digest in facts["pairs"]]
         statistics: dict[str, State] = {how: {} for how in SINGLE}
         for name, tensor in tensors.items():
             if name.startswith("statistics."):
                 _, how, key = name.split(".", 2)
                 statistics[how][key] = tensor
-        states = {name.removeprefix("state."): tensor for name, tensor in tensors.items() if name.startswith("state.")}
         student = None
         if "student.values" in tensors:
             student = (tensors["student.values"], under("student.state.", tensors))
         return cls(
             model,
             topology,
-            Pairs(values, keep, states, tensors.get("scales")),
+            Pairs.of(pairs),
             keep_prob=facts["keep_prob"],
             rescale=facts["rescale"],
             mask=facts.get("mask", "weight"),
@@ -342,3 +361,8 @@ class Fit:
             statistics=statistics,
             student=student,
         )
+
+
+def _is_of_pairs(name: str) -> bool:
+    """Is this tensor of a bundle a stack over the pairs?"""
+    return name in ("values", "keep", "scales") or name.startswith("state.")

@@ -3,7 +3,8 @@
 config.yaml               the resolved recipe; `espalier fit --config` takes it
 model.py, inference.py, init.safetensors    copies of the user's own programs and weights, where there are any
 checkpoint.safetensors    while training; gone when it is done
-fit.safetensors           the fit: bit-packed masks, values of the active weights
+pairs/*.safetensors       a collected pair (Z, u): a bit-packed mask, values of the active weights; written once
+fit.safetensors           the rest of the fit
 history.json              one row per epoch
 record.json               signed: what was run, versions, hashes of data and files; written last
 """
@@ -24,33 +25,34 @@ import yaml
 from espalier import data, shelf, store
 from espalier.contracts import Data
 from espalier.network import BayesianNetwork
-from espalier.prediction.fit import Fit
+from espalier.prediction.fit import PAIRS, Fit
 from espalier.runs.recipes import Recipe, read_config, resolve
 from espalier.runs.trust import told
 from espalier.store import Bundle
 from espalier.training import distributed
 from espalier.training.options import Training
-from espalier.training.watch import Checkpoints, Silent, Watch
+from espalier.training.watch import EVERY, Checkpoints, Silent, Watch
 
 CHECKPOINT = "checkpoint.safetensors"
 INIT = "init.safetensors"
 
 
-def start(recipe: Recipe, folder: str | Path, watch: Watch | None = None) -> Fit:
+def start(recipe: Recipe, folder: str | Path, watch: Watch | None = None, *, every: float = EVERY) -> Fit:
     """Run a recipe into a new folder. Raises ValueError where the folder exists: nothing is overwritten.
 
+    every: seconds between checkpoints, at least.
     Whatever is wrong with the recipe shows before the folder is made, which happens when the training begins.
     """
     folder = Path(folder)
     _check_new(folder)
     distributed.barrier()  # the first process makes the folder after all have looked
     loaded, model = _materials(recipe)
-    return _run(recipe, folder, loaded, model, watch, new=True)
+    return _run(recipe, folder, loaded, model, watch, every, new=True)
 
 
 def _check_new(folder: Path) -> None:
     """Raises ValueError where the folder holds anything but what a run leaves that ended before its first checkpoint."""
-    ours = {"config.yaml", "model.py", "inference.py", INIT} if (folder / store.LOCK).exists() else set()
+    ours = {"config.yaml", "model.py", "inference.py", INIT, PAIRS} if (folder / store.LOCK).exists() else set()
     known = folder.is_dir() and all(path.name in ours or path.name.startswith(".") for path in folder.iterdir())
     if folder.exists() and not known:
         raise ValueError(
@@ -80,7 +82,9 @@ def finished(folder: str | Path) -> bool:
     return (Path(folder) / "record.json").is_file()
 
 
-def resume(folder: str | Path, watch: Watch | None = None, *, source: str | None = None) -> Fit:
+def resume(
+    folder: str | Path, watch: Watch | None = None, *, source: str | None = None, every: float = EVERY
+) -> Fit:
     """Go on with a killed run, bit for bit, from its last checkpoint or from the seed. A finished one is loaded. source: where
     its data have moved."""
     folder = Path(folder)
@@ -90,12 +94,12 @@ def resume(folder: str | Path, watch: Watch | None = None, *, source: str | None
         return load(folder)
     with store.owned(folder) if distributed.rank() == 0 else nullcontext():
         loaded, model = _materials(recipe)
-        return _run(recipe, folder, loaded, model, watch)
+        return _run(recipe, folder, loaded, model, watch, every)
 
 
 def repeat(recipe: Recipe, loaded: Data, folder: Path, watch: Watch | None = None) -> Fit:
     """Run a recipe into a new folder, on data that are at hand."""
-    return _run(recipe, folder, loaded, _model(recipe, loaded.shape, loaded.num_outputs), watch, new=True)
+    return _run(recipe, folder, loaded, _model(recipe, loaded.shape, loaded.num_outputs), watch, EVERY, new=True)
 
 
 def tidy(folder: Path) -> None:
@@ -157,8 +161,8 @@ def _checked_record(folder: Path) -> dict[str, Any]:
 class RunWatch(Checkpoints):
     """Checkpoints in a run folder, which is made, and taken into possession until `end`, when training begins."""
 
-    def __init__(self, recipe: Recipe, folder: Path, inner: Watch, new: bool) -> None:
-        super().__init__(folder / CHECKPOINT, inner)
+    def __init__(self, recipe: Recipe, folder: Path, inner: Watch, every: float, new: bool) -> None:
+        super().__init__(folder / CHECKPOINT, inner, every=every, pairs=folder / PAIRS)
         self.recipe, self.folder, self.new, self.held = recipe, folder, new, ExitStack()
 
     def resume(self) -> Bundle | None:
@@ -175,9 +179,15 @@ class RunWatch(Checkpoints):
 
 
 def _run(
-    recipe: Recipe, folder: Path, loaded: Data, model: BayesianNetwork, watch: Watch | None, new: bool = False
+    recipe: Recipe,
+    folder: Path,
+    loaded: Data,
+    model: BayesianNetwork,
+    watch: Watch | None,
+    every: float,
+    new: bool = False,
 ) -> Fit:
-    keeper = RunWatch(recipe, folder, watch or Silent(), new)
+    keeper = RunWatch(recipe, folder, watch or Silent(), every, new)
     with keeper.held:
         return _kept(recipe, folder, loaded, model, keeper)
 
@@ -199,6 +209,10 @@ def _kept(recipe: Recipe, folder: Path, loaded: Data, model: BayesianNetwork, ke
         "versions": versions(),
     }
     fit.save(folder)
+    kept = {store.name_of(digest) for digest in store.read_bundle(folder / "fit.safetensors").facts["pairs"]}
+    for path in (folder / PAIRS).iterdir():
+        if path.name not in kept:
+            path.unlink()  # of a training that another one followed, or that a kill cut short
     (folder / CHECKPOINT).unlink(missing_ok=True)
     return fit
 

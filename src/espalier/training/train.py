@@ -24,7 +24,6 @@ from espalier.prediction.fit import Fit, Pair, Pairs
 from espalier.prediction.mixture import Mixture
 from espalier.prediction.predict import outcome_of, parameters_of
 from espalier.store import Bundle
-from espalier.topology.masks import pack_bits, unpack_bits
 from espalier.training import distributed
 from espalier.training.batches import batches
 from espalier.training.loop import Info, Loop
@@ -177,10 +176,7 @@ def _checkpoint(loop: Loop, streams: Streams, history: list[dict[str, Any]], pai
     tensors, facts = loop.state()
     tensors |= {f"stream.{name}": state for name, state in streams.state().items()}
     for index, pair in enumerate(pairs):
-        tensors |= {f"pair.{index}.values": pair.values, f"pair.{index}.keep": pack_bits(pair.keep)}
-        tensors |= {f"pair.{index}.state.{name}": tensor for name, tensor in pair.state.items()}
-        if pair.scales is not None:
-            tensors[f"pair.{index}.scales"] = pair.scales
+        tensors |= {f"pair.{index}.{name}": tensor for name, tensor in pair.tensors().items()}
     return Bundle(tensors, {**facts, "history": history, "pairs": len(pairs), "data": data.hashes})
 
 
@@ -194,8 +190,7 @@ def _restore(saved: Bundle, loop: Loop, streams: Streams, data: Data) -> tuple[l
     pairs = []
     for index in range(saved.facts["pairs"]):
         own = {name: tensor.to(streams.device) for name, tensor in under(f"pair.{index}.", saved.tensors).items()}
-        keep = unpack_bits(own["keep"], len(own["values"]))
-        pairs.append(Pair(own["values"], keep, under("state.", own), own.get("scales")))
+        pairs.append(Pair.of(own))
     return saved.facts["history"], pairs
 
 
