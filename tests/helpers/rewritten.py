@@ -23,7 +23,8 @@ class Rewrite(NamedTuple):
     old: str
     new: str
     anew: bool = True
-    """Is what checks keep between calls (worlds, trainings) made anew? Not where `function` has no part in it."""
+    """Is what checks keep between calls (worlds, trainings) made anew? Not where `function` has no part in it, or where it
+    was kept before: a world that is made under the rewrite would stay."""
 
 
 Rewrites = Mapping[str, Mapping[str, Rewrite]]

@@ -15,7 +15,7 @@ from espalier.distributions.masked import draw_keep, scatter
 from espalier.prediction.fit import Fit
 from espalier.prediction.predict import parameters_of
 from espalier.references.nuts import Potential
-from espalier.theory import ground_truth
+from espalier.theory import ground_truth, rivals
 from espalier.theory.ground_truth import conjugate, factorised
 from rewritten import Rewrite, Rewrites, assert_seen
 from wrong import mutants
@@ -104,6 +104,8 @@ def test_a_wrong_formula_is_caught(name, mutation):
 
 @pytest.mark.parametrize(("name", "wrong"), mutants(CODE_MUTATIONS))
 def test_wrong_code_is_seen(name: str, wrong: str) -> None:
+    if name == "nuts-predictive":
+        rivals.world(rivals.LOGISTIC, 1, True)  # trained and chosen by the code as it is, and kept
     assert_seen(CLAIMS[name], CODE_MUTATIONS[name][wrong])
 
 
