@@ -6,10 +6,13 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from espalier import theory
-from espalier.theory import claims
+from espalier.distributions import masked
+from espalier.theory import claims, kl, sbc
 from espalier.theory.claims import Finding
+from rewritten import KL_WITHOUT_P, Rewrite, rewritten
 
 
 def test_every_claim_says_what_and_whence() -> None:
@@ -38,3 +41,27 @@ def test_the_worst_z_is_in_standard_errors_and_forgives_rounding() -> None:
     assert z == pytest.approx(2.0)
     assert tolerance == claims.limit(3)
     assert claims.worst_z([1.0], [2.0], [0.0])[0] == math.inf  # no error bar, yet apart
+
+
+def test_rewritten_code_reaches_whoever_holds_the_function_and_is_taken_back() -> None:
+    held, mean = kl.check_bound.__kwdefaults__["bound"], torch.ones(())
+    before = held(mean, 0.5, 1.0, 0.1)
+    with rewritten(Rewrite(masked.kl_bound, "keep_prob * mean", "mean", anew=False)):
+        assert held(mean, 0.5, 1.0, 0.1) == before + 0.25
+    assert held(mean, 0.5, 1.0, 0.1) == before
+
+
+def test_a_rewrite_of_what_is_no_longer_there_is_refused() -> None:
+    with pytest.raises(AssertionError, match="^expected kl_bound to have one 'drop_rate', it has 0"):  # noqa: SIM117
+        with rewritten(Rewrite(masked.kl_bound, "drop_rate", "1")):
+            pass
+
+
+def test_what_was_kept_is_made_anew_under_a_rewrite_and_comes_back() -> None:
+    kept = sbc.simulate
+    with rewritten(KL_WITHOUT_P):
+        assert sbc.simulate is not kept
+        made = sbc.simulate
+    assert sbc.simulate is kept
+    with rewritten(KL_WITHOUT_P):
+        assert sbc.simulate is made  # shared by the claims that the same rewrite is tried on

@@ -6,11 +6,14 @@ from typing import Any
 
 import pytest
 
+from espalier.models.deep_gp import DeepGP
 from espalier.references.gaussian_processes import elbo_draws, exact_posterior
 from espalier.references.kernels import DeepArcCosine, arc_cosine_1
 from espalier.theory import deep_gp
+from rewritten import MORE_KEPT, Rewrite, Rewrites, assert_seen
+from wrong import mutants
 
-CHECKS = {claim.name: claim.check for claim in deep_gp.CLAIMS}
+CLAIMS = {claim.name: claim for claim in deep_gp.CLAIMS}
 
 
 def kernel_with(change):
@@ -81,15 +84,35 @@ MUTATIONS: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 
+HALF_THE_KL = Rewrite(elbo_draws, "* fit - kl", "* fit - 0.5 * kl")
 
-@pytest.mark.parametrize("name", CHECKS)
+CODE_MUTATIONS: Rewrites = {
+    "nngp-kernel": {"variances not halved": Rewrite(DeepArcCosine.forward, "a / 2, b / 2", "a, b")},
+    "nngp-prior": {"P(Z = 1) + .02": MORE_KEPT},
+    "nngp-posterior": {
+        "second layer 10 % up": Rewrite(DeepGP.forward, "index == 0 else math.sqrt", "index == 0 else 1.1 * math.sqrt"),
+    },
+    "deep-gp-reference": {
+        "half the KL": HALF_THE_KL,
+        "variance of y for that of f": Rewrite(exact_posterior, "posterior.variance", "posterior.variance + noise"),
+    },
+    "deep-gp-bound": {"half the KL": HALF_THE_KL},
+}
+
+
+@pytest.mark.parametrize("name", CLAIMS)
 def test_the_claim_holds(name):
-    finding = CHECKS[name](True)
+    finding = CLAIMS[name].check(True)
     assert finding.verdict == "holds", finding
     assert finding.pictures or name == "deep-gp-reference"
 
 
 @pytest.mark.parametrize(("name", "mutation"), [(name, m) for name, ms in MUTATIONS.items() for m in ms])
 def test_a_wrong_formula_is_seen(name, mutation):
-    finding = CHECKS[name](True, **MUTATIONS[name][mutation])
+    finding = CLAIMS[name].check(True, **MUTATIONS[name][mutation])
     assert finding.verdict == "fails", (finding.discrepancy, finding.tolerance)
+
+
+@pytest.mark.parametrize(("name", "wrong"), mutants(CODE_MUTATIONS))
+def test_wrong_code_is_seen(name: str, wrong: str) -> None:
+    assert_seen(CLAIMS[name], CODE_MUTATIONS[name][wrong])

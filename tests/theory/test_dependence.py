@@ -10,9 +10,13 @@ import torch
 from scipy import stats
 
 from budget import FALSE_ALARMS, assert_mean
+from espalier.distributions import masked
+from espalier.guides.masked import MaskedGuide
 from espalier.theory import dependence
 from espalier.theory.dependence import gain, gap, over_pairs, permuted, step_covariance, trend
 from espalier.theory.recorded import MOMENTUM, NUM_SHIFTS, RATE, cross_covariance, runs
+from rewritten import Rewrite, Rewrites, assert_seen
+from wrong import mutants
 
 CLAIMS = {claim.name: claim for claim in dependence.CLAIMS}
 HOLD = ("zw-dependence", "zw-prediction", "zw-prediction-sparsity")
@@ -49,6 +53,18 @@ MUTATIONS: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 
+ANOTHER_Z = Rewrite(MaskedGuide.forward, "self.keep = q.keep", "self.keep = self._draw(len(self.values))")
+MORE_DECAY = Rewrite(
+    masked._kl_masked_flat, "0.5 * q.keep_prob", "0.5 * q.keep_prob * (p.event_shape[0] / len(q.positions)) ** 0.5"
+)
+
+CODE_MUTATIONS: Rewrites = {
+    "zw-dependence": {"the guide remembers another Z": ANOTHER_Z},
+    "zw-sparsity": {"decay that grows with sparsity": MORE_DECAY},
+    "zw-prediction": {"the guide remembers another Z": ANOTHER_Z},
+    "zw-prediction-sparsity": {"the guide remembers another Z": ANOTHER_Z},
+}
+
 
 @pytest.mark.parametrize("name", CLAIMS)
 def test_verdicts(name: str) -> None:
@@ -60,6 +76,16 @@ def test_verdicts(name: str) -> None:
 @pytest.mark.parametrize(("name", "mutation"), [(name, wrong) for name, all_ in MUTATIONS.items() for wrong in all_])
 def test_wrong_statistic_or_formula_fails(name: str, mutation: str) -> None:
     assert CLAIMS[name].check(True, **MUTATIONS[name][mutation]).verdict == "fails"
+
+
+def _marked(name: str, wrong: str) -> Any:
+    """The other claims share three trainings; this one asks for three of its own."""
+    return pytest.param(name, wrong, marks=[pytest.mark.slow] if name == "zw-sparsity" else [])
+
+
+@pytest.mark.parametrize(("name", "wrong"), [_marked(*each) for each in mutants(CODE_MUTATIONS)])
+def test_wrong_code_is_seen(name: str, wrong: str) -> None:
+    assert_seen(CLAIMS[name], CODE_MUTATIONS[name][wrong])
 
 
 def test_every_claim_has_mutations() -> None:

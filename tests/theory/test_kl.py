@@ -10,6 +10,7 @@ import pytest
 from espalier.distributions.masked import kl_bound
 from espalier.distributions.priors import prior_scale_of
 from espalier.theory import kl
+from rewritten import KL_WITHOUT_P, MORE_KEPT, Rewrite, Rewrites, assert_seen
 from wrong import assert_all_have_mutations, assert_caught, assert_holds, mutants
 
 CLAIMS = {claim.name: claim for claim in kl.CLAIMS}
@@ -42,6 +43,18 @@ MUTATIONS: dict[str, dict[str, dict[str, Any]]] = {
     },
 }  # fmt: skip
 
+BOUND_WITHOUT_P = Rewrite(kl_bound, "keep_prob * mean", "mean", anew=False)
+
+CODE_MUTATIONS: Rewrites = {
+    "kl-bound": {"no p": BOUND_WITHOUT_P},
+    "kl-gal": {"no p": BOUND_WITHOUT_P},
+    "kl-monte-carlo": {"P(Z = 1) + .02": MORE_KEPT._replace(anew=False)},
+    "objective-cigl": {"KL without p": KL_WITHOUT_P},
+    "objective-prior-scale": {
+        "rescale's p upside down": Rewrite(prior_scale_of, "1 / keep_prob if rescale", "keep_prob if rescale"),
+    },
+}
+
 pytestmark = pytest.mark.usefixtures("own_stream", "own_store")
 
 
@@ -57,6 +70,11 @@ def test_the_claim_holds(name: str) -> None:
 @pytest.mark.parametrize(("name", "mutation"), mutants(MUTATIONS))
 def test_a_wrong_formula_is_caught(name: str, mutation: str) -> None:
     assert_caught(CLAIMS[name], MUTATIONS[name][mutation])
+
+
+@pytest.mark.parametrize(("name", "wrong"), mutants(CODE_MUTATIONS))
+def test_wrong_code_is_seen(name: str, wrong: str) -> None:
+    assert_seen(CLAIMS[name], CODE_MUTATIONS[name][wrong])
 
 
 def test_the_kl_has_the_values_of_the_design_note() -> None:

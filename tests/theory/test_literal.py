@@ -13,6 +13,7 @@ from scipy import stats
 
 from espalier.guides.hierarchy import HierarchicalGuide
 from espalier.theory import literal
+from rewritten import KL_WITHOUT_P, Rewrite, Rewrites, assert_seen
 from wrong import assert_all_have_mutations, assert_caught, assert_holds, mutants
 
 CLAIMS = {claim.name: claim for claim in literal.CLAIMS}
@@ -65,6 +66,16 @@ MUTATIONS: dict[str, dict[str, dict[str, Any]]] = {
     },
 }  # fmt: skip
 
+CODE_MUTATIONS: Rewrites = {
+    "literal-marginal": {
+        "P(Z = 1) + .02": Rewrite(HierarchicalGuide.forward, "self.keep_prob)", "self.keep_prob + 0.02)"),
+    },
+    "literal-gap": {
+        "s^2 for 2 s^2 in r(Z)": Rewrite(HierarchicalGuide.reverse, "/ (2 * self.noise_scale**2)", "/ self.noise_scale**2"),
+    },
+    "literal-limit": {"KL without p": KL_WITHOUT_P},
+}
+
 pytestmark = pytest.mark.usefixtures("own_stream", "own_store")
 
 
@@ -80,3 +91,8 @@ def test_the_claim_holds(name: str) -> None:
 @pytest.mark.parametrize(("name", "mutation"), mutants(MUTATIONS))
 def test_a_wrong_formula_is_caught(name: str, mutation: str) -> None:
     assert_caught(CLAIMS[name], MUTATIONS[name][mutation])
+
+
+@pytest.mark.parametrize(("name", "wrong"), mutants(CODE_MUTATIONS))
+def test_wrong_code_is_seen(name: str, wrong: str) -> None:
+    assert_seen(CLAIMS[name], CODE_MUTATIONS[name][wrong])

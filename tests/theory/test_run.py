@@ -18,23 +18,28 @@ from espalier import theory
 from espalier.cli.main import main
 from espalier.theory import run
 from espalier.theory.claims import Claim, Finding
+from rewritten import Rewrites, assert_all_have_rewrites
 
 
-def mutations_of(module: str) -> dict[str, dict[str, Any]]:
-    """The wrong formulas that the module's own tests hand to its checks."""
+def tables_of(module: str) -> tuple[dict[str, dict[str, Any]], Rewrites]:
+    """What the module's own tests try its checks on: wrong formulas, and wrong code."""
     spec = importlib.util.spec_from_file_location(f"wrong_{module}", Path(__file__).with_name(f"test_{module}.py"))
     assert spec is not None
     assert spec.loader is not None
     tests = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tests)
-    found: dict[str, dict[str, Any]] = tests.MUTATIONS
-    return found
+    return tests.MUTATIONS, tests.CODE_MUTATIONS
 
 
 def test_every_claim_has_a_mutation_test() -> None:
-    mutations = {name: wrong for module in theory.MODULES for name, wrong in mutations_of(module).items()}
+    mutations = {name: wrong for module in theory.MODULES for name, wrong in tables_of(module)[0].items()}
     assert mutations.keys() == theory.catalogue().keys()
     assert min(len(wrong) for wrong in mutations.values()) >= 2
+
+
+def test_every_claim_is_tried_on_wrong_code() -> None:
+    rewrites = {name: wrong for module in theory.MODULES for name, wrong in tables_of(module)[1].items()}
+    assert_all_have_rewrites(theory.catalogue(), rewrites)
 
 
 @pytest.mark.parametrize("quick", [True])

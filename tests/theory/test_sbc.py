@@ -10,9 +10,12 @@ import torch
 from scipy import stats
 
 from budget import FALSE_ALARMS, assert_rate
+from espalier.distributions import priors
 from espalier.theory import sbc
 from espalier.theory.claims import Ranks
 from espalier.theory.sbc import by_enumeration, fits, optimum, posterior, rank_law
+from rewritten import KL_WITHOUT_P, MORE_KEPT, Rewrite, Rewrites, assert_seen
+from wrong import mutants
 
 CLAIMS = {claim.name: claim for claim in sbc.CLAIMS}
 
@@ -59,6 +62,12 @@ MUTATIONS: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 
+CODE_MUTATIONS: Rewrites = {
+    "sbc-exact": {"prior 10 % wide": Rewrite(priors.FlatNormal.rsample, "self.scale *", "1.1 * self.scale *")},
+    "sbc-guide": {"P(Z = 1) + .02": MORE_KEPT._replace(anew=False)},
+    "sbc-optimum": {"KL without p": KL_WITHOUT_P, "P(Z = 1) + .02": MORE_KEPT},
+}
+
 
 @pytest.mark.parametrize("name", CLAIMS)
 def test_claim_holds(name: str) -> None:
@@ -69,6 +78,11 @@ def test_claim_holds(name: str) -> None:
 @pytest.mark.parametrize(("name", "mutation"), [(name, wrong) for name, all_ in MUTATIONS.items() for wrong in all_])
 def test_wrong_formula_fails(name: str, mutation: str) -> None:
     assert CLAIMS[name].check(True, **MUTATIONS[name][mutation]).verdict == "fails"
+
+
+@pytest.mark.parametrize(("name", "wrong"), mutants(CODE_MUTATIONS))
+def test_wrong_code_is_seen(name: str, wrong: str) -> None:
+    assert_seen(CLAIMS[name], CODE_MUTATIONS[name][wrong])
 
 
 def test_every_claim_has_mutations() -> None:

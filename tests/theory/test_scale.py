@@ -6,7 +6,10 @@ from typing import Any
 
 import pytest
 
+from espalier.guides.masked import MaskedGuide
+from espalier.prediction.fit import Fit
 from espalier.theory import scale
+from rewritten import Rewrite, Rewrites, assert_seen
 from wrong import assert_all_have_mutations, assert_caught, assert_holds, mutants
 
 CLAIMS = {claim.name: claim for claim in scale.CLAIMS}
@@ -25,6 +28,11 @@ MUTATIONS: dict[str, dict[str, dict[str, Any]]] = {
     },
 }  # fmt: skip
 
+CODE_MUTATIONS: Rewrites = {
+    "scale-rescale": {"p twice": Rewrite(MaskedGuide.distribution, "* self.scale if", "* self.scale**2 if")},
+    "scale-logits": {"mean without p": Rewrite(Fit.weights, "last * (self.keep_prob * factor)", "last * factor")},
+}
+
 pytestmark = pytest.mark.usefixtures("own_stream", "own_store")
 
 
@@ -40,3 +48,8 @@ def test_the_claim_holds(name: str) -> None:
 @pytest.mark.parametrize(("name", "mutation"), mutants(MUTATIONS))
 def test_a_wrong_formula_is_caught(name: str, mutation: str) -> None:
     assert_caught(CLAIMS[name], MUTATIONS[name][mutation])
+
+
+@pytest.mark.parametrize(("name", "wrong"), mutants(CODE_MUTATIONS))
+def test_wrong_code_is_seen(name: str, wrong: str) -> None:
+    assert_seen(CLAIMS[name], CODE_MUTATIONS[name][wrong])

@@ -9,9 +9,11 @@ import torch
 from pyro.infer import Trace_ELBO
 from scipy import special
 
-from espalier.distributions.subsets import overlap_with_mode
+from espalier.distributions import subsets as distribution
+from espalier.distributions.subsets import KSubset, overlap_with_mode
 from espalier.guides.hierarchy import LeaveOneOutELBO
 from espalier.theory import topologies
+from rewritten import Rewrite, Rewrites, assert_seen
 from wrong import assert_all_have_mutations, assert_caught, assert_holds, mutants
 
 CLAIMS = {claim.name: claim for claim in topologies.CLAIMS}
@@ -66,6 +68,20 @@ MUTATIONS: dict[str, dict[str, dict[str, Any]]] = {
     },
 }  # fmt: skip
 
+CODE_MUTATIONS: Rewrites = {
+    "subsets-enumeration": {
+        "normaliser of k - 1": Rewrite(distribution._log_count, "[..., 0, k]", "[..., 0, k - 1]"),
+        "draws of any split": Rewrite(distribution._descend, "halves[:, 0::2] + halves", "0 * halves[:, 0::2] + halves"),
+    },
+    "subsets-large": {
+        "angle of k - 1": Rewrite(distribution._contour, "- k * theta", "- (k - 1) * theta"),
+    },
+    "subsets-mode": {"the smallest": Rewrite(KSubset.mode.fget, "keep_top(row, self.k)", "keep_top(-row, self.k)")},
+    "subsets-gradient": {
+        "own draw in the baseline": Rewrite(LeaveOneOutELBO.differentiable_loss, " * len(elbo) / (len(elbo) - 1)", ""),
+    },
+}
+
 pytestmark = pytest.mark.usefixtures("own_stream", "own_store")
 
 
@@ -81,6 +97,11 @@ def test_the_claim_holds(name: str) -> None:
 @pytest.mark.parametrize(("name", "mutation"), mutants(MUTATIONS))
 def test_a_wrong_formula_is_caught(name: str, mutation: str) -> None:
     assert_caught(CLAIMS[name], MUTATIONS[name][mutation])
+
+
+@pytest.mark.parametrize(("name", "wrong"), mutants(CODE_MUTATIONS))
+def test_wrong_code_is_seen(name: str, wrong: str) -> None:
+    assert_seen(CLAIMS[name], CODE_MUTATIONS[name][wrong])
 
 
 def test_the_mode_is_a_large_step_at_temperature_one() -> None:

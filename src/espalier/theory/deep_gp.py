@@ -148,15 +148,15 @@ def check_prior(
         leading, its = at_infinity(widths, *np.transpose(bias[name]) * np.asarray(widths))
         looks[f"K x bias, {name}"] = (leading, coefficient(), its)
     # The whole network, nothing averaged by a formula: one layer and variances exact, two layers as averaged above.
-    for layers in ((4,), (64,), (4, 50), (8, 50)):
+    for layers, p in (((4,), 1.0), ((64,), 1.0), ((4, 50), 1.0), ((8, 50), 1.0), ((64,), (1.0, DENSITY))):
         model = shelf.load("models", "deep_gp")((2,), 16, widths=layers)
-        found, errors = (each.numpy() for each in empirical_covariance(model, CORNER, draws, seed=layers[0]))
-        limit_of, its = limits[len(layers) - 1], 0.0
+        found, errors = empirical_covariance(model, CORNER, draws, seed=layers[0], keep_prob=p)
+        limit_of, its = matrix_of(float64_kernel(kernel, len(layers), keep_prob=p), CORNER).numpy(), 0.0
         between = float(limit_of[0, 1])
         if len(layers) == 2:
             between, its, _ = expected([part.sum(1) for part in units(layers[:1], draws)], first)
-        looks[f"E[y y], widths {layers}"] = (float(found[0, 0]), float(limit_of[0, 0]), float(errors[0, 0]))
-        looks[f"E[y y'], widths {layers}"] = (float(found[0, 1]), between, math.hypot(errors[0, 1], its))
+        looks[f"E[y y], widths {layers}, p {p}"] = (float(found[0, 0]), float(limit_of[0, 0]), float(errors[0, 0]))
+        looks[f"E[y y'], widths {layers}, p {p}"] = (float(found[0, 1]), between, math.hypot(errors[0, 1], its))
     discrepancy, tolerance = worst_z(*np.transpose(list(looks.values())))
     return Finding(
         f"prior E[y y'] of models/deep_gp at widths {widths[0]} to {widths[-1]}, {draws} networks each, dense and at "

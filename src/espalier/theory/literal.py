@@ -32,7 +32,7 @@ def marginal_cdf(w: Array, v: Array, p: float, s: float) -> Array:
 
 
 def check_marginal(quick: bool, *, cdf: Callable[[Array, Array, float, float], Array] = marginal_cdf) -> Finding:
-    """One trace of a wide network is many draws: the first layer is fully active, the second 30 % by the mode of U."""
+    """A trace of a wide network is many draws: the first layer is fully active, the second 30 % by the mode of U."""
     rows, p, s = (100 if quick else 400), 0.8, 0.05
     generator = torch.Generator().manual_seed(11)
     model = BayesianNetwork(nn.Sequential(nn.Linear(100, rows, bias=False), nn.Linear(rows, 100, bias=False)).double())
@@ -47,19 +47,19 @@ def check_marginal(quick: bool, *, cdf: Callable[[Array, Array, float, float], A
     guide.values.data = torch.cat([near, far])
     torch.manual_seed(12)
     with torch.no_grad():
-        w = guide().numpy()
-    values, p = guide.values.detach().numpy(), guide.keep_prob
+        w = np.stack([guide().numpy() for _ in range(20)])
+    values, p = np.broadcast_to(guide.values.detach().numpy(), w.shape), guide.keep_prob
     parts = {
-        "fully active layer": (w[:size], values[:size]),
-        "active at the mode": (w[size:][active], values[size:][active]),
+        "fully active layer": (w[:, :size].ravel(), values[:, :size].ravel()),
+        "active at the mode": (w[:, size:][:, active].ravel(), values[:, size:][:, active].ravel()),
     }
     uniform = {name: cdf(draws, v, p, s) for name, (draws, v) in parts.items()}
-    uniform["inactive, N(0, s^2)"] = stats.norm.cdf(w[size:][~active], 0, s)
+    uniform["inactive, N(0, s^2)"] = stats.norm.cdf(w[:, size:][:, ~active].ravel(), 0, s)
     p_values = {name: float(stats.kstest(u, "uniform").pvalue) for name, u in uniform.items()}
     grid = np.linspace(0, 1, 201)
     curves = tuple(Curve(name, grid, np.searchsorted(np.sort(u), grid) / len(u) - grid) for name, u in uniform.items())
     return Finding(
-        f"Kolmogorov-Smirnov test of {2 * size:,} draws of the Pyro program against the mixture's distribution function",
+        f"Kolmogorov-Smirnov test of {w.size:,} draws of the Pyro program against the mixture's distribution function",
         max(surprise(3 * value) for value in p_values.values()), SURPRISE, "-log10 p", {"p-values": p_values},
         "Exact where M is certain; at temperature 1 a weight is active with its inclusion probability only, and the kept "
         "component has variance 2 s^2, not the s^2 of the collapsed guide.",
@@ -105,7 +105,7 @@ def check_gap(
     guide_class: type[HierarchicalGuide] = HierarchicalGuide,
 ) -> Finding:
     """Many layers of two weights, k = 1: each is one draw of the same small hierarchy."""
-    layers, traces = 100, (12 if quick else 150)
+    layers, traces = (12, 40) if quick else (100, 150)
     p, s, prior, v = 0.8, 0.1, 0.5, (0.25, -0.15)
     model = BayesianNetwork(
         nn.Sequential(*(nn.Linear(2, 1, bias=False) for _ in range(layers))).double(), prior_scale=prior

@@ -95,7 +95,7 @@ def check_logits(quick: bool, *, factor: Callable[[float, int], float] = logit_f
         for fan, width in zip(widths, widths[1:], strict=False):
             parts += [nn.Linear(fan, width, bias=False), nn.ReLU()]
         model = BayesianNetwork(nn.Sequential(*parts[:-1]))
-        training = Training(epochs=12 if quick else 40, batch_size=64, device="cpu")
+        training = Training(epochs=4 if quick else 40, batch_size=64, device="cpu")
         fit = load("inference", "cigl")(model, data, sparsity=0.8, drop_rate=drop_rate, delta_t=20, training=training)
         by_mean, by_value = (_logits(fit.model, next(fit.weights(way)), x) for way in ("mean", "unmasked"))
         f = factor(fit.keep_prob, layers)
