@@ -123,13 +123,17 @@ def test_files_that_macos_leaves_are_no_images(images: Path) -> None:
     assert len(d.train.y) == 18
 
 
-def test_a_very_long_image_needs_no_more_memory_than_its_middle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_very_long_image_needs_no_more_memory_than_its_middle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pattern = np.zeros((1, 20_000, 3), np.uint8)
     pattern[0, 10_000] = 200
     Image.fromarray(pattern).save(tmp_path / "long.png")
     sizes = []
     resize = Image.Image.resize
-    monkeypatch.setattr(Image.Image, "resize", lambda self, size, *rest: sizes.append(size) or resize(self, size, *rest))
+    monkeypatch.setattr(
+        Image.Image, "resize", lambda self, size, *rest: sizes.append(size) or resize(self, size, *rest)
+    )
     seen = pixels(tmp_path / "long.png", 224)
     assert seen.max() == 200
     assert sizes == [(8 * 224, 224)]

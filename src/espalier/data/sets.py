@@ -112,10 +112,9 @@ def load(
 
     Raises FileNotFoundError where files are missing, ValueError where an option or the files' content is wrong.
     """
-    raw = readers.checked(name, _read(name, data_dir, image_size, workers))
     return as_data(
         name,
-        raw,
+        _read(name, data_dir, image_size, workers),
         validation=validation,
         calibration=calibration,
         split_seed=split_seed,

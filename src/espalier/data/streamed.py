@@ -69,8 +69,8 @@ class Streamed:
             yield self.digests[self.rows].tobytes()
 
     def finish(self, batch: Tensor) -> Tensor:
-        """A batch of what the dataset gives as what the network takes."""
-        return batch
+        """A batch of what the dataset gives as what the network takes: float32, or whole numbers as they are."""
+        return batch.float() if batch.is_floating_point() else batch
 
     def __getitem__(self, index: Tensor, /) -> Tensor:
         return next(self._load([index], 0, 0)) if len(index) else self[torch.arange(1)][:0]
