@@ -269,7 +269,7 @@ def checked(name: str, raw: Raw) -> Raw:
         )
     if isinstance(x, np.ndarray) and x.dtype.kind == "f":
         if x.itemsize > 8:
-            with np.errstate(over="ignore"):
+            with np.errstate(over="ignore", invalid="ignore"):
                 x = x.astype(np.float64)
         broken = np.concatenate([~np.isfinite(part).all(axis=tuple(range(1, x.ndim))) for part in _pieces(x)])
         _refuse(broken, f"{name}: expected finite inputs, got NaN or infinity")
