@@ -136,7 +136,9 @@ def test_a_unit_changes_nothing(size: float) -> None:
 def test_a_unit_of_a_power_of_two_changes_no_bit(unit: float) -> None:
     mean, sd = cut.moments(COLUMNS, np.arange(60))
     np.testing.assert_array_equal(cut.moments(COLUMNS * unit, np.arange(60)), (mean * unit, sd * unit))
-    assert torch.equal(data.from_arrays(COLUMNS * unit, COLUMNS[:, 0]).train.x, data.from_arrays(COLUMNS, COLUMNS[:, 0]).train.x)
+    assert torch.equal(
+        data.from_arrays(COLUMNS * unit, COLUMNS[:, 0]).train.x, data.from_arrays(COLUMNS, COLUMNS[:, 0]).train.x
+    )
 
 
 def test_both_ends_of_the_numbers_are_one_feature() -> None:
@@ -173,14 +175,19 @@ def test_rounding_is_no_spread(name: str) -> None:
 @pytest.mark.parametrize("kind", ["f2", "f4", "f8", ">f4", ">f8", "i1", "u1", ">i2", "i8", "u8", "?", "g"])
 def test_numbers_of_every_kind_are_scaled_alike(kind: str) -> None:
     whole = RNG.integers(0, 2 if kind == "?" else 100, (60, 2))
-    d, expected = data.from_arrays(whole.astype(kind), whole[:, 0] * 1.0), data.from_arrays(whole * 1.0, whole[:, 0] * 1.0)
+    d, expected = (
+        data.from_arrays(whole.astype(kind), whole[:, 0] * 1.0),
+        data.from_arrays(whole * 1.0, whole[:, 0] * 1.0),
+    )
     assert torch.equal(d.train.x, expected.train.x)
     assert d.train.x.dtype == torch.float32
 
 
 def test_what_float32_cannot_hold_is_said_with_its_row() -> None:
     far = np.where(np.arange(60)[:, None] == 7, 1e300, COLUMNS)
-    with pytest.raises(ValueError, match=r"expected numbers within 3\.4e38 after they are standardised, .* got more in row 7 "):
+    with pytest.raises(
+        ValueError, match=r"expected numbers within 3\.4e38 after they are standardised, .* got more in row 7 "
+    ):
         data.from_arrays(far, np.arange(60) % 2, standardise=False)
     with pytest.raises(ValueError, match=r"got more in row 0 \(counted from 0\): rescale or remove it"):
         data.from_arrays(COLUMNS, np.arange(60) % 2, x_test=far[7:8], y_test=[0])

@@ -172,7 +172,9 @@ COLOURS = {
 def test_known_colours_are_decoded_as_such(tmp_path: Path, name: str) -> None:
     image, suffix, colour, off = COLOURS[name]
     image.save(tmp_path / f"a.{suffix}")
-    seen = pixels((tmp_path / f"a.{suffix}").rename(tmp_path / "b.png"), 4).astype(int)  # content counts, not the suffix
+    seen = pixels((tmp_path / f"a.{suffix}").rename(tmp_path / "b.png"), 4).astype(
+        int
+    )  # content counts, not the suffix
     assert abs(seen - np.array(colour)[:, None, None]).max() <= off
 
 
@@ -212,18 +214,26 @@ def test_a_calibration_folder_is_the_calibration_split(images: Path) -> None:
 
 def test_no_part_goes_unused(images: Path) -> None:
     write_images(images / "val/dog", 1)
-    with pytest.raises(ValueError, match=r"val/dog is a class without training images: expected one of \['ant', 'bee', 'cat'\]"):
+    with pytest.raises(
+        ValueError, match=r"val/dog is a class without training images: expected one of \['ant', 'bee', 'cat'\]"
+    ):
         data.load(str(images))
     (images / "val/dog").rename(images / "val/cat")
     (images / "valid/cat").mkdir(parents=True)
-    with pytest.raises(ValueError, match="images: expected one of validation, valid, val, got valid and val; join or rename"):
+    with pytest.raises(
+        ValueError, match="images: expected one of validation, valid, val, got valid and val; join or rename"
+    ):
         data.load(str(images))
     (images / "valid").rename(images / "dev")
-    with pytest.raises(ValueError, match="dev holds classes, expected a name of train, validation, valid, val, calibration"):
+    with pytest.raises(
+        ValueError, match="dev holds classes, expected a name of train, validation, valid, val, calibration"
+    ):
         data.load(str(images))
     (images / "dev/cat").rmdir()
     (images / "calibration").mkdir()
-    with pytest.raises(ValueError, match="calibration holds no class folders, expected those of train: fill or remove it"):
+    with pytest.raises(
+        ValueError, match="calibration holds no class folders, expected those of train: fill or remove it"
+    ):
         data.load(str(images))
     (images / "calibration").rmdir()
     assert data.load(str(images), image_size=8).facts()["data"]["rows"]["validation"] == 1
@@ -265,7 +275,9 @@ WRONG = {
 def test_what_is_no_image_is_found_before_anything_is_decoded(images: Path, name: str, part: str) -> None:
     make, says = WRONG[name]
     make(images / part / "x.png")
-    with pytest.raises(ValueError, match=rf"{part}/x\.png is no readable image \({says}.*\): replace or remove it") as caught:
+    with pytest.raises(
+        ValueError, match=rf"{part}/x\.png is no readable image \({says}.*\): replace or remove it"
+    ) as caught:
         data.load(str(images))
     assert str(caught.value).isprintable()
 
