@@ -91,6 +91,13 @@ def test_what_a_header_declares_is_judged_before_it_is_believed(tmp_path: Path, 
     assert len(str(caught.value)) < 400
 
 
+def test_what_an_exception_says_is_part_of_a_line() -> None:
+    assert archives.said(ValueError("one\ntwo")) == "one"
+    assert archives.said(ValueError("a\tb")) == r"'a\tb'"
+    assert archives.said(MemoryError()) == "MemoryError"
+    assert archives.said(ValueError("x" * 999)) == "x" * 160
+
+
 def test_what_does_not_fit_into_the_machine_is_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 1000, "SC_PAGE_SIZE": 4096}.__getitem__)
     archives.check_memory("x", 4096 * 1000 // 5, 1)  # the bytes, and four times as many for float32

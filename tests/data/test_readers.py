@@ -151,6 +151,13 @@ def test_a_pickle_that_is_no_batch_is_refused(tmp_path: Path, content: bytes) ->
         data.load("cifar10", data_dir=tmp_path)
 
 
+def test_a_pickle_that_asks_for_gigabytes_gets_none(tmp_path: Path) -> None:
+    write_cifar_python(tmp_path, cifar_parts(), (b"", b""))
+    (tmp_path / "cifar-10-batches-py/test_batch").write_bytes(b"\x80\x02}r\xff\xff\xff\x0f.")
+    with pytest.raises(ValueError, match="test_batch is refused: it asks for room for 268,435,455 things; fetch it again"):
+        data.load("cifar10", data_dir=tmp_path)
+
+
 def test_the_unpickler_knows_five_names_and_encodes_latin1_alone() -> None:
     assert len(readers._ALLOWED) == 5
     assert readers._ALLOWED["_codecs", "encode"]("\xe9", "rot13") == codecs.encode("\xe9", "latin1")

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 
 def said(error: Exception) -> str:
-    """What an exception says, as part of a sentence: one line, not too long."""
-    return (str(error).strip() or type(error).__name__).split("\n")[0][:160]
+    """What an exception says, as part of a sentence: one line of letters, not too long."""
+    line = (str(error).strip() or type(error).__name__).split("\n")[0][:160]
+    return line if line.isprintable() else ascii(line)
 
 
 def check_memory(what: str, count: int, itemsize: int) -> None:

@@ -12,6 +12,7 @@ import hashlib
 import io
 import math
 import pickle
+import pickletools
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -193,8 +194,12 @@ class _ArraysOnly(pickle.Unpickler):
 
 def _arrays_only(path: Path) -> dict[str, Any]:
     try:
-        with path.open("rb") as file:
-            batch = _ArraysOnly(file, encoding="bytes").load()
+        content = path.read_bytes()
+        for number, (code, argument, _) in enumerate(pickletools.genops(content)):
+            # a pickle that numbers what it remembers by a billion has a list of a billion made for it
+            if code.name in ("PUT", "BINPUT", "LONG_BINPUT") and (argument or 0) > number:
+                raise pickle.UnpicklingError(f"it asks for room for {argument:,} things")
+        batch = _ArraysOnly(io.BytesIO(content), encoding="bytes").load()
         return {key.decode() if isinstance(key, bytes) else key: value for key, value in batch.items()}
     except Exception as error:  # a damaged pickle may raise nearly anything
         raise ValueError(
