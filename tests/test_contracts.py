@@ -6,8 +6,11 @@ import json
 
 import pytest
 import torch
+from torch import nn
 
-from espalier.contracts import Data, Move, Split, Topology
+from espalier import BayesianNetwork, Training
+from espalier.contracts import PARTS, Data, Move, Split, Topology
+from espalier.inference import dense
 
 
 def data(num_classes: int | None) -> Data:
@@ -18,9 +21,7 @@ def data(num_classes: int | None) -> Data:
 
 
 @pytest.mark.parametrize(("num_classes", "outputs", "task"), [(7, 7, "classification"), (None, 1, "regression")])
-def test_a_network_for_data_has_an_output_a_class_or_one_mean(
-    num_classes: int | None, outputs: int, task: str
-) -> None:
+def test_a_network_for_data_has_an_output_a_class_or_one_mean(num_classes: int | None, outputs: int, task: str) -> None:
     one = data(num_classes)
     assert one.num_outputs == outputs
     facts = one.facts()
@@ -31,7 +32,7 @@ def test_the_facts_of_data_survive_json_and_hold_no_rows() -> None:
     facts = data(3).facts()
     assert json.loads(json.dumps(facts)) == facts
     assert facts["target"] == [5.0, 2.0]
-    assert facts["data"] == {"name": "made", "hashes": {"train": "abc"}}
+    assert facts["data"] == {"name": "made", "rows": dict.fromkeys(PARTS, 4), "hashes": {"train": "abc"}}
 
 
 def test_a_topology_counts_what_is_active_over_all_layers() -> None:
@@ -43,3 +44,50 @@ def test_a_topology_counts_what_is_active_over_all_layers() -> None:
 def test_what_a_move_has_grown_comes_from_nowhere(source: list[int], grown: int) -> None:
     topology = Topology(torch.tensor([0, 3, 11]), (2, 1), (10, 5))
     assert Move(topology, torch.tensor(source)).num_grown == grown
+
+
+X, Y = torch.zeros(4, 3), torch.tensor([0, 1, 2, 1])
+WRONG = {
+    "arrays": (
+        X.numpy(),
+        Y.numpy(),
+        "expected tensors x and y in the test split of made, got ndarray and ndarray: use",
+    ),
+    "lists": (X.tolist(), Y, "expected tensors x and y in the test split of made, got list and Tensor: use"),
+    "a list of labels": (X, Y.tolist(), "expected tensors x and y in the test split of made, got Tensor and list: use"),
+    "other lengths": (X, Y[:3], "expected one y for every x in the test split of made, got 4 x and 3 y"),
+    "floats": (X, Y.float(), "expected whole numbers as labels in the test split of made, got torch.float32: y.long()"),
+    "bools": (X, Y > 1, "expected whole numbers as labels in the test split of made, got torch.bool: y.long()"),
+    "a label too many": (X, Y + 1, "expected labels 0 to 2 in the test split of made, got 1 to 3"),
+    "none as -1": (X, Y - 1, "expected labels 0 to 2 in the test split of made, got -1 to 1"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_parts_that_are_none_are_refused_before_training(name: str) -> None:
+    x, y, says = WRONG[name]
+    right = Split(X, Y)
+    wrong = Data("made", right, right, right, Split(x, y), (3,), 3)
+    net = BayesianNetwork(nn.Linear(3, 3))
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - says is compared below, as it stands
+        dense.infer(net, wrong, training=Training(epochs=1, batch_size=2))
+    assert says in str(caught.value)
+
+
+def test_parts_that_are_right_pass() -> None:
+    empty = Split(X[:0], Y[:0])
+    for classes, x, y in (
+        (3, X, Y),
+        (None, X, X[:, 0]),
+        (2, torch.zeros(4, 3, 2, 2), torch.ones(4, 2, 2)),
+        (3, X, Y.byte()),
+    ):
+        Data("made", Split(x, y), empty, empty, Split(x, y), tuple(x.shape[1:]), classes).check()
+
+
+def test_new_inputs_of_any_size_are_scaled() -> None:
+    part = Split(X, X[:, 0])
+    mean, sd = torch.tensor([[1.5e308, -1e-300, 0.0], [1.6e308, 2e-300, 2.0]], dtype=torch.float64)
+    made = Data("made", part, part, part, part, (3,), None, input_scale=(mean, sd))
+    x = torch.tensor([[-1.7e308, 1e-300, 5.0]], dtype=torch.float64)
+    torch.testing.assert_close(made.inputs(x), torch.tensor([[-2.0, 1.0, 2.5]]))

@@ -37,6 +37,9 @@ class Split(NamedTuple):
     y: Tensor
 
 
+PARTS = ("train", "validation", "calibration", "test")
+
+
 class Data(NamedTuple):
     """A data set cut into its four parts. Only `train` is fitted, `validation` may guide choices, `calibration` is for
     certificates and `test` for the last word.
@@ -86,20 +89,42 @@ class Data(NamedTuple):
             if by is None:
                 return plain.float()
             mean, sd = (values.view(-1, *[1] * (plain.dim() - 2)) for values in by)
-            return ((plain - mean) / sd).float()
+            return ((plain / 2 - mean / 2) / (sd / 2)).float()  # of halves no difference overflows
 
         scales = self.input_scale or nested.by_shape(lambda _: None, self.shape)
         return nested.by_shape(taken, self.shape, x, scales)
 
+    def check(self) -> None:
+        """Raises ValueError, in one sentence, for parts that are not tensors of one length, and for labels that are none."""
+        for part in PARTS:
+            x, y = getattr(self, part)
+            if not isinstance(y, Tensor) or isinstance(x, np.ndarray | list | tuple | dict) or hasattr(x, "iloc"):
+                got = " and ".join(type(each).__name__ for each in (x, y))
+                raise ValueError(
+                    f"expected tensors x and y in the {part} split of {self.name}, got {got}: use espalier.data.from_arrays, or"
+                    " espalier.data.Together for several inputs"
+                )
+            if len(x) != len(y):
+                raise ValueError(f"expected one y for every x in the {part} split of {self.name}, got {len(x)} x and {len(y)} y")
+            if self.num_classes is None or not y.numel():
+                continue
+            if y.dim() == 1 and (y.is_floating_point() or y.dtype is torch.bool):
+                raise ValueError(f"expected whole numbers as labels in the {part} split of {self.name}, got {y.dtype}: y.long()")
+            if y.min() < 0 or y.max() >= self.num_classes:
+                raise ValueError(
+                    f"expected labels 0 to {self.num_classes - 1} in the {part} split of {self.name}, got {y.min()} to {y.max()}"
+                )
+
     def facts(self) -> dict[str, Any]:
         """What a record keeps of the data, JSON-able."""
+        rows = {part: len(getattr(self, part).y) for part in PARTS}
         stand_for = [label if isinstance(label, str | int | float) else str(label) for label in self.classes]
         return {
             "shape": _listed(self.shape),
             "num_outputs": self.num_outputs,
             "task": "regression" if self.num_classes is None else "classification",
             "target": _listed((self.target_shift, self.target_scale)),
-            "data": {"name": self.name, "hashes": self.hashes} | ({"classes": stand_for} if stand_for else {}),
+            "data": {"name": self.name, "rows": rows, "hashes": self.hashes} | ({"classes": stand_for} if stand_for else {}),
         }
 
 

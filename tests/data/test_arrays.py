@@ -215,7 +215,7 @@ WRONG = {
     "a missing label of pandas": Case("got none in row 1 ", y=pd.array([1, None, *[2] * 118], dtype="Int64")),
     "a label that has no class": Case(r"expected labels of 0, 1 in y, got 2 in row \d+", classes=[0, 1]),
     "a label only the test set has": Case("expected labels of 0, 1, 2 in y_test, got 9 in row 0", x_test=X[:1], y_test=[9]),
-    "test rows of another width": Case(r"expected x_test with rows like those of x, \(5,\)", x_test=X[:2, :4], y_test=[0, 1]),
+    "test rows of another width": Case(r"expected test rows like those to train on, \(5,\)", x_test=X[:2, :4], y_test=[0, 1]),
     "one class": Case("expected two or more classes in y, got only 'a'", y=["a"] * 120),
     "classes twice": Case("expected classes without repeats", classes=[0, 1, 2, 2]),
     "labels of two kinds": Case("expected labels of one kind in y", y=["a", 1] * 60),

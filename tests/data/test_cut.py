@@ -119,11 +119,88 @@ def test_channels_are_standardised_whatever_the_chunk(tmp_path: Path, monkeypatc
     torch.testing.assert_close(train.std((0, 2, 3), correction=0), torch.tensor([1.0, 0.0, 1.0]))
 
 
-def stored(folder: Path) -> list[str]:
-    """Every file below, hidden ones too, and every folder that a download may have made for itself."""
-    paths = folder.rglob("*")
-    return sorted(str(p.relative_to(folder)) for p in paths if p.is_file() or p.name.startswith("."))
+COLUMNS = RNG.normal(3, 2, (60, 3))
 
 
-def digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+@pytest.mark.parametrize("size", [5e-324 * 2**20, 1e-310, 1e-170, 1.0, 1e155, 1e300, 2.0**1020])
+def test_a_unit_changes_nothing(size: float) -> None:
+    plain, other = data.from_arrays(COLUMNS, COLUMNS[:, 0]), data.from_arrays(COLUMNS * size, COLUMNS[:, 0] * size)
+    for ours, theirs in zip(other.train, plain.train, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    assert other.target_scale == pytest.approx(plain.target_scale * size, rel=1e-5)
+    assert other.target_shift == pytest.approx(plain.target_shift * size, rel=1e-5)
+    torch.testing.assert_close(other.inputs(COLUMNS * size)[:9], plain.inputs(COLUMNS)[:9], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("unit", [2.0**-1000, 2.0**-30, 2.0**30, 2.0**1000])
+def test_a_unit_of_a_power_of_two_changes_no_bit(unit: float) -> None:
+    mean, sd = cut.moments(COLUMNS, np.arange(60))
+    np.testing.assert_array_equal(cut.moments(COLUMNS * unit, np.arange(60)), (mean * unit, sd * unit))
+    assert torch.equal(
+        data.from_arrays(COLUMNS * unit, COLUMNS[:, 0]).train.x, data.from_arrays(COLUMNS, COLUMNS[:, 0]).train.x
+    )
+
+
+def test_both_ends_of_the_numbers_are_one_feature() -> None:
+    ends = np.where(np.arange(60) % 2, 1.7e308, -1.7e308)[:, None]
+    d = data.from_arrays(ends, np.arange(60.0) % 7)
+    torch.testing.assert_close(d.train.x.abs(), torch.ones_like(d.train.x), atol=0.2, rtol=0)
+    assert torch.equal(d.inputs(ends[:2]).abs().unique(), d.train.x.abs().unique().flip(0)[:2].sort()[0])
+
+
+NOISE = {
+    "0.3 and 0.1 * 3": (np.where(np.arange(60) % 2, 0.3, 0.1 * 3), True),
+    "at 1e300": (np.where(np.arange(60) % 2, 1e300, np.nextafter(1e300, 0)), True),
+    "at 1e-300": (np.where(np.arange(60) % 2, -1e-300, np.nextafter(-1e-300, 0)), True),
+    "float32": (np.where(np.arange(60) % 2, np.float32(0.3), np.nextafter(np.float32(0.3), np.float32(1))), True),
+    "sums in two orders": (np.where(np.arange(60) % 2, (0.1 + 0.2) + 0.3, 0.1 + (0.2 + 0.3)), True),
+    "a hundred roundings": (np.where(np.arange(60) % 2, 1.0, 1.0 + 100 * 2.0**-52), False),
+    "half precision, 300 and 300.25": (np.where(np.arange(60) % 2, 300, 300.25).astype(np.float16), False),
+    "large whole numbers": (2**60 + np.arange(60) % 2 * 4096, False),
+    "noise about nothing": (np.where(np.arange(60) % 2, 1e-17, -1e-17), False),
+}
+
+
+@pytest.mark.parametrize("name", NOISE)
+def test_rounding_is_no_spread(name: str) -> None:
+    column, constant = NOISE[name]
+    d = data.from_arrays(column[:, None], np.arange(60.0) % 7)
+    spread = float(d.train.x.max() - d.train.x.min())
+    assert spread < 1e-6 if constant else 1.9 < spread < 2.2
+    targets = data.from_arrays(COLUMNS, column.astype(column.dtype if column.dtype.kind == "f" else np.float64))
+    if name != "large whole numbers" and column.dtype == np.float64:
+        assert float(targets.train.y.max() - targets.train.y.min()) == pytest.approx(spread, abs=0.3)
+
+
+@pytest.mark.parametrize("kind", ["f2", "f4", "f8", ">f4", ">f8", "i1", "u1", ">i2", "i8", "u8", "?", "g"])
+def test_numbers_of_every_kind_are_scaled_alike(kind: str) -> None:
+    whole = RNG.integers(0, 2 if kind == "?" else 100, (60, 2))
+    d, expected = (
+        data.from_arrays(whole.astype(kind), whole[:, 0] * 1.0),
+        data.from_arrays(whole * 1.0, whole[:, 0] * 1.0),
+    )
+    assert torch.equal(d.train.x, expected.train.x)
+    assert d.train.x.dtype == torch.float32
+
+
+def test_what_float32_cannot_hold_is_said_with_its_row() -> None:
+    far = np.where(np.arange(60)[:, None] == 7, 1e300, COLUMNS)
+    with pytest.raises(
+        ValueError, match=r"expected numbers within 3\.4e38 after they are standardised, .* got more in row 7 "
+    ):
+        data.from_arrays(far, np.arange(60) % 2, standardise=False)
+    with pytest.raises(ValueError, match=r"got more in row 0 \(counted from 0\): rescale or remove it"):
+        data.from_arrays(COLUMNS, np.arange(60) % 2, x_test=far[7:8], y_test=[0])
+    assert torch.isfinite(data.from_arrays(far, np.arange(60) % 2, split_seed=1).train.x).all()
+    with np.errstate(over="ignore"):
+        beyond = np.full((60, 1), np.finfo(np.longdouble).max)
+    with pytest.raises(ValueError, match="arrays: expected finite inputs, got NaN or infinity, first in row 0"):
+        data.from_arrays(beyond if np.finfo(np.longdouble).max > np.finfo(float).max else beyond * 2, np.arange(60) % 2)
+
+
+def test_mapped_rows_are_scaled_as_those_in_memory(tmp_path: Path) -> None:
+    for size in (1e-170, 1e200):
+        np.save(tmp_path / "x.npy", COLUMNS * size)
+        mapped = data.from_arrays(np.load(tmp_path / "x.npy", mmap_mode="r"), np.arange(60) % 2)
+        held = data.from_arrays(COLUMNS * size, np.arange(60) % 2)
+        assert torch.equal(mapped.train.x[torch.arange(9)], held.train.x[:9])

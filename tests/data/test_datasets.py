@@ -223,11 +223,11 @@ WRONG: dict[str, tuple[Any, dict[str, Any], str]] = {
     "an iterable": (Stream(), {}, "expected a map-style dataset, with len() and [], got Stream"),
     "inputs alone": (Listed([*X]), {}, "the train dataset: expected examples (input, label), got Tensor in row 0"),
     "three things": (Listed([(x, 0, 1) for x in X]), {}, "expected examples (input, label), got 3 things in row 0"),
-    "NaN": (TensorDataset(X / (torch.arange(90) != 4)[:, None], Y), {}, "got NaN or infinity in row 4"),
+    "NaN": (TensorDataset(X / (torch.arange(90) != 4)[:, None], Y), {}, "got NaN or infinity (in float32) in row 4"),
     "too few targets": (TensorDataset(X, Y), {"targets": Y[:3]}, "expected a target for each of 90 train examples, got 3"),
     "one class": (TensorDataset(X, Y * 0), {}, "expected two or more classes in the train dataset, got only 0"),
     "an unreadable file": (Listed([(X[0], 1), OSError("a.png is broken")] * 9), {}, "the train dataset: a.png is broken"),
-    "a test set unlike it": (TensorDataset(X, Y), {"test": TensorDataset(X[:, :2], Y)}, "expected test examples like"),
+    "a test set unlike it": (TensorDataset(X, Y), {"test": TensorDataset(X[:, :2], Y)}, "datasets: expected test rows like"),
     "fewer workers than none": (TensorDataset(X, Y), {"workers": -1}, "expected workers of 0 or more, got -1"),
 }  # fmt: skip
 

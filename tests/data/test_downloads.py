@@ -10,6 +10,7 @@ import re
 import tarfile
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ class Server(http.server.BaseHTTPRequestHandler):
 
     files: dict[str, tuple[bytes, int]] = {}
     asked: list[str] = []
+    lengths = True
 
     def do_GET(self) -> None:
         self.asked.append(self.path)
@@ -35,9 +37,11 @@ class Server(http.server.BaseHTTPRequestHandler):
             return
         content, promised = self.files[self.path]
         self.send_response(200)
-        self.send_header("Content-Length", str(promised))
+        if self.lengths:
+            self.send_header("Content-Length", str(promised))
         self.end_headers()
-        self.wfile.write(content)
+        with suppress(ConnectionError):  # who has enough hangs up
+            self.wfile.write(content)
 
     def log_message(self, *args: Any) -> None:
         pass
@@ -48,6 +52,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr(Server, "files", {})
     monkeypatch.setattr(Server, "asked", [])
+    monkeypatch.setattr(Server, "lengths", True)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as running:
         thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
@@ -76,7 +81,7 @@ def test_get_stores_what_load_reads_and_downloads_nothing_twice(tmp_path: Path, 
     for path in sorted((tmp_path / "made/MNIST/raw").iterdir()):
         serve(f"/{path.name}", path.read_bytes())
         content = gzip.decompress(path.read_bytes())
-        parts.append(Download(f"{server}/{path.name}", {f"MNIST/raw/{path.name}": digest(content)}))
+        parts.append(Download(f"{server}/{path.name}", {f"MNIST/raw/{path.name}": digest(content)}, len(content)))
     seen: list[tuple[str, int, int | None]] = []
     get = partial(downloads.get, "mnist", tmp_path / "here", sources={"mnist": tuple(parts)})
     sentences = get(progress=lambda *progress: seen.append(progress))
@@ -94,7 +99,7 @@ def test_get_stores_what_load_reads_and_downloads_nothing_twice(tmp_path: Path, 
 def test_a_file_that_is_there_but_wrong_is_replaced(tmp_path: Path, server: str) -> None:
     (tmp_path / "set").mkdir()
     serve("/a.gz", gzip.compress(b"right"))
-    source = {"a": (Download(f"{server}/a.gz", {"set/a.gz": digest(b"right")}),)}
+    source = {"a": (Download(f"{server}/a.gz", {"set/a.gz": digest(b"right")}, 5),)}
     for wrong in (gzip.compress(b"wrong"), gzip.compress(b"right")[:-3], b"wrong"):
         (tmp_path / "set/a.gz").write_bytes(wrong)
         assert "stored in" in downloads.get("a", tmp_path, sources=source)[0]
@@ -114,7 +119,9 @@ def test_a_failed_download_leaves_nothing_behind(tmp_path: Path, server: str) ->
         "absent.gz": r"absent\.gz: expected the whole file, got HTTP Error 404: Not Found; nothing was stored",
     }.items():
         with pytest.raises(ValueError, match=sentence):
-            downloads.get("a", tmp_path, sources={"a": (Download(f"{server}/{file}", {f"set/{file}": expected}),)})
+            downloads.get(
+                "a", tmp_path, sources={"a": (Download(f"{server}/{file}", {f"set/{file}": expected}, 100_000),)}
+            )
         assert stored(tmp_path) == []
 
 
@@ -122,8 +129,32 @@ def test_a_failed_download_leaves_the_file_that_was_there(tmp_path: Path, server
     (tmp_path / "a.bin").write_bytes(b"mine")
     serve("/a.bin", b"wrong")
     with pytest.raises(ValueError, match="nothing was stored"):
-        downloads.get("a", tmp_path, sources={"a": (Download(f"{server}/a.bin", {"a.bin": digest(b"right")}),)})
+        downloads.get("a", tmp_path, sources={"a": (Download(f"{server}/a.bin", {"a.bin": digest(b"right")}, 5),)})
     assert (tmp_path / "a.bin").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("promised", [True, False])
+def test_no_more_is_fetched_than_the_file_is_known_to_hold(tmp_path: Path, server: str, promised: bool) -> None:
+    serve("/a.bin", bytes(3 << 20))
+    Server.lengths = promised
+    most, seen = 5 + downloads._SLACK, []
+    source = {"a": (Download(f"{server}/a.bin", {"set/a.bin": digest(b"right")}, 5),)}
+    with pytest.raises(
+        ValueError, match=rf"a\.bin: expected the whole file, got more than {most:,} bytes; nothing was stored"
+    ):
+        downloads.get("a", tmp_path, progress=lambda name, now, total: seen.append(now), sources=source)
+    assert max(seen, default=0) <= most
+    assert stored(tmp_path) == []
+
+
+def test_a_gzip_bomb_is_hashed_no_further_than_the_file_is_known_to_hold(tmp_path: Path, server: str) -> None:
+    serve("/a.gz", gzip.compress(bytes(4 << 20)))
+    source = {"a": (Download(f"{server}/a.gz", {"set/a.gz": digest(bytes(4 << 20))}, 5),)}
+    with pytest.raises(
+        ValueError, match=r"a\.gz: expected SHA-256 \w+, got more than 1,048,581 bytes; nothing was stored"
+    ):
+        downloads.get("a", tmp_path, sources=source)
+    assert stored(tmp_path) == []
 
 
 def test_an_interruption_leaves_nothing_behind(tmp_path: Path, server: str) -> None:
@@ -131,14 +162,14 @@ def test_an_interruption_leaves_nothing_behind(tmp_path: Path, server: str) -> N
         raise KeyboardInterrupt
 
     serve("/a.bin", b"right")
-    source = {"a": (Download(f"{server}/a.bin", {"set/a.bin": digest(b"right")}),)}
+    source = {"a": (Download(f"{server}/a.bin", {"set/a.bin": digest(b"right")}, 5),)}
     with pytest.raises(KeyboardInterrupt):
         downloads.get("a", tmp_path, progress=interrupt, sources=source)
     assert stored(tmp_path) == []
 
 
 def test_a_server_that_is_not_there_is_said_so(tmp_path: Path, server: str) -> None:
-    source = {"a": (Download("http://127.0.0.1:1/a.bin", {"a.bin": digest(b"")}),)}
+    source = {"a": (Download("http://127.0.0.1:1/a.bin", {"a.bin": digest(b"")}, 0),)}
     with pytest.raises(ValueError, match=r"a\.bin: expected the whole file, got .*refused.*; nothing was stored"):
         downloads.get("a", tmp_path, sources=source)
 
@@ -163,10 +194,10 @@ def test_an_archive_is_unpacked_whole_and_only_as_far_as_wanted(tmp_path: Path, 
     serve("/set.tar.gz", packed)
     files = {"set/a": digest(b"A"), "set/b": digest(b"B")}
     get = partial(downloads.get, "a", tmp_path / "here")
-    sentence = get(sources={"a": (Download(f"{server}/set.tar.gz", files, digest(packed)),)})[0]
+    sentence = get(sources={"a": (Download(f"{server}/set.tar.gz", files, 2, digest(packed)),)})[0]
     assert sentence.startswith("set/a, set/b: stored in")
     assert stored(tmp_path) == ["here/set/a", "here/set/b"]
-    assert "already there" in get(sources={"a": (Download(f"{server}/set.tar.gz", files, digest(packed)),)})[0]
+    assert "already there" in get(sources={"a": (Download(f"{server}/set.tar.gz", files, 2, digest(packed)),)})[0]
 
 
 def test_a_wrong_archive_leaves_nothing_behind(tmp_path: Path, server: str) -> None:
@@ -178,7 +209,7 @@ def test_a_wrong_archive_leaves_nothing_behind(tmp_path: Path, server: str) -> N
         ({"set/a": digest(b"A"), "set/b": ""}, digest(packed), r"set\.tar\.gz: expected set/b in it, got no such file"),
     ):
         with pytest.raises(ValueError, match=sentence + ".*nothing was stored"):
-            downloads.get("a", tmp_path, sources={"a": (Download(f"{server}/set.tar.gz", files, archive),)})
+            downloads.get("a", tmp_path, sources={"a": (Download(f"{server}/set.tar.gz", files, 2, archive),)})
         assert stored(tmp_path) == []
 
 

@@ -99,3 +99,34 @@ def test_a_selection_is_rows_of_its_own() -> None:
 def test_tensors_are_taken_in_turn_as_they_are() -> None:
     x = torch.arange(12.0).view(6, 2)
     assert [batch.tolist() for batch in in_turn(x, torch.tensor([3, 1, 0]).split(2))] == [[[6, 7], [2, 3]], [[0, 1]]]
+
+
+class Typed(Dataset[Tensor]):
+    """Halves of whole numbers, of a type."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, row: int) -> Tensor:
+        return (torch.tensor([row, 2 * row]) / 2).to(self.dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_floats_of_any_width_become_float32(dtype: torch.dtype) -> None:
+    rows = Streamed(Typed(dtype))
+    assert torch.equal(rows[torch.tensor([3, 1])], torch.tensor([[1.5, 3.0], [0.5, 1.0]]))
+    assert next(rows.stream([torch.tensor([3])])).dtype == torch.float32
+
+
+def test_whole_numbers_stay_whole() -> None:
+    assert torch.equal(Streamed(Typed(torch.int64))[torch.tensor([4])], torch.tensor([[2, 4]]))
+
+
+def test_no_rows_are_rows_of_the_same_shape() -> None:
+    none = Streamed(Noisy()).select(np.arange(0))
+    assert none.shape == (0, 4)
+    assert none[torch.arange(0)].shape == (0, 4)
+    assert Streamed(Noisy())[torch.arange(0)].shape == (0, 4)

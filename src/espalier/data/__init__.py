@@ -1,12 +1,14 @@
 """Data sets: named, from files or from the user's own arrays and datasets; cut by seed, standardised, hashed.
 
 sets.py        `load`: a named set, an .npz file or a folder of images as `Data`
-arrays.py      `from_arrays`: one's own NumPy, torch or pandas; labels of any kind
+arrays.py      `from_arrays`: one's own NumPy, torch or pandas
 datasets.py    `from_datasets`: torch map-style datasets, which stream
 cut.py         the four parts, by seed; standardised by the training rows; identified by hash
 streamed.py    rows that are decoded when asked for, by a DataLoader's workers
 images.py      a folder of images
 readers.py     one reader per file format
+archives.py    arrays of an .npz file, judged before they are allocated
+labels.py      labels of any kind as numbers, targets as they are
 downloads.py   public sets fetched from their addresses, whole or not at all
 """
 

@@ -10,7 +10,8 @@ import torch
 
 from espalier.contracts import Data
 from espalier.data.cut import Standardise, as_data
-from espalier.data.readers import Array, Raw, channels_of, checked
+from espalier.data.labels import targets
+from espalier.data.readers import Array, Raw, channels_of
 
 Channels = Literal["first", "last"]
 
@@ -52,21 +53,15 @@ def from_arrays(
     if (x_test is None) != (y_test is None):
         raise ValueError("expected x_test and y_test together, got one of them: give both or neither")
     _aligned(x, y, "x and y")
-    targets, found = _targets(y, classes, "y")
-    raw = checked(name, Raw(_inputs(x, channels, "x"), targets, None if found is None else len(found)))
+    numbers, found = targets(y, classes, "y")
     test = None
     if x_test is not None:
         _aligned(x_test, y_test, "x_test and y_test")
-        known = None if found is None else (found if classes is None else classes)
-        test_targets, _ = _targets(y_test, known, "y_test", regression=found is None)
-        test = checked(name, Raw(_inputs(x_test, channels, "x_test"), test_targets, raw.num_classes))
-        if test.x.shape[1:] != raw.x.shape[1:]:
-            raise ValueError(
-                f"expected x_test with rows like those of x, {tuple(raw.x.shape[1:])}, got {tuple(test.x.shape[1:])}"
-            )
-    data = as_data(
+        known = (found if classes is None else classes) or None
+        test = Raw(_inputs(x_test, channels, "x_test"), targets(y_test, known, "y_test", regression=not found)[0])
+    return as_data(
         name,
-        raw,
+        Raw(_inputs(x, channels, "x"), numbers, len(found) or None, classes=found),
         validation=validation,
         calibration=calibration,
         split_seed=split_seed,
@@ -74,76 +69,6 @@ def from_arrays(
         test=test,
         standardise=standardise,
     )
-    return data._replace(classes=() if found is None else tuple(found))
-
-
-def labels(y: Any, classes: Sequence[Any] | None, what: str) -> tuple[Array, list[Any]]:
-    """Labels `(n,)` of any kind as int64 numbers, and what 0, 1, ... stand for.
-
-    Raises ValueError for a missing label, one that is not among `classes`, labels that cannot be sorted, or one class only.
-    """
-    if classes is None and hasattr(getattr(y, "dtype", None), "categories"):
-        classes = list(y.dtype.categories)
-    values = _column(y, what)
-    missing = [row for row, value in enumerate(values.tolist()) if _is_missing(value)]
-    if missing:
-        raise ValueError(f"expected a label in every row of {what}, got none in row {missing[0]} (counted from 0)")
-    if classes is None:
-        try:
-            order = np.unique(values).tolist()
-        except TypeError as error:
-            raise ValueError(
-                f"expected labels of one kind in {what}, got several ({error}): name them by classes="
-            ) from error
-    else:
-        order = [value.item() if isinstance(value, np.generic) else value for value in classes]
-        if len(set(order)) != len(order):
-            raise ValueError(f"expected classes without repeats, got {order}")
-    number = {label: index for index, label in enumerate(order)}
-    for row, value in enumerate(values.tolist()):
-        if value not in number:
-            raise ValueError(
-                f"expected labels of {', '.join(map(repr, order[:10]))}{' ...' if len(order) > 10 else ''} in {what}, got "
-                f"{value!r} in row {row} (counted from 0): name all of them by classes="
-            )
-    if len(order) < 2:
-        raise ValueError(
-            f"expected two or more classes in {what}, got only {order[0]!r}; give float targets for regression"
-        )
-    return np.array([number[value] for value in values.tolist()], np.int64), order
-
-
-def _is_missing(value: Any) -> bool:
-    try:
-        return value is None or bool(value != value)
-    except TypeError:  # pandas.NA is neither
-        return True
-
-
-def _targets(
-    y: Any, classes: Sequence[Any] | None, what: str, regression: bool | None = None
-) -> tuple[Array, list[Any] | None]:
-    """Float targets as they are and None, or labels as numbers and what they stand for."""
-    values = _column(y, what)
-    if regression is None:
-        stored = getattr(getattr(y, "dtype", None), "kind", values.dtype.kind)  # pandas' whole numbers with a gap become floats
-        regression = classes is None and values.dtype.kind == stored == "f"
-    if not regression:
-        return labels(y, classes, what)
-    if values.dtype.kind not in "fiu":
-        raise ValueError(f"expected real-valued targets in {what}, as in y, got {values.dtype}")
-    return values.astype(np.float64), None
-
-
-def _column(y: Any, what: str) -> Array:
-    """Labels or targets as a NumPy array `(n,)`; one column `(n, 1)` is one."""
-    mixed = isinstance(y, list | tuple) and len({isinstance(label, str) for label in y}) > 1  # NumPy would make all strings
-    values = y.detach().cpu().numpy() if isinstance(y, torch.Tensor) else np.asarray(y, dtype=object if mixed else None)
-    if values.ndim == 2 and values.shape[1] == 1:
-        values = values[:, 0]
-    if values.ndim != 1:
-        raise ValueError(f"expected one label or target per row, {what} of shape (n,), got {values.shape}")
-    return values
 
 
 def _inputs(x: Any, channels: Channels | None, what: str) -> Array:

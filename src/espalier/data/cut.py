@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from typing import Literal, get_args
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from espalier.contracts import Data, Rows, Split
-from espalier.data.readers import Array, Raw, fold_rows
+from espalier.data.readers import Array, Raw, checked, fold_rows
 from espalier.data.streamed import Streamed
 
 Standardise = Literal["all", "inputs", "none"]
 """What is standardised: inputs and real targets (True is the same), inputs alone, or nothing (False)."""
 TEST_FRACTION = 0.2  # of all rows, where no test set is published or given
+_ULPS = 4  # a spread of so many roundings of the largest value is no spread: 0.3 and 0.1 * 3 are one
 _CHUNK = 1 << 22  # numbers handled in float64 at a time: bounds the memory beside the result
 
 
@@ -32,12 +33,21 @@ def as_data(
     test: Raw | None = None,
     standardise: bool | Standardise = True,
 ) -> Data:
-    """`raw`, judged by `readers.checked`, as four parts. The test rows are those of `test`, or published with `raw`, or a
-    fifth of the rows. Streamed inputs are as their source gives them, arrays standardised unless that is not wanted:
-    in memory, or, where the array is mapped from a file, as they are read (`Mapped`).
+    """`raw` as four parts. The test rows are those of `test`, or published with `raw`, or a fifth of the rows; validation and
+    calibration rows are those published with `raw`, or the fractions that are asked for. Streamed inputs are as their source
+    gives them, arrays standardised unless that is not wanted: in memory, or, where the array is mapped from a file, as they
+    are read (`Mapped`).
 
-    Raises ValueError where an option is out of range or nothing is left to train on.
+    Raises ValueError where an option is out of range, nothing is left to train on, or the rows of `raw` or `test` are not what
+    `readers.checked` takes, and of one shape.
     """
+    raw = checked(name, raw)
+    if test is not None:
+        test = checked(name, test._replace(num_classes=raw.num_classes))
+        if test.x.shape[1:] != raw.x.shape[1:]:
+            raise ValueError(
+                f"{name}: expected test rows like those to train on, {tuple(raw.x.shape[1:])}, got {tuple(test.x.shape[1:])}"
+            )
     parts = {
         part: (raw, rows) for part, rows in _cut(name, raw, validation, calibration, split_seed, fold, test).items()
     }
@@ -70,6 +80,7 @@ def as_data(
         target_shift=float(mean[0]),
         target_scale=float(sd[0]),
         hashes={part: _hash(*of) for part, of in parts.items()},
+        classes=raw.classes,
         input_scale=None if scale is None else (torch.from_numpy(scale[0]), torch.from_numpy(scale[1])),
     )
 
@@ -111,18 +122,18 @@ def _cut(
     if split_seed < 0:
         raise ValueError(f"expected split_seed to be 0 or more, got {split_seed}")
     rng = np.random.default_rng(split_seed)
-    rows, test = fold_rows(name, raw, fold)
+    rows, parts = fold_rows(name, raw, fold)
     rows = rng.permutation(rows)
-    if test is None:
-        test, rows = np.split(rows, [0 if given is not None else round(TEST_FRACTION * len(rows))])
-    held = round(validation * len(rows))
-    kept = held + round(calibration * len(rows))
+    if "test" not in parts:
+        parts["test"], rows = np.split(rows, [0 if given is not None else round(TEST_FRACTION * len(rows))])
+    held = 0 if "validation" in parts else round(validation * len(rows))
+    kept = held + (0 if "calibration" in parts else round(calibration * len(rows)))
     if kept >= len(rows):
         raise ValueError(
             f"{name}: expected rows left to train on, got none of {len(rows)} outside the test set with validation "
             f"{validation} and calibration {calibration}; lower them"
         )
-    return {"train": rows[kept:], "validation": rows[:held], "calibration": rows[held:kept], "test": test}
+    return {"train": rows[kept:], "validation": rows[:held], "calibration": rows[held:kept], **parts}
 
 
 def _chunks(x: Array, rows: Array) -> list[Array]:
@@ -131,26 +142,52 @@ def _chunks(x: Array, rows: Array) -> list[Array]:
 
 
 def moments(x: Array, rows: Array) -> tuple[Array, Array]:
-    """Mean and sd `(C,)` of each channel or feature over `rows`, the sd of a constant one being 1.
+    """Mean and sd `(C,)` of each channel or feature over `rows`; of one that is constant up to rounding, an sd that leaves it so.
 
-    Sums are taken about a value of the sample, so that they are exact where all values are equal.
+    Sums are taken about a value of the sample, so that they are exact where all values are equal, and in a unit near the
+    largest value, so that no square overflows or vanishes.
     """
-    pivot = x[rows[0]].reshape(x.shape[1], -1)[:, :1].astype(np.float64)
+    low, high = np.full(x.shape[1], np.inf), np.full(x.shape[1], -np.inf)
+    for block in _blocks(x, rows):
+        low, high = np.minimum(low, block.min(axis=(0, 2))), np.maximum(high, block.max(axis=(0, 2)))
+    largest = np.maximum(abs(low), abs(high))
+    unit = np.ldexp(1.0, np.frexp(largest)[1] - 1)  # a power of two: dividing by it is exact
+    pivot = next(_blocks(x, rows[:1]))[0, :, :1] / unit[:, None]
     first, second = np.zeros(x.shape[1]), np.zeros(x.shape[1])
-    for part in _chunks(x, rows):
-        gap = x[part].reshape(len(part), x.shape[1], -1) - pivot
+    for block in _blocks(x, rows):
+        gap = block / unit[:, None] - pivot
         first += gap.sum(axis=(0, 2))
         second += np.square(gap).sum(axis=(0, 2))
     count = len(rows) * (x[0].size // x.shape[1])
-    sd = np.sqrt(np.maximum(second / count - (first / count) ** 2, 0))
-    return pivot[:, 0] + first / count, np.where(sd > 0, sd, 1.0)
+    mean = (pivot[:, 0] + first / count) * unit
+    sd = np.sqrt(np.maximum(second / count - (first / count) ** 2, 0)) * unit
+    rounded = (high / unit - low / unit <= _ULPS * _eps(x.dtype) * (largest / unit)) | (sd / 2 == 0)
+    return mean, np.where(low == high, 1.0, np.where(rounded, np.maximum(largest, 1.0), sd))
+
+
+def _blocks(x: Array, rows: Array) -> Iterator[Array]:
+    """The rows as arrays `(b, C, m)`."""
+    return (x[part].reshape(len(part), x.shape[1], -1) for part in _chunks(x, rows))
+
+
+def _eps(dtype: np.dtype[Any]) -> float:
+    """What rounding does to a number, relative to it. Steps of half precision are wide enough to be what was measured."""
+    return min(float(np.finfo(dtype).eps), 2.0**-23) if dtype.kind == "f" else 0.0
 
 
 def standardised(x: Array, mean: Array, sd: Array, rows: Array) -> Tensor:
+    """`(x[rows] - mean) / sd`, float32. Raises ValueError where that is more than float32 holds."""
     out = np.empty((len(rows), *x.shape[1:]), np.float32)
-    mean, sd = (values.reshape(-1, *[1] * (x.ndim - 2)) for values in (mean, sd))
+    mean, sd = (values.reshape(-1, *[1] * (x.ndim - 2)) / 2 for values in (mean, sd))
     for part, into in zip(_chunks(x, rows), _chunks(x, np.arange(len(rows))), strict=True):
-        out[into] = (x[part] - mean) / sd
+        with np.errstate(over="ignore"):
+            out[into] = (np.multiply(x[part], 0.5, dtype=np.float64) - mean) / sd  # of halves no difference overflows
+        wide = ~np.isfinite(out[into]).reshape(len(part), -1).all(1)
+        if wide.any():
+            raise ValueError(
+                f"expected numbers within 3.4e38 after they are standardised, as float32 holds them, got more in row "
+                f"{part[wide.argmax()]} (counted from 0): rescale or remove it"
+            )
     return torch.from_numpy(out)
 
 

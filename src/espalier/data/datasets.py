@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from espalier.contracts import Data
-from espalier.data.arrays import labels
 from espalier.data.cut import Standardise, as_data
-from espalier.data.readers import Raw, checked
+from espalier.data.labels import targets as targets_of
+from espalier.data.readers import Raw
 from espalier.data.streamed import Guarded, Streamed, as_many_as_useful, input_of, seeded
 
 Seen = Callable[[int, int], None]
@@ -42,9 +42,9 @@ def from_datasets(
 
     They are cut as `load` cuts, by `split_seed`, into training, validation and calibration examples, and, without a `test`,
     a fifth for the test split. Inputs are what the dataset gives, transforms and all: tensors, arrays or numbers of one
-    shape, standardised by yourself. Whatever the dataset draws at random is seeded by epoch and example (`Streamed`), so a
-    run is the same for any number of `workers`, and resumes to equal bytes. A label is taken once and held for good: an
-    augmentation may not change it.
+    shape, standardised by yourself; floats become float32, whole numbers stay so. Whatever the dataset draws at random is
+    seeded by epoch and example (`Streamed`), so a run is the same for any number of `workers`, and resumes to equal bytes. A
+    label is taken once and held for good: an augmentation may not change it.
 
     The datasets are read once at the start, by the workers, for the labels and the hashes. content: hash every input;
     False leaves the inputs out of the hashes, and with `targets` nothing is read. targets, test_targets `(n,)`: the labels,
@@ -55,17 +55,12 @@ def from_datasets(
     Raises ValueError, in one sentence, for an iterable dataset, examples that are no pairs, shapes that differ, missing or
     single labels, and what `load` refuses.
     """
-    raw, found = _read(train, targets, classes, None, workers, content, "train", seen)
-    raw, given = checked(name, raw), None
+    raw = _read(train, targets, classes, None, workers, content, "train", seen)
+    given = None
     if test is not None:
-        known = found if classes is None else list(classes)
-        other, _ = _read(test, test_targets, known, found is None, workers, content, "test", seen)
-        given = checked(name, other._replace(num_classes=raw.num_classes))
-        if given.x.shape[1:] != raw.x.shape[1:]:
-            raise ValueError(
-                f"expected test examples like the training ones, {tuple(raw.x.shape[1:])}, got {tuple(given.x.shape[1:])}"
-            )
-    data = as_data(
+        known = (raw.classes if classes is None else classes) or None
+        given = _read(test, test_targets, known, not raw.classes, workers, content, "test", seen)
+    return as_data(
         name,
         raw,
         validation=validation,
@@ -75,7 +70,6 @@ def from_datasets(
         test=given,
         standardise=standardise,
     )
-    return data._replace(classes=tuple(found or ()))
 
 
 def _read(
@@ -87,8 +81,8 @@ def _read(
     content: bool,
     what: str,
     seen: Seen,
-) -> tuple[Raw, list[Any] | None]:
-    """A dataset as rows that stream, its labels as numbers, and what they stand for."""
+) -> Raw:
+    """A dataset as rows that stream, its labels as numbers."""
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
         raise ValueError(f"expected a map-style dataset, with len() and [], got {type(dataset).__name__}")
     if workers is not None and workers < 0:
@@ -101,11 +95,9 @@ def _read(
         workers_now = as_many_as_useful() if workers is None else workers
         digests, own = _once(_Digests(dataset, targets is None), min(workers_now, count), what, seen)
         values = own if targets is None else targets
-    values = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
-    real = values.dtype.kind == "f" and classes is None if regression is None else regression
-    numbers, found = (values, None) if real else labels(values, classes, f"the {what} dataset")
+    numbers, found = targets_of(values, classes, f"the {what} dataset", regression)
     x = Streamed(dataset, workers=workers, digests=digests if content else None)
-    return Raw(x, numbers, None if found is None else len(found)), found
+    return Raw(x, numbers, len(found) or None, classes=found)
 
 
 class _Digests(Dataset[tuple[bytes, Any]]):
@@ -127,8 +119,8 @@ class _Digests(Dataset[tuple[bytes, Any]]):
                 f"expected examples (input, label), got {got} in row {row}: wrap the dataset, or give targets="
             )
         x, y = torch.as_tensor(input_of(item)), item[1] if self.labelled else None
-        if x.is_floating_point() and not torch.isfinite(x).all():
-            raise ValueError(f"expected finite inputs, got NaN or infinity in row {row} (counted from 0)")
+        if x.is_floating_point() and not torch.isfinite(x.float()).all():
+            raise ValueError(f"expected finite inputs, got NaN or infinity (in float32) in row {row} (counted from 0)")
         head = f"{x.dtype} {tuple(x.shape)}\0".encode()
         body = x.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
         return hashlib.sha256(head + body).digest(), y.item() if isinstance(y, Tensor | np.generic) else y

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from espalier.data import readers, sets
 
+_SLACK = 1 << 20  # headers, and the small files of an archive that nobody asks for
 Progress = Callable[[str, int, int | None], None]  # file name, bytes so far, bytes in all if the server says
 
 
@@ -19,18 +20,25 @@ class Download(NamedTuple):
     url: str
     files: Mapping[str, str]
     """Path below the data folder -> SHA-256 of the content, decompressed where the name ends in `.gz`."""
+    size: int
+    """Bytes of that content in all: what is sent, packed, is no more but for `_SLACK`, and no more is taken."""
     archive_sha256: str | None = None
     """For a `.tar.gz`, from which `files` are taken: of the archive itself."""
 
 
+_IDX = (16 + 60_000 * 784, 8 + 60_000, 16 + 10_000 * 784, 8 + 10_000)  # bytes of MNIST's files, and of Fashion-MNIST's
+
+
 def _gz(url: str, layout: sets.Layout, *digests: str) -> tuple[Download, ...]:
-    pairs = zip(layout.files, digests, strict=True)
-    return tuple(Download(f"{url}{file}.gz", {f"{layout.folder}/{file}.gz": digest}) for file, digest in pairs)
+    files = zip(layout.files, digests, _IDX, strict=True)
+    return tuple(
+        Download(f"{url}{file}.gz", {f"{layout.folder}/{file}.gz": digest}, size) for file, digest, size in files
+    )
 
 
-def _tar(url: str, archive: str, layout: sets.Layout, *digests: str) -> tuple[Download, ...]:
+def _tar(url: str, archive: str, size: int, layout: sets.Layout, *digests: str) -> tuple[Download, ...]:
     pairs = zip(layout.files, digests, strict=True)
-    return (Download(url, {f"{layout.folder}/{file}": digest for file, digest in pairs}, archive),)
+    return (Download(url, {f"{layout.folder}/{file}": digest for file, digest in pairs}, size, archive),)
 
 
 # MNIST, Fashion-MNIST and CIFAR-10's files: computed from bit-exact copies. Archives and CIFAR-100's files: as gomlx,
@@ -55,6 +63,7 @@ SOURCES: Mapping[str, tuple[Download, ...]] = {
     "cifar10": _tar(
         "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
         "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+        60_000 * 3073,
         sets.CIFAR10[0],
         "cee916563c9f80d84e3cc88e17fdc0941787f1244f00a67874d45b261883ada5",
         "a591ca11fa1708a91ee40f54b3da4784ccd871ecf2137de63f51ada8b3fa57ed",
@@ -66,6 +75,7 @@ SOURCES: Mapping[str, tuple[Download, ...]] = {
     "cifar100": _tar(
         "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
         "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
+        60_000 * 3074,
         sets.CIFAR100[0],
         "f31298fc616915fa142368359df1c4ca2ae984d6915ca468b998a5ec6aeebf29",
         "d8b1e6b7b3bee4020055f0699b111f60b1af1e262aeb93a0b659061746f8224a",
@@ -83,7 +93,8 @@ def get(
     """Download a named set; returns a sentence for each public file: stored, or already there.
 
     Every file is written beside its destination, compared with its SHA-256 (an archive before it is opened, too),
-    and only then moved into place, whole: an interruption or a wrong digest leaves nothing behind.
+    and only then moved into place, whole: an interruption or a wrong digest leaves nothing behind. No more is taken than the
+    files are known to hold.
 
     Raises ValueError where a download fails or is not what was expected, or the set has no public address.
     """
@@ -102,20 +113,23 @@ def get(
 
 def _obtain(download: Download, root: Path, progress: Progress | None) -> str:
     files, what = download.files, ", ".join(download.files)
-    if all((root / file).is_file() and readers.sha256(root / file) == digest for file, digest in files.items()):
+    if all(
+        (root / file).is_file() and readers.sha256(root / file, download.size) == digest
+        for file, digest in files.items()
+    ):
         return f"{what}: already there, SHA-256 as expected"
     beside = (root / next(iter(files))).parent
     beside.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=beside, prefix=".get-") as staging:
         arrived = Path(staging) / download.url.rpartition("/")[2]
-        _fetch(download.url, arrived, progress)
+        _fetch(download.url, arrived, download.size + _SLACK, progress)
         if download.archive_sha256 is None:
             staged = dict.fromkeys(files, arrived)
         else:
-            _verify(arrived, download.archive_sha256, download.url, plain=False)
+            _verify(arrived, download.archive_sha256, download, plain=False)
             staged = _unpacked(arrived, Path(staging) / "unpacked", files)
         for file, digest in files.items():
-            _verify(staged[file], digest, download.url)
+            _verify(staged[file], digest, download)
         for file, path in staged.items():
             with path.open("rb+") as written:
                 os.fsync(written.fileno())
@@ -123,7 +137,7 @@ def _obtain(download: Download, root: Path, progress: Progress | None) -> str:
     return f"{what}: stored in {root}, SHA-256 as expected"
 
 
-def _fetch(url: str, to: Path, progress: Progress | None) -> None:
+def _fetch(url: str, to: Path, most: int, progress: Progress | None) -> None:
     import http.client
     import urllib.request
 
@@ -133,17 +147,19 @@ def _fetch(url: str, to: Path, progress: Progress | None) -> None:
             total = None if length is None else int(length)
             while block := answer.read(1 << 20):
                 file.write(block)
+                if max(file.tell(), total or 0) > most:
+                    raise ConnectionError(f"more than {most:,} bytes")
                 if progress:
                     progress(to.name, file.tell(), total)
             if total is not None and file.tell() != total:
                 raise ConnectionError(f"{file.tell():,} of {total:,} bytes")
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise ValueError(f"{url}: expected the whole file, got {error}; nothing was stored, try again") from error
 
 
-def _verify(path: Path, digest: str, url: str, plain: bool = True) -> None:
-    if (got := readers.sha256(path, plain)) != digest:
-        raise ValueError(f"{url}: expected SHA-256 {digest}, got {got}; nothing was stored, try again later")
+def _verify(path: Path, digest: str, download: Download, plain: bool = True) -> None:
+    if (got := readers.sha256(path, download.size + _SLACK, plain)) != digest:
+        raise ValueError(f"{download.url}: expected SHA-256 {digest}, got {got}; nothing was stored, try again later")
 
 
 def _unpacked(archive: Path, to: Path, files: Mapping[str, str]) -> dict[str, Path]:

@@ -1,9 +1,11 @@
-"""A folder of images as rows: `train/CLASS/*` and `test/CLASS/*`, listed at the start and decoded when asked for."""
+"""A folder of images as rows: `train/CLASS/*` and `test/CLASS/*`, looked over at the start and decoded when asked for."""
 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, final
 
@@ -13,13 +15,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from espalier.data.readers import Raw
+from espalier.data.archives import said
+from espalier.data.readers import PART_NAMES, Raw, one_of
 from espalier.data.streamed import Streamed
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # whatever the suffix says; Pillow runs Ghostscript on an EPS
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_SD = (0.229, 0.224, 0.225)
 
@@ -40,18 +44,36 @@ class ImageFiles(Dataset[Tensor]):
     def __getitem__(self, row: int) -> Tensor:
         from PIL import Image, ImageOps
 
-        path, size = self.root / self.names[row], self.image_size
-        try:
-            with Image.open(path) as opened:
-                image = _central(ImageOps.exif_transpose(opened))
-                shorter = min(image.size)
-                width, height = (max(size, round(side * size / shorter)) for side in image.size)
-                image_rgb = _eight_bits(image).convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            # Pillow reports a broken PNG as a SyntaxError
-            raise ValueError(f"{path} is no readable image ({error}): replace or remove it") from error
+        size = self.image_size
+        with _opened(self.root / self.names[row]) as opened:
+            ImageOps.exif_transpose(opened, in_place=True)
+            image = _central(opened)
+            shorter = min(image.size)
+            width, height = (max(size, round(side * size / shorter)) for side in image.size)
+            image_rgb = _eight_bits(image).convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
         left, top = (width - size) // 2, (height - size) // 2
         return torch.from_numpy(np.array(image_rgb.crop((left, top, left + size, top + size)))).permute(2, 0, 1)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image]:
+    """An image of which the header is read. Raises ValueError, in one sentence, for what goes wrong until it is closed."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's, of metadata that nothing here looks at
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=_FORMATS) as image:
+                yield image
+    except Exception as error:  # a damaged image may raise nearly anything
+        reason = "of no known format" if isinstance(error, UnidentifiedImageError) else said(error)
+        raise ValueError(f"{_shown(path)} is no readable image ({reason}): replace or remove it") from error
+
+
+def _shown(path: Path) -> str:
+    """A path as a sentence can hold it: a file's name may hold a new line, or be no text at all."""
+    return str(path) if str(path).isprintable() else ascii(str(path))
 
 
 def _central(image: Image) -> Image:
@@ -95,7 +117,7 @@ class ImageRows(Streamed):
     def identity(self) -> Iterator[bytes]:
         """Names and sizes in bytes: reading every pixel would take hours."""
         for row in self.rows:
-            yield f"{self.dataset.names[row]}\0{self.dataset.sizes[row]}\n".encode()
+            yield os.fsencode(f"{self.dataset.names[row]}\0{self.dataset.sizes[row]}\n")
 
     def finish(self, batch: Tensor) -> Tensor:
         mean, sd = (torch.tensor(values)[:, None, None] for values in (_IMAGENET_MEAN, _IMAGENET_SD))
@@ -103,26 +125,51 @@ class ImageRows(Streamed):
 
 
 def folder(root: Path, image_size: int = 224, workers: int | None = None) -> Raw:
-    """A folder of images: `train/CLASS/*` and `test/CLASS/*` (or `val/CLASS/*`), or `CLASS/*` and nothing published.
+    """A folder of images: `train/CLASS/*`, `test/CLASS/*` and, where they are set apart too, `val/CLASS/*` and
+    `calibration/CLASS/*`; or `CLASS/*` and nothing published. Without `test`, `val` is the test split.
 
-    Classes are numbered in the alphabetical order of their folders; files end in png, jpg, jpeg, webp or bmp.
-    Raises FileNotFoundError where `train` stands without `test`, ValueError where a class is empty or not in `train`.
+    Classes are numbered in the alphabetical order of their folders; files end in png, jpg, jpeg, webp or bmp. The header of
+    every file is read. Raises FileNotFoundError where `train` stands without `test`, ValueError for a class that is empty or not
+    in `train`, for a folder that would go unused, and for a file that is no image.
     """
-    parts = [root]
-    if (root / "train").is_dir() and _class_folders(root / "train"):
-        held_out = [root / name for name in ("test", "val") if (root / name).is_dir()][:1]
-        if not held_out:
-            raise FileNotFoundError(f"{root} has a folder train, expected test or val beside it, got neither; add one")
-        parts = [root / "train", *held_out]
-    classes = [sub.name for sub in _class_folders(parts[0])]
+    folders = _parts(root)
+    classes = [sub.name for sub in _class_folders(folders.get("train", root))]
     if len(classes) < 2:
         raise ValueError(f"{root}: expected two or more class folders, got {classes}; put each class into its own")
-    found = [_listed(root, part, classes) for part in parts]
-    names, sizes, labels = (list(column) for column in zip(*(entry for part in found for entry in part), strict=True))
+    found = {part: _listed(root, where, classes) for part, where in folders.items()}
+    names, sizes, labels = (
+        list(column) for column in zip(*(entry for part in found.values() for entry in part), strict=True)
+    )
+    for name in names:
+        with _opened(root / name):
+            pass
     files = ImageFiles(root, names, sizes, image_size)
-    rows, cut = np.arange(len(names))[None], len(found[0])
-    published = {"train": rows[:, :cut], "test": rows[:, cut:]} if len(parts) == 2 else {}
-    return Raw(ImageRows(files, workers=workers), np.array(labels), len(classes), **published)
+    ends = np.cumsum([len(part) for part in found.values()])
+    rows = dict(zip(found, np.split(np.arange(len(names))[None], ends[:-1], axis=1), strict=True))
+    published = rows if "train" in rows else {}
+    return Raw(ImageRows(files, workers=workers), np.array(labels), len(classes), published, tuple(classes))
+
+
+def _parts(root: Path) -> dict[str, Path]:
+    """Part -> its folder; where there are no parts, the root under a name of none."""
+    train = root / "train"
+    if not (train.is_dir() and _class_folders(train)):
+        return {"all": root}
+    found = {
+        part: root / name
+        for part, aliases in PART_NAMES.items()
+        if (name := one_of(root, aliases, [name for name in aliases if (root / name).is_dir()]))
+    }
+    if "test" not in found:
+        if "validation" not in found:
+            raise FileNotFoundError(f"{root} has a folder train, expected test or val beside it, got neither; add one")
+        found["test"] = found.pop("validation")
+    classes = {sub.name for sub in _class_folders(train)}
+    for other in set(_class_folders(root)) - set(found.values()):
+        if classes & {sub.name for sub in _class_folders(other)}:
+            known = ", ".join(name for aliases in PART_NAMES.values() for name in aliases)
+            raise ValueError(f"{_shown(other)} holds classes, expected a name of {known}: rename or move it")
+    return found
 
 
 def _class_folders(part: Path) -> list[Path]:
@@ -134,15 +181,30 @@ def _listed(root: Path, part: Path, classes: list[str]) -> list[tuple[str, int, 
     listed = []
     for sub in _class_folders(part):
         if sub.name not in classes:
-            raise ValueError(f"{sub} is a class without training images: expected one of {classes}; move or remove it")
-        with os.scandir(sub) as entries:
-            images = sorted(
-                (e.name, e.stat().st_size)
-                for e in entries
-                if Path(e.name).suffix.lower() in _SUFFIXES and not e.name.startswith(".")  # macOS leaves ._name.png
+            raise ValueError(
+                f"{_shown(sub)} is a class without training images: expected one of {classes}; move or remove it"
             )
+        if not sub.name.isprintable():
+            raise ValueError(f"{_shown(sub)}: expected a class that can be printed, got this name; rename it")
+        images = sorted(
+            entry.name
+            for entry in os.scandir(sub)
+            if Path(entry.name).suffix.lower() in _SUFFIXES
+            and not entry.name.startswith(".")  # macOS leaves ._name.png
+        )
         if not images:
-            raise ValueError(f"{sub} holds no images: expected {', '.join(sorted(_SUFFIXES))}; fill or remove it")
+            raise ValueError(
+                f"{_shown(sub)} holds no images: expected {', '.join(sorted(_SUFFIXES))}; fill or remove it"
+            )
         below, label = sub.relative_to(root).as_posix(), classes.index(sub.name)
-        listed += [(f"{below}/{name}", size, label) for name, size in images]
+        listed += [(f"{below}/{name}", _size(sub / name), label) for name in images]
+    if not listed:
+        raise ValueError(f"{_shown(part)} holds no class folders, expected those of train: fill or remove it")
     return listed
+
+
+def _size(path: Path) -> int:
+    """In bytes. Raises ValueError for what is no file: a pipe would be waited for."""
+    if not path.is_file():
+        raise ValueError(f"{_shown(path)} is no readable image (no file): replace or remove it")
+    return path.stat().st_size

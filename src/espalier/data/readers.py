@@ -12,20 +12,32 @@ import hashlib
 import io
 import math
 import pickle
-import zipfile
+import pickletools
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from espalier.data import archives
+from espalier.data.labels import targets
 from espalier.data.streamed import Streamed
 
 Array = NDArray[Any]
 
 _PIXELS = 3 * 32 * 32
+_DEFLATE = 1032  # bytes that one byte of a gzip file can stand for
+
+
+PART_NAMES = {
+    "train": ("train",),
+    "validation": ("validation", "valid", "val"),
+    "calibration": ("calibration",),
+    "test": ("test",),
+}
+"""The parts that may be published, and by which names."""
 
 
 class Raw(NamedTuple):
@@ -36,11 +48,11 @@ class Raw(NamedTuple):
     y: Array
     """`(n,)`: integers for classes, floats for regression."""
     num_classes: int | None = None
-    """None where only the labels can tell."""
-    train: Array | None = None
-    """`(folds, n1)`: published row numbers."""
-    test: Array | None = None
-    """`(folds, n2)`: published row numbers."""
+    """None for regression."""
+    published: Mapping[str, Array] = {}
+    """Part -> `(folds, n1)`: published row numbers."""
+    classes: tuple[Any, ...] = ()
+    """What the labels 0, 1, ... stand for, where that was said."""
 
 
 def digits() -> Raw:
@@ -56,32 +68,40 @@ def open_plain(path: Path) -> io.BufferedIOBase:
     return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
 
 
-def sha256(path: Path, plain: bool = True) -> str:
-    """Hexadecimal, of the content, or, not `plain`, of the file itself; of a damaged gzip file, words that say so."""
+def sha256(path: Path, most: int, plain: bool = True) -> str:
+    """Hexadecimal, of the content, or, not `plain`, of the file itself; words for one that is damaged or above `most` bytes."""
+    digest, left = hashlib.sha256(), most
     try:
         with open_plain(path) if plain else path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            while left >= 0 and (block := file.read(1 << 20)):
+                digest.update(block)
+                left -= len(block)
     except (EOFError, zlib.error, gzip.BadGzipFile):
         return "a damaged gzip file"
+    return digest.hexdigest() if left >= 0 else f"more than {most:,} bytes"
 
 
 def _idx(path: Path, axes: int) -> Array:
     """One IDX file of unsigned bytes (Y. LeCun's format): magic 0 0 8 axes, big-endian lengths, then the bytes."""
+    magic, header, most = bytes((0, 0, 8, axes)), 4 + 4 * axes, path.stat().st_size * _DEFLATE
     try:
         with open_plain(path) as file:
-            content = file.read()
+            head = file.read(header)
+            if head[:4] != magic:
+                got = head[:4].hex(" ")
+                raise ValueError(
+                    f"{path} is no IDX file of {axes} axes: expected {magic.hex(' ')} first, got {got}; replace"
+                )
+            shape = [int.from_bytes(head[at : at + 4], "big") for at in range(4, header, 4)]
+            whole = header + math.prod(shape)
+            archives.check_memory(str(path), whole, 1)
+            content = file.read(whole - header + 1 if whole <= most else 0)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(f"{path} is damaged: expected a whole gzip file, got {error}; fetch it again") from error
-    magic = bytes((0, 0, 8, axes))
-    if content[:4] != magic:
-        got = content[:4].hex(" ")
-        raise ValueError(f"{path} is no IDX file of {axes} axes: expected {magic.hex(' ')} first, got {got}; replace")
-    header = 4 + 4 * axes
-    shape = [int.from_bytes(content[at : at + 4], "big") for at in range(4, header, 4)]
-    if len(content) != header + math.prod(shape):
-        whole = header + math.prod(shape)
-        raise ValueError(f"{path} is truncated: expected {whole:,} bytes, got {len(content):,}; fetch it again")
-    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+    if len(head) + len(content) != whole:
+        got = f"{len(head) + len(content):,}" if whole <= most else f"at most {most:,}"
+        raise ValueError(f"{path} is damaged: expected {whole:,} bytes, got {got}; fetch it again")
+    return np.frombuffer(content, np.uint8).reshape(shape)
 
 
 def idx(paths: Sequence[Path]) -> Raw:
@@ -142,7 +162,7 @@ def _published(images: list[Array], labels: list[Array], num_classes: int) -> Ra
     y = np.concatenate(labels)
     rows = np.arange(len(y))[None]
     cut = len(y) - len(labels[-1])
-    return Raw(np.concatenate(images), y, num_classes, train=rows[:, :cut], test=rows[:, cut:])
+    return Raw(np.concatenate(images), y, num_classes, {"train": rows[:, :cut], "test": rows[:, cut:]})
 
 
 def _latin1(text: str, encoding: str = "latin1") -> bytes:
@@ -174,34 +194,50 @@ class _ArraysOnly(pickle.Unpickler):
 
 def _arrays_only(path: Path) -> dict[str, Any]:
     try:
-        with path.open("rb") as file:
-            batch = _ArraysOnly(file, encoding="bytes").load()
+        content = path.read_bytes()
+        for number, (code, argument, _) in enumerate(pickletools.genops(content)):
+            # a pickle that numbers what it remembers by a billion has a list of a billion made for it
+            if code.name in ("PUT", "BINPUT", "LONG_BINPUT") and (argument or 0) > number:
+                raise pickle.UnpicklingError(f"it asks for room for {argument:,} things")
+        batch = _ArraysOnly(io.BytesIO(content), encoding="bytes").load()
         return {key.decode() if isinstance(key, bytes) else key: value for key, value in batch.items()}
     except Exception as error:  # a damaged pickle may raise nearly anything
-        raise ValueError(f"{path} is refused: {error}; fetch it again, or take CIFAR's binary version") from error
+        raise ValueError(
+            f"{path} is refused: {archives.said(error)}; fetch it again, or take CIFAR's binary version"
+        ) from error
 
 
 def npz(path: Path) -> Raw:
-    """A NumPy archive: `x`, `y` and, where parts are published, row numbers `train`, `test` `[n]` or `[folds, n]`.
+    """A NumPy archive: `x`, `y` and, where parts are published, their row numbers `[n]` or `[folds, n]` (`PART_NAMES`).
 
     `x`: features `[n, d]`; uint8 images `[n, H, W]` or `[n, H, W, C]`; float images `[n, C, H, W]`; of either, channels are where
-    one axis alone is at most four. Integer `y` are classes, float `y` regression targets. Raises ValueError for object
-    arrays, missing keys and other shapes.
+    one axis alone is at most four. Float `y` are regression targets, all others labels. Raises ValueError for object
+    arrays, missing keys, other shapes, and parts that would go unused.
     """
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            arrays = {key: stored[key] for key in ("x", "y", "train", "test") if key in stored.files}
-    except FileNotFoundError:
-        raise
-    except (ValueError, TypeError, OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-        raise ValueError(
-            f"{path} cannot be read: expected an npz of plain arrays, got {error}; write it anew with np.savez"
-        ) from error
+    there = archives.names(path)
     for key in ("x", "y"):
-        if key not in arrays:
-            raise ValueError(f"{path} lacks {key!r}: expected x and y, got {sorted(arrays)}; write it with np.savez")
-    train, test = (np.atleast_2d(arrays[key]) if key in arrays else None for key in ("train", "test"))
-    return Raw(_channels_first(path, arrays["x"]), arrays["y"], None, train, test)
+        if key not in there:
+            raise ValueError(f"{path} lacks {key!r}: expected x and y, got {sorted(there)[:9]}; write it with np.savez")
+    own = {
+        part: one_of(path, aliases, [name for name in aliases if name in there]) for part, aliases in PART_NAMES.items()
+    }
+    if apart := [
+        key for key in there for aliases in PART_NAMES.values() if key[:2] in ("x_", "y_") and key[2:] in aliases
+    ]:
+        raise ValueError(
+            f"{path}: expected all rows in x and y, and row numbers {apart[0][2:]}, got {apart[0]}; join them"
+        )
+    arrays = archives.arrays(path, ["x", "y", *filter(None, own.values())])
+    y, classes = targets(arrays["y"], None, f"y of {path}")
+    published = {part: np.atleast_2d(arrays[name]) for part, name in own.items() if name}
+    return Raw(_channels_first(path, arrays["x"]), y, len(classes) or None, published, classes)
+
+
+def one_of(where: Path, names: Sequence[str], found: Sequence[str]) -> str | None:
+    """By which of its names a part is there. Raises ValueError where it is there twice."""
+    if len(found) > 1:
+        raise ValueError(f"{where}: expected one of {', '.join(names)}, got {' and '.join(found)}; join or rename them")
+    return found[0] if found else None
 
 
 def channels_of(x: Array) -> Literal["first", "last"] | None:
@@ -226,7 +262,7 @@ def _channels_first(path: Path, x: Array) -> Array:
 
 
 def checked(name: str, raw: Raw) -> Raw:
-    """The same with `y` as int64 classes or float64 targets and, for classes, `num_classes` settled.
+    """The same with `y` as int64 classes or float64 targets.
 
     Raises ValueError for labels and targets that are not one number per row, for labels out of range, NaN and infinity.
     """
@@ -237,23 +273,19 @@ def checked(name: str, raw: Raw) -> Raw:
             "store y as [n]"
         )
     if isinstance(x, np.ndarray) and x.dtype.kind == "f":
+        if x.itemsize > 8:
+            with np.errstate(over="ignore", invalid="ignore"):
+                x = x.astype(np.float64)
         broken = np.concatenate([~np.isfinite(part).all(axis=tuple(range(1, x.ndim))) for part in _pieces(x)])
         _refuse(broken, f"{name}: expected finite inputs, got NaN or infinity")
-    if raw.num_classes is None and y.dtype.kind == "f":
+    if raw.num_classes is None:
         _refuse(~np.isfinite(y), f"{name}: expected finite targets, got NaN or infinity")
-        return raw._replace(y=y.astype(np.float64))
-    if y.dtype.kind not in "iub":
-        raise ValueError(f"{name}: expected integer labels or float targets, got {y.dtype}; store y in one of them")
-    num_classes = raw.num_classes or int(y.max()) + 1
-    if raw.num_classes is None and num_classes > len(y):
-        raise ValueError(
-            f"{name}: expected labels counted from 0, got {num_classes - 1} in {len(y)} rows; renumber them"
-        )
-    bad = np.logical_or(y < 0, y >= num_classes)
-    _refuse(bad, f"{name}: expected labels in 0..{max(num_classes, 1) - 1}, got {y[bad.argmax()]}")
-    if num_classes < 2:
-        raise ValueError(f"{name}: expected labels of two or more classes, got only 0; store float y for regression")
-    return raw._replace(y=y.astype(np.int64), num_classes=num_classes)
+        return raw._replace(x=x)
+    if y.dtype.kind not in "iu":
+        raise ValueError(f"{name}: expected integer labels, got {y.dtype}; fetch or write it again")
+    bad = np.logical_or(y < 0, y >= raw.num_classes)
+    _refuse(bad, f"{name}: expected labels in 0..{raw.num_classes - 1}, got {y[bad.argmax()]}")
+    return raw._replace(x=x, y=y.astype(np.int64))
 
 
 def _pieces(x: Array, size: int = 1 << 24) -> list[Array]:
@@ -267,28 +299,30 @@ def _refuse(bad: Array | np.bool_, sentence: str) -> None:
         raise ValueError(f"{sentence}, first in row {bad.argmax()} (counted from 0); mend or remove such rows")
 
 
-def fold_rows(name: str, raw: Raw, fold: int) -> tuple[Array, Array | None]:
-    """The published training and test rows `(n1,)`, `(n2,)` of a fold; no test rows where nothing is published.
+def fold_rows(name: str, raw: Raw, fold: int) -> tuple[Array, dict[str, Array]]:
+    """The rows of a fold that are to be trained on or cut `(n1,)`, and those of every other published part.
 
-    Where only one of the two is published, the other is what it leaves. Raises ValueError for a fold that is not there,
-    and for row numbers out of range or in both parts.
+    Training rows are those published as such, else all that are in no other part; where they are published and no test rows are,
+    the test rows are what all parts leave. Raises ValueError for a fold that is not there, and for row numbers out of range or
+    in two parts.
     """
-    given = [rows for rows in (raw.train, raw.test) if rows is not None]
-    folds, n = len(given[0]) if given else 1, len(raw.y)
+    given, n = raw.published.values(), len(raw.y)
+    folds = max((len(rows) for rows in given), default=1)
+    what = " and ".join(raw.published)
     if any(rows.ndim != 2 or rows.dtype.kind not in "iu" or len(rows) != folds for rows in given):
         got = " and ".join(f"{rows.dtype} {list(rows.shape)}" for rows in given)
-        raise ValueError(f"{name}: expected train and test as integers [n] or, equally many, [folds, n], got {got}")
+        raise ValueError(f"{name}: expected {what} as integers [n] or, equally many, [folds, n], got {got}")
     if not 0 <= fold < folds:
         raise ValueError(f"{name}: expected fold in 0..{folds - 1}, got {fold}; the set has {folds} published split(s)")
-    if not given:
-        return np.arange(n), None
-    chosen = np.concatenate([rows[fold].astype(np.int64) for rows in given])
-    outside = chosen[(chosen < 0) | (chosen >= n)]
-    if len(outside):
-        raise ValueError(f"{name}: expected train and test rows in 0..{n - 1}, got {outside[0]} in fold {fold}")
-    times = np.bincount(chosen, minlength=n)
+    for rows in given:
+        outside = rows[fold][(rows[fold] < 0) | (rows[fold] >= n)]
+        if len(outside):
+            raise ValueError(f"{name}: expected {what} rows in 0..{n - 1}, got {outside[0]} in fold {fold}")
+    parts = {part: rows[fold].astype(np.int64) for part, rows in raw.published.items()}
+    times = np.bincount(np.concatenate([*parts.values(), np.empty(0, np.int64)]), minlength=n)
     if times.max() > 1:
-        raise ValueError(f"{name}: expected disjoint train and test, got row {times.argmax()} twice in fold {fold}")
+        raise ValueError(f"{name}: expected every row once in {what}, got row {times.argmax()} twice in fold {fold}")
     rest = np.flatnonzero(times == 0)
-    train, test = (rest if rows is None else rows[fold].astype(np.int64) for rows in (raw.train, raw.test))
-    return train, test
+    if "train" in parts:
+        parts.setdefault("test", rest)
+    return parts.pop("train", rest), parts

@@ -91,14 +91,14 @@ def load(
     """A data set by name (`names()`), by path of an `.npz` file, or by path of a folder of images, cut into four parts.
 
     The published test rows stay the test split (of a set that has folds, those of `fold`); where none are published,
-    a fifth of the rows, drawn by `split_seed`, takes their place. `validation` and `calibration` are fractions of the
-    other rows, drawn by `split_seed` too, and training keeps the rest, or the first `train_size` of it: no other part
-    depends on `train_size`.
+    a fifth of the rows, drawn by `split_seed`, takes their place. Published validation and calibration rows stay theirs;
+    else `validation` and `calibration` are fractions of the other rows, drawn by `split_seed` too. Training keeps the rest,
+    or the first `train_size` of it: no other part depends on `train_size`.
 
     Arrays become float32, channels first, and every channel or feature is standardised with the mean and sd of all rows
     left to training, before `train_size` takes its share, so that no part's values depend on it either; a constant
-    one is only centred. Regression targets likewise. A folder of images stays on disk (`ImageRows`; shorter side
-    `image_size`, by default 224, ImageNet's mean and sd).
+    one is only centred. Regression targets likewise. Labels are numbered in their sorted order (`Data.classes`). A folder of
+    images stays on disk (`ImageRows`; shorter side `image_size`, by default 224, ImageNet's mean and sd).
 
     data_dir: where named sets lie. train_size: training examples to keep. validation: fraction for validation.
     calibration: fraction for certificates. split_seed: of the cut. fold: which published split, of a set that has them.
@@ -112,10 +112,9 @@ def load(
 
     Raises FileNotFoundError where files are missing, ValueError where an option or the files' content is wrong.
     """
-    raw = readers.checked(name, _read(name, data_dir, image_size, workers))
     return as_data(
         name,
-        raw,
+        _read(name, data_dir, image_size, workers),
         validation=validation,
         calibration=calibration,
         split_seed=split_seed,

@@ -56,8 +56,8 @@ class Streamed:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """`(n, *shape)`; the first example is looked at."""
-        return (len(self), *self[torch.arange(1)].shape[1:])
+        """`(n, *shape)`; the dataset's first example is looked at."""
+        return (len(self), *next(self._load([[0]], 0, 0)).shape[1:])
 
     def select(self, rows: NDArray[np.int64]) -> Streamed:
         """The same source, these of its rows `(m,)` only."""
@@ -69,19 +69,20 @@ class Streamed:
             yield self.digests[self.rows].tobytes()
 
     def finish(self, batch: Tensor) -> Tensor:
-        """A batch of what the dataset gives as what the network takes."""
-        return batch
+        """A batch of what the dataset gives as what the network takes: float32, or whole numbers as they are."""
+        return batch.float() if batch.is_floating_point() else batch
 
     def __getitem__(self, index: Tensor, /) -> Tensor:
-        return next(self._load([index], 0, 0)) if len(index) else self[torch.arange(1)][:0]
+        return next(self._load([self.rows[index.numpy()].tolist() or [0]], 0, 0))[: len(index)]
 
     def stream(self, batches: Sequence[Tensor], seed: int = 0) -> Iterator[Tensor]:
         """`rows[index]` for every index of `batches` in turn."""
         workers = as_many_as_useful() if self.workers is None else self.workers
-        yield from self._load(batches, seed, min(workers, len(batches) // 2))  # one batch is not worth a process
-
-    def _load(self, batches: Sequence[Tensor], seed: int, workers: int) -> Iterator[Tensor]:
         numbers = [self.rows[batch.numpy()].tolist() for batch in batches]
+        yield from self._load(numbers, seed, min(workers, len(batches) // 2))  # one batch is not worth a process
+
+    def _load(self, numbers: Sequence[list[int]], seed: int, workers: int) -> Iterator[Tensor]:
+        """Batches of the dataset's own row numbers."""
         loader: DataLoader[Any] = DataLoader(
             Guarded(_Seeded(self.dataset, seed)),
             batch_sampler=numbers,

@@ -157,6 +157,7 @@ def prepare(
         raise ValueError(
             f"expected Data, got {type(data).__name__}: load_data(name), or espalier.data.from_arrays(x, y) with your own"
         )
+    data.check()
     if model.prior_scale is not None and training.weight_decay is not None:
         raise ValueError("expected a prior_scale or a weight_decay, got both: one implies the other")
     if training.augment == "crop-flip" and (len(data.shape) != 3 or not isinstance(data.shape[0], int)):
@@ -187,8 +188,6 @@ def prepare(
 def _check_fit(model: BayesianNetwork, data: Data, soft: bool = False) -> None:
     """Do network, likelihood and data fit together? One forward pass of two examples tells, before any work."""
     labels, y = data.num_classes, data.train.y
-    if labels is not None and len(y) and not (int(y.min()) >= 0 and int(y.max()) < labels):
-        raise ValueError(f"expected labels 0 to {labels - 1}, got {int(y.min())} to {int(y.max())}")
     if isinstance(data.train.x, Tensor) and not torch.isfinite(data.train.x).all():
         raise ValueError(f"expected finite inputs, but the training inputs of {data.name} hold NaN or infinity")
     rows = torch.arange(min(2, len(y)))
