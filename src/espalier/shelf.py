@@ -75,7 +75,7 @@ def _from_file(kind: Kind, path: Path) -> ModuleType:
     sys.modules[name] = module  # dataclasses and typing look the module up by name
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise ValueError(
             f"expected {path} to run as Python on its own, but: {type(error).__name__}: {error}"

@@ -66,9 +66,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 0
     except (ValueError, OSError, RuntimeError) as error:
-        print(f"espalier: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"espalier: {_clipped(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         how = "the same command" if words[0] == "compare" else "`espalier resume RUN`"
         print(f"espalier: stopped; {how} goes on from the last epoch", file=sys.stderr)
         return 130
+
+
+def _clipped(sentence: str, most: int = 1000) -> str:
+    """A sentence that a person can read: what came, and it may be megabytes, stands in its middle."""
+    return sentence if len(sentence) <= most else f"{sentence[: most // 2]} ... {sentence[-most // 2 :]}"
