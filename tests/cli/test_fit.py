@@ -196,7 +196,8 @@ def test_an_inference_of_ones_own_may_leave_the_loop_to_itself(tmp_path: Path) -
 
 
 def test_a_program_that_does_not_run_is_said_in_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name, text in (("syntax", "def model(:"), ("imports", "import nowhere_at_all"), ("entry", "x = 1"), ("leaves", "import sys; sys.exit(0)")):
+    broken = {"syntax": "def model(:", "imports": "import nowhere_at_all", "entry": "x = 1", "leaves": "import sys; sys.exit(0)"}
+    for name, text in broken.items():
         (tmp_path / f"{name}.py").write_text(text)
         words = ["fit", "--model", str(tmp_path / f"{name}.py"), "--inference", "cigl", "--data", "digits"]
         assert str(tmp_path) in spoken(capsys, [*words, "--out", str(tmp_path / "run")])
