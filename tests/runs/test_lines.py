@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from espalier.runs import lines
@@ -88,6 +88,7 @@ scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False)
 values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=4), max_leaves=9)
 
 
+@settings(derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(st.text() | st.sampled_from([*MEANT]), values, max_size=5))
 def test_what_is_written_is_read_back_in_both_versions_of_yaml(written: dict[str, Any]) -> None:
     assert lines.load(lines.dump(written)) == written
