@@ -6,14 +6,17 @@ from pathlib import Path
 
 import pytest
 
+from commands import spoken
 from espalier.cli.main import main
 from lines import finished, write
 
 
 def test_a_missing_job_or_scheduler_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path / "lines.yaml")
-    assert main(["compare", str(path), "--out", str(tmp_path / "out"), "--jobs", "0"]) == 2
-    assert capsys.readouterr().err == "espalier: expected at least 1 job, got 0\n"
+    words = ["compare", str(path), "--out", str(tmp_path / "out")]
+    assert spoken(capsys, [*words, "--jobs", "0"]) == "espalier: expected 1 to 1024 jobs, got 0\n"
+    assert "expected the address of a Dask scheduler" in spoken(capsys, [*words, "--scheduler="])
+    assert "expected seconds to wait, above 0" in spoken(capsys, [*words, "--scheduler", "tcp://127.0.0.1:9", "--wait", "0"])
     assert not (tmp_path / "out").exists()
 
 

@@ -129,7 +129,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "unknown data": (["--data", "digit"], "did you mean digits?"),
     "unknown option": (["--sparsty", "0.5"], "did you mean 'sparsity'?"),
     "option of another inference": (["--inference", "rigl", "--drop-rate", "0.1"], "got --drop-rate"),
-    "value out of type": (["--sparsity", "much"], "--sparsity: Expected a float"),
+    "value out of type": (["--sparsity", "much"], "--sparsity: expected a number, got 'much'"),
     "value out of choice": (["--rule", "riggl"], "--rule: Expected a Literal"),
     "sparsity of one": (["--sparsity", "1"], r"sparsity in [0, 1)"),
     "negative sparsity": (["--sparsity=-0.1"], r"sparsity in [0, 1)"),
@@ -149,6 +149,18 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "no data file": (["--data", "nowhere.npz"], "nowhere.npz"),
     "crops of no image": (["--data", "FEATURES", "--augment", "crop-flip"], "expected images"),
     "no decay": (["--rate", "stepwise", "--decay-every", "0"], "decay_every of at least 1"),
+    "several words for one": (["--epochs", "3", "4"], "expected one value for --epochs, got 3 4"),
+    "several words for a list": (["--hidden", "300", "100"], "got 300 100: write --hidden [300,100]"),
+    "a layer too large for anything": (["--hidden", "99999999999999999999"], "--hidden: expected a number below 1e+09"),
+    "a word of no option": (["digits", "--epochs", "3"], "expected one value for --model, got mlp digits"),
+    "a part of a name": (["--model.x", "1"], "got --model.x: did you mean 'model'?"),
+    "a list to go on with": (["--maskable+", "x"], "got --maskable+: did you mean 'maskable'?"),
+    "two dashes": (["--data-dir=--"], "expected a value for --data-dir, got --"),
+    "two dashes for the run": (["--out=--"], "expected a value for --out, got --"),
+    "sixty seconds": (["--seed", "1:30"], "--seed: expected a whole number, got '1:30'"),
+    "a number in Python's words": (["--epochs", "1_000"], "--epochs: expected a whole number, got '1_000'"),
+    "yes": (["--rescale=yes"], "--rescale: expected true or false, got 'yes'"),
+    "not a number": (["--drop-rate", ".nan"], "--drop-rate: expected a number below 1e+38, got .nan"),
     "freeze before the start": (["--freeze=-1"], "a fraction of training in [0, 1]"),
 }
 
@@ -184,7 +196,8 @@ def test_an_inference_of_ones_own_may_leave_the_loop_to_itself(tmp_path: Path) -
 
 
 def test_a_program_that_does_not_run_is_said_in_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name, text in (("syntax", "def model(:"), ("imports", "import nowhere_at_all"), ("entry", "x = 1")):
+    broken = {"syntax": "def model(:", "imports": "import nowhere_at_all", "entry": "x = 1", "leaves": "import sys; sys.exit(0)"}
+    for name, text in broken.items():
         (tmp_path / f"{name}.py").write_text(text)
         words = ["fit", "--model", str(tmp_path / f"{name}.py"), "--inference", "cigl", "--data", "digits"]
         assert str(tmp_path) in spoken(capsys, [*words, "--out", str(tmp_path / "run")])

@@ -6,6 +6,10 @@ import subprocess
 import sys
 import time
 
+import pytest
+
+from commands import spoken
+
 
 def test_help_answers_in_under_half_a_second() -> None:
     words = [sys.executable, "-c", "from espalier.cli.main import main; raise SystemExit(main(['--help']))"]
@@ -23,3 +27,8 @@ def test_help_loads_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     for heavy in ("torch", "pyro", "numpy", "matplotlib", "arviz", "jsonargparse", "rich"):
         assert f"'{heavy}'" not in done.stderr
+
+
+@pytest.mark.parametrize("words", [["x" * 10**6], ["fit", "--model", "y" * 10**6], ["compare", "--jobs", "9" * 10**6]])
+def test_a_sentence_stays_one_that_a_person_reads(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert len(spoken(capsys, words)) < 1100

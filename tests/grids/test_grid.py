@@ -162,10 +162,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no method": ({"methods": [RIGL]}, "expected methods to hold lines"),
     "unknown way": ({"methods": {"A": {**RIGL, "predict": "tickets"}}}, "method 'A': expected predict of ticket, .*'tickets'"),
     "unknown calibrator": ({"methods": {"A": {**RIGL, "calibrate": "temp"}}}, "expected calibrate of temperature, got 'temp'"),
-    "one member": ({"methods": {"A": {**RIGL, "members": 1}}}, "expected members of at least 2, got 1"),
+    "one member": ({"methods": {"A": {**RIGL, "members": 1}}}, "expected members from 2 to 100, got 1"),
     "unknown option": (
         {"methods": {"A": cigl(drop_rat=0.1)}},
-        r"^method 'A' at sparsity 0.5: expected an option of this recipe, got --drop-rat=0.1: did you mean 'drop_rate'\?$",
+        r"^method 'A' at sparsity 0.5: expected an option of this recipe, got --drop-rat: did you mean 'drop_rate'\?$",
     ),
     "option of another inference": ({"methods": {"A": {"run": {"inference": "rigl", "drop_rate": 0.1}}}}, "got --drop-rate"),
     "value out of type": ({"methods": {"A": cigl(epochs="many")}}, "--epochs"),
@@ -199,10 +199,35 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "unknown baseline": ({"baseline": "RigLL"}, r"expected a baseline of RigL, got 'RigLL': did you mean 'RigL'\?"),
     "sparsity of one": ({"sparsities": [1]}, r"expected sparsities as a list of different fractions in \[0, 1\), got \[1\]"),
     "no sparsities": ({"sparsities": None}, "expected sparsities as a list"),
-    "seeds twice": ({"seeds": [0, 0]}, r"expected seeds as a list of different whole numbers of 0 or more, got \[0, 0\]"),
+    "seeds twice": ({"seeds": [0, 0]}, r"expected seeds as a list of different whole numbers from 0 to .*, got \[0, 0\]"),
     "names twice": ({"over": {"a": {"x": {}}, "b": {"x": {}}}}, "expected names of variants that differ, got x, x"),
     "an axis called seed": ({"over": {"seed": {"x": {}}}}, "expected another name for the axis 'seed'"),
-    "no fresh masks": ({"num_samples": 0}, "expected num_samples of at least 1, got 0"),
+    "no fresh masks": ({"num_samples": 0}, "expected num_samples from 1 to 10,000, got 0"),
+    "too many fresh masks": ({"num_samples": 10**9}, "expected num_samples from 1 to 10,000"),
+    "too many members": ({"methods": {"A": {**RIGL, "members": 10**8}}}, "expected members from 2 to 100"),
+    "too many cells": (
+        {"over": {f"axis{i}": {f"{i}.{j}": {} for j in range(10)} for i in range(9)}},
+        "expected a grid of at most 10,000 networks, got 1,000,000,000: cut it",
+    ),
+    "a seed too large": ({"seeds": [2**63]}, "expected seeds as a list of different whole numbers from 0 to"),
+    "a true sparsity": ({"sparsities": [False]}, "expected sparsities as a list"),
+    "an axis without names": ({"over": {"x": {}}}, "expected x to hold lines of `name: ...`, got none"),
+    "a method of number": ({"methods": {5: RIGL, "5": RIGL}}, "expected words for the names in methods, got 5: put it in quotes"),
+    "an option of number": ({"base": {"model": "mlp", "data": "digits", 5: 3}}, "expected words for the names in base, got 5"),
+    "an option of no name": ({"methods": {"A": cigl() | {None: 1}}}, "expected words for the names in method 'A', got None"),
+    "an option twice": ({"methods": {"A": cigl(**{"drop-rate": 0.1, "drop_rate": 0.2})}}, "every option once in run of .*'A'"),
+    "an option twice in a variant": ({"over": {"x": {"a": {"delta-t": 1, "delta_t": 2}}}}, "every option once in x: a"),
+    "a list as calibrator": ({"methods": {"A": {**RIGL, "calibrate": []}}}, r"expected calibrate of temperature, got \[\]"),
+    "a list of no baselines": ({"baseline": []}, r"expected a baseline, or a list of different ones, got \[\]"),
+    "a baseline twice": ({"baseline": ["RigL", "RigL"]}, "expected a baseline, or a list of different ones"),
+    "a baseline of lists": ({"baseline": [[]]}, r"expected a baseline of RigL, got \[\]"),
+    "distilled of what is not": (
+        {"methods": {"A": {**RIGL, "predict": "distilled"}}},
+        "expected inference distilled for predict distilled, got rigl",
+    ),
+    "no weights to start from": ({"methods": {"A": cigl(init="nowhere.safetensors")}}, "nowhere.safetensors is not there"),
+    "lines for a value": ({"methods": {"A": cigl(hidden=[{"a": 1}])}}, "--hidden: expected a whole number"),
+    "not a number": ({"methods": {"A": cigl(drop_rate=float("nan"))}}, "--drop-rate: expected a number, got 'NaN'"),
 }  # fmt: skip
 
 
@@ -220,6 +245,9 @@ def test_a_file_that_is_no_grid_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("base: [")
     with pytest.raises(ValueError, match="to be YAML"):
         grids.read(tmp_path / "a.yaml")
+    (tmp_path / "b.yaml").write_text("{sparsities: [0.5], methods: {}}")
+    with pytest.raises(ValueError, match="expected methods to hold lines of `name: ...`, got none"):
+        grids.read(tmp_path / "b.yaml")
     (tmp_path / "b.yaml").write_text("just words")
     with pytest.raises(ValueError, match="to hold lines of `name: ...`, got 'just words'"):
         grids.read(tmp_path / "b.yaml")

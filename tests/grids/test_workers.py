@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
+import os
+import re
 import subprocess
 import sys
 import time
@@ -14,12 +17,15 @@ from typing import Any
 
 import pytest
 
+import espalier
+from commands import spoken
 from espalier import runs, store
 from espalier.grids import compare, report
 from espalier.grids.grid import expand, read
-from espalier.grids.workers import workers
+from espalier.grids.workers import Cluster, workers
 from lines import CIGL, LINES, RIGL, InThisProcess, write
 from places import HELPERS
+from written import write_mnist
 
 
 def timeless(path: Path) -> list[dict[str, str]]:
@@ -94,10 +100,10 @@ LONG: dict[str, Any] = {
 
 
 @contextmanager
-def running(*words: str, cwd: Path | None = None) -> Iterator[subprocess.Popen[str]]:
+def running(*words: str, **how: Any) -> Iterator[subprocess.Popen[str]]:
     """A process of this Python with pipes, which does not outlive the test."""
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    process = subprocess.Popen([sys.executable, *words], text=True, cwd=cwd, **pipes)
+    process = subprocess.Popen([sys.executable, *words], text=True, **pipes, **how)
     try:
         yield process
     finally:
@@ -164,7 +170,7 @@ def test_a_grid_that_was_killed_goes_on_to_the_same_table(long: tuple[Path, Path
 
 def test_a_dask_cluster_that_loses_a_worker_comes_to_the_same_table(long: tuple[Path, Path], tmp_path: Path) -> None:
     path, whole = long
-    with running(str(HELPERS / "cluster.py")) as cluster:
+    with running(str(HELPERS / "cluster.py"), "2") as cluster:
         assert cluster.stdin is not None
         assert cluster.stdout is not None
         address = cluster.stdout.readline().strip()
@@ -183,7 +189,107 @@ def test_a_dask_cluster_that_loses_a_worker_comes_to_the_same_table(long: tuple[
     assert_same_tables(tmp_path / "out", whole)
 
 
+# ------------------------------------------------------------------------------------------------- whom a cluster trusts
+
+
+@pytest.fixture(scope="module")
+def scheduler() -> Iterator[str]:
+    """The address of a Dask scheduler without workers."""
+    with running(str(HELPERS / "cluster.py"), "0") as process:
+        assert process.stdout is not None
+        yield process.stdout.readline().strip()
+
+
+@contextmanager
+def worker(scheduler: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
+    """A Dask worker of one thread."""
+    words = ["-m", "dask", "worker", scheduler, "--no-nanny", "--no-dashboard", "--nthreads", "1"]
+    with running(*words, env={**os.environ, **environment}) as process:
+        yield process
+
+
+STUBS = {
+    "none": ("raise ImportError('no such package')", r"cannot import it \(ImportError: no such package\)"),
+    "another version": ("__version__ = '0.0.1'", "has espalier 0.0.1"),
+    "half of it": (f"__version__ = {espalier.__version__!r}", r"cannot use them \(ModuleNotFoundError: .*espalier"),
+}
+
+
+def enter(scheduler: str, wait: float, *check: Callable[[], None]) -> None:
+    with Cluster(scheduler, wait, *check):
+        raise AssertionError("it has let us in")
+
+
+@pytest.mark.parametrize("what", STUBS)
+def test_a_worker_without_this_package_is_refused_before_any_task(what: str, scheduler: str, tmp_path: Path) -> None:
+    text, sentence = STUBS[what]
+    (tmp_path / "espalier.py").write_text(text)
+    with worker(scheduler, PYTHONPATH=str(tmp_path)), pytest.raises(ValueError, match=sentence) as refused:
+        enter(scheduler, PATIENCE)
+    assert re.match(r"expected workers with espalier .* at tcp://\S+ (cannot|has)", str(refused.value))
+    assert "\n" not in str(refused.value)
+
+
+def test_a_cluster_without_workers_is_refused_in_time(scheduler: str) -> None:
+    with pytest.raises(ValueError, match=f"^expected a worker at the Dask scheduler {scheduler}, got none within 0.5 seconds"):
+        enter(scheduler, 0.5)
+
+
+def test_a_worker_that_does_not_answer_is_refused_in_time(scheduler: str) -> None:
+    sentence = "to answer within 0.5 seconds, and one did not"
+    with worker(scheduler), Cluster(scheduler, PATIENCE), pytest.raises(ValueError, match=sentence):  # it is there
+        enter(scheduler, 0.5, functools.partial(time.sleep, 5))
+
+
+def test_a_worker_that_cannot_read_the_data_is_refused_before_any_run(
+    scheduler: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_mnist(tmp_path / "here" / "mnist")
+    monkeypatch.setenv("ESPALIER_DATA", str(tmp_path / "here"))
+    path = write(tmp_path / "grid.yaml", base={"model": "mlp", "data": "mnist"}, methods={"RigL": RIGL})
+    words = ["compare", str(path), "--out", str(tmp_path / "out"), "--scheduler", scheduler, "--wait", str(PATIENCE)]
+    with worker(scheduler, ESPALIER_DATA=str(tmp_path / "elsewhere")):
+        said = spoken(capsys, words)
+    assert "cannot use them (" in said
+    assert str(tmp_path / "elsewhere") in said
+    assert not list((tmp_path / "out").glob("runs/*"))
+
+
+def test_a_worker_that_joins_later_is_asked_before_its_first_task(scheduler: str, tmp_path: Path) -> None:
+    (tmp_path / "espalier.py").write_text("__version__ = '0.0.1'")
+    with worker(scheduler), Cluster(scheduler, PATIENCE) as each:
+        ended = each(time.sleep, [0.0] + 100 * [5.0])
+        assert next(ended) == (0.0, None)
+        with worker(scheduler, PYTHONPATH=str(tmp_path)), pytest.raises(ValueError, match="has espalier 0.0.1"):
+            assert [*ended] == []
+
+
+def test_a_cluster_that_all_workers_leave_is_given_up_in_time(scheduler: str) -> None:
+    with worker(scheduler) as only, Cluster(scheduler, PATIENCE) as each:
+        ended = each(time.sleep, [0.0, 1000.0])
+        assert next(ended) == (0.0, None)
+        only.kill()
+        only.wait()
+        each.wait = 1.0
+        with pytest.raises(ValueError, match="expected a worker at the Dask scheduler .*, got none within 1 seconds"):
+            next(ended)
+
+
 def test_a_scheduler_that_is_not_there_is_a_sentence() -> None:
-    words = [sys.executable, "-c", "from espalier.grids.workers import Cluster\nwith Cluster('tcp://127.0.0.1:9', 0.5): pass"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
-    assert "ValueError: expected a Dask scheduler at tcp://127.0.0.1:9, got none" in done.stderr
+    with pytest.raises(ValueError, match="expected a Dask scheduler at tcp://127.0.0.1:9, got none"):
+        enter("tcp://127.0.0.1:9", 0.5)
+
+
+@pytest.mark.parametrize(
+    ("asked", "sentence"),
+    [
+        ((0, None), "expected 1 to 1024 jobs, got 0"),
+        ((10**6, None), "expected 1 to 1024 jobs, got 1000000"),
+        ((2, ""), "expected the address of a Dask scheduler"),
+        ((2, "tcp://127.0.0.1:9", 0.0), "expected seconds to wait, above 0"),
+        ((2, "tcp://127.0.0.1:9", float("nan")), "expected seconds to wait, above 0"),
+    ],
+)
+def test_what_no_workers_can_be_is_refused(asked: tuple[Any, ...], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        workers(*asked)

@@ -1,4 +1,4 @@
-"""Run by grids/test_workers.py in a process of its own: a Dask cluster of two workers, and the end of one.
+"""Run by grids/test_workers.py in a process of its own: a Dask cluster of so many workers, and the end of one.
 
 Prints its address. For each line on stdin it kills a worker that is at work with -9, waits until it is gone, and says so.
 """
@@ -15,7 +15,9 @@ from distributed import Client, LocalCluster
 
 def main() -> None:
     with (
-        LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, memory_limit=0) as cluster,
+        LocalCluster(
+            n_workers=int(sys.argv[1]), threads_per_worker=1, processes=True, dashboard_address=None, memory_limit=0
+        ) as cluster,
         Client(cluster) as client,
     ):
         pids = client.run(os.getpid)

@@ -20,7 +20,11 @@ def test_every_option_of_every_program_says_what_it_is() -> None:
 
 @pytest.mark.parametrize(
     ("line", "sentence"),
-    [("optimizer: adamw", "--optimizer"), ("epochs: abc", "--epochs"), ("rescale: 3", "rescale"), ("sparsty: 0.5", "sparsity")],
+    [("optimizer: adamw", "--optimizer"), ("epochs: abc", "--epochs"), ("rescale: 3", "rescale"), ("sparsty: 0.5", "sparsity"),
+     ("5: 3", "expected words for the names in"), ("~: 3", "got None"), ("no: 3", "got 'no'"), ("2020-01-01: 3", "'2020_01_01'"),
+     ("epochs: 1\nepochs: 2", "'epochs' stands twice (line 5)"), ("drop-rate: 0.1\ndrop_rate: 0.2", "every option once"),
+     ("seed: 1:30", "--seed: expected a whole number, got '1:30'"), ("init: {a: 1}", "--init: expected one value"),
+     ("sparsity: true", "--sparsity: expected a number, got 'true'"), ("rescale: yes", "--rescale: expected true or false")],
 )
 def test_a_recipe_file_is_checked_as_the_command_line_is(
     line: str, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -45,3 +49,15 @@ def test_two_options_of_one_name_are_refused(tmp_path: Path, capsys: pytest.Capt
     mine.write_text((ROOT / "models" / "mlp.py").read_text().replace("likelihood: str", "momentum: float = 1, likelihood: str"))
     words = ["fit", "--model", str(mine), "--inference", "cigl", "--data", "digits", "--out", str(tmp_path / "run")]
     assert "'momentum' belongs to" in spoken(capsys, words)
+
+
+def test_a_recipe_means_what_the_command_line_means(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    lines = "drop-rate: 1e-1\nseed: 010\nrescale: false\nhidden: 0x20\nweight_decay: ~\ndata_dir: no"
+    path.write_text(f"model: mlp\ninference: cigl\ndata: digits\n{lines}\n")
+    options = recipes.resolve(["--config", str(path)]).options
+    wanted = {"drop_rate": 0.1, "seed": 10, "rescale": False, "hidden": (32,), "weight_decay": None, "data_dir": "no"}
+    assert {name: options[name] for name in wanted} == wanted
+    words = ["--drop-rate", "1e-1", "--seed", "010", "--no-rescale", "--hidden", "0x20", "--data-dir", "no"]
+    assert recipes.resolve(["--model", "mlp", "--inference", "cigl", "--data", "digits", *words]).options == options
+    assert recipes.resolve(["--config", str(path), "--rescale=true"]).options["rescale"] is True

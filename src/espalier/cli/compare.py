@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from pathlib import Path
 
@@ -16,24 +17,26 @@ def compare(words: list[str]) -> int:
     parser.add_argument("--scheduler", metavar="ADDRESS", help="a Dask cluster that is there, instead of own processes")
     parser.add_argument("--checkpoint-every", type=float, default=30.0, metavar="SECONDS",
                         help="of every run: what a kill may cost (default 30)")  # fmt: skip
+    parser.add_argument("--wait", type=float, default=30.0, metavar="SECONDS", help="for the scheduler, for a worker, and for "
+                        "its answer that it has this package and the data (default 30)")  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="only say which runs and cells there are")
     arguments = parser.parse_args(words)
 
     from espalier import store
     from espalier.cli.progress import comparing
     from espalier.grids import figures, report
-    from espalier.grids.compare import WRITTEN, epochs_done, plan
+    from espalier.grids.compare import WRITTEN, check_data, epochs_done, plan
     from espalier.grids.compare import compare as execute
     from espalier.grids.grid import read
     from espalier.grids.workers import workers
 
     grid = read(arguments.grid)
+    hands = workers(arguments.jobs, arguments.scheduler, arguments.wait, functools.partial(check_data, grid))
     out = arguments.out or Path("runs") / arguments.grid.stem
     left = plan(grid, out)
     if arguments.dry_run:
         print(report.plan_lines(grid, left))
         return 0
-    hands = workers(arguments.jobs, arguments.scheduler)
     epochs = sum(recipe.options["epochs"] for recipe in left.runs.values())
     with store.owned(out, WRITTEN):
         with comparing(len(left.runs), epochs, len(left.cells), lambda: epochs_done(out, left.runs)) as seen:

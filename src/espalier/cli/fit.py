@@ -26,16 +26,14 @@ def fit(words: list[str]) -> int:
     mine, rest = own.parse_known_args(words)
 
     from espalier import runs
-    from espalier.runs import recipes
+    from espalier.runs import lines, recipes
     from espalier.training import distributed
 
     if mine.help:
         return _fit_help(own, rest)
     recipe = recipes.resolve(rest)
     if mine.print_config:
-        import yaml
-
-        print(yaml.safe_dump(runs.plain(recipe.config()), sort_keys=False), end="")
+        print(lines.dump(runs.plain(recipe.config())), end="")
         return 0
     if mine.out is None:
         raise ValueError("expected --out RUN, a new folder for the run")

@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 0
     except (ValueError, OSError, RuntimeError) as error:
-        print(f"espalier: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"espalier: {_clipped(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         goes_on = {
@@ -82,3 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         }
         print(f"espalier: stopped{goes_on.get(words[0], '')}", file=sys.stderr)
         return 130
+
+
+def _clipped(sentence: str, most: int = 1000) -> str:
+    """A sentence that a person can read: what came, and it may be megabytes, stands in its middle."""
+    return sentence if len(sentence) <= most else f"{sentence[: most // 2]} ... {sentence[-most // 2 :]}"

@@ -22,6 +22,7 @@ Methods whose runs come to the same recipe share one run, and an ensemble's firs
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
@@ -31,14 +32,16 @@ from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
-from espalier import data, store
+from espalier import data, shelf, store
 from espalier.calibration.calibrators import CALIBRATORS
 from espalier.prediction.evaluation import SPLITS
 from espalier.prediction.fit import How
+from espalier.runs import lines
 from espalier.runs.folder import plain
-from espalier.runs.recipes import Recipe, resolve
+from espalier.runs.recipes import Recipe, as_word, resolve
 from espalier.training.options import Training
 
+MOST_CELLS, MOST_MEMBERS, MOST_DRAWS = 10_000, 100, 10_000
 KEYS = ("base", "over", "sparsities", "seeds", "methods", "baseline", "num_samples", "split")
 
 
@@ -83,15 +86,7 @@ class Grid(NamedTuple):
 
 def read(path: Path) -> Grid:
     """The grid in a YAML file. Raises ValueError, in one sentence, for whatever in it makes no sense."""
-    import yaml
-
-    if not path.is_file():
-        raise ValueError(f"expected a grid file, but {path} is not there")
-    try:
-        written = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"expected {path} to be YAML: {' '.join(str(error).split())}") from error
-    return expand(_mapping(written, str(path)), path.parent, path)
+    return expand(lines.read(path, "a grid file"), path.parent, path)
 
 
 def expand(written: Mapping[str, Any], folder: Path = Path(), source: Path | None = None) -> Grid:
@@ -101,19 +96,20 @@ def expand(written: Mapping[str, Any], folder: Path = Path(), source: Path | Non
     Raises ValueError for unknown keys, programs and options, values out of range, and cells that make no sense.
     """
     _known(written, KEYS, "the grid")
-    base, axes = _mapping(written.get("base", {}), "base"), _axes(written.get("over", {}))
+    base, axes = lines.options(written.get("base", {}), "base"), _axes(written.get("over", {}))
     sparsities, seeds = _sparsities(written.get("sparsities"), "sparsities"), _seeds(written.get("seeds", [0]))
-    methods = {str(name): _method(str(name), own) for name, own in _mapping(written.get("methods"), "methods").items()}
-    named = written.get("baseline", next(iter(methods)))
-    baselines = tuple(map(str, named if isinstance(named, list) else [named]))
-    for baseline in baselines:
-        if baseline not in methods:
-            raise ValueError(f"expected a baseline of {', '.join(methods)}, got {baseline!r}{_near(baseline, methods)}")
+    methods = {name: _method(name, own) for name, own in _filled(written.get("methods"), "methods").items()}
+    baselines = _baselines(written.get("baseline", next(iter(methods))), methods)
     num_samples, split = written.get("num_samples", 16), written.get("split", "test")
-    if type(num_samples) is not int or num_samples < 1:
-        raise ValueError(f"expected num_samples of at least 1, got {num_samples!r}")
+    if type(num_samples) is not int or not 1 <= num_samples <= MOST_DRAWS:
+        raise ValueError(f"expected num_samples from 1 to {MOST_DRAWS:,}, got {num_samples!r}")
     if split not in SPLITS[1:]:
         raise ValueError(f"expected a split of {', '.join(SPLITS[1:])} to score on, got {split!r}")
+
+    per_method = sum(len(method.sparsities or sparsities) * (method.members or 1) for method in methods.values())
+    count = math.prod(map(len, axes.values())) * per_method * len(seeds)
+    if count > MOST_CELLS:
+        raise ValueError(f"expected a grid of at most {MOST_CELLS:,} networks, got {count:,}: cut it into several")
 
     runs: dict[str, Recipe] = {}
     cells: list[Cell] = []
@@ -140,9 +136,19 @@ def expand(written: Mapping[str, Any], folder: Path = Path(), source: Path | Non
     return Grid(tuple(axes), tuple(methods), baselines, num_samples, split, runs, tuple(cells))
 
 
+def _baselines(written: Any, methods: Mapping[str, Method]) -> tuple[str, ...]:
+    named = written if isinstance(written, list) else [written]
+    for name in named:
+        if name not in [*methods]:
+            raise ValueError(f"expected a baseline of {', '.join(methods)}, got {name!r}{_near(str(name), methods)}")
+    if not named or len(set(named)) < len(named):
+        raise ValueError(f"expected a baseline, or a list of different ones, got {written!r}")
+    return tuple(named)
+
+
 def _axes(written: Any) -> dict[str, dict[str, dict[str, Any]]]:
-    axes = {str(axis): {str(n): dict(_mapping(o, f"{axis}: {n}")) for n, o in _mapping(names, str(axis)).items()}
-            for axis, names in _mapping(written, "over").items()}  # fmt: skip
+    axes = {axis: {name: lines.options(own, f"{axis}: {name}") for name, own in _filled(names, axis).items()}
+            for axis, names in lines.named(written, "over").items()}  # fmt: skip
     every = [name for names in axes.values() for name in names]
     if len(set(every)) < len(every):
         raise ValueError(f"expected names of variants that differ, got {', '.join(every)}: options are given per name")
@@ -153,17 +159,16 @@ def _axes(written: Any) -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def _method(name: str, written: Any) -> Method:
-    own = _mapping(written, f"method {name!r}")
+    own = lines.named(written, f"method {name!r}")
     _known(own, Method._fields, f"method {name!r}")
-    method = Method(**{"run": {}, **own})
-    _mapping(method.run, f"run of method {name!r}")
+    method = Method(**{**own, "run": lines.options(own.get("run", {}), f"run of method {name!r}")})
     if method.predict not in get_args(How):
         raise ValueError(f"method {name!r}: expected predict of {', '.join(get_args(How))}, got {method.predict!r}")
-    if method.calibrate is not None and method.calibrate not in CALIBRATORS:
+    if method.calibrate is not None and method.calibrate not in [*CALIBRATORS]:
         raise ValueError(f"method {name!r}: expected calibrate of {', '.join(CALIBRATORS)}, got {method.calibrate!r}")
-    if method.members is not None and (type(method.members) is not int or method.members < 2):
+    if method.members is not None and (type(method.members) is not int or not 2 <= method.members <= MOST_MEMBERS):
         raise ValueError(
-            f"method {name!r}: expected members of at least 2, got {method.members!r}: leave it out for one net"
+            f"method {name!r}: expected members from 2 to {MOST_MEMBERS}, got {method.members!r}: leave it out for one net"
         )
     if method.sparsities is not None:
         return method._replace(sparsities=_sparsities(method.sparsities, f"sparsities of method {name!r}"))
@@ -174,7 +179,7 @@ def _recipe(
     layers: Sequence[Mapping[str, Any]], point: tuple[Any, ...], sparsity: float, folder: Path, resolved: Any
 ) -> Recipe:
     """What these options come to at a point of the grid, at seed 0."""
-    written = {str(name).replace("-", "_"): value for layer in layers for name, value in layer.items()}
+    written = {name: value for layer in layers for name, value in layer.items()}
     if belongs := {"sparsity", "seed", "config", "out"} & set(written):
         raise ValueError(f"expected no option {min(belongs)!r} in a run: the grid's own lines say it")
     picked = {name: _pick(name, value, point) for name, value in written.items()}
@@ -183,7 +188,7 @@ def _recipe(
         raise ValueError(
             "expected a model, an inference and data: name them in base, in an axis or in the method's run"
         )
-    words = [_word(name, _located(name, value, folder)) for name, value in picked.items() if value is not None]
+    words = [as_word(name, _located(name, value, folder)) for name, value in picked.items() if value is not None]
     recipe: Recipe = resolved(tuple(words))
     if "seed" not in recipe.options:
         raise ValueError(f"expected an inference with an option seed, got {recipe.inference}")
@@ -211,14 +216,6 @@ def _pick(name: str, value: Any, point: tuple[Any, ...]) -> Any:
     return value
 
 
-def _word(name: str, value: Any) -> str:
-    """An option as a word of the command line, so that grids, recipes and words are checked alike."""
-    flag = name.replace("_", "-")
-    if isinstance(value, bool):
-        return f"--{flag}" if value else f"--no-{flag}"
-    return f"--{flag}={store.canonical(value).strip() if isinstance(value, list) else value}"
-
-
 def _located(name: str, value: Any, folder: Path) -> Any:
     """A file that an option names, beside the grid or here, by its whole path: workers stand elsewhere."""
     text = str(value)
@@ -234,6 +231,12 @@ def _check(method: Method, recipe: Recipe, split: str) -> None:
     """Refuse what can be known to make no sense before anything is trained."""
     Training(**recipe.of("training"))
     said = recipe.options
+    if said["init"] is not None and not Path(said["init"]).is_file():
+        raise ValueError(f"expected a safetensors file of weights to start from, but {said['init']} is not there")
+    if method.predict == "distilled" and "distill_epochs" not in said and recipe.inference in shelf.names("inference"):
+        raise ValueError(
+            f"expected inference distilled for predict distilled, got {recipe.inference}: it has no such net"
+        )
     if method.calibrate is not None and not said["validation"] > 0:
         raise ValueError(
             f"expected a validation split to fit the {method.calibrate} on, got validation {said['validation']}"
@@ -296,10 +299,11 @@ def slug(text: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")
 
 
-def _mapping(value: Any, what: str) -> Mapping[Any, Any]:
-    if not isinstance(value, Mapping) or (what == "methods" and not value):
-        raise ValueError(f"expected {what} to hold lines of `name: ...`, got {value!r}")
-    return value
+def _filled(value: Any, what: str) -> dict[str, Any]:
+    found = lines.named(value, what)
+    if not found:
+        raise ValueError(f"expected {what} to hold lines of `name: ...`, got none")
+    return found
 
 
 def _known(written: Mapping[Any, Any], known: Sequence[str], what: str) -> None:
@@ -314,14 +318,14 @@ def _near(name: str, known: Any) -> str:
 
 
 def _sparsities(written: Any, what: str) -> list[float]:
-    fine = isinstance(written, list) and written and all(isinstance(s, int | float) and 0 <= s < 1 for s in written)
+    fine = isinstance(written, list) and written and all(type(s) in (int, float) and 0 <= s < 1 for s in written)
     if not fine or len(set(written)) < len(written):
         raise ValueError(f"expected {what} as a list of different fractions in [0, 1), got {written!r}")
     return [float(s) for s in written]
 
 
 def _seeds(written: Any) -> list[int]:
-    fine = isinstance(written, list) and written and all(type(s) is int and s >= 0 for s in written)
+    fine = isinstance(written, list) and written and all(type(s) is int and 0 <= s < 2**63 for s in written)
     if not fine or len(set(written)) < len(written):
-        raise ValueError(f"expected seeds as a list of different whole numbers of 0 or more, got {written!r}")
+        raise ValueError(f"expected seeds as a list of different whole numbers from 0 to 2^63 - 1, got {written!r}")
     return list(written)

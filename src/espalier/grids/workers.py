@@ -6,20 +6,26 @@ it failed: one that fails, or whose process dies, takes no other with it.
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
+from espalier import __version__
+
 Item = TypeVar("Item")
 _ONE_AT_A_TIME = threading.Lock()
+WAIT, MOST_WAIT, MOST_JOBS = 30.0, 86_400, 1_024
+"""Seconds to wait for a cluster, by default and at most; processes at most."""
 
 
 class Failure(NamedTuple):
@@ -39,11 +45,24 @@ class Workers(Protocol):
     ) -> Iterator[tuple[Item, Failure | None]]: ...
 
 
-def workers(jobs: int, scheduler: str | None) -> Workers:
-    """`jobs` processes of this machine, or the cluster whose scheduler has this address. Raises ValueError for no job."""
-    if jobs < 1:
-        raise ValueError(f"expected at least 1 job, got {jobs}")
-    return Cluster(scheduler) if scheduler else Processes(jobs)
+def _nothing() -> None:
+    """What every worker can do."""
+
+
+def workers(jobs: int, scheduler: str | None, wait: float = WAIT, check: Callable[[], None] = _nothing) -> Workers:
+    """`jobs` processes of this machine, or the cluster whose scheduler has this address, whose workers must pass `check`.
+
+    Raises ValueError for no job, no address and no time.
+    """
+    if not 1 <= jobs <= MOST_JOBS:
+        raise ValueError(f"expected 1 to {MOST_JOBS} jobs, got {jobs}")
+    if scheduler is None:
+        return Processes(jobs)
+    if not scheduler:
+        raise ValueError("expected the address of a Dask scheduler, tcp://host:8786 say, got none")
+    if not 0 < wait <= MOST_WAIT:
+        raise ValueError(f"expected seconds to wait, above 0 and at most {MOST_WAIT}, got {wait:g}")
+    return Cluster(scheduler, wait, check)
 
 
 def attempt(task: Callable[[Item], None], item: Item) -> Failure | None:
@@ -64,7 +83,7 @@ def attempt(task: Callable[[Item], None], item: Item) -> Failure | None:
 
 
 def failure_of(error: BaseException) -> Failure:
-    said = " ".join(str(error).split()) or "no message"
+    said = _said(error)
     sentence = said if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {said}"
     return Failure(sentence, "".join(traceback.format_exception(error)))
 
@@ -136,34 +155,144 @@ def follow_parent() -> None:
 
 class Cluster:
     """An existing Dask cluster: one Dask task per item. A task whose worker dies is given to another one by Dask (up to
-    `distributed.scheduler.allowed-failures` times). Workers must see this package and the same files."""
+    `distributed.scheduler.allowed-failures` times). Workers must have this package, in this version, and the same files:
+    those that are there are asked at once, and those that join later before their first task."""
 
-    def __init__(self, address: str, patience: float = 10.0) -> None:
-        """patience: seconds to wait for the scheduler's answer."""
-        self.address, self.patience = address, patience
+    def __init__(self, address: str, wait: float = WAIT, check: Callable[[], None] = _nothing) -> None:
+        """wait: seconds to wait for the scheduler, for a worker and for what it answers. check: raises where a worker
+        cannot read what the tasks need."""
+        self.address, self.wait, self.check = address, wait, check
 
     def __enter__(self) -> Self:
         try:
             from distributed import Client
+            from distributed.protocol.pickle import dumps
         except ImportError as error:
             raise ValueError('expected dask.distributed for --scheduler: pip install "espalier[dask]"') from error
         try:
-            self.client = Client(self.address, timeout=self.patience)
+            self.client = Client(self.address, timeout=self.wait)
         except (OSError, TimeoutError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(f"expected a Dask scheduler at {self.address}, got none: {reason}") from error
+            raise ValueError(f"expected a Dask scheduler at {self.address}, got none: {_said(error)}") from error
+        self.lacks = _lacks(__version__, dumps(self.check))
+        try:
+            self._find()
+            self._ask()
+        except BaseException:
+            self.client.close()
+            raise
         return self
 
     def __exit__(self, *error: object) -> None:
         self.client.close()
 
-    def __call__(self, task: Callable[[Item], None], items: Iterable[Item]) -> Iterator[tuple[Item, Failure | None]]:
-        from distributed import as_completed
+    def _find(self) -> None:
+        """Raises ValueError where there is no worker."""
+        try:
+            self.client.wait_for_workers(1, timeout=self.wait)
+        except TimeoutError as error:
+            raise ValueError(
+                f"expected a worker at the Dask scheduler {self.address}, got none within {self.wait:g} seconds: start one, or "
+                "raise --wait"
+            ) from error
 
-        futures = {self.client.submit(attempt, task, item, pure=False): item for item in items}
-        for future in as_completed(futures):
-            failure = future.result() if future.status == "finished" else failure_of(_error(future))
-            yield futures[future], failure
+    def _ask(self) -> None:
+        """Raises ValueError where a worker cannot do the tasks."""
+        try:
+            answers = self.client.sync(self._answers, callback_timeout=self.wait)
+        except TimeoutError as error:
+            raise ValueError(
+                f"expected every worker of the Dask scheduler {self.address} to answer within {self.wait:g} seconds, and one "
+                "did not: raise --wait, or stop it"
+            ) from error
+        for worker, lacks in answers.items():
+            self._refuse(worker, lacks)
+
+    async def _answers(self) -> dict[str, Any]:
+        return dict(await self.client.run(self.lacks, on_error="return"))
+
+    def _refuse(self, worker: str, lacks: Any) -> None:
+        if lacks:
+            said = lacks if isinstance(lacks, str) else _said(lacks)
+            raise ValueError(
+                f"expected workers with espalier {__version__} and the files of this grid, but the one at {worker} {said}"
+            )
+
+    def __call__(self, task: Callable[[Item], None], items: Iterable[Item]) -> Iterator[tuple[Item, Failure | None]]:
+        from distributed import wait
+        from distributed.protocol.pickle import dumps
+
+        do = _asked_first(self.lacks)
+        left = {
+            self.client.submit(do, dumps(functools.partial(attempt, task, item)), pure=False): item for item in items
+        }
+        while left:
+            try:
+                done = wait([*left], self.wait, "FIRST_COMPLETED").done
+            except TimeoutError:
+                self._find()  # nobody may be there any more
+                continue
+            for future in done:
+                if future.status != "finished":
+                    yield left.pop(future), failure_of(_error(future))
+                    continue
+                worker, lacks, failure = future.result()
+                self._refuse(worker, lacks)
+                yield left.pop(future), failure
+
+
+def _lacks(version: str, check: bytes) -> Callable[[], Coroutine[Any, Any, str]]:
+    """What a worker lacks to do our tasks, in words; nothing if it lacks nothing.
+
+    A function within a function goes over the wire by value, so that a worker without the package can run it. A coroutine:
+    the worker's own loop stays free while the package loads.
+    """
+
+    async def lacks() -> str:
+        import asyncio
+
+        def look() -> str:
+            try:
+                import espalier
+            except Exception as error:
+                return f"cannot import it ({type(error).__name__}: {error})"
+            if espalier.__version__ != version:
+                return f"has espalier {espalier.__version__}"
+            try:
+                from espalier.grids.workers import once
+
+                once(check)
+            except Exception as error:
+                return f"cannot use them ({type(error).__name__}: {error})"
+            return ""
+
+        return await asyncio.to_thread(look)
+
+    return lacks
+
+
+@functools.cache
+def once(check: bytes) -> None:
+    """Run a check that came over the wire, once in a worker's life."""
+    pickle.loads(check)()
+
+
+def _asked_first(lacks: Callable[[], Coroutine[Any, Any, str]]) -> Callable[[bytes], tuple[str, str, Failure | None]]:
+    """A task that runs where nothing lacks: the worker's address, what it lacks, and the failure if it failed. By value."""
+
+    def do(call: bytes) -> tuple[str, str, Failure | None]:
+        import asyncio
+        import pickle
+
+        from distributed import get_worker
+
+        missing = asyncio.run(lacks())
+        return get_worker().address, missing, None if missing else pickle.loads(call)()
+
+    return do
+
+
+def _said(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _error(future: Any) -> BaseException:

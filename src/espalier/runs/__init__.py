@@ -1,5 +1,6 @@
 """Recipes and run folders: what was asked, what was reached, and all that is needed to go on after a kill.
 
+lines.py     the one reader and writer of YAML, for recipes and grids
 recipes.py   a recipe: programs and options, from words and YAML
 folder.py    start, resume, load: a run folder
 trust.py     whose code is run

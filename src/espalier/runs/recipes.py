@@ -16,10 +16,11 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
 from jsonargparse import ActionYesNo, ArgumentParser
 
 from espalier import data, shelf
-from espalier.runs import trust
+from espalier.runs import lines, trust
 from espalier.training.options import Training, words_of
 
 
@@ -99,33 +100,38 @@ def resolve(argv: Sequence[str], named_by: Path | None = None) -> Recipe:
     run; of those that a file names, `trust.check` decides.
     Raises ValueError, in one sentence, for unknown programs, unknown options (with the nearest) and values out of type.
     """
-    words = [_dashed(word) for word in argv]
-    file = _value(words, "config")
-    written = read_config(Path(file)) if file else {}
-    parts = _programs(words, written)
+    given = _given(argv)
+    file, written = _written(given)
+    parts = _programs(given, written)
     for part, name in parts.items():
         if not name:
             raise ValueError(f"expected --{part} NAME, or a --config FILE that has it")
-    _look_at_programs(words, parts, Path(file) if file else None, named_by)
-    found = options(parts["model"], parts["inference"])
-    known = [*parts, *(option.name for option in found)]
+    _look_at_programs(given, parts, Path(file) if file else None, named_by)
+    found = {option.name: option for option in options(parts["model"], parts["inference"])}
+    known = [*parts, *found]
     for name in written:
         if name not in known:
             raise ValueError(f"expected an option of this recipe, got {name!r} in {file}{_nearest(name, known)}")
-    parser = build_parser(found)
-    from_file = [_as_word(name, value) for name, value in written.items() if name not in parts and value is not None]
+    from_file = [as_word(name, value) for name, value in written.items() if name not in parts and value is not None]
+    switches = {f"no_{name}" for name, option in found.items() if option.type is bool}
+    words = []
+    for name, values in [*_given(from_file), *given]:
+        if name not in (*known, *switches, "config"):
+            raise ValueError(f"expected an option of this recipe, got {flag(name)}{_nearest(name, known)}")
+        words.append(_as_one(name, values, found.get(name)))
     try:
-        values = vars(parser.parse_args(_listed([*from_file, *words], found)))
+        values = vars(build_parser([*found.values()]).parse_args(words))
     except ArgumentError as error:
-        raise ValueError(_one_sentence(str(error), known)) from error
-    return Recipe(**parts, options={option.name: values[option.name] for option in found})
+        raise ValueError(_one_sentence(str(error))) from error
+    return Recipe(**parts, options={name: values[name] for name in found})
 
 
-def _look_at_programs(words: Sequence[str], parts: Mapping[str, str], file: Path | None, named_by: Path | None) -> None:
+def _look_at_programs(given: Given, parts: Mapping[str, str], file: Path | None, named_by: Path | None) -> None:
+    said = {name for name, values in given if values}
     for part in ("model", "inference"):
         path = Path(parts[part])
         if path.suffix == ".py" and path.is_file():
-            source = named_by if _value(words, part) else file
+            source = named_by if part in said else file
             if source is None:
                 trust.remember(path)
             else:
@@ -134,12 +140,37 @@ def _look_at_programs(words: Sequence[str], parts: Mapping[str, str], file: Path
 
 def programs(words: Sequence[str]) -> dict[str, str]:
     """What command-line words name as model, inference and data; empty where they do not."""
-    file = _value(words, "config")
-    return _programs(words, read_config(Path(file)) if file else {})
+    given = _given(words)
+    return _programs(given, _written(given)[1])
 
 
-def _programs(words: Sequence[str], written: Mapping[str, Any]) -> dict[str, str]:
-    return {part: _value(words, part) or str(written.get(part) or "") for part in ("model", "inference", "data")}
+Given = list[tuple[str, list[str]]]
+"""Options in the order of the words, and the values of each."""
+
+
+def _given(words: Sequence[str]) -> Given:
+    """`--drop_rate` is `--drop-rate`. Raises ValueError for a word that belongs to no option."""
+    found: Given = []
+    for word in words:
+        name, equals, value = word.partition("=")
+        if word.startswith("--"):
+            found.append((name[2:].replace("-", "_"), [value] if equals else []))
+        elif not found:
+            raise ValueError(f"expected words such as --option value, got {word!r}")
+        else:
+            found[-1][1].append(word)
+    return found
+
+
+def _written(given: Given) -> tuple[str, dict[str, Any]]:
+    """The recipe file that is named, and its lines; the last one counts."""
+    files = [values[0] for name, values in given if name == "config" and values]
+    return (files[-1], read_config(Path(files[-1]))) if files else ("", {})
+
+
+def _programs(given: Given, written: Mapping[str, Any]) -> dict[str, str]:
+    said = {name: values[0] for name, values in given if values}
+    return {part: said.get(part) or str(written.get(part) or "") for part in ("model", "inference", "data")}
 
 
 def build_parser(found: Sequence[Option]) -> ArgumentParser:
@@ -150,13 +181,10 @@ def build_parser(found: Sequence[Option]) -> ArgumentParser:
     parser.add_argument("--config", metavar="FILE", help="recipe file (YAML); options on the command line win over it")
     groups = {owner: parser.add_argument_group(f"{owner} options") for owner in dict.fromkeys(o.owner for o in found)}
     for option in found:
-        flag = "--" + option.name.replace("_", "-")
-        if option.type is bool:
-            groups[option.owner].add_argument(
-                flag, action=ActionYesNo(no_prefix="no-"), default=option.default, help=option.help
-            )
-        else:
-            groups[option.owner].add_argument(flag, type=option.type, default=option.default, help=option.help)
+        kind: dict[str, Any] = (
+            {"action": ActionYesNo(no_prefix="no-")} if option.type is bool else {"type": option.type}
+        )
+        groups[option.owner].add_argument(flag(option.name), **kind, default=option.default, help=option.help)
     return parser
 
 
@@ -206,35 +234,59 @@ def _help(doc: str, name: str) -> str:
     return " ".join(match.group(1).split()) if match else ""
 
 
-def _dashed(word: str) -> str:
-    """`--drop_rate` is `--drop-rate`."""
-    name, equals, value = word.partition("=")
-    return name.replace("_", "-") + equals + value if word.startswith("--") else word
+def flag(name: str) -> str:
+    """An option's name on the command line."""
+    return "--" + name.replace("_", "-")
 
 
-def _value(words: Sequence[str], name: str) -> str | None:
-    """The value of an option among the words; the last one counts."""
-    found = None
-    for index, word in enumerate(words):
-        if word == f"--{name}" and index + 1 < len(words):
-            found = words[index + 1]
-        if word.startswith(f"--{name}="):
-            found = word.partition("=")[2]
-    return found
+def _as_one(name: str, values: list[str], option: Option | None) -> str:
+    """An option and its value as one word for the parser: `--hidden 128,64` is `--hidden=[128, 64]`.
+
+    Raises ValueError for several values, and for numbers that are none, here and not in the parser, which reads `1:30` as
+    90 and takes infinity.
+    """
+    several = option is not None and _is_several(option.type)
+    if len(values) > 1:
+        hint = f": write {flag(name)} [{','.join(values)}]" if several else ""
+        raise ValueError(f"expected one value for {flag(name)}, got {' '.join(values)}{hint}")
+    if not values:
+        return flag(name)
+    text = values[0]
+    if text == "--":  # the parser would lose it
+        raise ValueError(f"expected a value for {flag(name)}, got --")
+    kinds = _kinds(option.type) if option else {str}
+    if several and not text.startswith("["):
+        text = json.dumps([item.strip() for item in text.split(",")]) if str in kinds else f"[{text}]"
+    if kinds <= NUMBERS.keys():
+        try:
+            leaves = _leaves(lines.load(text))
+        except (yaml.YAMLError, ValueError):
+            leaves = [text]
+        for leaf in leaves:
+            if type(leaf) not in kinds and not (type(leaf) is int and float in kinds):
+                said = " or ".join(NUMBERS[kind] for kind in NUMBERS if kind in kinds)
+                raise ValueError(f"{flag(name)}: expected {said}, got {text if several else values[0]!r}")
+            most = 2**63 if name.endswith("seed") else MOST[type(leaf)]
+            if not -most < (leaf or 0) < most:
+                raise ValueError(f"{flag(name)}: expected a number below {most:g}, got {text}")
+        if kinds == {bool}:
+            return flag(name if leaves[0] else f"no_{name}")
+    return f"{flag(name)}={text}"
 
 
-def _listed(words: Sequence[str], found: Sequence[Option]) -> list[str]:
-    """`--hidden 128,64` and `--hidden=128,64`, for options that take several values, as the parser's `[128, 64]`."""
-    several = {"--" + o.name.replace("_", "-"): "str" in str(o.type) for o in found if _is_several(o.type)}
-    result: list[str] = []
-    for word in words:
-        name, equals, value = word.partition("=")
-        result += [name, value] if equals and name in several else [word]
-    for index, word in enumerate(result[1:], start=1):
-        if result[index - 1] in several and not word.startswith(("[", "--")):
-            items = [item.strip() for item in word.split(",")]
-            result[index] = json.dumps(items) if several[result[index - 1]] else f"[{word}]"
-    return result
+NUMBERS: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}
+MOST = {int: 10**9, float: 1e38, bool: 2, type(None): 1}
+"""What no machine can hold: sizes and steps, and numbers of single precision. A seed may be larger."""
+
+
+def _kinds(hint: Any) -> set[Any]:
+    """The types of single values in a hint: int for `tuple[int, ...] | None`, and None."""
+    parts = [part for part in typing.get_args(hint) if part is not ...]
+    return set().union(*map(_kinds, parts)) if parts and typing.get_origin(hint) is not typing.Literal else {hint}
+
+
+def _leaves(value: Any) -> list[Any]:
+    return [leaf for item in value for leaf in _leaves(item)] if isinstance(value, list) else [value]
 
 
 def _is_several(hint: Any) -> bool:
@@ -242,26 +294,17 @@ def _is_several(hint: Any) -> bool:
     return any(typing.get_origin(part) in (list, tuple) for part in (hint, *typing.get_args(hint)))
 
 
-def _as_word(name: str, value: Any) -> str:
-    """A line of a recipe file as a word of the command line, so that both are checked alike."""
-    flag = name.replace("_", "-")
-    if isinstance(value, bool):
-        return f"--{flag}" if value else f"--no-{flag}"
-    return f"--{flag}={json.dumps(value) if isinstance(value, list) else value}"
+def as_word(name: str, value: Any) -> str:
+    """A line of a recipe or a grid as a word of the command line, so that all are checked alike."""
+    if isinstance(value, Mapping):
+        raise ValueError(f"{flag(name)}: expected one value, got {value!r}")
+    plain = isinstance(value, str)
+    return f"{flag(name)}={value if plain else json.dumps(value, ensure_ascii=False)}"
 
 
 def read_config(path: Path) -> dict[str, Any]:
     """A recipe file's lines. Files that it names and that stand beside it are meant. Raises ValueError where it is none."""
-    import yaml
-
-    if not path.is_file():
-        raise ValueError(f"expected a recipe file, but {path} is not there")
-    try:
-        written = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"expected {path} to be YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(written, dict):
-        raise ValueError(f"expected {path} to hold lines of `option: value`")
+    written = lines.options(lines.read(path, "a recipe file"), str(path))
     beside = {part: path.parent / str(written.get(part)) for part in ("model", "inference", "data", "init")}
     return written | {part: str(file) for part, file in beside.items() if written.get(part) and file.is_file()}
 
@@ -271,12 +314,8 @@ def _nearest(name: str, known: Sequence[str]) -> str:
     return f": did you mean {near[0]!r}?" if near else ""
 
 
-def _one_sentence(message: str, known: Sequence[str]) -> str:
-    unknown = re.match(r"unrecognized arguments: --(\S+)", message)
-    if unknown:
-        name = unknown.group(1).partition("=")[0].replace("-", "_")
-        return f"expected an option of this recipe, got --{unknown.group(1)}{_nearest(name, known)}"
+def _one_sentence(message: str) -> str:
     match = re.match(r'Parser key "(\w+)":\s*(.*)', message, re.DOTALL)
-    key, rest = (f"--{match.group(1).replace('_', '-')}: ", match.group(2)) if match else ("", message)
+    key, rest = (f"{flag(match.group(1))}: ", match.group(2)) if match else ("", message)
     rest = re.sub(r"<class '(\w+)'>", r"\1", rest).replace("typing.", "")
     return key + " ".join(rest.split())
