@@ -40,10 +40,8 @@ def infer(
     rewound to (Frankle et al. 2020), 0 for the initial ones. average_from: fraction of the last training after which pairs
     are collected.
     """
-    if rounds < 1 or rewind_epochs < 0:
-        raise ValueError(
-            f"expected rounds of at least 1 and rewind_epochs of at least 0, got {rounds}, {rewind_epochs}"
-        )
+    if not 1 <= rounds <= 100 or rewind_epochs < 0:
+        raise ValueError(f"expected rounds of 1 to 100 and rewind_epochs of at least 0, got {rounds}, {rewind_epochs}")
     earlier: list[dict[str, Any]] = []
     streams, phase = Streams(seed, find_device(training.device)), Phase(watch)
     counts = [ALLOCATIONS[allocation](model.shapes, (1 - sparsity) ** (i / rounds)) for i in range(1, rounds + 1)]

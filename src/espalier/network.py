@@ -13,7 +13,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import pyro
 import pyro.distributions as dist
@@ -35,6 +35,7 @@ from espalier.likelihoods import (
     said_by_gpytorch,
 )
 
+Net = TypeVar("Net", bound=nn.Module)
 Output = str | int | Callable[[Any], Any]
 """Which part of a network's output is the likelihood's: a key, a place, or a function of it."""
 
@@ -204,7 +205,7 @@ class BayesianNetwork(PyroModule):
 
     def network(self, weights: Tensor, state: Mapping[str, Tensor] | None = None) -> nn.Module:
         """A plain dense `nn.Module` with these weights `(num_weights,)`; `state` as in `evaluate`. Tied tensors stay tied."""
-        net = copy.deepcopy(self.net)
+        net = copied(self.net)
         tensors = self.unflatten(weights.detach().clone())
         for weight in self.weights:
             parameter = nn.Parameter(tensors[weight.name].clone())
@@ -323,9 +324,29 @@ def _aliases(net: nn.Module) -> frozenset[str]:
     return frozenset(name for name, tensor in everything if first.setdefault(id(tensor), name) != name)
 
 
+def copied(net: Net) -> Net:
+    """A deep copy. Raises ValueError, with the way out, for a network that has none."""
+    try:
+        return copy.deepcopy(net)
+    except (RuntimeError, TypeError) as error:
+        why = str(error).split("\n")[0]
+        pruned, normed = (_with_parameter(net, ending) for ending in ("_orig", "_g"))
+        if pruned is not None:
+            remedy = f"call torch.nn.utils.prune.remove on {pruned or 'it'} first"
+        elif normed is not None:
+            remedy = f"use torch.nn.utils.parametrizations.weight_norm for {normed or 'it'}"
+        raise ValueError(f"expected a network that can be copied, but {why}: {remedy}") from error
+
+
+def _with_parameter(net: nn.Module, ending: str) -> str | None:
+    """The name of the first module with a parameter that ends so."""
+    owners = (name for name, module in net.named_modules() if any(key.endswith(ending) for key in module._parameters))
+    return next(owners, None)
+
+
 def _without(net: nn.Module, names: set[str]) -> nn.Module:
     """A copy of the network that holds no maskable tensors: they would be dead weight in a parameter store."""
-    stripped = copy.deepcopy(net)
+    stripped = copied(net)
     for name in names:
         owner, attribute = _owner(stripped, name)
         owner.register_parameter(attribute, None)

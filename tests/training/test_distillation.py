@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
@@ -15,7 +16,11 @@ from scipy import integrate
 from torch import Tensor, nn
 
 from espalier.contracts import Data, Split
+from espalier.data import from_arrays
+from espalier.inference import distilled
+from espalier.likelihoods import Normal
 from espalier.network import BayesianNetwork
+from espalier.prediction import evaluate
 from espalier.prediction.fit import WAYS, Fit, Pair, Pairs
 from espalier.store import Bundle
 from espalier.topology.masks import initial
@@ -336,12 +341,17 @@ def test_a_regression_is_distilled_with_its_noise() -> None:
     gap = mean(pair.values * z, state[names[0]], state[names[1]]) - mean(*student[:3])
     tau_s, tau_t = student[3].exp(), state[names[2]].exp()
     loss = ((1 / tau_t + gap**2) * tau_s / 2 - tau_s.log() / 2 + math.log(2 * math.pi) / 2).mean()
-    gradients = torch.autograd.grad(loss, student)
+    gradients = torch.autograd.grad(loss / tau_s.detach(), student)  # in units of the student's variance
     once(fit, toy(classes=None))
     assert fit.student is not None
     mine = [fit.student[0], *(fit.student[1][name] for name in names)]
-    for after, start, gradient in zip(mine, student, gradients, strict=True):
+    for after, start, gradient in zip(mine[:3], student[:3], gradients[:3], strict=True):
         close(after, start - 0.1 * 1.9 * gradient)
+    masks, spread = torch.Generator().manual_seed(0), []
+    for _ in range(8):
+        z = words.random_(-(2**63), None, generator=masks).view(torch.int16)[:12] < round(65536 * P) - 32768
+        spread.append(1 / tau_t + (mean(pair.values * z, state[names[0]], state[names[1]]) - mean(*mine[:3])) ** 2)
+    close(mine[3], -torch.stack(spread).mean().log())
     assert fit.history[-1]["loss"] == pytest.approx(float(loss.detach()), rel=1e-12)
 
 
@@ -368,3 +378,29 @@ def test_a_one_logit_network_is_distilled_like_the_same_network_with_two() -> No
     (gradient,) = torch.autograd.grad(F.cross_entropy(logits(student), target), student)
     assert fit.student is not None
     torch.testing.assert_close(fit.student[0], (student - 0.1 * 1.9 * gradient).detach(), rtol=0, atol=1e-6)
+
+
+def test_a_regression_with_a_precision_of_thousands_is_distilled_without_running_away() -> None:
+    """Case A10b: plain SGD's step grows with the precision, and the student of a good fit diverged in silence."""
+    rng = np.random.default_rng(4)
+    x = rng.normal(size=(200, 3))
+    y = 50 * np.sin(x[:, 0]) + 20 * x[:, 1] + 0.1 * rng.normal(size=200)
+    data = from_arrays(x, y)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 50), nn.Tanh(), nn.Linear(50, 1))
+    model = BayesianNetwork(net, likelihood=Normal(4000.0))
+    training = Training(epochs=80, batch_size=20, learning_rate=0.01, optimizer="adam", device="cpu")
+    fit = distilled.infer(model, data, sparsity=0.3, drop_rate=0.02, delta_t=50, training=training, seed=0)
+    found = evaluate(fit, data)["predict"]
+    assert found["distilled"]["rmse"] < 1.2 * found["ticket"]["rmse"]
+
+
+def test_a_student_that_ends_worse_than_its_ticket_is_not_handed_out() -> None:
+    data = from_arrays(np.random.default_rng(4).normal(size=(200, 3)), np.arange(200) % 3)
+    torch.manual_seed(0)
+    model = BayesianNetwork(nn.Sequential(nn.Linear(3, 30), nn.ReLU(), nn.Linear(30, 3)))
+    training = Training(epochs=20, batch_size=20, device="cpu")
+    with pytest.raises(RuntimeError, match=r"ended farther from its teacher than the ticket .*: lower the distill_rate"):
+        distilled.infer(
+            model, data, sparsity=0.3, drop_rate=0.1, delta_t=50, training=training, distill_rate=30.0, distill_epochs=3
+        )

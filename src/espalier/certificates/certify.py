@@ -58,8 +58,8 @@ class Settings(NamedTuple):
 
     def grid(self) -> list[float]:
         """0, step, 2 step, ... below 1."""
-        if not 0 < self.step < 1:
-            raise ValueError(f"expected a step in (0, 1), got {self.step:g}")
+        if not 1e-4 <= self.step < 1:
+            raise ValueError(f"expected a step in [0.0001, 1), got {self.step:g}: it is between two pruning fractions")
         return [round(i * self.step, 10) for i in range(int(np.ceil(1 / self.step - 1e-9)))]
 
     def promises(self) -> list[Promise]:
@@ -70,9 +70,9 @@ class Settings(NamedTuple):
             )
         if self.procedure not in selection.PROCEDURES:
             raise ValueError(f"expected a procedure of {', '.join(selection.PROCEDURES)}, got {self.procedure!r}")
-        if self.seed < 0 or self.num_samples < 1:
+        if not 0 <= self.seed < 2**63 or not 1 <= self.num_samples <= 10_000:
             raise ValueError(
-                f"expected a seed of 0 or more and num_samples of 1 or more, got {self.seed}, {self.num_samples}"
+                f"expected a seed of 0 or more and num_samples of 1 to 10,000, got {self.seed}, {self.num_samples}"
             )
         if self.anchor is not None:
             if self.risks != ("disagreement",) or self.weights:

@@ -30,6 +30,8 @@ def evaluate(words: list[str]) -> int:
     from espalier.pictures import plots
     from espalier.training.streams import find_device
 
+    if not 1 <= arguments.num_samples <= 10_000:
+        raise ValueError(f"expected --num-samples of 1 to 10,000, got {arguments.num_samples}")
     if arguments.picture is not None:
         plots.check_free(arguments.picture)
     for folder in arguments.run:

@@ -13,6 +13,8 @@ class Parser(argparse.ArgumentParser):
         for word in args or ():
             if word.startswith("--") and word.endswith("=--"):  # argparse would lose the value, and its way
                 self.error(f"expected a value for {word[:-3]}, got --")
+            if not word.isprintable():
+                self.error(f"expected words that can be printed, got {word!r}")
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> Any:

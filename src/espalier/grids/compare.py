@@ -33,7 +33,7 @@ from espalier.prediction.fit import Fit
 from espalier.runs.recipes import Recipe
 from espalier.runs.trust import told
 from espalier.training.streams import find_device
-from espalier.training.watch import EVERY, Silent
+from espalier.training.watch import EVERY, Silent, check_every
 
 WRITTEN = ("table.md", "cells.csv", "differences.csv", "grid.yaml", "cells.parquet")
 """What tells the folder of a grid."""
@@ -93,6 +93,7 @@ def compare(
 
     Raises ValueError before any work where the data do not suit the grid.
     """
+    check_every(every)
     out = out.resolve()  # workers stand elsewhere
     with store.owned(out, WRITTEN):
         for part in ("cells", "errors", "figures"):

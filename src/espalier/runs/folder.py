@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from espalier import data, shelf, store
 from espalier.contracts import Data
 from espalier.network import BayesianNetwork
 from espalier.prediction.fit import PAIRS, Fit
+from espalier.runs import lines
 from espalier.runs.recipes import Recipe, read_config, resolve
 from espalier.runs.trust import told
 from espalier.store import Bundle
@@ -72,9 +72,7 @@ def _begin(recipe: Recipe, folder: Path) -> None:
     if recipe.options["init"]:
         store.write_bytes(folder / INIT, Path(recipe.options["init"]).read_bytes())
         own["init"] = INIT
-    store.write_bytes(
-        folder / "config.yaml", yaml.safe_dump(plain({**recipe.config(), **own}), sort_keys=False).encode()
-    )
+    store.write_bytes(folder / "config.yaml", lines.dump(plain({**recipe.config(), **own})).encode())
 
 
 def finished(folder: str | Path) -> bool:
@@ -203,7 +201,7 @@ def _kept(recipe: Recipe, folder: Path, loaded: Data, model: BayesianNetwork, ke
     keeper.begin()  # for an inference of the user's that has no use for a watch
     programs = [name for name in ("config.yaml", "model.py", "inference.py", INIT) if (folder / name).exists()]
     fit.record |= {
-        "recipe": yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")),
+        "recipe": lines.read(folder / "config.yaml", "a recipe file"),
         "programs": {name: store.sha256((folder / name).read_bytes()) for name in programs},
         **loaded.facts(),
         "versions": versions(),
@@ -228,7 +226,12 @@ def _model(recipe: Recipe, shape: tuple[int, ...], num_outputs: int, start: bool
     factory = shelf.load("models", recipe.model)
     with torch.random.fork_rng([]):
         torch.default_generator.manual_seed(recipe.options.get("seed", 0))
-        model: BayesianNetwork = factory(shape, num_outputs, **recipe.of("model"))
+        try:
+            model: BayesianNetwork = factory(shape, num_outputs, **recipe.of("model"))
+        except RuntimeError as error:
+            if "memory" not in str(error):
+                raise
+            raise ValueError(f"expected a model that this machine can hold, but {recipe.model} is larger: {error}") from error
     if recipe.options["maskable"]:
         model = model.with_maskable(recipe.options["maskable"])
     if start and recipe.options["init"]:

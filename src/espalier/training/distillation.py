@@ -9,12 +9,15 @@ unbiased gradient: the teacher costs a forward pass. It sees training inputs onl
 Korattikara et al. 2015, *Bayesian dark knowledge*; Bulo et al. 2016, *Dropout distillation*.
 
 For a regression both are normal, and the cross-entropy teaches the one net the spread between the masked ones too, as far as
-its likelihood has a variance to learn.
+its likelihood has a variance to learn. Each step is then taken in units of the student's own variance: the loss times it,
+held fixed, has the same optimum, and its gradient does not grow with the precision, from which plain SGD runs away. One learned
+precision ends at its optimum given the means, the inverse mean of (f_Z - f)^2 + 1 / tau (moment matching).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import pyro
@@ -24,7 +27,7 @@ from torch import Tensor
 
 from espalier.contracts import Data
 from espalier.guides.masked import draw_mask
-from espalier.likelihoods import plain
+from espalier.likelihoods import Normal, plain
 from espalier.network import BayesianNetwork, under
 from espalier.prediction import batchnorm
 from espalier.prediction.fit import Fit, State
@@ -33,10 +36,15 @@ from espalier.store import Bundle
 from espalier.training import distributed, rates
 from espalier.training.batches import batches
 from espalier.training.loop import Info
-from espalier.training.options import Training
+from espalier.training.options import MOST_EPOCHS, Training
 from espalier.training.streams import Streams
 from espalier.training.train import validation_scores
 from espalier.training.watch import Silent, Watch
+
+SHOWN, MASKS = 512, 8
+"""Training rows and masks by which the end of distillation is compared with its beginning."""
+WORSE = 0.05
+"""Nats, or share of them, by which a student may end farther from its teacher than its ticket: more is no noise."""
 
 
 def distill(
@@ -72,7 +80,7 @@ def check(model: BayesianNetwork, data: Data, keep_prob: float, epochs: int, lea
         raise ValueError(
             "expected a drop_rate above 0: without random masks there is one network and nothing to distill"
         )
-    if epochs < 1 or not learning_rate > 0:
+    if not 1 <= epochs <= MOST_EPOCHS or not 0 < learning_rate < math.inf:
         raise ValueError(f"expected distill_epochs of at least 1 and a rate above 0, got {epochs} and {learning_rate}")
     with evaluating(model):
         rows = to_device(data.train.x[torch.arange(min(2, len(data.train.y)))], model.initial.device)
@@ -84,6 +92,9 @@ def _distill(
     fit: Fit, data: Data, training: Training, streams: Streams, epochs: int, learning_rate: float, watch: Watch
 ) -> Fit:
     student = _Student(fit, rates.cosine(learning_rate, epochs * training.steps_per_epoch(data)))
+    shown = to_device(data.train.x[torch.arange(min(SHOWN, len(data.train.y)))], streams.device)
+    fit.model.train()  # batch norm by the batch, for teacher and student alike
+    ticket = student.distance(shown)
     history: list[dict[str, Any]] = []
     streams.seed_default()
     saved = watch.resume()
@@ -91,7 +102,6 @@ def _distill(
         history = saved.facts["history"]
         student.restore(saved)
         streams.restore(under("stream.", saved.tensors))
-    fit.model.train()  # batch norm by the batch, for teacher and student alike
     for _ in range(len(history), epochs):
         losses, number = [], training.epochs + len(history) + 1
         streams.part_ways(number)
@@ -103,6 +113,12 @@ def _distill(
                "learning_rate": student.rate(student.taken), "density": fit.topology.density, "exchanged": 0}  # fmt: skip
         history.append(row | _validate(fit, data, *student.network()))
         watch.epoch(history[-1], lambda: student.checkpoint(streams, history))
+    student.match_precision(shown)
+    if not (reached := student.distance(shown)) <= ticket + WORSE * max(1.0, abs(ticket)):
+        raise RuntimeError(
+            f"the distilled net ended farther from its teacher than the ticket that it began as, {reached:.4g} against "
+            f"{ticket:.4g} nats: lower the distill_rate"
+        )
     fit.model.eval()
     fit.history = [*fit.history, *history]
     fit.record |= {"distilled": {"epochs": epochs, "learning_rate": learning_rate, "loss": history[-1]["loss"]}}
@@ -124,6 +140,12 @@ def cross_entropy(teacher: dist.TorchDistribution, student: dist.TorchDistributi
     if isinstance(student, dist.Bernoulli) and isinstance(teacher, dist.Bernoulli):
         return torch.nn.functional.binary_cross_entropy_with_logits(student.logits, teacher.probs, reduction="none")
     raise ValueError(f"expected a categorical, Bernoulli or normal likelihood to distill, got {type(student).__name__}")
+
+
+def _variance(outcome: dist.TorchDistribution) -> float | Tensor:
+    """Of a normal student, the mean over the batch; 1 for labels."""
+    outcome = plain(outcome)
+    return outcome.scale.detach().square().mean() if isinstance(outcome, dist.Normal) else 1.0
 
 
 class _Student:
@@ -149,16 +171,39 @@ class _Student:
             target = fit.model.outcome(fit.dense(self.teacher * keep), x, _copied(self.state))
         outcome = fit.model.outcome(fit.dense(self.values), x, {**_copied(self.state), **self.own})
         loss = cross_entropy(target, outcome).mean()
+        unit = _variance(outcome)
         seen = distributed.mean(loss.detach())
         if not torch.isfinite(seen):
             raise RuntimeError("the distillation's loss stopped being finite: lower the distill_rate")
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate(self.taken)
         self.optimizer.zero_grad()
-        loss.backward()
+        (loss * unit).backward()
         distributed.average_gradients(self.optimizer)
         self.optimizer.step()
         return seen
+
+    def distance(self, x: Any) -> float:
+        """Mean cross-entropy from `MASKS` draws of the teacher at rows x, nats: the same ones whenever it is asked."""
+        return float(torch.stack([cross_entropy(*pair).mean() for pair in self._pairs(x)]).mean())
+
+    @torch.no_grad()
+    def match_precision(self, x: Any) -> None:
+        """Of a normal likelihood with one learned precision: its optimum, given the means at rows x."""
+        if (learned := self.own.get("likelihood.log_precision")) is not None and isinstance(self.fit.model.likelihood, Normal):
+            both = [(plain(teacher), plain(student)) for teacher, student in self._pairs(x)]
+            spread = [(t.scale.square() + (t.loc - s.loc).square()).mean() for t, s in both]
+            learned.copy_(-torch.stack(spread).mean().log())
+
+    @torch.no_grad()
+    def _pairs(self, x: Any) -> Iterator[tuple[dist.TorchDistribution, dist.TorchDistribution]]:
+        """What teacher, under `MASKS` masks, and student say of rows x."""
+        fit, stream = self.fit, torch.Generator().manual_seed(0)
+        student = fit.model.outcome(fit.dense(self.values), x, {**_copied(self.state), **self.own})
+        for _ in range(MASKS):
+            keep = draw_mask(fit.topology.positions.cpu(), fit.model.shapes, fit.mask, fit.keep_prob, stream)
+            weights = fit.dense(self.teacher * keep.to(self.teacher.device))
+            yield fit.model.outcome(weights, x, _copied(self.state)), student
 
     def network(self) -> tuple[Tensor, State]:
         """Values `(k,)` and the other parameters and buffers."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,13 +16,14 @@ from espalier.contracts import Data
 from espalier.data.streamed import seeded
 from espalier.distributions.priors import prior_scale_of, weight_decay_of
 from espalier.likelihoods import plain
-from espalier.network import BayesianNetwork
+from espalier.network import BayesianNetwork, copied
 from espalier.prediction.mixture import check_support
 from espalier.prediction.predict import evaluating, to_device
 from espalier.training import rates
 from espalier.training.streams import find_device
 
 DEFAULT_WEIGHT_DECAY = 1e-4
+MOST_EPOCHS = 10**6
 
 # Options that inferences share, beside those of `topology/options.py`.
 AverageFrom = Annotated[float, "fraction of training after which pairs are collected"]
@@ -81,11 +81,13 @@ class Training:
             raise ValueError(
                 f"expected warmup of at least 0 and decay_every of at least 1, got {self.warmup}, {self.decay_every}"
             )
-        for name in ("epochs", "batch_size", "bn_batches"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"expected {name} of at least 1, got {getattr(self, name)}")
-        if not self.learning_rate > 0:
+        for name, most in (("epochs", MOST_EPOCHS), ("batch_size", 10**7), ("bn_batches", 10**5)):
+            if not 1 <= getattr(self, name) <= most:
+                raise ValueError(f"expected {name} of at least 1 and at most {most:,}, got {getattr(self, name)}")
+        if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"expected a learning_rate above 0, got {self.learning_rate}")
+        if not 0 < self.decay_factor <= 1:
+            raise ValueError(f"expected a decay_factor in (0, 1], got {self.decay_factor}: the rate is multiplied by it")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"expected a momentum in [0, 1), got {self.momentum}")
         if not 0 <= self.label_smoothing < 1 or not 0 <= self.mixup < math.inf:
@@ -174,13 +176,17 @@ def prepare(
     _check_fit(model, data, soft=bool(training.label_smoothing or training.mixup))
     if callable(training.augment):
         augmented(training.augment, data.train.x[torch.arange(min(2, len(data.train.y)))], 0, 0)
-    model = copy.deepcopy(model)
+    model = copied(model)
     model.num_data = len(data.train.y)
     if model.prior_scale is None:
         model.weight_decay = training.weight_decay or DEFAULT_WEIGHT_DECAY
         model.prior_scale = prior_scale_of(model.weight_decay, model.num_data, keep_prob, rescale=rescale)
     else:
         model.weight_decay = weight_decay_of(model.prior_scale, model.num_data, keep_prob, rescale=rescale)
+    if not (0 < model.prior_scale < math.inf and 0 < model.weight_decay < math.inf):
+        raise ValueError(
+            f"expected a prior that float64 can hold, got scale {model.prior_scale:g} and weight_decay {model.weight_decay:g}"
+        )
     return model.to(find_device(training.device))  # type: ignore[no-any-return]
 
 

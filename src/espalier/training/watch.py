@@ -45,6 +45,12 @@ class Silent:
         return None
 
 
+def check_every(seconds: float) -> None:
+    """Raises ValueError for what is no time between checkpoints."""
+    if not 0 <= seconds < float("inf"):
+        raise ValueError(f"expected 0 or more seconds between checkpoints, got {seconds:g}")
+
+
 class Checkpoints:
     """The watch that writes a checkpoint to one file at the end of an epoch, and goes on from it where there is one.
 
@@ -58,8 +64,7 @@ class Checkpoints:
     def __init__(
         self, path: str | Path, inner: Watch | None = None, *, every: float = EVERY, pairs: Path | None = None
     ) -> None:
-        if not every >= 0:
-            raise ValueError(f"expected 0 or more seconds between checkpoints, got {every}")
+        check_every(every)
         self.path, self.inner, self.every = Path(path), inner or Silent(), every
         self.pairs = pairs or self.path.with_suffix(".pairs")
         self.written: dict[str, str] = {}
