@@ -226,7 +226,11 @@ WRONG = {
     "one axis": Case(r"expected x as numbers, features \(n, d\)", x=X[:, 0]),
     "text": Case("expected x as numbers", x=X.astype(str)),
     "images that may be either": Case("cannot tell which of", x=np.zeros((120, 3, 8, 3), np.uint8)),
-    "several targets": Case(r"expected one label or target per row, y of shape \(n,\), got \(120, 2\)", y=X[:, :2]),
+    "targets of three axes": Case(r"expected real-valued targets of shape \(n,\) or \(n, d\) in y, got", y=np.zeros((120, 2, 2))),
+    "targets of no column": Case(r"expected labels or targets for every row, y .*, got \(120, 0\)", y=X[:, :0]),
+    "inputs of other lengths": Case("expected x and y of one length, got 119 and 120 rows", x=(X, X[1:])),
+    "no inputs": Case("expected one or more inputs", x={}),
+    "test rows without an input": Case("x_test with the same ones", x={"a": X, "b": X}, x_test={"a": X}, y_test=LABELS),
     "a target that is infinite": Case("arrays: expected finite targets", y=np.where(LABELS, X[:, 0], np.inf)),
     "a fraction": Case(r"expected validation in \[0, 1\)", validation=1.0),
     "too much set aside": Case("expected rows left to train on", validation=0.6, calibration=0.5),
@@ -240,3 +244,43 @@ def test_what_cannot_be_right_is_refused_in_a_sentence(name: str) -> None:
     with pytest.raises(ValueError, match=case.says) as caught:
         from_arrays(case.x, case.y, **case.options)
     assert "\n" not in str(caught.value)
+
+
+def test_several_inputs_are_cut_alike_and_scaled_each_for_itself() -> None:
+    series = RNG.normal(5, 3, size=(120, 2, 7))
+    alone = from_arrays(X, LABELS, split_seed=3)
+    for several in (from_arrays((X, series), LABELS, split_seed=3), from_arrays({0: X, 1: series}, LABELS, split_seed=3)):
+        for part in PARTS:
+            mine, theirs = getattr(several, part), getattr(alone, part)
+            assert torch.equal(mine.y, theirs.y)
+            assert torch.equal(mine.x[torch.arange(len(mine.y))][0], theirs.x)
+            assert mine.x[torch.arange(2)][1].shape == (2, 2, 7)
+        assert several.shape[1] == (2, 7)
+        assert several.hashes.keys() == alone.hashes.keys()
+        new = several.inputs({0: X, 1: series} if isinstance(several.shape, dict) else (X, series))
+        assert torch.equal(new[0], alone.inputs(X))
+    other = from_arrays((X, series + 1), LABELS, split_seed=3)
+    assert other.hashes["train"] != several.hashes["train"]
+
+
+def test_several_targets_are_standardised_column_by_column() -> None:
+    y = np.stack([1000 + 5 * X[:, 0], -3 + 0.1 * X[:, 1]], 1)
+    data, first = from_arrays(X, y), from_arrays(X, y[:, 0])
+    assert data.num_outputs == 2
+    assert torch.equal(data.train.y[:, 0], first.train.y)
+    assert data.target_shift[0] == first.target_shift
+    back = torch.cat([data.in_units(getattr(data, part).y) for part in PARTS])
+    np.testing.assert_allclose(np.sort(back.numpy(), 0), np.sort(y, 0), rtol=1e-6)
+    plain = from_arrays(X, y, standardise="inputs")
+    assert plain.target_shift == (0.0, 0.0)
+
+
+def test_labels_of_several_axes_have_one_vocabulary() -> None:
+    words = RNG.choice(["a", "b", "c"], size=(120, 4))
+    data = from_arrays(X, words)
+    assert data.classes == ("a", "b", "c")
+    assert data.train.y.shape[1:] == (4,)
+    masks = from_arrays(X, 255 * RNG.integers(0, 2, (120, 5, 6)))
+    assert masks.classes == (0, 255)
+    assert masks.num_classes == 2
+    assert int(masks.train.y.max()) == 1

@@ -179,10 +179,7 @@ def test_the_unpickler_knows_five_names_and_encodes_latin1_alone() -> None:
         ({"x": changed(FEATURES, 7, np.nan), "y": CLASSES}, "expected finite inputs, got .*, first in row 7"),
         ({"x": FEATURES, "y": changed(1.0 * CLASSES, 9, np.inf)}, "expected finite targets, got .*, first in row 9"),
         ({"x": FEATURES, "y": CLASSES[1:]}, r"one y per row, got x \[20, 2\], y \[19\]; store y as \[n\]"),
-        (
-            {"x": FEATURES, "y": FEATURES},
-            r"expected one label or target per row, y of .* of shape \(n,\), got \(20, 2\)",
-        ),
+        ({"x": FEATURES, "y": np.zeros((20, 2, 2))}, r"expected real-valued targets of shape \(n,\) or \(n, d\) in y of"),
         ({"x": FEATURES[:0], "y": 1.0 * CLASSES[:0]}, r"expected x with rows and columns .* got x \[0, 2\]"),
         ({"x": FEATURES[:, :0], "y": CLASSES}, r"expected x with rows and columns .* got x \[20, 0\]"),
         ({"x": FEATURES[:, 0], "y": CLASSES}, r"expected x as features \[n, d\], .* got float64 \[20\]"),

@@ -7,7 +7,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
@@ -16,11 +15,7 @@ from scipy import integrate
 from torch import Tensor, nn
 
 from espalier.contracts import Data, Split
-from espalier.data import from_arrays
-from espalier.inference import distilled
-from espalier.likelihoods import Normal
 from espalier.network import BayesianNetwork
-from espalier.prediction import evaluate
 from espalier.prediction.fit import WAYS, Fit, Pair, Pairs
 from espalier.store import Bundle
 from espalier.topology.masks import initial
@@ -378,29 +373,3 @@ def test_a_one_logit_network_is_distilled_like_the_same_network_with_two() -> No
     (gradient,) = torch.autograd.grad(F.cross_entropy(logits(student), target), student)
     assert fit.student is not None
     torch.testing.assert_close(fit.student[0], (student - 0.1 * 1.9 * gradient).detach(), rtol=0, atol=1e-6)
-
-
-def test_a_regression_with_a_precision_of_thousands_is_distilled_without_running_away() -> None:
-    """Case A10b: plain SGD's step grows with the precision, and the student of a good fit diverged in silence."""
-    rng = np.random.default_rng(4)
-    x = rng.normal(size=(200, 3))
-    y = 50 * np.sin(x[:, 0]) + 20 * x[:, 1] + 0.1 * rng.normal(size=200)
-    data = from_arrays(x, y)
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(3, 50), nn.Tanh(), nn.Linear(50, 1))
-    model = BayesianNetwork(net, likelihood=Normal(4000.0))
-    training = Training(epochs=80, batch_size=20, learning_rate=0.01, optimizer="adam", device="cpu")
-    fit = distilled.infer(model, data, sparsity=0.3, drop_rate=0.02, delta_t=50, training=training, seed=0)
-    found = evaluate(fit, data)["predict"]
-    assert found["distilled"]["rmse"] < 1.2 * found["ticket"]["rmse"]
-
-
-def test_a_student_that_ends_worse_than_its_ticket_is_not_handed_out() -> None:
-    data = from_arrays(np.random.default_rng(4).normal(size=(200, 3)), np.arange(200) % 3)
-    torch.manual_seed(0)
-    model = BayesianNetwork(nn.Sequential(nn.Linear(3, 30), nn.ReLU(), nn.Linear(30, 3)))
-    training = Training(epochs=20, batch_size=20, device="cpu")
-    with pytest.raises(RuntimeError, match=r"ended farther from its teacher than the ticket .*: lower the distill_rate"):
-        distilled.infer(
-            model, data, sparsity=0.3, drop_rate=0.1, delta_t=50, training=training, distill_rate=30.0, distill_epochs=3
-        )

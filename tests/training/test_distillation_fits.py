@@ -3,6 +3,7 @@
 import functools
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,8 +12,10 @@ from torch.optim.swa_utils import update_bn
 
 from espalier import shelf
 from espalier.contracts import Data
-from espalier.data.sets import load
+from espalier.data import from_arrays, load
+from espalier.likelihoods import Normal
 from espalier.network import BayesianNetwork
+from espalier.prediction import evaluate
 from espalier.prediction.fit import Fit
 from espalier.training.distillation import distill
 from espalier.training.options import Training
@@ -116,3 +119,29 @@ def test_the_plain_network_of_a_shared_module_predicts_what_the_fit_does(norm: t
     x = digits().test.x[:50]
     with torch.no_grad():
         torch.testing.assert_close(fit.ticket(how)(x).softmax(-1).double(), fit.predict(x, how)[0], rtol=0, atol=2e-5)
+
+
+def test_a_regression_with_a_precision_of_thousands_is_distilled_without_running_away() -> None:
+    """Case A10b: plain SGD's step grows with the precision, and the student of a good fit diverged in silence."""
+    rng = np.random.default_rng(4)
+    x = rng.normal(size=(200, 3))
+    y = 50 * np.sin(x[:, 0]) + 20 * x[:, 1] + 0.1 * rng.normal(size=200)
+    data = from_arrays(x, y)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 50), nn.Tanh(), nn.Linear(50, 1))
+    model = BayesianNetwork(net, likelihood=Normal(4000.0))
+    training = Training(epochs=80, batch_size=20, learning_rate=0.01, optimizer="adam", device="cpu")
+    fit = shelf.load("inference", "distilled")(model, data, sparsity=0.3, drop_rate=0.02, delta_t=50, training=training, seed=0)
+    found = evaluate(fit, data)["predict"]
+    assert found["distilled"]["rmse"] < 1.2 * found["ticket"]["rmse"]
+
+
+def test_a_student_that_ends_worse_than_its_ticket_is_not_handed_out() -> None:
+    data = from_arrays(np.random.default_rng(4).normal(size=(200, 3)), np.arange(200) % 3)
+    torch.manual_seed(0)
+    model = BayesianNetwork(nn.Sequential(nn.Linear(3, 30), nn.ReLU(), nn.Linear(30, 3)))
+    training = Training(epochs=20, batch_size=20, device="cpu")
+    with pytest.raises(RuntimeError, match=r"ended farther from its teacher than the ticket .*: lower the distill_rate"):
+        shelf.load("inference", "distilled")(
+            model, data, sparsity=0.3, drop_rate=0.1, delta_t=50, training=training, distill_rate=30.0, distill_epochs=3
+        )

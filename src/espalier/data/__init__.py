@@ -21,3 +21,4 @@ from espalier.data.sets import available as available
 from espalier.data.sets import load as load
 from espalier.data.sets import names as names
 from espalier.data.streamed import Streamed as Streamed
+from espalier.nested import Together as Together

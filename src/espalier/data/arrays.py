@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from espalier.contracts import Data
+from espalier.contracts import PARTS, Data, Split
 from espalier.data.cut import Standardise, as_data
 from espalier.data.labels import targets
 from espalier.data.readers import Array, Raw, channels_of
+from espalier.nested import Together
 
 Channels = Literal["first", "last"]
 
@@ -35,9 +37,11 @@ def from_arrays(
 
     x: features `(n, d)`, images `(n, C, H, W)` or `(n, H, W, C)`, grey uint8 images `(n, H, W)` or series `(n, C, L)`: a
     NumPy array, a torch tensor or a pandas frame of numbers. A memory-mapped array (`np.load(file, mmap_mode="r")`) stays on
-    disk: its rows are read and standardised when they are asked for.
-    y: `(n,)`. Floats are regression targets, unless `classes` says otherwise; anything else is a label: strings, whole
-    numbers from anywhere, bool, a pandas categorical. Labels are numbered in their sorted order, a categorical's in its own;
+    disk: its rows are read and standardised when they are asked for. A tuple or a dict of such, for a network of several
+    inputs, which is called as `net(*x)` or `net(**x)`.
+    y: `(n,)`; `(n, d)` floats, a column for each output; or labels `(n, ...)`, of a sequence's words or a mask's pixels.
+    Floats are regression targets, unless `classes` says otherwise; anything else is a label: strings, whole numbers from
+    anywhere, bool, a pandas categorical. Labels are numbered in their sorted order, a categorical's in its own;
     `Data.classes` keeps what the numbers stand for.
     x_test, y_test: the test split, where it is set apart already; else a fifth of the rows.
     validation, calibration: fractions of the rows that are not test rows. split_seed: of the cut. train_size: training rows
@@ -52,6 +56,12 @@ def from_arrays(
     """
     if (x_test is None) != (y_test is None):
         raise ValueError("expected x_test and y_test together, got one of them: give both or neither")
+    if isinstance(x, Mapping | tuple):
+        options: dict[str, Any] = {
+            "validation": validation, "calibration": calibration, "split_seed": split_seed, "train_size": train_size,
+            "standardise": standardise, "classes": classes, "channels": channels,
+        }  # fmt: skip
+        return _several(x, y, x_test, y_test, name, options)
     _aligned(x, y, "x and y")
     numbers, found = targets(y, classes, "y")
     test = None
@@ -68,6 +78,31 @@ def from_arrays(
         train_size=train_size,
         test=test,
         standardise=standardise,
+    )
+
+
+def _several(x: Any, y: Any, x_test: Any, y_test: Any, name: str, options: dict[str, Any]) -> Data:
+    """Each input by itself, all cut alike; then put together."""
+    keys = list(x) if isinstance(x, Mapping) else list(range(len(x)))
+    if not keys or (x_test is not None and (type(x_test) is not type(x) or len(x_test) != len(keys))):
+        raise ValueError(f"expected one or more inputs, and x_test with the same ones, got {keys} in x")
+    each = [
+        from_arrays(x[key], y, x_test=None if x_test is None else x_test[key], y_test=y_test, name=f"{name}[{key!r}]", **options)
+        for key in keys
+    ]
+
+    def joined(parts: list[Any]) -> Any:
+        return dict(zip(keys, parts, strict=True)) if isinstance(x, Mapping) else tuple(parts)
+
+    splits: dict[str, Any] = {}
+    for part in PARTS:
+        splits[part] = Split(Together(joined([getattr(data, part).x for data in each])), getattr(each[0], part).y)
+    return each[0]._replace(
+        name=name,
+        **splits,
+        shape=joined([data.shape for data in each]),
+        hashes={part: sha256("".join(data.hashes[part] for data in each).encode()).hexdigest() for part in PARTS},
+        input_scale=joined([data.input_scale for data in each]),
     )
 
 

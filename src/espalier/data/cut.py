@@ -63,22 +63,25 @@ def as_data(
         raise ValueError(f"expected standardise of {', '.join(get_args(Standardise))}, got {what!r}")
     scale = moments(raw.x, left) if what != "none" and isinstance(raw.x, np.ndarray) else None
     inputs = _inputs(raw, scale)
-    mean, sd = np.zeros(1), np.ones(1)
+    several = raw.num_classes is None and raw.y.ndim > 1
+    columns = raw.y.shape[1] if several else 1
+    mean, sd = np.zeros(columns), np.ones(columns)
     if raw.num_classes is None and what == "all":
-        mean, sd = moments(raw.y[:, None], left)
+        mean, sd = moments(raw.y.reshape(len(raw.y), -1), left)
 
     def split(source: Raw, rows: Array) -> Split:
         if raw.num_classes is not None:
             return Split(inputs(source, rows), torch.from_numpy(source.y)[torch.from_numpy(rows)])
-        return Split(inputs(source, rows), standardised(source.y[:, None], mean, sd, rows)[:, 0])
+        y = standardised(source.y.reshape(len(source.y), -1), mean, sd, rows)
+        return Split(inputs(source, rows), y if several else y[:, 0])
 
     return Data(
         name,
         **{part: split(*of) for part, of in parts.items()},
         shape=tuple(raw.x.shape[1:]),
         num_classes=raw.num_classes,
-        target_shift=float(mean[0]),
-        target_scale=float(sd[0]),
+        target_shift=tuple(mean.tolist()) if several else float(mean[0]),
+        target_scale=tuple(sd.tolist()) if several else float(sd[0]),
         hashes={part: _hash(*of) for part, of in parts.items()},
         classes=raw.classes,
         input_scale=None if scale is None else (torch.from_numpy(scale[0]), torch.from_numpy(scale[1])),

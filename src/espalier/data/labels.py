@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 
 def labels(y: Any, classes: Sequence[Any] | None, what: str) -> tuple[NDArray[np.int64], tuple[Any, ...]]:
-    """Labels `(n,)` of any kind as int64 numbers, and what 0, 1, ... stand for: `classes`, a categorical's own, or all that
-    are there, sorted.
+    """Labels `(n,)`, or `(n, ...)`, of any kind as int64 numbers, and what 0, 1, ... stand for: `classes`, a categorical's
+    own, or all that are there, sorted.
 
     Raises ValueError for a missing label, one that is not among `classes`, labels that cannot be sorted, one class only, or
     nearly as many classes as rows.
@@ -20,6 +20,9 @@ def labels(y: Any, classes: Sequence[Any] | None, what: str) -> tuple[NDArray[np
     if classes is None and hasattr(getattr(y, "dtype", None), "categories"):
         classes = list(y.dtype.categories)
     values = column(y, what)
+    if values.ndim > 1:  # the words of a sentence, the pixels of a mask
+        flat, found = labels(values.ravel(), classes, what)
+        return flat.reshape(values.shape), found
     if values.dtype.kind in "cV":
         raise ValueError(f"expected labels as numbers, strings or bool in {what}, got {values.dtype}")
     missing = [row for row, value in enumerate(values.tolist()) if _is_missing(value)]
@@ -27,6 +30,8 @@ def labels(y: Any, classes: Sequence[Any] | None, what: str) -> tuple[NDArray[np
         raise ValueError(f"expected a label in every row of {what}, got none in row {missing[0]} (counted from 0)")
     if classes is None:
         order = _sorted(values, what)
+        if values.dtype.kind in "iu" and len(order) > 1:
+            return np.searchsorted(order, values).astype(np.int64), tuple(order)
     else:
         order = [value.item() if isinstance(value, np.generic) else value for value in classes]
         if len(set(order)) != len(order):
@@ -82,13 +87,15 @@ def targets(
         regression = classes is None and values.dtype.kind == stored == "f"
     if not regression:
         return labels(y, classes, what)
+    if values.ndim > 2:
+        raise ValueError(f"expected real-valued targets of shape (n,) or (n, d) in {what}, got {values.shape}")
     if values.dtype.kind not in "fiu":
         raise ValueError(f"expected real-valued targets in {what}, as in y, got {values.dtype}")
     return values.astype(np.float64), ()
 
 
 def column(y: Any, what: str) -> NDArray[Any]:
-    """Labels or targets as a NumPy array `(n,)`; one column `(n, 1)` is one."""
+    """Labels or targets as a NumPy array `(n,)`, or `(n, ...)` where a row has several; one column `(n, 1)` is one."""
     mixed = (
         isinstance(y, list | tuple) and len({isinstance(label, str) for label in y}) > 1
     )  # NumPy would make all strings
@@ -98,6 +105,6 @@ def column(y: Any, what: str) -> NDArray[Any]:
     values = np.asarray(y, dtype=object if mixed else None) if plain is None else plain.numpy()
     if values.ndim == 2 and values.shape[1] == 1:
         values = values[:, 0]
-    if values.ndim != 1:
-        raise ValueError(f"expected one label or target per row, {what} of shape (n,), got {values.shape}")
+    if values.ndim < 1 or not all(values.shape[1:]):
+        raise ValueError(f"expected labels or targets for every row, {what} of shape (n,) or (n, ...), got {values.shape}")
     return values

@@ -46,7 +46,7 @@ class Raw(NamedTuple):
     x: Array | Streamed
     """`(n, features)` or, channels first, `(n, C, H, W)`."""
     y: Array
-    """`(n,)`: integers for classes, floats for regression."""
+    """`(n,)`, or `(n, ...)`: integers for classes, floats for regression."""
     num_classes: int | None = None
     """None for regression."""
     published: Mapping[str, Array] = {}
@@ -264,13 +264,13 @@ def _channels_first(path: Path, x: Array) -> Array:
 def checked(name: str, raw: Raw) -> Raw:
     """The same with `y` as int64 classes or float64 targets.
 
-    Raises ValueError for labels and targets that are not one number per row, for labels out of range, NaN and infinity.
+    Raises ValueError for labels and targets that are not one, or some, for each row, for labels out of range, NaN and infinity.
     """
     x, y = raw.x, raw.y
-    if y.ndim != 1 or len(x) != len(y) or 0 in x.shape:
+    if y.ndim < 1 or len(x) != len(y) or 0 in x.shape or 0 in y.shape:
         raise ValueError(
             f"{name}: expected x with rows and columns and one y per row, got x {list(x.shape)}, y {list(y.shape)}; "
-            "store y as [n]"
+            "store y as [n], or as [n, d] where a row has several"
         )
     if isinstance(x, np.ndarray) and x.dtype.kind == "f":
         if x.itemsize > 8:
@@ -279,12 +279,13 @@ def checked(name: str, raw: Raw) -> Raw:
         broken = np.concatenate([~np.isfinite(part).all(axis=tuple(range(1, x.ndim))) for part in _pieces(x)])
         _refuse(broken, f"{name}: expected finite inputs, got NaN or infinity")
     if raw.num_classes is None:
-        _refuse(~np.isfinite(y), f"{name}: expected finite targets, got NaN or infinity")
+        _refuse(~np.isfinite(y).reshape(len(y), -1).all(1), f"{name}: expected finite targets, got NaN or infinity")
         return raw._replace(x=x)
     if y.dtype.kind not in "iu":
         raise ValueError(f"{name}: expected integer labels, got {y.dtype}; fetch or write it again")
-    bad = np.logical_or(y < 0, y >= raw.num_classes)
-    _refuse(bad, f"{name}: expected labels in 0..{raw.num_classes - 1}, got {y[bad.argmax()]}")
+    wrong = np.logical_or(y < 0, y >= raw.num_classes)
+    bad = wrong.reshape(len(y), -1).any(1)
+    _refuse(bad, f"{name}: expected labels in 0..{raw.num_classes - 1}, got {y.flat[wrong.argmax()]}")
     return raw._replace(x=x, y=y.astype(np.int64))
 
 

@@ -91,6 +91,8 @@ def resume(
         tidy(folder)
         return load(folder)
     with store.owned(folder) if distributed.rank() == 0 else nullcontext():
+        if distributed.size() == 1 and finished(folder):  # by another process, while we waited
+            return load(folder)
         loaded, model = _materials(recipe)
         return _run(recipe, folder, loaded, model, watch, every)
 

@@ -1,0 +1,34 @@
+"""Claims about commands that are killed at any moment: called again, they leave what they would have left."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from places import HELPERS
+
+
+def killed(folder: Path, kills: int, *commands: str) -> None:
+    words = [sys.executable, str(HELPERS / "kills.py"), str(folder), str(kills), *commands]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([*sys.path, str(HELPERS)])}
+    done = subprocess.run(words, capture_output=True, text=True, timeout=3600, env=environment)
+    assert done.returncode == 0, done.stderr
+    print(done.stdout)
+    found = json.loads(done.stdout)
+    assert {name: own["different"] for name, own in found.items()} == {name: [] for name in commands}
+    assert all(own["landed"] for own in found.values()), "no kill landed: nothing was tried"
+
+
+def test_certificates_and_grids_that_were_killed_are_completed(tmp_path: Path) -> None:
+    killed(tmp_path, 2, "certify", "compare")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["fit", "distilled", "lottery", "certify", "compare"])
+def test_forty_kills_of_every_command(tmp_path: Path, command: str) -> None:
+    killed(tmp_path, 40, command)
