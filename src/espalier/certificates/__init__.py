@@ -7,7 +7,8 @@ certificate.py    the decision, the sentence, the page                          
 pruning.py        families of pruned predictors, their draws frozen
 certify.py        a fit, a calibration split and the question: which member is certified
 runs.py           certificates of run folders, and their ledger of looks
-verification.py   everything recomputed from the files
+verification.py   everything recomputed from the files; training repeated without the split
+signing.py        signatures by a key of the user's
 
 Names are loaded when first asked for, so that the first four stay without torch.
 """

@@ -29,6 +29,7 @@ from espalier.certificates.runs import (
     short,
     ticket_of,
 )
+from espalier.certificates.signing import is_signed
 from espalier.contracts import Data, Split
 from espalier.data.streamed import Streamed
 from espalier.pictures import plots
@@ -51,10 +52,10 @@ class Check(NamedTuple):
     says: str
 
 
-def limits(retrained: bool) -> list[str]:
+def limits(retrained: bool, signed: bool) -> list[str]:
     """What a certificate that holds does not show, in plain words."""
-    said = [
-        "who made it: anybody can compute a checksum; a signature tells (`--sign`, `--key`)",
+    said = [] if signed else ["who made it: anybody can compute a checksum; a signature tells (`--sign`, `--key`)"]
+    said += [
         "that nobody looked at the split before: only looks that were written down are known",
         "that the examples are independent draws of what it will meet",
     ]
@@ -63,14 +64,20 @@ def limits(retrained: bool) -> list[str]:
 
 
 def verify(
-    path: Path, data_dir: str | None = None, device: str = "auto", *, data: str | None = None, retrain: bool = False
+    path: Path,
+    data_dir: str | None = None,
+    device: str = "auto",
+    *,
+    data: str | None = None,
+    retrain: bool = False,
+    key: Path | None = None,
 ) -> list[Check]:
     """Recompute a certificate from the files. It still holds if every check does; stops where the next makes no sense.
 
     The checks: its own text, the page and the picture beside it, the pruned predictor's bytes, the ledger of looks, the runs,
     the calibration examples and their labels, then all that the tests come to, and the tensors of what is certified.
     data_dir, data: where named sets, or the runs' own file or folder, lie now. retrain: also repeat every training from its
-    recipe, on data without the split, and compare the fits bit for bit.
+    recipe, on data without the split, and compare the fits bit for bit. key: public key of who should have signed it.
     Raises ValueError for a file that is no certificate, and where a program would have to be run that is a stranger's.
     """
     path = path / "certificate.json" if path.is_dir() else path
@@ -83,6 +90,8 @@ def verify(
         facts = store.check_signed(path)
     except (ValueError, OSError) as error:
         return [Check("text", False, str(error))]
+    if key is not None:
+        found.append(Check("signature", *is_signed(path, key)))
     settings = _settings(path, facts)
     page = path.with_suffix(".md")
     told = page.is_file() and page.read_text(encoding="utf-8") == _page_of(facts)

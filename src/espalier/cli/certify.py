@@ -45,6 +45,7 @@ def certify(words: list[str]) -> int:
     add("--out", type=Path, help="folder for the certificate; default: the run")
     add("--data-dir", help="where the data sets are; default: the run's own, then ESPALIER_DATA")
     add("--data", metavar="PATH", help="where the run's own file or folder of data has moved")
+    add("--sign", type=Path, metavar="KEY", help="sign the certificate with this private key (PEM, elliptic curve)")
     add("--device", default="auto", help="auto (default), cpu or cuda")
     add("--json", action="store_true", help="print one JSON object, and nothing else, on stdout")
     given = vars(parser.parse_args(words))
@@ -56,6 +57,9 @@ def certify(words: list[str]) -> int:
     from espalier.certificates import certificate
     from espalier.certificates.certify import Settings
     from espalier.certificates.runs import certify_run
+    from espalier.certificates.signing import sign, signer
+
+    by = signer(given["sign"]) if given["sign"] else None  # before a look is spent
 
     fields = {name: given[name] for name in Settings._fields if name in given}
     fields |= {
@@ -70,6 +74,8 @@ def certify(words: list[str]) -> int:
     settings = Settings(**fields)
     options = {name: given[name] for name in ("out", "again", "data_dir", "data", "device")}
     path, result = certify_run(folders, settings, **options)
+    if by is not None:
+        sign(path, by)
     if given["json"]:
         print(path.read_text(encoding="utf-8"), end="")
         return 0
@@ -86,6 +92,7 @@ def verify(words: list[str]) -> int:
     parser.add_argument("--data-dir", help="where the data sets are; default: the run's own, then ESPALIER_DATA")
     parser.add_argument("--data", metavar="PATH", help="where the run's own file or folder of data has moved")
     parser.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
+    parser.add_argument("--key", type=Path, metavar="PUB", help="public key (PEM) of who should have signed it")
     parser.add_argument("--retrain", action="store_true",
                         help="also repeat the training, without the split, and compare bit for bit")  # fmt: skip
     arguments = parser.parse_args(words)
@@ -94,12 +101,13 @@ def verify(words: list[str]) -> int:
     from espalier.certificates.verification import verify as recompute
 
     checks = recompute(
-        arguments.certificate, arguments.data_dir, arguments.device, data=arguments.data, retrain=arguments.retrain
-    )
+        arguments.certificate, arguments.data_dir, arguments.device, data=arguments.data, retrain=arguments.retrain,
+        key=arguments.key,
+    )  # fmt: skip
     for check in checks:
         print(f"{'ok  ' if check.holds else 'FAIL'}  {check.what}: {check.says}")
     holds = all(check.holds for check in checks)
     print("\nThe certificate holds." if holds else "\nThe certificate does not hold.")
     if holds:
-        print("This does not show:", *(f"  - {line}" for line in limits(arguments.retrain)), sep="\n")
+        print("This does not show:", *(f"  - {line}" for line in limits(arguments.retrain, arguments.key is not None)), sep="\n")
     return 0 if holds else 1
