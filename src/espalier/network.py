@@ -326,8 +326,9 @@ def _aliases(net: nn.Module) -> frozenset[str]:
 
 def copied(net: Net) -> Net:
     """A deep copy. Raises ValueError, with the way out, for a network that has none."""
+    shared = [net.initial] if isinstance(net, BayesianNetwork) else []  # nobody writes into it, and it is as large as the net
     try:
-        return copy.deepcopy(net)
+        return copy.deepcopy(net, {id(tensor): tensor for tensor in shared})
     except (RuntimeError, TypeError) as error:
         why = str(error).split("\n")[0]
         pruned, normed = (_with_parameter(net, ending) for ending in ("_orig", "_g"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -118,9 +119,18 @@ def keep_top(score: Tensor, count: int) -> Tensor:
     """
     if count <= 0:
         return torch.zeros_like(score, dtype=torch.bool)
-    threshold = score.kthvalue(score.numel() - count + 1).values
-    above, at = score > threshold, score == threshold
-    return above | (at & (at.cumsum(0) <= count - above.sum()))
+    threshold = _kth(score, score.numel() - count)
+    kept = score > threshold
+    missing = count - int(kept.sum())
+    kept[(score == threshold).nonzero()[:missing, 0]] = True
+    return kept
+
+
+def _kth(score: Tensor, place: int) -> Tensor:
+    """The value at a place, from 0, of the sorted scores `(n,)`. NumPy needs a third of torch's memory for it."""
+    if score.device.type != "cpu":
+        return score.kthvalue(place + 1).values
+    return torch.as_tensor(np.partition(score.detach().numpy(), place)[place])
 
 
 def drop_and_grow(topology: Topology, drop_score: Tensor, grow_score: Tensor, fraction: float) -> Move:
@@ -145,8 +155,8 @@ def drop_and_grow(topology: Topology, drop_score: Tensor, grow_score: Tensor, fr
         count = len(old)
         exchanged = min(math.floor(fraction * count), size - count)
         kept = old[keep_top(score, count - exchanged)]
-        candidates = free.nonzero().squeeze(1) + start
-        grown = candidates[keep_top(grow_score[candidates], exchanged)]
+        best = grow_score[start : start + size].masked_fill(~free, -torch.inf)
+        grown = keep_top(best, exchanged).nonzero().squeeze(1) + start
         place, order = torch.cat([topology.positions[kept], grown]).sort()
         positions.append(place)
         sources.append(torch.cat([kept, torch.full_like(grown, -1)])[order])
