@@ -1,4 +1,4 @@
-"""Run by cli/test_kills.py: commands killed with -9 at random times and called again, from a process that has imported all.
+"""Run by cli/test_kills.py: commands killed with -9 at random times and called again, from a process with all imported.
 
     python kills.py FOLDER KILLS COMMAND ...      prints, per command, when kills landed and what was different after
 """
