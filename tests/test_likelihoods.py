@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-import warnings
 
+import gpytorch
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -21,11 +21,6 @@ from espalier.likelihoods import LIKELIHOODS, Normal
 from espalier.network import BayesianNetwork, under
 from espalier.prediction import evaluate
 from zoo import meet, mlp, prior_draw, sites, train_some_steps
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore", DeprecationWarning)  # linear_operator scripts a function when it is imported
-    import gpytorch
-
 
 pytestmark = pytest.mark.usefixtures("own_store")
 

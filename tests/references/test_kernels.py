@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import math
 import unittest
-import warnings
 
+import gpytorch
 import numpy as np
 import pytest
 import torch
+from gpytorch.test.base_kernel_test_case import BaseKernelTestCase
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import integrate
 
 from espalier.distributions.masked import effective_keep_prob
 from espalier.references.kernels import DeepArcCosine, arc_cosine_1
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore", DeprecationWarning)  # linear_operator scripts a function when it is imported
-    import gpytorch
-    from gpytorch.test.base_kernel_test_case import BaseKernelTestCase
 
 laws = settings(deadline=None, max_examples=50, derandomize=True)
 scales = st.floats(0.05, 20.0)

@@ -10,8 +10,8 @@ network's kernel is off by K^-1/2.
 from __future__ import annotations
 
 import math
-import warnings
 
+import gpytorch
 import numpy as np
 import pytest
 import torch
@@ -24,9 +24,6 @@ from espalier.references.kernels import DeepArcCosine, arc_cosine_1, empirical_c
 from espalier.shelf import load
 from espalier.topology.masks import random_topology
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore", DeprecationWarning)  # linear_operator scripts a function when it is imported
-    import gpytorch
 X = torch.tensor([[1.0, 0.5, -0.3], [-0.2, 0.8, 0.6], [0.9, 0.6, -0.2], [-1.0, -0.4, 0.4]])  # near, far and opposite
 
 

@@ -21,7 +21,7 @@ from espalier.prediction.predict import in_units
 from espalier.references.kernels import DeepArcCosine
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore", DeprecationWarning)  # linear_operator scripts a function when it is imported
+    warnings.filterwarnings("ignore", ".*torch.jit.script.* is deprecated")  # linear_operator does so when it is imported
     import gpytorch
     from gpytorch.distributions import MultivariateNormal
     from gpytorch.models.deep_gps import DeepGP, DeepGPLayer

@@ -21,7 +21,7 @@ from espalier.distributions.priors import FlatNormal
 from espalier.network import BayesianNetwork
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore", DeprecationWarning)  # linear_operator scripts a function when it is imported
+    warnings.filterwarnings("ignore", ".*torch.jit.script.* is deprecated")  # linear_operator does so when it is imported
     from gpytorch.constraints import Positive
     from gpytorch.kernels import Kernel
 
