@@ -9,6 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import scoringrules
+import torch
 from scipy import integrate, stats
 from scipy.special import softmax
 from sklearn.metrics import accuracy_score, brier_score_loss, log_loss
@@ -259,7 +260,9 @@ REFUSALS: dict[str, Callable[[], object]] = {
     r"integer labels of shape \(1,\), got int64 \(2,\)": lambda: calibration.accuracy(ROW, [0, 1]),
     r"labels in 0\.\.1, got \[-1\]; drop": lambda: calibration.classwise_ece(ROW, [-1]),
     r"labels in 0\.\.1, got \[2\]; drop": lambda: calibration.classification_summary(ROW, [2]),
-    r"num_bins of at least 1, got 0": lambda: calibration.adaptive_ece(ROW, [0], 0),
+    r"num_bins, a whole number of at least 1, got 0": lambda: calibration.adaptive_ece(ROW, [0], 0),
+    r"num_bins, a whole number of at least 1, got 1.5": lambda: calibration.ece(ROW, [0], 1.5),
+    r"one off by 0.003; divide them by their sums, if they were rounded": lambda: calibration.ece([[0.5, 0.497]], [0]),
     r"level between 0 and 1, got 95": lambda: calibration.ece_interval(ROW, [0], level=95),
     r"level between 0 and 1, got 0;": lambda: calibration.bootstrap_interval([1.0], level=0),
     r"finite scores of shape \(n,\), got shape \(1, 1\)": lambda: calibration.bootstrap_interval([[1.0]]),
@@ -275,3 +278,10 @@ REFUSALS: dict[str, Callable[[], object]] = {
 def test_a_wrong_argument_is_refused_with_a_sentence(sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         REFUSALS[sentence]()
+
+
+def test_a_tensor_that_carries_a_gradient_gives_its_values() -> None:
+    probs = torch.tensor([[0.25, 0.75]], requires_grad=True)
+    assert calibration.nll(probs, torch.tensor([1])) == pytest.approx(-np.log(0.75), rel=1e-6)
+    mean = torch.zeros(1, 1, requires_grad=True)
+    assert calibration.rmse(mean, torch.ones(1, 1), torch.tensor([2.0])) == 2.0

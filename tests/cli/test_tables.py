@@ -68,3 +68,11 @@ def test_regressions_have_scores_of_their_own_and_stand_in_no_table_with_classif
     assert "accuracy" not in text
     with pytest.raises(ValueError, match="expected runs of one kind, got classification and regression"):
         score_table({"a": result("mean", names=REGRESSION), "b": result("mean")}, "test")
+
+
+def test_small_errors_keep_their_digits() -> None:
+    scores = {"rmse": 0.000123456, "rmse_interval": [0.0001, 0.0002], "nll": -7.5, "crps": 12.3456789, "coverage_95": 0.95}
+    result = {"num_examples": 5, "num_active": 1, "num_weights": 2, "num_pairs": 1, "predict": {"ticket": scores}}
+    table = score_table({"run": result}, "test")
+    assert "0.0001235 [0.0001000, 0.0002000]" in table
+    assert "12.3457" in table

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import NamedTuple, ParamSpec
+from typing import Any, NamedTuple, ParamSpec
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -35,6 +35,11 @@ def _require(holds: bool, expected: str, got: object, remedy: str) -> None:
         raise ValueError(f"expected {expected}, got {got}; {remedy}")
 
 
+def array(values: ArrayLike, dtype: type | None = None) -> NDArray[Any]:
+    """As NumPy has it; a tensor that carries a gradient gives its values."""
+    return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values, dtype=dtype)
+
+
 def _tail(level: float) -> float:
     _require(0 < level < 1, "level between 0 and 1", level, f"use {LEVEL}")
     return (1 - level) / 2
@@ -54,17 +59,18 @@ def _mean(scores: Callable[_P, Floats]) -> Callable[_P, float]:
 def probabilities(probs: ArrayLike) -> Floats:
     """`probs` as float64 `(n, C)` in [0, 1]. float32 means of softmaxes reach 1.0000004, which some libraries take for
     logits and push through a second softmax; here they are clamped."""
-    p = np.asarray(probs, dtype=np.float64)
+    p: Floats = array(probs, np.float64)
     _require(p.ndim == 2 and p.size > 0, "probs of shape (n, C)", p.shape, "average over the draws first")
     _require(bool(np.isfinite(p).all()), "finite probs", "nan or infinity", "look for a diverged fit")
     worst = max(float(np.abs(p.sum(1) - 1).max()), float(-p.min()))
-    _require(worst <= 1e-3, "rows of probs that sum to 1", f"one off by {worst:.3g}", "softmax the logits")
+    remedy = "divide them by their sums, if they were rounded" if worst < 0.05 and p.min() >= 0 else "softmax the logits"
+    _require(worst <= 1e-3, "rows of probs that sum to 1", f"one off by {worst:.3g}", remedy)
     return np.clip(p, 0.0, 1.0)
 
 
 def classification(probs: ArrayLike, labels: ArrayLike) -> tuple[Floats, Ints]:
     """The one door: `probs` (see `probabilities`) and int64 `labels` `(n,)` in 0..C-1, or a ValueError."""
-    p, y = probabilities(probs), np.asarray(labels)
+    p, y = probabilities(probs), array(labels)
     fits = y.dtype.kind in "iu" and y.shape == p.shape[:1]
     _require(fits, f"integer labels of shape ({len(p)},)", f"{y.dtype} {y.shape}", "pass one class index per row")
     wrong = np.unique(y[(y < 0) | (y >= p.shape[1])])
@@ -90,7 +96,7 @@ def nll_scores(probs: ArrayLike, labels: ArrayLike) -> Floats:
 
 def smallest(probs: ArrayLike) -> float:
     """The smallest normal number of the dtype of `probs`."""
-    dtype = np.asarray(probs).dtype
+    dtype = array(probs).dtype
     return float(np.finfo(dtype if dtype.kind == "f" else np.float64).tiny)
 
 
@@ -121,7 +127,8 @@ class Reliability(NamedTuple):
 
 
 def _edges(num_bins: int) -> Floats:
-    _require(num_bins >= 1, "num_bins of at least 1", num_bins, f"use {NUM_BINS}")
+    whole = isinstance(num_bins, int | np.integer) and num_bins >= 1
+    _require(whole, "num_bins, a whole number of at least 1", num_bins, f"use {NUM_BINS}")
     return np.asarray(np.arange(num_bins + 1) / num_bins)  # rounded correctly, unlike linspace: 0.2 is the edge 3/15
 
 
@@ -197,15 +204,9 @@ def _bisect(accepts: Callable[[float], bool], no: float, yes: float) -> float:
 
 
 def gap_interval(
-    confidence: Floats,
-    hit: Floats,
-    index: Ints,
-    num_bins: int,
-    level: float,
-    seed: int,
-    num_worlds: int = NUM_WORLDS,
+    confidence: Floats, hit: Floats, index: Ints, num_bins: int, level: float, seed: int, num_worlds: int = NUM_WORLDS,
     effect: Floats | float = 1.0,
-) -> Interval:
+) -> Interval:  # fmt: skip
     """`ece_interval` of any confidences `(n,)` in bins `index`; `effect` `(B,)` multiplies the variance of each bin."""
     n, tail, share = len(index), _tail(level), np.bincount(index, minlength=num_bins) / len(index)
     gap, said = _gaps(index, hit - confidence, num_bins), _gaps(index, confidence, num_bins)
@@ -284,7 +285,7 @@ def classwise_ece_interval(
 # --- Regression ---------------------------------------------------------------------------------------------------
 def _regression(mean: ArrayLike, scale: ArrayLike, target: ArrayLike) -> tuple[Floats, Floats, Floats]:
     """The one door: float64 `mean`, `scale` `(S, n)` and `target` `(n,)`, finite, scale > 0, or a ValueError."""
-    m, s, t = (np.asarray(a, dtype=np.float64) for a in (mean, scale, target))
+    m, s, t = (array(a, np.float64) for a in (mean, scale, target))
     fits = m.ndim == 2 and m.size > 0 and m.shape == s.shape and t.shape == m.shape[1:]
     _require(fits, "mean and scale (S, n), target (n,)", (m.shape, s.shape, t.shape), "put the draws first")
     finite = all(np.isfinite(a).all() for a in (m, s, t))

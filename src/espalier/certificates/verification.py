@@ -81,6 +81,15 @@ def verify(
     Raises ValueError for a file that is no certificate, and where a program would have to be run that is a stranger's.
     """
     path = path / "certificate.json" if path.is_dir() else path
+    try:
+        return _verified(path, (data_dir, data), device, retrain, key)
+    except (KeyError, TypeError, AttributeError, IndexError) as error:  # it fails closed
+        return [Check("text", False, f"{path.name} is not of the form that `certify` writes ({type(error).__name__}: {error})")]
+
+
+def _verified(
+    path: Path, where: tuple[str | None, str | None], device: str, retrain: bool, key: Path | None
+) -> list[Check]:
     found: list[Check] = []
 
     def check(what: str, good: bool, right: str, wrong: str) -> None:
@@ -110,7 +119,7 @@ def verify(
     folders = [path.parent / name for name in facts["runs"]]
     try:
         fits = [runs.load(folder).to(find_device(device)) for folder in folders]
-        loaded = runs.data_of(folders[0], data_dir, data)
+        loaded = runs.data_of(folders[0], *where)
         asked = question(settings, loaded, folders)
         looks = [look for look in ledger_in(folders[0]) if look["examples"] == facts["asked"]["examples"]]
     except Untrusted:
@@ -155,7 +164,7 @@ def verify(
         )
     if retrain:
         for folder in folders:
-            found.append(retrained(folder, (data_dir, data)))
+            found.append(retrained(folder, where))
     if scored_before(folders, settings.split) and not facts["circumstances"]["evaluated"]:
         found.append(Check("circumstances", True, f"note: `espalier evaluate` has scored the {settings.split} split since"))
     if own != code_digest():

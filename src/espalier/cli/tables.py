@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -60,7 +61,10 @@ def _rendered(table: Table) -> list[str]:
 
 
 def _cell(scores: Mapping[str, Any], name: str) -> str:
+    digits = 4
+    if name in ("rmse", "crps") and scores[name] > 0:  # in units of the target, which may be small
+        digits = max(4, 3 - math.floor(math.log10(scores[name])))
     if f"{name}_interval" not in scores:
-        return f"{scores[name]:.4f}"
+        return f"{scores[name]:.{digits}f}"
     low, high = scores[f"{name}_interval"]
-    return f"{scores[name]:.4f} [{low:.4f}, {high:.4f}]"
+    return f"{scores[name]:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
