@@ -14,7 +14,7 @@ from torch import nn
 
 from espalier import shelf
 from espalier.certificates.pruning import Frozen, facts, family
-from espalier.contracts import Data
+from espalier.contracts import PARTS, Data
 from espalier.data.sets import load
 from espalier.network import BayesianNetwork
 from espalier.prediction import batchnorm
@@ -116,7 +116,7 @@ def test_inclusion_is_the_probability_of_staying_in_half_of_the_layer() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 2, bias=False), nn.Linear(2, 4, bias=False))
     options = {**OPTIONS, "sparsity": 0.0}
     data = digits()._replace(num_classes=4)
-    data = data._replace(**{n: getattr(data, n)._replace(y=getattr(data, n).y % 4) for n in ("train", "validation")})
+    data = data._replace(**{n: getattr(data, n)._replace(y=getattr(data, n).y % 4) for n in PARTS})
     fit = shelf.load("inference", "cigl")(
         BayesianNetwork(net), data, training=Training(epochs=2, batch_size=50), **options
     )

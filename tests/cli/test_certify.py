@@ -23,7 +23,7 @@ def run(folder: Path, tmp_path: Path) -> Path:
 
 REFUSED = {
     "seed": (["--alpha", "0.1", "--seed", "-1"], "expected a seed of 0 or more"),
-    "draws": (["--alpha", "0.1", "--num-samples", "0"], "num_samples of 1 or more"),
+    "draws": (["--alpha", "0.1", "--num-samples", "0"], "num_samples of 1 to 10,000"),
     "anchor level": (
         ["--alpha", "0.1", "--risk", "disagreement", "--anchor", "3", "0.1"],
         "of the anchor in (0, 1), got 3",
@@ -42,7 +42,7 @@ REFUSED = {
     "unknown risk": (["--alpha", "0.1", "--risk", "loss"], "expected a risk of error"),
     "alpha": (["--alpha", "1.5"], r"expected alpha in (0, 1) for error, got 1.5"),
     "delta": (["--alpha", "0.1", "--delta", "0"], "expected delta in (0, 1), got 0"),
-    "step": (["--alpha", "0.1", "--step", "0"], "expected a step in (0, 1), got 0"),
+    "step": (["--alpha", "0.1", "--step", "0"], "expected a step in [0.0001, 1), got 0"),
     "anchor": (["--alpha", "0.1", "--anchor", "0.1", "0.1"], "expected risk disagreement alone with an anchor"),
     "way": (["--alpha", "0.1", "--predict", "distilled"], "expected one of ticket"),
     "by": (["--alpha", "0.1", "--by", "size"], "expected by of magnitude"),

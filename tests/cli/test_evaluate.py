@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -86,9 +87,7 @@ def test_a_truncated_or_altered_run_file_is_refused(
 ) -> None:
     for damage in ("cut", "flip"):
         folder = tmp_path / damage
-        folder.mkdir()
-        for path in run.iterdir():
-            (folder / path.name).write_bytes(path.read_bytes())
+        shutil.copytree(run, folder)
         whole = (folder / name).read_bytes()
         middle = len(whole) // 2
         cut, flipped = whole[:middle], whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]

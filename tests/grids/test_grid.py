@@ -169,7 +169,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "option of another inference": ({"methods": {"A": {"run": {"inference": "rigl", "drop_rate": 0.1}}}}, "got --drop-rate"),
     "value out of type": ({"methods": {"A": cigl(epochs="many")}}, "--epochs"),
-    "value out of range": ({"methods": {"A": cigl(epochs=0)}}, "expected epochs of at least 1, got 0"),
+    "value out of range": ({"methods": {"A": cigl(epochs=0)}}, "expected epochs of at least 1 and at most 1,000,000, got 0"),
     "unknown inference": ({"methods": {"A": {"run": {"inference": "ridge"}}}}, "expected an inference of .*'ridge'"),
     "no inference": ({"methods": {"A": {}}}, "expected a model, an inference and data"),
     "no entry for a sparsity": ({"methods": {"A": cigl(drop_rate={0.9: 0.1})}}, "'drop_rate' to have one value here.*0.9"),

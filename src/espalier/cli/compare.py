@@ -38,9 +38,9 @@ def compare(words: list[str]) -> int:
         print(report.plan_lines(grid, left))
         return 0
     epochs = sum(recipe.options["epochs"] for recipe in left.runs.values())
+    with comparing(len(left.runs), epochs, len(left.cells), lambda: epochs_done(out, left.runs)) as seen:
+        outcome = execute(grid, out, hands, seen, every=arguments.checkpoint_every)
     with store.owned(out, WRITTEN):
-        with comparing(len(left.runs), epochs, len(left.cells), lambda: epochs_done(out, left.runs)) as seen:
-            outcome = execute(grid, out, hands, seen, every=arguments.checkpoint_every)
         files = report.write(grid, outcome, arguments.grid, out)
         print(report.summary(grid, outcome))
         figures.write(grid, outcome, out)

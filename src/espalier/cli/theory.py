@@ -29,13 +29,14 @@ def theory(words: list[str]) -> int:
     from espalier.theory import run
 
     lines = []
-    with store.owned(arguments.out, run.WRITTEN):
-        with counting("claims", len(wanted)) as seen:
-            for line in run.run(list(wanted), arguments.quick, arguments.jobs, seen):
+    with counting("claims", len(wanted)) as seen:
+        found = run.run(list(wanted), arguments.quick, arguments.jobs, seen)
+        with store.owned(arguments.out, run.WRITTEN):
+            for line in found:
                 lines.append(line)
                 if not arguments.json:
                     print(run.sentence(line), flush=True)
-        run.write(lines, arguments.out, arguments.quick)
+            run.write(lines, arguments.out, arguments.quick)
     if arguments.json:
         print((arguments.out / "theory.json").read_text(), end="")
     else:

@@ -95,6 +95,9 @@ def compare(
     """
     check_every(every)
     out = out.resolve()  # workers stand elsewhere
+    store.check_free(out, WRITTEN)
+    if plan(grid, out).cells:
+        check_data(grid)
     with store.owned(out, WRITTEN):
         for part in ("cells", "errors", "figures"):
             store.remove_orphans(out / part)
@@ -118,7 +121,6 @@ def _executed(
         seen(what, name, failed.get(name))
 
     if left.cells:
-        check_data(grid)
         with workers as each:
             for (name, _), failure in each(functools.partial(train, out, every), left.runs.items()):
                 note("run", name, failure)
@@ -136,7 +138,8 @@ def check_data(grid: Grid) -> None:
             raise ValueError(
                 f"expected classes to score, but {recipe.data} has real-valued targets: use espalier evaluate"
             )
-        split_of(loaded, grid.split)
+        if split_of(loaded, grid.split).y.dim() > 1:
+            raise ValueError(f"expected one label per example to compare, but {recipe.data} has several: use espalier evaluate")
 
 
 # --- Runs ---------------------------------------------------------------------------------------------------------

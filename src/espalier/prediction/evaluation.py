@@ -90,7 +90,7 @@ def score(predicted: Mapping[Way, Any], data: Data, split: str = "test") -> dict
     y = split_of(data, split).y
     if data.num_classes is not None:
         summary = calibration.classification_summary if y.dim() == 1 else calibration.clustered_summary
-        return {way: summary(p, y.numpy()) for way, p in predicted.items()}
+        return {way: summary(p, y.long().numpy()) for way, p in predicted.items()}  # masks may be 0.0 and 1.0
     targets = data.in_units(y)
     return {
         way: p.summary(targets)

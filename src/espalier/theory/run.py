@@ -14,7 +14,7 @@ from typing import Any
 from espalier import __version__, store
 from espalier.grids.workers import follow_parent
 from espalier.pictures import plots
-from espalier.theory.claims import Finding, Line, Ranks, plain
+from espalier.theory.claims import Claim, Finding, Line, Ranks, plain
 
 
 def check(name: str, quick: bool) -> tuple[Finding, float]:
@@ -46,6 +46,10 @@ def run(
     wanted = chosen(list(names))
     if jobs < 1:
         raise ValueError(f"expected at least 1 job, got {jobs}")
+    return _lines(wanted, quick, jobs, done)
+
+
+def _lines(wanted: dict[str, Claim], quick: bool, jobs: int, done: Callable[[int], None]) -> Iterator[Line]:
     ended = 0
 
     def count(_: Future[Any]) -> None:

@@ -159,7 +159,7 @@ def validation_scores(outcome: dist.TorchDistribution, data: Data) -> dict[str, 
         scores = {"validation_rmse": float(np.sqrt(np.mean(error**2))), "validation_nll": -float(log_prob.mean())}
         finite = all(np.isfinite(list(scores.values())))
     else:
-        parameters, labels = parameters_of(outcome).flatten(0, -2).numpy(), data.validation.y.flatten().numpy()
+        parameters, labels = parameters_of(outcome).flatten(0, -2).numpy(), data.validation.y.flatten().long().numpy()
         finite = bool(np.isfinite(parameters).all())
         scores = {} if not finite else {
             "validation_accuracy": calibration.accuracy(parameters, labels),
