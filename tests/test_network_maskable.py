@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
+import threading
+import warnings
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from espalier.network import BayesianNetwork
 from zoo import Recurrent, meet, mlp, train_some_steps
@@ -109,3 +112,54 @@ def test_weights_of_two_dtypes_are_refused():
     net[2].double()
     with pytest.raises(ValueError, match=r"^expected all maskable weights in one dtype on one device: call net.to"):
         BayesianNetwork(net)
+
+
+class Locked(nn.Linear):
+    """A layer with something in it that cannot be copied."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 2)
+        self.lock = threading.Lock()
+
+
+class Remembering(nn.Linear):
+    """A layer that keeps its last activation."""
+
+    def forward(self, x):
+        self.kept = super().forward(x)
+        return self.kept
+
+
+def pruned() -> nn.Module:
+    net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    prune.l1_unstructured(net[0], "weight", amount=0.5)
+    net(torch.ones(1, 3))
+    return net
+
+
+def used() -> nn.Module:
+    net = nn.Sequential(Remembering(3, 2))
+    net(torch.ones(1, 3))
+    return net
+
+
+def normed() -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        net = nn.Sequential(nn.utils.weight_norm(nn.Linear(3, 4)), nn.Linear(4, 2))
+    net(torch.ones(1, 3))
+    return net
+
+
+@pytest.mark.parametrize(
+    ("make", "remedy"),
+    [
+        (normed, "use torch.nn.utils.parametrizations.weight_norm for 0"),
+        (pruned, "call torch.nn.utils.prune.remove on 0 first"),
+        (lambda: nn.Sequential(Locked()), "remove what cannot be copied"),
+        (used, "remove what cannot be copied"),
+    ],
+)
+def test_a_network_that_cannot_be_copied_says_why_and_what_to_do(make, remedy):
+    with pytest.raises(ValueError, match=f"^expected a network that can be copied, but .*: {remedy}"):
+        BayesianNetwork(make(), maskable=["1.weight"] if make in (pruned, normed) else None)

@@ -331,6 +331,7 @@ def copied(net: Net) -> Net:
         return copy.deepcopy(net, {id(tensor): tensor for tensor in shared})
     except (RuntimeError, TypeError) as error:
         why = str(error).split("\n")[0]
+        remedy = "remove what cannot be copied (a lock, a file, an activation that was kept) before"
         pruned, normed = (_with_parameter(net, ending) for ending in ("_orig", "_g"))
         if pruned is not None:
             remedy = f"call torch.nn.utils.prune.remove on {pruned or 'it'} first"
