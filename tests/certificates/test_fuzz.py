@@ -19,7 +19,7 @@ from espalier.certificates import certificate
 from espalier.certificates.verification import verify
 from espalier.cli.main import main
 
-FLIPS, EDITS, FOLDERS = 40, 40, 40
+FLIPS, EDITS, FOLDERS = 20, 20, 20
 """In the suite; `-m slow` has more."""
 MUST_NOT_PASS = ("certificate.json", "certificate.md", "certificate.png", "pruned.safetensors", "looks.json",
                  "fit.safetensors", "record.json", "history.json", "config.yaml", "pairs/")  # fmt: skip

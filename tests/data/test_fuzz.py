@@ -204,7 +204,7 @@ def outcome(opens: Callable[[], Data]) -> str:
     return kind.__name__
 
 
-@pytest.mark.parametrize("count", [80, pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [40, pytest.param(2000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("make", [an_npz, a_folder, an_idx], ids=["npz", "images", "idx"])
 def test_whatever_is_opened_gives_data_or_a_sentence(make: Any, count: int, tmp_path: Path) -> None:
     tally: Counter[str] = Counter()
