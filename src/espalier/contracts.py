@@ -7,7 +7,7 @@ exchange is here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -120,19 +120,12 @@ class Data(NamedTuple):
         rows = {part: len(getattr(self, part).y) for part in PARTS}
         stand_for = [label if isinstance(label, str | int | float) else str(label) for label in self.classes]
         return {
-            "shape": _listed(self.shape),
+            "shape": nested.plain(self.shape),
             "num_outputs": self.num_outputs,
             "task": "regression" if self.num_classes is None else "classification",
-            "target": _listed((self.target_shift, self.target_scale)),
+            "target": nested.plain((self.target_shift, self.target_scale)),
             "data": {"name": self.name, "rows": rows, "hashes": self.hashes} | ({"classes": stand_for} if stand_for else {}),
         }
-
-
-def _listed(value: Any) -> Any:
-    """As JSON has it."""
-    if isinstance(value, Mapping):
-        return {key: _listed(each) for key, each in value.items()}
-    return [_listed(each) for each in value] if isinstance(value, tuple | list) else value
 
 
 class Topology(NamedTuple):

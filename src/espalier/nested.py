@@ -38,9 +38,14 @@ def num_rows(tree: Any) -> int:
 
 def shape_of(tree: Any) -> Any:
     """Shapes `(*shape)` of one row, without n, JSON-able: a list, or a dict or list of such."""
-    if isinstance(tree, Mapping):
-        return {key: shape_of(value) for key, value in tree.items()}
-    return [shape_of(value) for value in tree] if isinstance(tree, tuple | list) else list(tree.shape[1:])
+    return plain(each(lambda tensor: tensor.shape[1:], tree))
+
+
+def plain(value: Any) -> Any:
+    """Only what YAML and JSON can say: mappings as dicts, tuples as lists."""
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def by_shape(function: Callable[..., Any], shape: Any, *others: Any) -> Any:

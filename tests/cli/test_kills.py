@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from places import HELPERS
+from commands import tally
 
 
 def killed(folder: Path, kills: int, *commands: str) -> None:
-    words = [sys.executable, str(HELPERS / "kills.py"), str(folder), str(kills), *commands]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([*sys.path, str(HELPERS)])}
-    done = subprocess.run(words, capture_output=True, text=True, timeout=3600, env=environment)
-    assert done.returncode == 0, done.stderr
-    print(done.stdout)
-    found = json.loads(done.stdout)
+    found = tally("kills.py", folder, kills, *commands)
     assert {name: own["different"] for name, own in found.items()} == {name: [] for name in commands}
     assert all(own["landed"] for own in found.values()), "no kill landed: nothing was tried"
 

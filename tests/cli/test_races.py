@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from places import HELPERS
+from commands import tally
 
 SENTENCES = ("another process is at work in it", "exists: choose another --out", "its confidence is spent")
 
 
 def raced(folder: Path, races: int, *commands: str) -> None:
-    words = [sys.executable, str(HELPERS / "race.py"), str(folder), str(races), *commands]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([*sys.path, str(HELPERS)])}
-    done = subprocess.run(words, capture_output=True, text=True, timeout=3600, env=environment)
-    assert done.returncode == 0, done.stderr
-    print(done.stdout)
-    for name, found in json.loads(done.stdout).items():
+    for name, found in tally("race.py", folder, races, *commands).items():
         assert found["broken"] == [], name
         assert all(winners >= 1 for winners in found["won"]), name
         assert all(line.startswith("2: espalier: expected") for line in found["said"]), found["said"]

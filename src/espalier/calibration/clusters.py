@@ -39,13 +39,10 @@ def design_effect(residual: Floats, index: Ints, num_bins: int, num_examples: in
     return np.asarray(np.maximum(np.where(alone > 0, effect, 1.0), 1.0))
 
 
-def floor(probs: ArrayLike, labels: ArrayLike, num_bins: int = NUM_BINS) -> float:
-    """`scores.ece_floor` of labels that err together: the sum of the bins' half-normal means."""
-    p, y, count = flattened(probs, labels)
-    confidence, index = p.max(1), scores.equal_width(p.max(1), num_bins)
-    effect = design_effect((p.argmax(1) == y) - confidence, index, num_bins, count)
-    variance = effect * np.bincount(index, confidence * (1 - confidence), num_bins)
-    return float(np.sqrt(2 * variance / np.pi).sum() / len(y))
+def floor(confidence: Floats, index: Ints, effect: Floats) -> float:
+    """`scores.ece_floor` of labels that err together: the sum of the bins' half-normal means. effect: `design_effect`."""
+    variance = effect * np.bincount(index, confidence * (1 - confidence), len(effect))
+    return float(np.sqrt(2 * variance / np.pi).sum() / len(confidence))
 
 
 def clustered_summary(probs: ArrayLike, labels: ArrayLike, *, level: float = LEVEL, seed: int = SEED) -> Summary:
@@ -59,7 +56,8 @@ def clustered_summary(probs: ArrayLike, labels: ArrayLike, *, level: float = LEV
     confidence, hit = p.max(1), (p.argmax(1) == y).astype(np.float64)
     for bins in (10, 15):
         index = scores.equal_width(confidence, bins)
-        out |= {f"ece_{bins}": scores.ece(p, y, bins), f"ece_{bins}_floor": floor(probs, labels, bins),
+        effect = design_effect(hit - confidence, index, bins, count)
+        out |= {f"ece_{bins}": scores.ece(p, y, bins), f"ece_{bins}_floor": floor(confidence, index, effect),
                 f"ece_{bins}_interval": _interval(confidence, hit, index, bins, count, level, seed)}  # fmt: skip
     index = scores.equal_mass(confidence, NUM_BINS)
     out["adaptive_ece"] = scores.adaptive_ece(p, y)

@@ -31,7 +31,7 @@ from espalier.certificates.runs import (
 )
 from espalier.certificates.signing import is_signed
 from espalier.contracts import Data, Split
-from espalier.data.streamed import Streamed
+from espalier.data.streamed import selected
 from espalier.pictures import plots
 from espalier.prediction.evaluation import split_of
 from espalier.prediction.fit import Fit
@@ -235,7 +235,7 @@ def retrained(folder: Path, where: tuple[str | None, str | None]) -> Check:
 
 def _none_of(split: Split) -> Split:
     none = torch.arange(0)
-    return Split(split.x.select(none.numpy()) if isinstance(split.x, Streamed) else split.x[none], split.y[none])
+    return Split(selected(split.x, none), split.y[none])
 
 
 def _settings(path: Path, facts: dict[str, Any]) -> Settings:

@@ -161,3 +161,8 @@ def in_turn(x: Rows, batches: Sequence[Tensor], seed: int = 0) -> Iterator[Tenso
     """`x[index]` for every index of `batches`; of rows that stream, decoded ahead, randomness inside them by `seed`."""
     stream = getattr(x, "stream", None)
     yield from stream(batches, seed) if stream else (x[index] for index in batches)
+
+
+def selected(x: Rows, rows: Tensor) -> Rows:
+    """Some of the rows, as `Rows`; of rows that stream, still undecoded."""
+    return x.select(rows.numpy()) if isinstance(x, Streamed) else x[rows]

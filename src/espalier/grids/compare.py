@@ -24,7 +24,7 @@ from espalier.calibration import comparison
 from espalier.calibration.calibrators import CALIBRATORS
 from espalier.calibration.comparison import Difference, Scores, Summary
 from espalier.contracts import Data, Split
-from espalier.data.streamed import Streamed
+from espalier.data.streamed import selected
 from espalier.grids.grid import Cell, Grid
 from espalier.grids.workers import Failure, Workers
 from espalier.prediction import costs
@@ -260,8 +260,7 @@ def _head(loaded: Data, part: str, count: int) -> Data:
     """The data with only the first rows of one part; rows are in random order."""
     x, y = getattr(loaded, part)
     rows = torch.arange(min(count, len(y)))
-    shorter = x.select(rows.numpy()) if isinstance(x, Streamed) else x[rows]
-    cut: dict[str, Any] = {part: Split(shorter, y[rows])}
+    cut: dict[str, Any] = {part: Split(selected(x, rows), y[rows])}
     return loaded._replace(**cut)
 
 

@@ -34,10 +34,10 @@ import numpy as np
 
 from espalier import data, shelf, store
 from espalier.calibration.calibrators import CALIBRATORS
+from espalier.nested import plain
 from espalier.prediction.evaluation import SPLITS
 from espalier.prediction.fit import How
 from espalier.runs import lines
-from espalier.runs.folder import plain
 from espalier.runs.recipes import Recipe, as_word, resolve
 from espalier.training.options import Training
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from espalier import calibration
-from espalier.contracts import Data, Split
+from espalier.contracts import PARTS, Data, Split
 from espalier.prediction.fit import Fit, How
 from espalier.prediction.mixture import Mixture
 
@@ -20,7 +20,7 @@ Predictions = NDArray[np.float64]
 Predicted = Any
 """`Predictions`, or the `Mixture` of a likelihood that is neither of classes nor normal."""
 Way = TypeVar("Way", bound=str)
-SPLITS = ("train", "validation", "calibration", "test")
+SPLITS = PARTS
 
 
 def split_of(data: Data, name: str) -> Split:
@@ -46,12 +46,11 @@ def predictions(
     deviations, of a regression of one normal target; the `Mixture` of any other."""
     part, ways = split_of(data, split), ways or fit.ways
     fit.look_at(data)
-    said = next(fit.outcomes(part.x[torch.arange(1)], "mean"))
-    if data.num_classes is None and (part.y.dim() > 1 or not isinstance(said, Normal)):
+    if data.num_classes is not None:
+        return {way: _mean(fit.draws(part.x, way, num_samples=num_samples, seed=seed)) for way in ways}
+    if part.y.dim() > 1 or not isinstance(next(fit.outcomes(part.x[torch.arange(1)], "mean")), Normal):
         return {way: fit.mixture(part.x, way, num_samples=num_samples, seed=seed) for way in ways}
-    if data.num_classes is None:
-        return {way: fit.predict(part.x, way, num_samples=num_samples, seed=seed).double().numpy() for way in ways}
-    return {way: _mean(fit.draws(part.x, way, num_samples=num_samples, seed=seed)) for way in ways}
+    return {way: fit.predict(part.x, way, num_samples=num_samples, seed=seed).numpy() for way in ways}
 
 
 def evaluate(

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import inspect
 import platform
-from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,6 +22,7 @@ import torch
 
 from espalier import data, shelf, store
 from espalier.contracts import Data
+from espalier.nested import plain
 from espalier.network import BayesianNetwork
 from espalier.prediction.fit import PAIRS, Fit
 from espalier.runs import lines
@@ -86,10 +86,10 @@ def resume(
     """Go on with a killed run, bit for bit, from its last checkpoint or from the seed. A finished one is loaded. source: where
     its data have moved."""
     folder = Path(folder)
-    recipe = recipe_in(folder, source)
     if finished(folder):
         tidy(folder)
         return load(folder)
+    recipe = recipe_in(folder, source)
     with store.owned(folder) if distributed.rank() == 0 else nullcontext():
         if distributed.size() == 1 and finished(folder):  # by another process, while we waited
             return load(folder)
@@ -159,7 +159,7 @@ def _checked_record(folder: Path) -> dict[str, Any]:
 
 
 class RunWatch(Checkpoints):
-    """Checkpoints in a run folder, which is made, and taken into possession until `end`, when training begins."""
+    """Checkpoints in a run folder, which is made when training begins, and this process's own while `held` is."""
 
     def __init__(self, recipe: Recipe, folder: Path, inner: Watch, every: float, new: bool) -> None:
         super().__init__(folder / CHECKPOINT, inner, every=every, pairs=folder / PAIRS)
@@ -257,13 +257,6 @@ def recipe_in(folder: str | Path, source: str | None = None) -> Recipe:
             raise ValueError(f"expected {folder / 'config.yaml'} to name {name} for its {part}, got {named}: it was altered")
     moved = [f"--data={source}"] if source else []
     return resolve([f"--config={folder / 'config.yaml'}", *moved])
-
-
-def plain(value: Any) -> Any:
-    """Only what YAML and JSON can say."""
-    if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
-    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def versions() -> dict[str, str]:
