@@ -1,9 +1,12 @@
-"""Time of one training step through the Pyro guide, divided by a plain dense torch step; batch 128, medians, one run.
+"""Time of one training step through the Pyro guide, divided by a plain dense torch step; batch 128, one run.
 
-    python examples/benchmarks/step_time.py [--rounds 15]
+    python examples/benchmarks/step_time.py [CELL ...] [--rounds 15] [--threads 2] [--pyro]
 
-The arms are interleaved round-robin, so that whatever else the machine does falls on all of them. Both use SGD with
-Nesterov momentum; the dense arm is the plain network with cross-entropy. A round of WRN-22-2 takes seconds.
+A cell is `mlp-512`, `mlp-2048`, `lenet`, `wide_resnet`. Arms take turns of at least 50 ms each, so that whatever else the machine
+does falls on all of them, and what is shown is the median of the ratios within a turn. The floor is the dense arm against
+itself. All arms use SGD with Nesterov momentum; the dense one is the plain network with cross-entropy; `masked` is what
+released code does, a mask multiplied into the gradient and one drawn over all weights. --pyro adds our step through
+`TraceMeanField_ELBO`, the definition that the closed form is tested against.
 """
 
 from __future__ import annotations
@@ -18,16 +21,25 @@ import torch
 
 from espalier import shelf
 from espalier.guides.masked import MaskedGuide
+from espalier.network import BayesianNetwork
 from espalier.prediction.predict import to_device
 from espalier.topology import schedules
 from espalier.topology.masks import initial
 from espalier.training import rates
 from espalier.training.loop import Loop
 
-NETS = {"mlp": ("MLP 784-512-512-10", (1, 28, 28), 10), "wide_resnet": ("WRN-22-2", (3, 32, 32), 1)}
+Step = Callable[[], object]
+CELLS: dict[str, tuple[str, tuple[int, ...], dict[str, object], tuple[float, ...]]] = {
+    "mlp-512": ("mlp", (1, 28, 28), {"hidden": (512, 512)}, (0.9, 0.95, 0.98)),
+    "mlp-2048": ("mlp", (1, 28, 28), {"hidden": (2048, 2048)}, (0.9, 0.95, 0.98)),
+    "lenet": ("lenet", (1, 28, 28), {}, (0.9, 0.98)),
+    "wide_resnet": ("wide_resnet", (3, 32, 32), {}, (0.9,)),
+}
+TURN = 0.05
+"""Seconds of one arm's turn, at least."""
 
 
-def dense_step(net: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> Callable[[], object]:
+def dense_step(net: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> Step:
     optimizer = torch.optim.SGD(net.parameters(), 0.01, momentum=0.9, nesterov=True)
 
     def step() -> None:
@@ -38,42 +50,92 @@ def dense_step(net: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> Callab
     return step
 
 
-def arms(name: str, shape: tuple[int, ...]) -> dict[str, Callable[[], object]]:
-    build = shelf.load("models", name)
+def masked_step(model: BayesianNetwork, sparsity: float, x: torch.Tensor, y: torch.Tensor) -> Step:
+    """Dense tensors with masks multiplied in, as released code of the field has it."""
+    net = model.network(model.initial)
+    optimizer = torch.optim.SGD(net.parameters(), 0.01, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    weights = [parameter for parameter in net.parameters() if parameter.dim() > 1]
+    masks = [(torch.rand_like(weight) > sparsity).float() for weight in weights]
+
+    def step() -> None:
+        kept = [weight.data.clone() for weight in weights]
+        for weight, mask in zip(weights, masks, strict=True):
+            weight.data.mul_(mask * torch.bernoulli(torch.full_like(mask, 0.9)))
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(net(x), y).backward()
+        for weight, mask, own in zip(weights, masks, kept, strict=True):
+            weight.data.copy_(own)
+            weight.grad.mul_(mask)
+        optimizer.step()
+        for weight, mask in zip(weights, masks, strict=True):
+            weight.data.mul_(mask)
+
+    return step
+
+
+def our_step(
+    build: Callable[[], BayesianNetwork], sparsity: float, keep_prob: float, x: torch.Tensor, y: torch.Tensor, *, closed: bool
+) -> Step:
+    model = build()
+    model.num_data, model.weight_decay = 45000, 5e-4
+    guide = MaskedGuide(model, initial(model.shapes, sparsity), keep_prob)
+    loop = Loop(model, guide, schedules.static(), rates.constant(0.01))
+    loop.closed = None if closed else False
+    return lambda: loop.step(x, y)
+
+
+def arms(cell: str, *, pyro_too: bool) -> dict[str, Step]:
+    name, shape, options, sparsities = CELLS[cell]
+    program = shelf.load("models", name)
     x, y = to_device(torch.randn(128, *shape), torch.device("cpu")), torch.randint(0, 10, (128,))
-    model = build(shape, 10)
+
+    def build() -> BayesianNetwork:
+        return program(shape, 10, **options)
+
+    model = build()
     result = {"dense torch": dense_step(model.network(model.initial), x, y)}
-    for sparsity, keep_prob in ((0.9, 1.0), (0.9, 0.9), (0.99, 0.9)):
-        own = build(shape, 10)
-        own.num_data, own.weight_decay = 45000, 5e-4
-        guide = MaskedGuide(own, initial(own.shapes, sparsity), keep_prob)
-        loop = Loop(own, guide, schedules.static(), rates.constant(0.01))
-        label = f"{sparsity:.0%} sparse, " + ("RigL" if keep_prob == 1 else f"CigL (drop_rate {1 - keep_prob:.1f})")
-        result[label] = lambda loop=loop: loop.step(x, y)
+    result["dense torch, again"] = dense_step(model.network(model.initial), x, y)
+    result["90% sparse, masked"] = masked_step(model, 0.9, x, y)
+    for sparsity in sparsities:
+        result[f"{sparsity:.0%} sparse, RigL"] = our_step(build, sparsity, 1.0, x, y, closed=True)
+        result[f"{sparsity:.0%} sparse, CigL"] = our_step(build, sparsity, 0.9, x, y, closed=True)
+        if pyro_too:
+            result[f"{sparsity:.0%} sparse, CigL by Pyro"] = our_step(build, sparsity, 0.9, x, y, closed=False)
     return result
+
+
+def turn(step: Step) -> float:
+    """Seconds of a step, over a turn."""
+    start, count = time.perf_counter(), 0
+    while (passed := time.perf_counter() - start) < TURN:
+        step()
+        count += 1
+    return passed / count
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cells", nargs="*", metavar="CELL", default=list(CELLS))
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--pyro", action="store_true")
     arguments = parser.parse_args()
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {arguments.rounds} rounds\n")
-    print("| net | arm | median ms | ÷ dense |\n|---|---|---|---|")
-    for name, (title, shape, repeats) in NETS.items():
-        steps = arms(name, shape)
-        times: dict[str, list[float]] = {label: [] for label in steps}
-        with pyro.get_param_store().scope(), pyro.validation_enabled(False):
-            for turn in range(arguments.rounds + 2):
+    torch.set_num_threads(arguments.threads)
+    print(f"torch {torch.__version__}, {arguments.threads} threads, {arguments.rounds} rounds\n")
+    print("| net | arm | median ms | ÷ dense | quartiles |\n|---|---|---|---|---|")
+    with pyro.get_param_store().scope(), pyro.validation_enabled(False):
+        for cell in arguments.cells:
+            steps = arms(cell, pyro_too=arguments.pyro)
+            times: dict[str, list[float]] = {label: [] for label in steps}
+            for number in range(arguments.rounds + 2):
                 for label, step in steps.items():
-                    start = time.perf_counter()
-                    for _ in range(repeats):
-                        step()
-                    if turn >= 2:  # the first rounds warm caches and the allocator up
-                        times[label].append((time.perf_counter() - start) / repeats)
-        base = statistics.median(times["dense torch"])
-        for label, seconds in times.items():
-            median = statistics.median(seconds)
-            print(f"| {title} | {label} | {1e3 * median:.2f} | {median / base:.2f} |", flush=True)
+                    seconds = turn(step)
+                    if number >= 2:  # the first rounds warm caches and the allocator up
+                        times[label].append(seconds)
+            for label, seconds in times.items():
+                ratios = [own / base for own, base in zip(seconds, times["dense torch"], strict=True)]
+                low, middle, high = statistics.quantiles(ratios, n=4)
+                print(f"| {cell} | {label} | {1e3 * statistics.median(seconds):.2f} | {middle:.2f} | {low:.2f} to {high:.2f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -16,10 +16,11 @@ from torch import nn
 from torch.distributions import Normal, kl_divergence
 
 from budget import assert_mean, assert_rate
-from espalier.distributions.masked import LEVELS, MaskedWeights, draw_keep, effective_keep_prob, kl_bound, scatter
+from espalier.distributions.masked import LEVELS, MaskedWeights, draw_keep, effective_keep_prob, kl_bound
 from espalier.distributions.priors import FlatNormal, prior_scale_of
 from espalier.guides.masked import MaskedGuide
 from espalier.network import BayesianNetwork
+from espalier.sparse import scatter
 from espalier.topology.masks import initial
 
 laws = settings(deadline=None, max_examples=50, derandomize=True)

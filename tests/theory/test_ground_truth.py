@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from espalier.distributions import gaussian
-from espalier.distributions.masked import draw_keep, scatter
+from espalier.distributions.masked import draw_keep
 from espalier.prediction.fit import Fit
 from espalier.prediction.predict import parameters_of
 from espalier.references.nuts import Potential
+from espalier.sparse import scatter
 from espalier.theory import ground_truth, rivals
 from espalier.theory.ground_truth import conjugate, factorised
 from rewritten import Rewrite, Rewrites, assert_seen

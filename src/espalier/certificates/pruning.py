@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from espalier.contracts import Rows, Topology
-from espalier.distributions.masked import scatter
 from espalier.guides.hierarchy import LayerSubsets
 from espalier.network import BayesianNetwork, under
 from espalier.prediction import batchnorm
 from espalier.prediction.fit import Fit, How, State
 from espalier.prediction.predict import predictive
+from espalier.sparse import scatter
 from espalier.store import Bundle
 from espalier.topology.masks import from_bits, keep_top, to_bits
 

@@ -13,10 +13,10 @@ from espalier.distributions.masked import MaskedWeights as MaskedWeights
 from espalier.distributions.masked import draw_keep as draw_keep
 from espalier.distributions.masked import effective_keep_prob as effective_keep_prob
 from espalier.distributions.masked import kl_bound as kl_bound
-from espalier.distributions.masked import scatter as scatter
 from espalier.distributions.priors import FlatNormal as FlatNormal
 from espalier.distributions.priors import prior_scale_of as prior_scale_of
 from espalier.distributions.priors import weight_decay_of as weight_decay_of
 from espalier.distributions.subsets import KSubset as KSubset
 from espalier.distributions.subsets import log_normaliser as log_normaliser
 from espalier.distributions.subsets import overlap_with_mode as overlap_with_mode
+from espalier.sparse import scatter as scatter

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.distributions import register_kl
 
-from espalier.distributions.masked import Scattered, scatter
+from espalier.distributions.masked import Scattered
 from espalier.distributions.priors import FlatNormal
+from espalier.sparse import Layout
 
 
 class GaussianWeights(Scattered):
@@ -19,19 +20,26 @@ class GaussianWeights(Scattered):
     """
 
     def __init__(
-        self, mean: Tensor, scale: Tensor, positions: Tensor, num_weights: int, generator: torch.Generator | None = None
+        self,
+        mean: Tensor,
+        scale: Tensor,
+        positions: Tensor,
+        num_weights: int,
+        generator: torch.Generator | None = None,
+        layout: Layout | None = None,
     ) -> None:
         self.mean_value, self.scale, self.positions, self._generator = mean, scale, positions, generator
+        self.layout = layout
         self.keep: Tensor | None = None
         super().__init__(event_shape=torch.Size([num_weights]), validate_args=False)
 
     @property
     def mean(self) -> Tensor:
-        return scatter(self.mean_value, self.positions, self.event_shape[0])
+        return self.placed(self.mean_value)
 
     @property
     def variance(self) -> Tensor:
-        return scatter(self.scale.square(), self.positions, self.event_shape[0])
+        return self.placed(self.scale.square())
 
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
         shape = (*sample_shape, *self.mean_value.shape)
@@ -39,7 +47,7 @@ class GaussianWeights(Scattered):
         noise = torch.randn(
             shape, generator=self._generator, dtype=self.mean_value.dtype, device=self.mean_value.device
         )
-        return scatter(self.mean_value + self.scale * noise, self.positions, self.event_shape[0])
+        return self.placed(self.mean_value + self.scale * noise)
 
 
 @register_kl(GaussianWeights, FlatNormal)

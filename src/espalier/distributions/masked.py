@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.distributions import constraints, register_kl
 
 from espalier.distributions.priors import FlatNormal, unbatched
+from espalier.sparse import Layout, scatter
 
 _Owner = TypeVar("_Owner")
 
@@ -50,24 +51,24 @@ def draw_keep(count: int, keep_prob: float, device: torch.device, generator: tor
     return words.view(torch.int16)[:count] < level - LEVELS // 2
 
 
-def scatter(values: Tensor, positions: Tensor, num_weights: int) -> Tensor:
-    """Dense `(*batch, num_weights)` vector with `values (*batch, k)` at `positions (k,)` and zeros elsewhere.
-
-    The buffer is fresh: a persistent one would alias draws. Its backward pass is one gather.
-    """
-    dense = values.new_zeros(*values.shape[:-1], num_weights)
-    return dense.index_copy_(-1, positions, values)
-
-
 class Scattered(TorchDistribution):
-    """Weights that are zero but at the active positions: no density over the flat vector, only a registered KL."""
+    """Weights that are zero but at the active positions: no density over the flat vector, only a registered KL.
 
+    positions: `(k,)`. layout: of these positions, where there is one; a single draw is not written out then.
+    """
+
+    positions: Tensor
+    layout: Layout | None = None
     arg_constraints: dict[str, Any] = {}
     support = constraints.real_vector
     has_rsample = True
 
     def expand(self, batch_shape: torch.Size, _instance: Any = None) -> Any:
         return unbatched(self, batch_shape)
+
+    def placed(self, values: Tensor) -> Tensor:
+        """values `(*batch, k)` at the active positions, `(*batch, num_weights)`."""
+        return scatter(values, self.positions, self.event_shape[0], self.layout)
 
     def log_prob(self, value: Tensor) -> Tensor:
         raise NotImplementedError(
@@ -102,8 +103,10 @@ class MaskedWeights(Scattered):
         num_weights: int,
         keep_prob: float,
         draw: Callable[[int], Tensor] | None = None,
+        layout: Layout | None = None,
     ) -> None:
         self.mean_value, self.positions, self.keep_prob = mean, positions, effective_keep_prob(keep_prob)
+        self.layout = layout
         self.keep: Tensor | None = None
         self._draw = draw or (lambda count: draw_keep(count, keep_prob, mean.device))
         super().__init__(event_shape=torch.Size([num_weights]), validate_args=False)
@@ -111,22 +114,22 @@ class MaskedWeights(Scattered):
     @property
     def mean(self) -> Tensor:
         """E[w] = keep_prob * mean at the active positions, `(num_weights,)`."""
-        return scatter(self.keep_prob * self.mean_value, self.positions, self.event_shape[0])
+        return self.placed(self.keep_prob * self.mean_value)
 
     @property
     def variance(self) -> Tensor:
         """Var[w] = p (1 - p) mean^2 at the active positions, `(num_weights,)`."""
         spread = self.keep_prob * (1 - self.keep_prob) * self.mean_value.square()
-        return scatter(spread, self.positions, self.event_shape[0])
+        return self.placed(spread)
 
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
         shape = (*sample_shape, *self.mean_value.shape)
         if self.keep_prob == 1.0:  # no draw, no multiplication
             self.keep = torch.ones((), dtype=torch.bool, device=self.mean_value.device).expand(shape)
-            return scatter(self.mean_value.expand(shape), self.positions, self.event_shape[0])
+            return self.placed(self.mean_value.expand(shape))
         self.keep = self._draw(math.prod(shape)).view(shape)
         # A float mask multiplies twice as fast as a boolean one.
-        return scatter(self.mean_value * self.keep.to(self.mean_value.dtype), self.positions, self.event_shape[0])
+        return self.placed(self.mean_value * self.keep.to(self.mean_value.dtype))
 
 
 def in_use(kind: type[_Owner]) -> _Owner | None:

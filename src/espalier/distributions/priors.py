@@ -10,6 +10,8 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
+from espalier.sparse import Unwritten
+
 _D = TypeVar("_D", bound=TorchDistribution)
 
 
@@ -40,7 +42,8 @@ class FlatNormal(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         log_normaliser = value.shape[-1] * (math.log(self.scale) + 0.5 * math.log(2 * math.pi))
         if value.dim() == 1:
-            square = torch.dot(value, value)
+            active = value.active if isinstance(value, Unwritten) and value.written is None else value
+            square = torch.dot(active, active)
         else:
             square = value.square().sum(-1)
         return -0.5 * square / self.scale**2 - log_normaliser

@@ -40,7 +40,8 @@ class GaussianGuide(MaskedGuide):
         self.log_scale = nn.Parameter(torch.full_like(self.values.data, math.log(noise_scale)))
 
     def distribution(self) -> GaussianWeights:
-        return GaussianWeights(self.values, self.log_scale.exp(), self.positions, sum(self.sizes), self.generator)
+        size = sum(self.sizes)
+        return GaussianWeights(self.values, self.log_scale.exp(), self.positions, size, self.generator, self.layout)
 
     def grown(self, name: str) -> float:
         return math.log(self.noise_scale) if name == "log_scale" else 0.0

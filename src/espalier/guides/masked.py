@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from espalier.contracts import Move, Topology
 from espalier.distributions.masked import MaskedWeights, draw_keep, effective_keep_prob, in_use
 from espalier.network import BayesianNetwork
+from espalier.sparse import Layout
 from espalier.topology.masks import relocate
 
 Mask = Literal["weight", "unit"]
@@ -107,6 +108,7 @@ class MaskedGuide(PyroModule):
         self.register_buffer("positions", topology.positions.to(model.initial.device, copy=True))
         self.values = nn.Parameter(model.initial[self.positions].clone())
         self.keep: Tensor | None = None
+        self._layout: tuple[Tensor, Layout | None] | None = None
         self.tapped = False
         self._tap: Tensor | None = None
 
@@ -120,10 +122,18 @@ class MaskedGuide(PyroModule):
         """Component mean over value: m = scale * u."""
         return 1 / self.keep_prob if self.rescale else 1.0
 
+    @property
+    def layout(self) -> Layout | None:
+        """What lets a draw stay unwritten, where that is faster: built once for a topology. None while a dense gradient is
+        wanted of it (`tapped`)."""
+        if self._layout is None or self._layout[0] is not self.positions:
+            self._layout = self.positions, Layout.where_worthwhile(self.positions, self.counts, self.shapes)
+        return None if self.tapped else self._layout[1]
+
     def distribution(self) -> MaskedWeights:
         """q(weights) at the present values."""
         mean = self.values * self.scale if self.rescale else self.values
-        return MaskedWeights(mean, self.positions, sum(self.sizes), self.keep_prob, self._draw)
+        return MaskedWeights(mean, self.positions, sum(self.sizes), self.keep_prob, self._draw, self.layout)
 
     def forward(self, x: Tensor | None = None, y: Tensor | None = None) -> Tensor:
         """The Pyro program: one site, `weights`. The data are not looked at.
@@ -139,6 +149,14 @@ class MaskedGuide(PyroModule):
         q = self.distribution()
         with pyro.poutine.scale(scale=self.kl_scale):
             weights: Tensor = pyro.sample("weights", q)
+        return self._noted(weights, q)
+
+    def draw(self) -> Tensor:
+        """What `forward` samples, without Pyro."""
+        q = self.distribution()
+        return self._noted(q.rsample(), q)
+
+    def _noted(self, weights: Tensor, q: MaskedWeights) -> Tensor:
         self.keep = q.keep
         if self.tapped:
             weights.retain_grad()

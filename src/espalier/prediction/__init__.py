@@ -11,6 +11,7 @@ costs.py        FLOPs of training and prediction, bytes of state and file
 
 from __future__ import annotations
 
+from espalier.network import evaluating as evaluating
 from espalier.prediction.datatree import to_datatree as to_datatree
 from espalier.prediction.evaluation import SPLITS as SPLITS
 from espalier.prediction.evaluation import evaluate as evaluate
@@ -23,6 +24,5 @@ from espalier.prediction.fit import How as How
 from espalier.prediction.fit import Pair as Pair
 from espalier.prediction.fit import Pairs as Pairs
 from espalier.prediction.mixture import Mixture as Mixture
-from espalier.prediction.predict import evaluating as evaluating
 from espalier.prediction.predict import parameters_of as parameters_of
 from espalier.prediction.predict import predictive as predictive

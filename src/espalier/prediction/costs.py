@@ -23,10 +23,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from espalier import nested
-from espalier.network import BayesianNetwork
+from espalier.network import BayesianNetwork, evaluating
 from espalier.prediction import batchnorm
 from espalier.prediction.fit import SINGLE, Fit, How
-from espalier.prediction.predict import evaluating
 
 PER_MULTIPLY_ADD = 2
 """Floating-point operations."""

@@ -23,13 +23,13 @@ from torch import Tensor, nn
 
 from espalier import nested, store
 from espalier.contracts import Data, Rows, Topology
-from espalier.distributions.masked import scatter
 from espalier.guides.masked import Mask, draw_mask
 from espalier.network import BayesianNetwork, under
 from espalier.prediction import batchnorm
 from espalier.prediction.datatree import to_datatree
 from espalier.prediction.mixture import Mixture
 from espalier.prediction.predict import in_units, outcome_of, parameters_of
+from espalier.sparse import scatter
 from espalier.store import Bundle
 from espalier.topology.masks import from_bits, pack_bits, to_bits, unpack_bits
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any, Literal
 
 import pyro.distributions as dist
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from espalier import nested
 from espalier.contracts import Rows
 from espalier.data.streamed import in_turn
 from espalier.likelihoods import one_column, plain
-from espalier.network import BayesianNetwork
+from espalier.network import BayesianNetwork, evaluating
 
 BATCH = 500
 """Rows of a forward pass without gradients: large enough for two cores, small enough for a cache."""
@@ -98,15 +97,3 @@ def _joined(*parts: Any) -> Any:
 def predictive(model: BayesianNetwork, weights: Tensor, x: Rows, state: Mapping[str, Tensor] | None = None) -> Tensor:
     """`parameters_of` the `outcome_of` every row of x; float64, on the CPU."""
     return parameters_of(outcome_of(model, weights, x, state)).detach()
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode for the while: prediction in train mode would overwrite batch-norm buffers."""
-    training = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, mode in training.items():
-            part.training = mode

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from espalier.contracts import Topology
-from espalier.distributions.masked import draw_keep, effective_keep_prob, scatter
+from espalier.distributions.masked import draw_keep, effective_keep_prob
 from espalier.distributions.priors import FlatNormal
 from espalier.network import BayesianNetwork
+from espalier.sparse import scatter
 
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", ".*torch.jit.script.* is deprecated")  # linear_operator does so when it is imported

@@ -26,9 +26,9 @@ from pyro.infer.mcmc import MCMC, NUTS
 from torch import Tensor
 
 from espalier.contracts import Topology
-from espalier.distributions.masked import scatter
 from espalier.network import BayesianNetwork
 from espalier.prediction.predict import predictive
+from espalier.sparse import scatter
 
 if TYPE_CHECKING:
     import xarray

@@ -13,10 +13,11 @@ from pyro.infer import TraceMeanField_ELBO
 from scipy import integrate, stats
 from torch import Tensor, nn
 
-from espalier.distributions.masked import draw_keep, kl_bound, scatter
+from espalier.distributions.masked import draw_keep, kl_bound
 from espalier.distributions.priors import prior_scale_of
 from espalier.guides.masked import MaskedGuide
 from espalier.network import BayesianNetwork
+from espalier.sparse import scatter
 from espalier.theory.claims import Claim, Curve, Finding, Picture, limit
 from espalier.topology.masks import erk, random_topology
 

@@ -25,11 +25,11 @@ from torch.distributions import constraints
 from espalier import calibration, shelf
 from espalier.contracts import Data, Split, Topology
 from espalier.data.sets import load
-from espalier.distributions.masked import scatter
-from espalier.network import BayesianNetwork
+from espalier.network import BayesianNetwork, evaluating
 from espalier.prediction.fit import Fit
-from espalier.prediction.predict import evaluating, parameters_of
+from espalier.prediction.predict import parameters_of
 from espalier.references.nuts import Convergence, Potential, nuts, program
+from espalier.sparse import scatter
 from espalier.training.options import Training
 
 Array = NDArray[np.float64]

@@ -28,10 +28,10 @@ from torch import Tensor
 from espalier.contracts import Data
 from espalier.guides.masked import draw_mask
 from espalier.likelihoods import Normal, plain
-from espalier.network import BayesianNetwork, under
+from espalier.network import BayesianNetwork, evaluating, under
 from espalier.prediction import batchnorm
 from espalier.prediction.fit import Fit, State
-from espalier.prediction.predict import evaluating, outcome_of, to_device
+from espalier.prediction.predict import outcome_of, to_device
 from espalier.store import Bundle
 from espalier.training import distributed, rates
 from espalier.training.batches import batches

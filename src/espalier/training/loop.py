@@ -6,16 +6,14 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
-from pyro.infer import TraceMeanField_ELBO
 from torch import Tensor
-from torch.distributions import kl_divergence
 
 from espalier.contracts import Evidence, Schedule
 from espalier.guides.masked import MaskedGuide
 from espalier.network import BayesianNetwork, under
 from espalier.store import Bundle
 from espalier.topology.masks import from_bits, to_bits
-from espalier.training import distributed, rates
+from espalier.training import distributed, objective, rates
 
 
 class Info(NamedTuple):
@@ -53,7 +51,7 @@ class Loop:
     ) -> None:
         self.model, self.guide, self.schedule, self.learning_rate = model, guide, schedule, learning_rate
         self.precision, self.topology_stream = precision, topology_stream or torch.Generator()
-        self.elbo = TraceMeanField_ELBO()
+        self.closed: bool | None = None
         points = [parameter for parameter in model.parameters() if parameter.requires_grad]
         parameters = [*guide.parameters(), *points]  # their decay is in the ELBO, so the optimiser has none
         if optimizer == "adam":
@@ -65,20 +63,19 @@ class Loop:
     def step(self, x: Any, y: Tensor) -> Info:
         """One step on a batch x `(b, *shape)`, y `(b, ...)`: the same Z in the forward pass, the gradient and the guide."""
         self.taken += 1
-        num_data = self.model.num_data or len(y)
+        if self.closed is None:
+            self.closed = objective.is_ours(self.model, self.guide, x)
         moving, active = self.schedule.due(self.taken), len(self.guide.values)
         self.guide.tapped = moving
         self.optimizer.zero_grad()
-        with self._autocast(y.device):
-            loss = self.elbo.differentiable_loss(self.model, self.guide, x, y) / num_data
-        seen = distributed.mean(loss.detach())
+        terms = (objective.closed_form if self.closed else objective.by_pyro)(
+            self.model, self.guide, x, y, self._autocast(y.device)
+        )
+        seen = distributed.mean(terms.loss)
         if not torch.isfinite(seen):
             raise RuntimeError(
                 f"the loss stopped being finite at step {self.taken}: lower the learning_rate or add warmup"
             )
-        loss.backward()
-        kl, l2 = self._regularisers()
-        log_likelihood = kl / num_data + l2 - seen
         grown = 0
         if moving:
             gradient = distributed.mean(self.guide.gradient())
@@ -91,13 +88,7 @@ class Loop:
                 group["lr"] = self.learning_rate(self.taken)
             distributed.average_gradients(self.optimizer)
             self.optimizer.step()
-        return Info(self.taken, seen, log_likelihood, kl / num_data, grown, moving, active)
-
-    @torch.no_grad()
-    def _regularisers(self) -> tuple[Tensor, Tensor]:
-        """KL of the weights (nats, whole data set) and L2 of the point estimates (nats per datum): closed forms."""
-        kl = self.guide.kl_scale * kl_divergence(self.guide.distribution(), self.model.prior())
-        return kl, self.model.l2() if self.model.weight_decay else torch.zeros_like(kl)
+        return Info(self.taken, seen, terms.kl + terms.l2 - seen, terms.kl, grown, moving, active)
 
     def _autocast(self, device: torch.device) -> AbstractContextManager[object]:
         return torch.autocast(device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()

@@ -16,9 +16,9 @@ from espalier.contracts import Data
 from espalier.data.streamed import seeded
 from espalier.distributions.priors import prior_scale_of, weight_decay_of
 from espalier.likelihoods import plain
-from espalier.network import BayesianNetwork, copied
+from espalier.network import BayesianNetwork, copied, evaluating
 from espalier.prediction.mixture import check_support
-from espalier.prediction.predict import evaluating, to_device
+from espalier.prediction.predict import to_device
 from espalier.training import rates
 from espalier.training.streams import find_device
 

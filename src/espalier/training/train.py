@@ -16,13 +16,13 @@ from torch import Tensor
 
 from espalier import calibration
 from espalier.contracts import Data, Schedule
-from espalier.distributions.masked import scatter
 from espalier.guides.masked import MaskedGuide
 from espalier.network import BayesianNetwork, under
 from espalier.prediction import batchnorm
 from espalier.prediction.fit import Fit, Pair, Pairs
 from espalier.prediction.mixture import Mixture
 from espalier.prediction.predict import outcome_of, parameters_of
+from espalier.sparse import scatter
 from espalier.store import Bundle
 from espalier.training import distributed
 from espalier.training.batches import batches

@@ -1,0 +1,12 @@
+"""Weights that are not written out: a sparse layer is multiplied by its active weights alone, where that is faster.
+
+layout.py      of a topology, every layer's indices as the kernels want them; which layers are worth it
+products.py    x W^T of a sparse W, and its gradients, by stock torch
+unwritten.py   the tensor that stands for scatter(values, positions), and is written out for whoever cannot do without
+"""
+
+from __future__ import annotations
+
+from espalier.sparse.layout import Layout as Layout
+from espalier.sparse.unwritten import Unwritten as Unwritten
+from espalier.sparse.unwritten import scatter as scatter

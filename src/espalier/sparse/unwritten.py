@@ -1,0 +1,172 @@
+"""A tensor that stands for scatter(values, positions) and has not been written out.
+
+Pyro traces it, `BayesianNetwork.unflatten` cuts it into layers, `F.linear` multiplies by its active weights alone; whatever
+else is done with it writes it out, once, under ordinary autograd, and it is an ordinary tensor from then on. It is only ever
+seen above autograd: `__torch_function__` replaces it before a kernel runs, `__torch_dispatch__` refuses should one get through,
+and a gradient that reaches it in spite of all (a custom `autograd.Function` was given it) goes on to the values.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.utils._pytree import tree_map_only
+
+from espalier.sparse.layout import MIN_ROWS, Layer, Layout
+from espalier.sparse.products import product
+
+
+def scatter(values: Tensor, positions: Tensor, num_weights: int, layout: Layout | None = None) -> Tensor:
+    """Dense `(*batch, num_weights)` vector with `values (*batch, k)` at `positions (k,)` and zeros elsewhere.
+
+    The buffer is fresh: a persistent one would alias draws. Its backward pass is one gather. Given the layout of the positions,
+    one vector is not written out.
+    """
+    if layout is not None and values.dim() == 1:
+        return unwritten(values, layout)
+    dense = values.new_zeros(*values.shape[:-1], num_weights)
+    return dense.index_copy_(-1, positions, values)
+
+
+def unwritten(values: Tensor, of: Layout | Layer) -> Tensor:
+    """values `(k,)` of a whole layout, as a tensor `(num_weights,)`; or of one layer, in its shape."""
+    return _Stands.apply(values, of)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class Unwritten(Tensor):
+    """See above. active: the values `(k,)`; of: the layout of all layers, or one of them; written: what it was written out as;
+    cut: were its layers handed out before that?"""
+
+    active: Tensor
+    of: Layout | Layer
+    written: Tensor | None
+    cut: bool
+
+    @staticmethod
+    def __new__(cls, active: Tensor, of: Layout | Layer) -> Unwritten:
+        shape = of.shape if isinstance(of, Layer) else (sum(of.sizes),)
+        self: Unwritten = Tensor._make_wrapper_subclass(cls, shape, dtype=active.dtype, device=active.device)
+        self.active, self.of, self.written, self.cut = active, of, None, False
+        return self
+
+    @torch.enable_grad()  # also for who looks without gradients: the next one may want them
+    def dense(self) -> Tensor:
+        """Written out, once."""
+        if self.written is None:
+            size = math.prod(self.shape)
+            # A dense layer is its own values: nothing to scatter.
+            flat = self.active if len(self.active) == size else scatter(self.active, self.of.positions, size)
+            self.written = flat.view(self.shape)
+        return self.written
+
+    def own(self) -> None:
+        """Written out, and nobody else's, for who writes into it. Raises RuntimeError where others hold the layers already."""
+        if self.cut and self.written is None:
+            raise RuntimeError("expected weights whose layers are not in use yet, but they are: write into a .clone() instead")
+        if self.written is None:
+            with torch.enable_grad():
+                self.written = self.dense().clone()
+
+    def layers(self) -> list[Tensor]:
+        """Of the whole vector, every layer in its shape: matrices unwritten, anything else written out."""
+        assert isinstance(self.of, Layout)
+        if self.written is not None:  # and someone may hold on to it, with a hook
+            parts = self.written.split(self.of.sizes)
+            return [part.view(layer.shape) for part, layer in zip(parts, self.of.layers, strict=True)]
+        self.cut = True
+        pieces = []
+        for values, layer in zip(self.active.split(self.of.counts), self.of.layers, strict=True):
+            size = math.prod(layer.shape)
+            if len(layer.shape) == 2:
+                pieces.append(unwritten(values, layer))
+            else:
+                pieces.append((values if len(values) == size else scatter(values, layer.positions, size)).view(layer.shape))
+        return pieces
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.linear:
+            found = _linear(*args, **kwargs)
+            if found is not None:
+                return found
+        elif func is Tensor.new_tensor and type(args[0]) is Unwritten:
+            return args[0].active.new_tensor(*args[1:], **kwargs)
+        elif func in _OUTSIDE:
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args, **kwargs)
+        elif func.__name__ in _IN_PLACE and type(args[0]) is Unwritten:
+            args[0].own()
+        args, kwargs = tree_map_only(Unwritten, Unwritten.dense, (args, kwargs))
+        return func(*args, **kwargs)
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+        raise RuntimeError(
+            f"expected {func} to come through __torch_function__, but it went past it, and the weights are not written out: give "
+            "it their .clone()"
+        )
+
+
+class _Stands(torch.autograd.Function):
+    """Makes the tensor; its gradient, which nothing that went through `__torch_function__` has, is gathered."""
+
+    @staticmethod
+    def forward(ctx: Any, active: Tensor, of: Layout | Layer) -> Tensor:
+        ctx.positions = of.positions
+        return Unwritten(active, of)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient.reshape(-1)[ctx.positions], None
+
+
+def _linear(x: Any, weight: Any, bias: Any = None) -> Tensor | None:
+    """`F.linear` by the active weights; None where that is not to be."""
+    if type(weight) is not Unwritten or isinstance(x, Unwritten) or isinstance(bias, Unwritten):
+        return None
+    layer = weight.of
+    if weight.written is not None or isinstance(layer, Layout) or x.dim() < 2 or x.shape[-1] != layer.shape[1]:
+        return None
+    if x.dtype != weight.active.dtype or x.device != weight.active.device or _is_transformed():
+        return None
+    if layer.indices is None:  # dense; behind a sparse one, in the same memory order, or autograd mixes the two at each step
+        if x.dim() == 2 and x.stride(0) == 1 and x.stride(1) == len(x) > 1:
+            own = weight.dense()
+            return (own @ x.t() if bias is None else torch.addmm(bias.unsqueeze(1), own, x.t())).t()
+        return None
+    if x.numel() < MIN_ROWS * x.shape[-1] or x.dtype not in (torch.float32, torch.float64):
+        return None
+    return product(x, weight.active, bias, layer)
+
+
+def _is_transformed() -> bool:
+    """Is anything at work that a custom function would not know: autocast, `torch.func`, forward mode, the compiler?"""
+    return (
+        torch.is_autocast_enabled("cpu")
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or torch.compiler.is_compiling()
+    )
+
+
+def _getters(*names: str) -> set[Callable[..., Any]]:
+    return {getattr(Tensor, name).__get__ for name in names}
+
+
+_OUTSIDE = {
+    *_getters("shape", "dtype", "device", "ndim", "layout", "requires_grad", "is_leaf", "is_sparse"),
+    Tensor.size, Tensor.dim, Tensor.numel, Tensor.nelement, Tensor.is_floating_point, Tensor.is_complex, Tensor.__len__,
+    Tensor.__hash__,
+}  # fmt: skip
+"""What a tensor says without its numbers."""
+_IN_PLACE = {name for name in dir(Tensor) if name.endswith("_") and not name.startswith("_")} | {
+    "__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ipow__",
+}  # fmt: skip
+"""What writes into a tensor."""
