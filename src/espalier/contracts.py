@@ -159,7 +159,7 @@ class Evidence(NamedTuple):
     values: Tensor
     """u, `(k,)`: the unmasked values of the active weights, never Z * u."""
     gradient: Tensor
-    """`(num_weights,)`: gradient of the mean likelihood loss of this batch at Z * u."""
+    """`(num_weights,)`: gradient of the mean likelihood loss of this batch at Z * u. The schedule's own: it may write into it."""
     generator: torch.Generator
     """For rules that grow at random."""
     scales: Tensor | None = None

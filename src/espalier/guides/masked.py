@@ -159,8 +159,8 @@ class MaskedGuide(PyroModule):
     def _noted(self, weights: Tensor, q: MaskedWeights) -> Tensor:
         self.keep = q.keep
         if self.tapped:
-            weights.retain_grad()
-            self._tap = weights
+            self._tap = None
+            weights.register_hook(self._tapped)  # `retain_grad` would copy what it keeps
         return weights
 
     def gradient(self) -> Tensor:
@@ -168,12 +168,15 @@ class MaskedGuide(PyroModule):
 
         Only the likelihood enters: the KL is a function of the values. The tap is released.
         """
-        if self._tap is None or self._tap.grad is None:
+        if self._tap is None:
             raise RuntimeError(
                 "expected a tapped forward and a backward pass first: set guide.tapped = True before them"
             )
-        gradient, self._tap, self.tapped = self._tap.grad, None, False
+        gradient, self._tap, self.tapped = self._tap, None, False
         return gradient
+
+    def _tapped(self, gradient: Tensor) -> None:
+        self._tap = gradient
 
     def move(self, move: Move, *optimizers: torch.optim.Optimizer) -> None:
         """Stand on another topology: values and every optimiser moment travel with their weight, grown ones are 0."""

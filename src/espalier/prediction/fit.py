@@ -28,8 +28,8 @@ from espalier.network import BayesianNetwork, under
 from espalier.prediction import batchnorm
 from espalier.prediction.datatree import to_datatree
 from espalier.prediction.mixture import Mixture
-from espalier.prediction.predict import in_units, outcome_of, parameters_of
-from espalier.sparse import scatter
+from espalier.prediction.predict import Batches, in_units, outcome_of, parameters_of
+from espalier.sparse import Layout, scatter
 from espalier.store import Bundle
 from espalier.topology.masks import from_bits, pack_bits, to_bits, unpack_bits
 
@@ -141,6 +141,7 @@ class Fit:
         self.record, self.history = record, history
         self.inputs = inputs
         self.student = student
+        self._layout: tuple[Tensor, Layout | None] | None = None
         self.statistics = dict(statistics) if statistics is not None else self._estimate_statistics()
 
     def __repr__(self) -> str:
@@ -192,8 +193,10 @@ class Fit:
         given = nested.shape_of(rows[torch.arange(1)]) if len(rows) else "no rows"
         if not len(rows) or (shape is not None and given != shape):
             raise ValueError(f"expected rows of shape {shape or []}, got {given}")
+        products = self.layout is not None and all(len(shape) == 2 for shape in self.model.shapes)
+        batches = Batches(rows, self.topology.positions.device, across=products)
         for weights, state in self.weights(how, num_samples=num_samples, seed=seed):
-            yield outcome_of(self.model, weights, rows, state)
+            yield outcome_of(self.model, weights, batches, state)
 
     def weights(self, how: How, *, num_samples: int = 16, seed: int = 0) -> Iterator[tuple[Tensor, State]]:
         """The flat dense weight vectors `(num_weights,)` that a way to predict evaluates, each with its other state."""
@@ -259,8 +262,16 @@ class Fit:
         return torch.stack([tensors[name] for tensors in named])
 
     def dense(self, values: Tensor) -> Tensor:
-        """Values of the active weights `(k,)` as a flat weight vector `(num_weights,)`."""
-        return scatter(values, self.topology.positions, self.topology.num_weights)
+        """Values of the active weights `(k,)` as a flat weight vector `(num_weights,)`, written out when it has to be."""
+        return scatter(values, self.topology.positions, self.topology.num_weights, self.layout)
+
+    @property
+    def layout(self) -> Layout | None:
+        """What lets a draw stay unwritten, where that is faster."""
+        positions, counts, _ = self.topology
+        if self._layout is None or self._layout[0] is not positions:
+            self._layout = positions, Layout.where_worthwhile(positions, counts, self.model.shapes)
+        return self._layout[1]
 
     def _with_statistics(self, weights: Tensor, state: State) -> State:
         if self.record.get("batchnorm") == "running" or not batchnorm.has_batchnorm(self.model):

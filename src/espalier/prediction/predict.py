@@ -19,13 +19,39 @@ BATCH = 500
 """Rows of a forward pass without gradients: large enough for two cores, small enough for a cache."""
 NUMBERS = 1 << 22
 """Numbers in such a batch, at most: 16 MB."""
+HELD = 1 << 25
+"""Numbers of which the batches are kept from one draw to the next, at most: 128 MB."""
 
 
-def batches(x: Rows, device: torch.device) -> Iterator[Any]:
-    """The rows of x in order, on the device."""
-    row = sum(leaf.numel() for leaf in nested.leaves(x[torch.arange(min(1, len(x)))]))
-    for batch in in_turn(x, torch.arange(len(x)).split(max(1, min(BATCH, NUMBERS // max(1, row))))):
-        yield to_device(batch, device)
+class Batches:
+    """The rows of x in order, on the device, in batches; for as many passes as are asked for, and made once where they are few.
+
+    across: have them in memory feature by feature, as products over active weights take them.
+    """
+
+    def __init__(self, x: Rows, device: torch.device, *, across: bool = False) -> None:
+        self.x, self.device, self.across = x, device, across and isinstance(x, Tensor) and x.dim() in (2, 4)
+        self.row = sum(leaf.numel() for leaf in nested.leaves(x[torch.arange(min(1, len(x)))]))
+        self.held: list[Any] | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        if self.held is not None or not isinstance(self.x, Tensor) or len(self.x) * self.row > HELD:
+            yield from self.held if self.held is not None else self._made()
+            return
+        self.held = list(self._made())
+        yield from self.held
+
+    def _made(self) -> Iterator[Any]:
+        size = max(1, min(BATCH, NUMBERS // max(1, self.row)))
+        if not isinstance(self.x, Tensor):
+            for batch in in_turn(self.x, torch.arange(len(self.x)).split(size)):
+                yield to_device(batch, self.device)
+            return
+        for batch in self.x.split(size):
+            if self.across:
+                yield batch.to(self.device).flatten(1).t().contiguous().t().view(batch.shape)
+            else:
+                yield to_device(batch, self.device)
 
 
 def to_device(x: Any, device: torch.device) -> Any:
@@ -73,12 +99,13 @@ def moment(outcome: dist.TorchDistribution, name: Literal["mean", "stddev"]) -> 
 
 @torch.no_grad()
 def outcome_of(
-    model: BayesianNetwork, weights: Tensor, x: Rows, state: Mapping[str, Tensor] | None = None
+    model: BayesianNetwork, weights: Tensor, x: Rows | Batches, state: Mapping[str, Tensor] | None = None
 ) -> dist.TorchDistribution:
     """The distribution of y given every row of x `(n, *shape)`, at one flat weight vector, in evaluation mode: on the CPU,
     in float64 from the network's output on, so that the tails of the likelihood keep their digits."""
+    batches = x if isinstance(x, Batches) else Batches(x, weights.device)
     with evaluating(model):
-        parts = [nested.each(_exact, model.evaluate(weights, batch, state)) for batch in batches(x, weights.device)]
+        parts = [nested.each(_exact, model.evaluate(weights, batch, state)) for batch in batches]
     return model.says(nested.each(_joined, *parts), state)
 
 

@@ -29,9 +29,7 @@ class Product(torch.autograd.Function):
         across = features_first(x)
         outputs, inputs = layer.shape
         matrix = compressed(layer.indices.row_starts, layer.indices.columns, values, (outputs, inputs))
-        y: Tensor = matrix @ across
-        if bias is not None:
-            y += bias.unsqueeze(1)
+        y = _added(bias, matrix, across)
         ctx.save_for_backward(x, across, values)
         ctx.layer = layer
         return y.t()
@@ -52,8 +50,15 @@ class Product(torch.autograd.Function):
             zeros = compressed(row_starts, columns, torch.zeros_like(values), (outputs, inputs))
             of_values = torch.sparse.sampled_addmm(zeros, down, across.t(), beta=0.0).values()
         if wants[0]:
-            of_x = (compressed(column_starts, rows, values.index_select(0, order), (inputs, outputs)) @ down).t()
+            matrix = compressed(column_starts, rows, values.index_select(0, order), (inputs, outputs))
+            of_x = _added(None, matrix, down).t()
         return of_x, of_values, bias, None
+
+
+def _added(bias: Tensor | None, matrix: Tensor, across: Tensor) -> Tensor:
+    """`matrix @ across + bias`: torch's `@` of a sparse matrix fills and copies zeros of the result's size on the way."""
+    start = across.new_zeros(1, 1) if bias is None else bias.unsqueeze(1)
+    return torch.addmm(start, matrix, across)
 
 
 def product(x: Tensor, values: Tensor, bias: Tensor | None, layer: Layer) -> Tensor:

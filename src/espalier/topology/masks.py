@@ -111,26 +111,35 @@ def _assemble(shapes: Shapes, counts: Sequence[int], score: Callable[[int], Tens
     return Topology(torch.cat(parts), tuple(counts), sizes)
 
 
-def keep_top(score: Tensor, count: int) -> Tensor:
-    """Mask `(n,)` of exactly `count` entries: the largest scores, ties to the lower position.
+def keep_top(score: Tensor, count: int, among: Tensor | None = None) -> Tensor:
+    """Mask `(n,)` of exactly `count` entries: the largest scores, ties to the lower position. among: which may be chosen,
+    `(n,)` bool, at least `count`; None is all.
 
     `topk` breaks ties in no stated order, and exact zeros are common, so: everything above the threshold, then the first
     ones at it.
     """
     if count <= 0:
         return torch.zeros_like(score, dtype=torch.bool)
-    threshold = _kth(score, score.numel() - count)
+    threshold = _kth_largest(score.detach(), count, among)
     kept = score > threshold
-    missing = count - int(kept.sum())
-    kept[(score == threshold).nonzero()[:missing, 0]] = True
+    if among is not None:
+        kept &= among
+    missing = count - int(kept.count_nonzero())  # `sum` would make integers of them all
+    at = score == threshold
+    if among is not None:
+        at &= among
+    kept[at.nonzero()[:missing, 0]] = True
     return kept
 
 
-def _kth(score: Tensor, place: int) -> Tensor:
-    """The value at a place, from 0, of the sorted scores `(n,)`. NumPy needs a third of torch's memory for it."""
-    if score.device.type != "cpu":
-        return score.kthvalue(place + 1).values
-    return torch.as_tensor(np.partition(score.detach().numpy(), place)[place])
+def _kth_largest(scores: Tensor, count: int, among: Tensor | None) -> Tensor:
+    """The smallest of the `count` largest scores. On the CPU by NumPy, which needs a third of torch's memory for it."""
+    if scores.device.type != "cpu":
+        pool = scores if among is None else scores[among]
+        return pool.kthvalue(len(pool) - count + 1).values
+    numbers = scores.numpy().copy() if among is None else scores.numpy()[among.numpy()]
+    numbers.partition(len(numbers) - count)
+    return torch.as_tensor(numbers[len(numbers) - count])
 
 
 def drop_and_grow(topology: Topology, drop_score: Tensor, grow_score: Tensor, fraction: float) -> Move:
@@ -155,8 +164,7 @@ def drop_and_grow(topology: Topology, drop_score: Tensor, grow_score: Tensor, fr
         count = len(old)
         exchanged = min(math.floor(fraction * count), size - count)
         kept = old[keep_top(score, count - exchanged)]
-        best = grow_score[start : start + size].masked_fill(~free, -torch.inf)
-        grown = keep_top(best, exchanged).nonzero().squeeze(1) + start
+        grown = keep_top(grow_score[start : start + size], exchanged, free).nonzero().squeeze(1) + start
         place, order = torch.cat([topology.positions[kept], grown]).sort()
         positions.append(place)
         sources.append(torch.cat([kept, torch.full_like(grown, -1)])[order])

@@ -52,7 +52,7 @@ DROP_SCORES: dict[str, DropScore] = {"magnitude": magnitude, "snr": snr, "snr-ma
 
 def gradient(evidence: Evidence) -> Tensor:
     """|dL/dW| at Z * u, L the mean likelihood loss (RigL, Evci et al. 2020)."""
-    return evidence.gradient.abs()
+    return evidence.gradient.abs_()  # in place: of a large network a copy would be as much as all else
 
 
 def at_random(evidence: Evidence) -> Tensor:
