@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from espalier import shelf
 from espalier.network import BayesianNetwork, under
 from espalier.prediction.fit import Fit
-from espalier.topology.masks import erk, from_bits
+from espalier.topology import codes
+from espalier.topology.masks import erk
 from espalier.training.options import Training
 from espalier.training.streams import Streams
 from rounding import close
@@ -84,7 +85,7 @@ def topologies(watch: Recorder, sizes: tuple[int, ...], trainings: int) -> list[
     """Positions of each training, from the last checkpoint: it holds them all."""
     found, tensors = [], watch.checkpoints[-1].tensors
     for _ in range(trainings):
-        found.append(from_bits(tensors["topology"], sizes).positions)
+        found.append(codes.read(tensors, sizes).positions)
         tensors = under("next.", tensors)
     assert not tensors
     return found

@@ -23,7 +23,8 @@ from espalier.prediction.fit import Fit, How, State
 from espalier.prediction.predict import predictive
 from espalier.sparse import scatter
 from espalier.store import Bundle
-from espalier.topology.masks import from_bits, keep_top, to_bits
+from espalier.topology import codes
+from espalier.topology.masks import keep_top
 
 By = Literal["magnitude", "layer-magnitude", "snr", "inclusion"]
 Structure = Literal["weights", "channels"]
@@ -72,13 +73,13 @@ class Frozen(NamedTuple):
         return self.model.network(self.dense(0), self.state(0)).eval()
 
     def bundle(self) -> Bundle:
-        """As tensors and JSON: positions a bit each, values of active weights only."""
-        tensors = {"topology": to_bits(self.topology), "values": self.values}
+        """As tensors and JSON: positions by their gaps, values of active weights only."""
+        tensors = {codes.NAME: codes.to_gaps(self.topology), "values": self.values}
         return Bundle(tensors | {f"state.{n}": t for n, t in self.states.items()}, {"sizes": list(self.topology.sizes)})
 
     @classmethod
     def from_bundle(cls, model: BayesianNetwork, bundle: Bundle) -> Frozen:
-        topology = from_bits(bundle.tensors["topology"], bundle.facts["sizes"])
+        topology = codes.read(bundle.tensors, bundle.facts["sizes"])
         return cls(model, topology, bundle.tensors["values"], under("state.", bundle.tensors))
 
 
@@ -220,7 +221,7 @@ def _re_estimated(pruned: Frozen, inputs: list[Tensor]) -> Frozen:
 
 
 def facts(frozen: Frozen) -> dict[str, Any]:
-    """Sizes of a predictor, JSON-able: never tested, only reported. bytes: of its tensors, positions a bit each."""
+    """Sizes of a predictor, JSON-able: never tested, only reported. bytes: of its tensors, positions by their gaps."""
     tensors = frozen.bundle().tensors
     return {
         "num_active": frozen.topology.num_active,

@@ -31,7 +31,8 @@ from espalier.prediction.mixture import Mixture
 from espalier.prediction.predict import Batches, in_units, outcome_of, parameters_of
 from espalier.sparse import Layout, scatter
 from espalier.store import Bundle
-from espalier.topology.masks import from_bits, pack_bits, to_bits, unpack_bits
+from espalier.topology import codes
+from espalier.topology.masks import pack_bits, unpack_bits
 
 if TYPE_CHECKING:
     import xarray
@@ -292,7 +293,7 @@ class Fit:
 
     def bundle(self) -> Bundle:
         """Everything as tensors and JSON: bit-packed masks, values for active weights only."""
-        tensors = {"topology": to_bits(self.topology), "values": self.pairs.values}
+        tensors = {codes.NAME: codes.to_gaps(self.topology), "values": self.pairs.values}
         if self.keep_prob < 1:
             tensors["keep"] = pack_bits(self.pairs.keep)
         if self.pairs.scales is not None:
@@ -345,7 +346,7 @@ class Fit:
         tensors, facts = store.read_bundle(folder / "fit.safetensors")
         if tuple(facts["sizes"]) != model.sizes:
             raise ValueError(f"expected a network with layers of {tuple(facts['sizes'])} weights, got {model.sizes}")
-        topology = from_bits(tensors["topology"], facts["sizes"])
+        topology = codes.read(tensors, facts["sizes"])
         if "values" in tensors:  # as files were before pairs had their own
             count = len(tensors["values"])
             stacked = {name: tensor for name, tensor in tensors.items() if _is_of_pairs(name)}

@@ -1,6 +1,7 @@
 """The deterministic mask M and how it moves: pure functions on sorted positions.
 
 masks.py       allocation (ERK, uniform), initial topologies, drop and grow, bits
+codes.py       a topology as few bytes: its gaps
 schedules.py   when it moves and on what evidence: RigL, SET, static, gradual, one-shot
 options.py     the options of a topology that programs share (tested in ../runs/test_recipes.py)
 """

@@ -12,7 +12,7 @@ from espalier.contracts import Evidence, Schedule
 from espalier.guides.masked import MaskedGuide
 from espalier.network import BayesianNetwork, under
 from espalier.store import Bundle
-from espalier.topology.masks import from_bits, to_bits
+from espalier.topology import codes
 from espalier.training import distributed, objective, rates
 
 
@@ -95,7 +95,7 @@ class Loop:
 
     def state(self) -> Bundle:
         """Everything that the next step depends on, but for the random streams."""
-        tensors = {"topology": to_bits(self.guide.topology), **self.guide.lengthwise()}
+        tensors = {codes.NAME: codes.to_gaps(self.guide.topology), **self.guide.lengthwise()}
         tensors |= {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         for index, slots in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": slot for name, slot in slots.items() if slot is not None}
@@ -104,7 +104,7 @@ class Loop:
     def restore(self, state: Bundle) -> None:
         """Continue from `state`."""
         tensors = state.tensors
-        topology = from_bits(tensors["topology"], self.guide.sizes)
+        topology = codes.read(tensors, self.guide.sizes)
         device = self.guide.values.device
         self.guide.positions, self.guide.counts = topology.positions.to(device), topology.counts
         for name, parameter in self.guide.named_parameters():
