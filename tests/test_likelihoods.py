@@ -20,6 +20,7 @@ from espalier.inference import cigl
 from espalier.likelihoods import LIKELIHOODS, Normal
 from espalier.network import BayesianNetwork, under
 from espalier.prediction import evaluate
+from espalier.prediction.datatree import to_datatree
 from zoo import meet, mlp, prior_draw, sites, train_some_steps
 
 pytestmark = pytest.mark.usefixtures("own_store")
@@ -230,7 +231,7 @@ def test_a_gpytorch_likelihood_trains_and_scores_as_scipy_says(name):
     right = (own.logpmf if hasattr(own, "logpmf") else own.logpdf)(targets)
     found = evaluate(fit, data)["predict"]["mean"]
     assert found["nll"] == pytest.approx(-right.mean(), rel=1e-6)
-    tree = fit.to_datatree(data.test.x, data.test.y, "mean")
+    tree = to_datatree(fit.mixture(data.test.x, "mean"), data.test.y)
     np.testing.assert_allclose(tree["log_likelihood"]["y"].values[0, 0], right, rtol=1e-6)
     assert tree["posterior_predictive"]["y"].shape == (1, 1, len(targets))
     few = data.test.x[: max(2, width)]  # as many rows as features, which GPyTorch's softmax would transpose

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import xarray
 
 import espalier
 from commands import WAYS, fit, spoken
@@ -98,3 +99,21 @@ def test_a_truncated_or_altered_run_file_is_refused(
 def test_a_folder_that_is_no_run_is_said_to_be_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for command in ("evaluate", "resume"):
         assert "expected a run folder" in spoken(capsys, [command, str(tmp_path)])
+
+
+def test_all_draws_are_saved_as_labelled_arrays_with_runs_as_chains(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["evaluate", str(run), str(run), "--save", str(tmp_path / "draws.zarr"), "--ways", "redraw", "--num-samples", "3"]
+    assert main(words) == 0
+    assert "draws.zarr, by xarray.open_datatree" in capsys.readouterr().out
+    tree = xarray.open_datatree(tmp_path / "draws.zarr", engine="zarr")
+    assert [tree["predictions"].sizes[name] for name in ("chain", "draw", "class")] == [2, 3, 10]
+    for wrong, sentence in (
+        (words, "draws.zarr exists: choose another name or remove it"),
+        ([*words[:4], str(tmp_path / "b.zarr"), "--ways", "pears"], "expected ways to predict of ticket, pairs"),
+        ([*words[:4], str(tmp_path / "b.zarr"), "--layers", "z"], "got 'z'"),
+    ):
+        assert main(wrong) == 2
+        assert sentence in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["draws.zarr"]

@@ -68,7 +68,7 @@ class Notes:
 
 
 @functools.cache
-def trained(name: str) -> tuple[Fit, Notes]:
+def trained(name: str, seed: int = 2) -> tuple[Fit, Notes]:
     """`mlp` or `conv`, with `-rescaled`, `-running` (batch-norm buffers as training left them) or `-rigl` behind it."""
     net = conv_net if name.startswith("conv") else mlp_net
     notes = Notes()
@@ -85,7 +85,7 @@ def trained(name: str) -> tuple[Fit, Notes]:
     else:
         options = {**OPTIONS, "rescale": name.endswith("-rescaled")}
         infer = shelf.load("inference", "cigl")
-    return infer(BayesianNetwork(net()), digits(), training=training, seed=2, watch=notes, **options), notes
+    return infer(BayesianNetwork(net()), digits(), training=training, seed=seed, watch=notes, **options), notes
 
 
 CIGL = ["mlp", "mlp-rescaled", "conv", "conv-rescaled"]

@@ -17,6 +17,7 @@ from espalier import BayesianNetwork, Data, Fit, Split, Training
 from espalier.inference import cigl, distilled
 from espalier.nested import Together
 from espalier.prediction import evaluate
+from espalier.prediction.datatree import to_datatree
 
 RNG = np.random.default_rng(3)
 N, EPOCHS = 96, 4
@@ -160,7 +161,7 @@ def test_several_real_targets_have_scores_in_their_own_units(two_columns):
 
 
 def test_several_real_targets_have_a_tree(two_columns):
-    tree = two_columns.to_datatree(FEATURES, COLUMNS.in_units(TWO))
+    tree = to_datatree(two_columns.mixture(FEATURES), COLUMNS.in_units(TWO))
     pairs = len(two_columns.pairs.values)
     assert tree["posterior_predictive"]["y"].dims == ("chain", "draw", "observation", "output")
     assert tree["log_likelihood"]["y"].shape == (1, pairs, N)
@@ -189,7 +190,7 @@ def test_counts_in_two_columns_keep_their_support():
     data = data_of(FEATURES, counts, (4,), None)
     model = BayesianNetwork(net(), likelihood=lambda o: dist.Poisson(o.exp()))
     fit = trained(model, data)
-    drawn = fit.to_datatree(FEATURES, counts)["posterior_predictive"]["y"].values
+    drawn = to_datatree(fit.mixture(FEATURES), counts)["posterior_predictive"]["y"].values
     assert (drawn >= 0).all()
     assert (drawn == np.rint(drawn)).all()
     wrong = counts.clone()
@@ -213,7 +214,7 @@ def test_sequences_of_labels_have_scores_intervals_and_a_tree():
     assert found["accuracy"] == pytest.approx((mean.argmax(-1) == WORDS.numpy()).mean())
     assert found["nll"] == pytest.approx(-np.log(np.take_along_axis(mean, WORDS.numpy()[..., None], -1)).mean(), rel=1e-6)
     assert found["accuracy_interval"][0] < found["accuracy"] < found["accuracy_interval"][1]
-    tree = fit.to_datatree(FEATURES, WORDS)
+    tree = to_datatree(fit.mixture(FEATURES), WORDS)
     assert tree["posterior_predictive"]["y"].dims == ("chain", "draw", "observation", "output")
     assert tree["predictions"]["probability"].shape[-3:] == (N, 5, 3)
     logs = np.log(np.take_along_axis(probs.numpy(), WORDS.numpy()[None, ..., None], -1))[..., 0].sum(-1)
@@ -227,7 +228,7 @@ def test_masks_have_scores_and_a_tree():
     fit = trained(BayesianNetwork(net(lambda o: o.view(-1, 3, 4), width=12), likelihood="bernoulli"), data, distilled.infer)
     found = evaluate(fit, data)["predict"]
     assert found["distilled"]["num_labels"] == 12 * N
-    tree = fit.to_datatree(FEATURES, masks.long())
+    tree = to_datatree(fit.mixture(FEATURES), masks.long())
     assert tree["posterior_predictive"]["y"].dims == ("chain", "draw", "observation", "output_0", "output_1")
     assert set(np.unique(tree["posterior_predictive"]["y"])) == {0, 1}
     one_event = BayesianNetwork(

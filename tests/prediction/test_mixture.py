@@ -18,6 +18,7 @@ from espalier import BayesianNetwork, Data, Fit, Training
 from espalier.data import from_arrays
 from espalier.inference import cigl
 from espalier.prediction import Mixture, evaluate
+from espalier.prediction.datatree import to_datatree
 from espalier.prediction.mixture import crps_of_draws
 from espalier.prediction.predict import parameters_of
 
@@ -114,7 +115,7 @@ def test_log_likelihood_is_scipys_by_the_mixture_the_tree_and_evaluate(name: str
     np.testing.assert_allclose(mixture.log_probs(y).detach(), pointwise, rtol=1e-6, atol=1e-7)
     expected = np.log(np.exp(pointwise).mean(0))
     np.testing.assert_allclose(mixture.log_prob(y).detach(), expected, rtol=1e-6, atol=1e-7)
-    tree = fit.to_datatree(x, y)
+    tree = to_datatree(fit.mixture(x), y)
     np.testing.assert_allclose(tree["log_likelihood"]["y"][0], pointwise, rtol=1e-6, atol=1e-7)
     assert evaluate(fit, data)["predict"]["pairs"]["nll"] == pytest.approx(-expected.mean(), rel=1e-6)
     last = fit.history[-1]["validation_nll"]
@@ -235,7 +236,7 @@ def test_one_logit_keeps_the_digits_of_both_probabilities() -> None:
     )  # fmt: skip
     probs = fit.predict(data.test.x)[0].numpy()
     np.testing.assert_allclose(-np.log(probs[:, 0]), 20.000000002061153, rtol=1e-12)
-    tree = fit.to_datatree(data.test.x, torch.zeros(len(data.test.y), dtype=torch.int64))
+    tree = to_datatree(fit.mixture(data.test.x), torch.zeros(len(data.test.y), dtype=torch.int64))
     np.testing.assert_allclose(tree["log_likelihood"]["y"], -20.000000002061153, rtol=1e-12)
 
 

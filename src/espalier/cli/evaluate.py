@@ -22,27 +22,42 @@ def evaluate(words: list[str]) -> int:
     parser.add_argument("--data", metavar="PATH", help="where the run's own file or folder of data has moved")
     parser.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
     parser.add_argument("--picture", type=Path, help="also draw the reliability of all runs side by side")
+    parser.add_argument("--save", type=Path, metavar="DIR.zarr", help="also write all draws as labelled arrays, runs as chains")
+    parser.add_argument("--ways", nargs="+", default=["pairs"], metavar="WAY", help="of --save: ways to predict (default: pairs)")
+    parser.add_argument("--layers", nargs="+", default=[], metavar="NAME", help="of --save: tensors whose weights are kept")
     parser.add_argument("--json", action="store_true", help="print one JSON object, and nothing else, on stdout")
     arguments = parser.parse_args(words)
 
     from espalier import runs
     from espalier.cli.tables import score_table
     from espalier.pictures import plots
+    from espalier.prediction import labelled
     from espalier.training.streams import find_device
 
     if not 1 <= arguments.num_samples <= 10_000:
         raise ValueError(f"expected --num-samples of 1 to 10,000, got {arguments.num_samples}")
     if arguments.picture is not None:
         plots.check_free(arguments.picture)
+    if arguments.save is not None:
+        labelled.check_new(arguments.save)
     for folder in arguments.run:
         runs.check_finished(folder)
     device = find_device(arguments.device)
     results, panels = {}, {}
-    for folder in arguments.run:
-        fit, data = runs.load(folder).to(device), runs.data_of(folder, arguments.data_dir, arguments.data)
+    places = (arguments.data_dir, arguments.data)
+    loaded = [(runs.load(folder).to(device), runs.data_of(folder, *places)) for folder in arguments.run]
+    fits = [fit for fit, _ in loaded]
+    if arguments.save is not None:
+        if len(different := {data.hashes[arguments.split] for _, data in loaded}) > 1:
+            raise ValueError(f"expected runs of one {arguments.split} split for --save, got {len(different)} different ones")
+        labelled.check(fits, loaded[0][1], [arguments.split], arguments.ways, arguments.layers)
+    for folder, (fit, data) in zip(arguments.run, loaded, strict=True):
         results[str(folder)], ticket = scored(folder, fit, data, arguments.split, arguments.num_samples)
         if data.num_classes is not None:
             panels[f"{folder}: ticket"] = ticket
+    if arguments.save is not None:
+        options = {"splits": [arguments.split], "ways": arguments.ways, "layers": arguments.layers}
+        labelled.save_tree(arguments.save, fits, loaded[0][1], num_samples=arguments.num_samples, **options)
     if panels and arguments.picture:
         plots.save(plots.reliability(panels), arguments.picture)
     if arguments.json:
@@ -51,6 +66,8 @@ def evaluate(words: list[str]) -> int:
         print(score_table(results, arguments.split))
         if arguments.picture:
             print(f"\nReliability diagram: {arguments.picture}")
+        if arguments.save:
+            print(f"\nLabelled results: {arguments.save}, by xarray.open_datatree")
     return 0
 
 

@@ -5,7 +5,9 @@ predict.py      one forward pass of all rows, in batches, at one weight vector
 batchnorm.py    statistics re-estimated for a weight vector
 evaluation.py   every way to predict, every score, with intervals
 mixture.py      the posterior predictive of any likelihood: a mixture of its own distributions
-datatree.py     predictive draws as labelled arrays, for ArviZ
+datatree.py     a mixture at rows of your own as labelled arrays, for ArviZ
+labelled.py     fits on a data set as labelled arrays: in memory, or a Zarr store written draw by draw
+plain_pyro.py   results of plain Pyro as an ArviZ DataTree
 costs.py        FLOPs of training and prediction, bytes of state and file
 """
 
@@ -23,6 +25,9 @@ from espalier.prediction.fit import Fit as Fit
 from espalier.prediction.fit import How as How
 from espalier.prediction.fit import Pair as Pair
 from espalier.prediction.fit import Pairs as Pairs
+from espalier.prediction.labelled import save_tree as save_tree
+from espalier.prediction.labelled import tree_of as tree_of
 from espalier.prediction.mixture import Mixture as Mixture
+from espalier.prediction.plain_pyro import from_pyro as from_pyro
 from espalier.prediction.predict import parameters_of as parameters_of
 from espalier.prediction.predict import predictive as predictive

@@ -1,4 +1,4 @@
-"""Predictive draws as labelled arrays: an ArviZ DataTree."""
+"""Predictive draws at rows of one's own as labelled arrays: an ArviZ DataTree. Of a data set's rows: `labelled.py`."""
 
 from __future__ import annotations
 

@@ -26,7 +26,6 @@ from espalier.contracts import Data, Rows, Topology
 from espalier.guides.masked import Mask, draw_mask
 from espalier.network import BayesianNetwork, under
 from espalier.prediction import batchnorm
-from espalier.prediction.datatree import to_datatree
 from espalier.prediction.mixture import Mixture
 from espalier.prediction.predict import Batches, in_units, outcome_of, parameters_of
 from espalier.sparse import Layout, scatter
@@ -236,11 +235,20 @@ class Fit:
         return self.model.network(weights, state).eval()
 
     def to_datatree(
-        self, x: Rows | Inputs, y: Tensor, how: How = "pairs", *, num_samples: int = 16, seed: int = 0
+        self,
+        data: Data,
+        *,
+        splits: Sequence[str] = ("test",),
+        ways: Sequence[How] = ("pairs",),
+        layers: Sequence[str] = (),
+        num_samples: int = 16,
+        seed: int = 0,
     ) -> xarray.DataTree:
-        """Predictive draws for x with outcomes y `(n,)` (regression: in the data's units) as an ArviZ DataTree."""
-        mixture = self.mixture(x, how, num_samples=num_samples, seed=seed)
-        return to_datatree(mixture, torch.as_tensor(y), seed=seed)
+        """Predictive draws for the rows of `data` as an ArviZ DataTree: `tree_of` this fit alone. Of rows and outcomes
+        of your own, `espalier.prediction.to_datatree(fit.mixture(x, way), y)`."""
+        from espalier.prediction.labelled import tree_of
+
+        return tree_of(self, data, splits=splits, ways=ways, layers=layers, num_samples=num_samples, seed=seed)
 
     def to(self, device: str | torch.device) -> Fit:
         """The same fit on another device, moved in place."""

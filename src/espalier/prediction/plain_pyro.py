@@ -1,0 +1,109 @@
+"""Results of plain Pyro as an ArviZ DataTree: MCMC, or samples of `Predictive`. ArviZ 1.x brings no such converter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyro
+import torch
+from pyro.infer import MCMC
+from torch import Tensor
+
+if TYPE_CHECKING:
+    import xarray
+
+Samples = Mapping[str, Tensor]
+
+
+def from_pyro(
+    posterior: MCMC | Samples | None = None,
+    posterior_predictive: Samples | None = None,
+    *,
+    prior: Samples | None = None,
+    prior_predictive: Samples | None = None,
+    predictions: Samples | None = None,
+    log_likelihood: Samples | None = None,
+    observed_data: Samples | None = None,
+    constant_data: Samples | None = None,
+    model: Any = None,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    num_chains: int = 1,
+    coords: Mapping[str, Any] | None = None,
+    dims: Mapping[str, Sequence[str]] | None = None,
+) -> xarray.DataTree:
+    """A DataTree with a group for everything that is given, dims chain, draw and the sites' own.
+
+    posterior: a finished `MCMC`, its chains kept apart, or samples `(S, ...)` by site as `Predictive` and `get_samples()` return
+    them, chain after chain where num_chains is more than one. posterior_predictive, predictions: samples `(S, ...)` of
+    `Predictive`. prior, prior_predictive: as many as there are, one chain. model, args, kwargs: the program and what it is called
+    with, observations included: then `observed_data` is taken from its observed sites, and `log_likelihood` (nats, one number for
+    each independent observation, without plate or `scale` factors) computed at every posterior draw, where they are not given.
+
+    Raises ValueError where nothing is given, or samples do not divide into `num_chains` chains of one length.
+    """
+    from arviz_base import from_dict
+
+    if isinstance(posterior, MCMC):
+        own = {name: value.detach() for name, value in posterior.get_samples(group_by_chain=True).items()}
+        num_chains = next(iter(own.values())).shape[0]
+    else:
+        own = {name: _chains(name, value, num_chains) for name, value in (posterior or {}).items()}
+    groups: dict[str, Any] = {"posterior": own} if own else {}
+    drawn = {"posterior_predictive": posterior_predictive, "predictions": predictions, "log_likelihood": log_likelihood}
+    for group, samples in {**drawn, "prior": prior, "prior_predictive": prior_predictive}.items():
+        if samples:
+            chains = 1 if group.startswith("prior") else num_chains
+            groups[group] = {name: _chains(name, value, chains) for name, value in samples.items()}
+    if model is not None and own:
+        seen, logs = _of_model(model, own, args, kwargs or {})
+        groups.setdefault("log_likelihood", logs)
+        observed_data = observed_data or seen
+    for group, values in (("observed_data", observed_data), ("constant_data", constant_data)):
+        if values:
+            groups[group] = dict(values)
+    if not groups:
+        raise ValueError("expected a posterior, or any other group, got none")
+    arrays = {
+        group: {name: np.asarray(torch.as_tensor(value).detach().cpu()) for name, value in values.items()}
+        for group, values in groups.items()
+    }
+    tree: xarray.DataTree = from_dict(arrays, coords=coords, dims=dims, pred_dims=dims)
+    return tree
+
+
+def _chains(name: str, samples: Tensor, num_chains: int) -> Tensor:
+    """`(S, ...)` as `(chains, S / chains, ...)`."""
+    samples = torch.as_tensor(samples).detach()
+    if not samples.dim() or num_chains < 1 or len(samples) % num_chains:
+        raise ValueError(
+            f"expected samples of {name} that divide into {num_chains} chains, got shape {tuple(samples.shape)}: mend num_chains"
+        )
+    return samples.reshape(num_chains, -1, *samples.shape[1:])
+
+
+def _of_model(
+    model: Any, posterior: Samples, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Observed sites and their log-likelihoods `(chain, draw, ...)`."""
+    chains, draws = next(iter(posterior.values())).shape[:2]
+    seen: dict[str, Tensor] = {}
+    logs: dict[str, list[Tensor]] = {}
+    for chain in range(chains):
+        for draw in range(draws):
+            at = {name: value[chain, draw] for name, value in posterior.items()}
+            with torch.no_grad():
+                trace = pyro.poutine.trace(pyro.poutine.condition(model, at)).get_trace(*args, **kwargs)
+                trace.compute_log_prob()
+            for name, site in trace.nodes.items():
+                if site["type"] == "sample" and site["is_observed"] and name not in at and not _is_factor(site):
+                    seen[name] = site["value"]
+                    logs.setdefault(name, []).append(site["unscaled_log_prob"])
+    return seen, {name: torch.stack(own).reshape(chains, draws, *own[0].shape) for name, own in logs.items()}
+
+
+def _is_factor(site: Mapping[str, Any]) -> bool:
+    """A `pyro.factor`, or a plate: nothing was observed there."""
+    return isinstance(site["fn"], pyro.distributions.Unit) or type(site["fn"]).__name__ == "_Subsample"

@@ -1,0 +1,81 @@
+"""Claims about results of plain Pyro as labelled arrays: chains apart, log-likelihoods of every observation, groups by name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import MCMC, NUTS, SVI, Predictive, TraceMeanField_ELBO
+from pyro.infer.autoguide import AutoNormal
+from torch import Tensor
+
+from espalier.prediction import from_pyro
+
+X = torch.linspace(-1, 1, 12)
+Y = 2 * X + 0.3 * torch.sin(40 * X)
+
+
+def line(x: Tensor, y: Tensor | None = None) -> Any:
+    slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+    scale = pyro.sample("scale", dist.HalfNormal(1.0))
+    pyro.factor("nothing", torch.tensor(0.0))
+    with pyro.plate("data", len(x)), pyro.poutine.scale(scale=3.0):
+        return pyro.sample("y", dist.Normal(slope * x, scale), obs=y)
+
+
+def test_mcmc_keeps_its_chains_and_says_every_observations_log_likelihood() -> None:
+    torch.manual_seed(0)
+    mcmc = MCMC(NUTS(line), num_samples=6, warmup_steps=6, disable_progbar=True)
+    mcmc.run(X, Y)
+    tree = from_pyro(mcmc, model=line, args=(X, Y), dims={"y": ["observation"]}, coords={"observation": np.arange(12)})
+    assert set(tree.children) == {"posterior", "log_likelihood", "observed_data"}
+    assert dict(tree["posterior"].sizes) == {"chain": 1, "draw": 6}
+    assert tree["log_likelihood"]["y"].dims == ("chain", "draw", "observation")
+    slope, scale = (tree["posterior"][name].values[..., None] for name in ("slope", "scale"))
+    by_hand = -0.5 * ((Y.numpy() - slope * X.numpy()) / scale) ** 2 - np.log(scale) - 0.5 * np.log(2 * np.pi)
+    np.testing.assert_allclose(tree["log_likelihood"]["y"], by_hand, rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(tree["observed_data"]["y"], Y)
+
+
+def test_samples_of_predictive_make_every_group() -> None:
+    pyro.set_rng_seed(0)
+    with pyro.get_param_store().scope():
+        guide = AutoNormal(line)
+        SVI(line, guide, pyro.optim.Adam({"lr": 0.01}), TraceMeanField_ELBO()).step(X, Y)
+        posterior = Predictive(guide, num_samples=8, return_sites=["slope", "scale"])(X)
+        predictive = Predictive(line, posterior, return_sites=["y"])(X)
+        prior = Predictive(line, num_samples=5)(X)
+    tree = from_pyro(
+        posterior,
+        predictive,
+        prior={name: prior[name].squeeze(-1) for name in ("slope", "scale")},
+        prior_predictive={"y": prior["y"]},
+        constant_data={"x": X},
+        observed_data={"y": Y},
+        num_chains=2,
+        dims={"y": ["observation"], "x": ["observation"]},
+    )
+    assert dict(tree["posterior"].sizes) == {"chain": 2, "draw": 4}
+    np.testing.assert_array_equal(tree["posterior"]["slope"].values.ravel(), posterior["slope"].detach().ravel())
+    assert dict(tree["posterior_predictive"].sizes) == {"chain": 2, "draw": 4, "observation": 12}
+    assert dict(tree["prior_predictive"].sizes) == {"chain": 1, "draw": 5, "observation": 12}
+    assert tree["constant_data"]["x"].dims == ("observation",)
+
+
+@pytest.mark.parametrize(
+    ("called", "sentence"),
+    [
+        (lambda: from_pyro(), "expected a posterior, or any other group, got none"),
+        (lambda: from_pyro({"a": torch.zeros(7)}, num_chains=2), "expected samples of a that divide into 2 chains"),
+        (lambda: from_pyro({"a": torch.zeros(())}), "got shape ()"),
+    ],
+)
+def test_what_makes_no_tree_is_refused(called: Callable[[], Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        called()
