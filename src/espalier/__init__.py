@@ -5,7 +5,7 @@ From the bottom to the top, each using only what stands below it:
 nested.py      tensors in tuples and dicts
 calibration    scores with intervals; no torch        contracts.py, store.py, shelf.py   words, files, programs by name
 topology       the mask M and its schedules           data, pictures                     sets; plots as data
-sparse         weights that are not written out
+sparse         weights that are not written out       pages                              what people read, as HTML
 distributions  priors, masked weights, subsets
 likelihoods.py from an output to the distribution of y
 network.py     the model

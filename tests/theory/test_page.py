@@ -40,8 +40,8 @@ def test_the_heading_counts_the_claims_that_hold() -> None:
 
 def test_every_claim_has_a_line_that_leads_to_its_section_with_its_pictures() -> None:
     read = Read(page([HOLDS, FAILS], {"kl-bound": ["kl-1.png", "kl-2.png"], "sign": []}, quick=False))
-    assert read.anchors == {"kl-bound", "sign"}
-    assert read.links == {"#kl-bound", "#sign"}
+    assert read.anchors == {"main", "kl-bound", "sign"}
+    assert read.links == {"#main", "#kl-bound", "#sign"}
     assert read.images == ["kl-1.png", "kl-2.png"]
     for said in ("the KL <= its bound", "note 2.5; 1.2 s", "Discrepancy 2, tolerance 1 relative", "Where p > 1/2."):
         assert said in read.text
