@@ -54,6 +54,24 @@ def test_a_cell_is_what_its_runs_predict(done: tuple[Grid, Path, compare.Outcome
             assert arrays["hit"].mean() == expected["accuracy"]
 
 
+@pytest.mark.parametrize("name", ["vector", "beta"])
+def test_a_calibrator_of_many_numbers_is_kept_in_the_record_and_is_no_column(
+    name: str, done: tuple[Grid, Path, compare.Outcome]
+) -> None:
+    grid, out, _ = done
+    cell = grid.cells[0]._replace(calibrate=name, name=f"{name}-of-many")
+    compare.score(out, 4, "test", cell)
+    found = json.loads((out / "cells" / f"{cell.name}.json").read_text())
+    data = runs.data_of(out / "runs" / cell.runs[0])
+    fit = runs.load(out / "runs" / cell.runs[0])
+    p = {part: predictions(fit, data, part, ways=[cell.predict])[cell.predict] for part in ("validation", "test")}
+    calibrator = calibrators.CALIBRATORS[name]
+    after = calibrator.apply(p["test"], calibrator.fit(p["validation"], data.validation.y.numpy()))
+    assert found["scores"]["nll"] == calibration.nll(after, data.test.y.numpy())
+    np.testing.assert_array_equal(calibrator.apply(p["test"], found["fitted"][name]), after)
+    assert name not in found["facts"]
+
+
 def test_differences_are_paired_by_seed_and_example(done: tuple[Grid, Path, compare.Outcome]) -> None:
     grid, out, outcome = done
     assert len(outcome.differences) == 5

@@ -30,7 +30,7 @@ MANY_CLASSES = 20
 _BLOCK = 4_000_000  # simulated examples held at once: about 64 MiB at the widest
 
 
-def _require(holds: bool, expected: str, got: object, remedy: str) -> None:
+def require(holds: bool, expected: str, got: object, remedy: str) -> None:
     if not holds:
         raise ValueError(f"expected {expected}, got {got}; {remedy}")
 
@@ -41,7 +41,7 @@ def array(values: ArrayLike, dtype: type | None = None) -> NDArray[Any]:
 
 
 def _tail(level: float) -> float:
-    _require(0 < level < 1, "level between 0 and 1", level, f"use {LEVEL}")
+    require(0 < level < 1, "level between 0 and 1", level, f"use {LEVEL}")
     return (1 - level) / 2
 
 
@@ -60,11 +60,11 @@ def probabilities(probs: ArrayLike) -> Floats:
     """`probs` as float64 `(n, C)` in [0, 1]. float32 means of softmaxes reach 1.0000004, which some libraries take for
     logits and push through a second softmax; here they are clamped."""
     p: Floats = array(probs, np.float64)
-    _require(p.ndim == 2 and p.size > 0, "probs of shape (n, C)", p.shape, "average over the draws first")
-    _require(bool(np.isfinite(p).all()), "finite probs", "nan or infinity", "look for a diverged fit")
+    require(p.ndim == 2 and p.size > 0, "probs of shape (n, C)", p.shape, "average over the draws first")
+    require(bool(np.isfinite(p).all()), "finite probs", "nan or infinity", "look for a diverged fit")
     worst = max(float(np.abs(p.sum(1) - 1).max()), float(-p.min()))
     remedy = "divide them by their sums, if they were rounded" if worst < 0.05 and p.min() >= 0 else "softmax the logits"
-    _require(worst <= 1e-3, "rows of probs that sum to 1", f"one off by {worst:.3g}", remedy)
+    require(worst <= 1e-3, "rows of probs that sum to 1", f"one off by {worst:.3g}", remedy)
     return np.clip(p, 0.0, 1.0)
 
 
@@ -72,19 +72,19 @@ def classification(probs: ArrayLike, labels: ArrayLike) -> tuple[Floats, Ints]:
     """The one door: `probs` (see `probabilities`) and int64 `labels` `(n,)` in 0..C-1, or a ValueError."""
     p, y = probabilities(probs), array(labels)
     fits = y.dtype.kind in "iu" and y.shape == p.shape[:1]
-    _require(fits, f"integer labels of shape ({len(p)},)", f"{y.dtype} {y.shape}", "pass one class index per row")
+    require(fits, f"integer labels of shape ({len(p)},)", f"{y.dtype} {y.shape}", "pass one class index per row")
     wrong = np.unique(y[(y < 0) | (y >= p.shape[1])])
-    _require(wrong.size == 0, f"labels in 0..{p.shape[1] - 1}", wrong[:3].tolist(), "drop or renumber those classes")
+    require(wrong.size == 0, f"labels in 0..{p.shape[1] - 1}", wrong[:3].tolist(), "drop or renumber those classes")
     return p, y.astype(np.int64)
 
 
-def _top_label(p: Floats, y: Ints) -> tuple[Floats, Floats]:
+def top_label(p: Floats, y: Ints) -> tuple[Floats, Floats]:
     return p.max(1), (p.argmax(1) == y).astype(np.float64)
 
 
 def accuracy_scores(probs: ArrayLike, labels: ArrayLike) -> Floats:
     """1{argmax_c p_ic = y_i}, `(n,)`; the lowest class wins a tie."""
-    return _top_label(*classification(probs, labels))[1]
+    return top_label(*classification(probs, labels))[1]
 
 
 def nll_scores(probs: ArrayLike, labels: ArrayLike) -> Floats:
@@ -128,7 +128,7 @@ class Reliability(NamedTuple):
 
 def _edges(num_bins: int) -> Floats:
     whole = isinstance(num_bins, int | np.integer) and num_bins >= 1
-    _require(whole, "num_bins, a whole number of at least 1", num_bins, f"use {NUM_BINS}")
+    require(whole, "num_bins, a whole number of at least 1", num_bins, f"use {NUM_BINS}")
     return np.asarray(np.arange(num_bins + 1) / num_bins)  # rounded correctly, unlike linspace: 0.2 is the edge 3/15
 
 
@@ -153,9 +153,9 @@ def reliability(confidence: ArrayLike, hit: ArrayLike, num_bins: int) -> Reliabi
     """Equal-width bins (lo, hi] of [0, 1], the first with 0 too, of `confidence` against `hit`, 0 or 1, both `(n,)`."""
     c, h = np.asarray(confidence, dtype=np.float64), np.asarray(hit, dtype=np.float64)
     shaped = c.ndim == 1 and c.size > 0 and c.shape == h.shape
-    _require(shaped, "confidence and hit of one shape (n,)", (c.shape, h.shape), "pass one of each per example")
+    require(shaped, "confidence and hit of one shape (n,)", (c.shape, h.shape), "pass one of each per example")
     inside = bool(((c >= 0) & (c <= 1) & np.isin(h, (0, 1))).all())
-    _require(inside, "confidence in [0, 1] and hit 0 or 1", "values outside", "clamp the one, compare for the other")
+    require(inside, "confidence in [0, 1] and hit 0 or 1", "values outside", "clamp the one, compare for the other")
     edges, index = _edges(num_bins), equal_width(c, num_bins)
     count = np.bincount(index, minlength=num_bins)
     share = np.where(count > 0, count / len(c), np.nan)
@@ -165,14 +165,14 @@ def reliability(confidence: ArrayLike, hit: ArrayLike, num_bins: int) -> Reliabi
 def ece(probs: ArrayLike, labels: ArrayLike, num_bins: int = NUM_BINS) -> float:
     """Expected calibration error of the top label: sum_b n_b/n |acc_b - conf_b| over equal-width bins (lo, hi], in
     [0, 1] (Naeini et al. 2015; Guo et al. 2017). Biased upwards: set it beside `ece_floor` and `ece_interval`."""
-    confidence, hit = _top_label(*classification(probs, labels))
+    confidence, hit = top_label(*classification(probs, labels))
     return float(np.abs(_gaps(equal_width(confidence, num_bins), hit - confidence, num_bins)).sum())
 
 
 def adaptive_ece(probs: ArrayLike, labels: ArrayLike, num_bins: int = NUM_BINS) -> float:
     """`ece` over equal-mass bins (lo, hi], hi the sorted confidences of rank ceil(k n / B), tied ones in the same bin
     (Nguyen & O'Connor 2015; the top-label form of Nixon et al. 2019)."""
-    confidence, hit = _top_label(*classification(probs, labels))
+    confidence, hit = top_label(*classification(probs, labels))
     return float(np.abs(_gaps(equal_mass(confidence, num_bins), hit - confidence, num_bins)).sum())
 
 
@@ -252,7 +252,7 @@ def ece_interval(
     it gives in simulation. Many gaps have one total, so each end takes an unfavourable one: the lower puts the total
     into the few bins of the surest gaps, which inflates the plug-in most; the upper spreads it over all in proportion
     to their noise, where it hides best. The interval may reach 0 and need not hold the plug-in value."""
-    confidence, hit = _top_label(*classification(probs, labels))
+    confidence, hit = top_label(*classification(probs, labels))
     return gap_interval(confidence, hit, equal_width(confidence, num_bins), num_bins, level, seed)
 
 
@@ -260,7 +260,7 @@ def adaptive_ece_interval(
     probs: ArrayLike, labels: ArrayLike, num_bins: int = NUM_BINS, level: float = LEVEL, seed: int = SEED
 ) -> Interval:
     """`ece_interval` for `adaptive_ece`: its target is the population's error over the bins that this sample fixed."""
-    confidence, hit = _top_label(*classification(probs, labels))
+    confidence, hit = top_label(*classification(probs, labels))
     return gap_interval(confidence, hit, equal_mass(confidence, num_bins), num_bins, level, seed)
 
 
@@ -287,10 +287,10 @@ def _regression(mean: ArrayLike, scale: ArrayLike, target: ArrayLike) -> tuple[F
     """The one door: float64 `mean`, `scale` `(S, n)` and `target` `(n,)`, finite, scale > 0, or a ValueError."""
     m, s, t = (array(a, np.float64) for a in (mean, scale, target))
     fits = m.ndim == 2 and m.size > 0 and m.shape == s.shape and t.shape == m.shape[1:]
-    _require(fits, "mean and scale (S, n), target (n,)", (m.shape, s.shape, t.shape), "put the draws first")
+    require(fits, "mean and scale (S, n), target (n,)", (m.shape, s.shape, t.shape), "put the draws first")
     finite = all(np.isfinite(a).all() for a in (m, s, t))
-    _require(finite, "finite mean, scale and target", "nan or infinity", "look for a diverged fit")
-    _require(bool((s > 0).all()), "scale above 0", f"{s.min():.3g}", "pass standard deviations, not their logarithms")
+    require(finite, "finite mean, scale and target", "nan or infinity", "look for a diverged fit")
+    require(bool((s > 0).all()), "scale above 0", f"{s.min():.3g}", "pass standard deviations, not their logarithms")
     return m, s, t
 
 
@@ -344,7 +344,7 @@ def bootstrap_interval(
     """Percentile bootstrap (Efron 1979) for the mean of `scores` `(n,)`. A binned error is no mean: `ece_interval`."""
     x = np.asarray(scores, dtype=np.float64)
     fits = x.ndim == 1 and x.size > 0 and bool(np.isfinite(x).all())
-    _require(fits, "finite scores of shape (n,)", f"shape {x.shape}, or nan", "pass one number per example")
+    require(fits, "finite scores of shape (n,)", f"shape {x.shape}, or nan", "pass one number per example")
     rng, means, step = np.random.default_rng(seed), np.empty(num_resamples), max(1, _BLOCK // len(x))
     for start in range(0, num_resamples, step):
         block = means[start : start + step]

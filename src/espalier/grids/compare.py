@@ -206,11 +206,13 @@ def score(out: Path, num_samples: int, split: str, cell: Cell) -> None:
     probs = {part: _mean_prediction(fits, loaded, part, cell, num_samples) for part in parts}
     labels = {part: split_of(loaded, part).y.numpy()[: len(probs[part])] for part in parts}
     facts = cell_facts(fits, folders, cell, num_samples)
+    fitted: dict[str, Any] = {}
     if cell.calibrate:
         calibrator = CALIBRATORS[cell.calibrate]
         parameter = calibrator.fit(probs["validation"], labels["validation"])
         probs = {part: calibrator.apply(p, parameter) for part, p in probs.items()}
-        facts[calibrator.parameter] = parameter
+        # One number is a column of the table; matrices and maps are kept in the record alone.
+        (facts if isinstance(parameter, float) else fitted)[calibrator.parameter] = parameter
     p, y = probs[split], labels[split]
     arrays = {
         "hit": calibration.accuracy_scores(p, y),
@@ -234,6 +236,7 @@ def score(out: Path, num_samples: int, split: str, cell: Cell) -> None:
         "scores": calibration.classification_summary(p, y)
         | {f"ece_{bins}_debiased": comparison.ece_debiased(p, y, bins) for bins in (10, 15)},
         "facts": facts,
+        **({"fitted": fitted} if fitted else {}),
         "arrays": store.sha256(written.getvalue()),
     }
     store.write_bytes(path.with_name(f"{cell.name}.json"), store.canonical(store.signed(record)).encode())

@@ -1,0 +1,152 @@
+"""Out-of-distribution detection: how well does a score tell examples like those of training from others?
+
+`inside` `(m,)` and `outside` `(n,)` are scores of any unit, larger for what is thought to be outside: uncertainties. Equal
+scores are one threshold, and count half in the AUROC.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.special import expit, logit
+from scipy.stats import norm
+
+from espalier.calibration.resampling import Estimate, estimates, sums, tied, vector
+from espalier.calibration.scores import LEVEL, NUM_RESAMPLES, SEED, Floats, Summary, require
+
+ACCEPTED = 0.95
+"""Share of `inside` that is accepted, at least, where the false positive rate is read."""
+
+
+def _samples(inside: ArrayLike, outside: ArrayLike) -> tuple[Floats, Floats]:
+    i, o = vector(inside, "inside"), vector(outside, "outside")
+    require(min(len(i), len(o)) > 1, "two scores or more of either kind", (len(i), len(o)), "score more examples")
+    return i, o
+
+
+def _placements(inside: Floats, outside: Floats) -> tuple[Floats, Floats]:
+    """For each inside, the share of outside above it, and for each outside, that of inside below it, ties as halves."""
+
+    def below(reference: Floats, scores: Floats) -> Floats:
+        ranked = np.sort(reference)
+        sides = np.searchsorted(ranked, scores, "left") + np.searchsorted(ranked, scores, "right")
+        return np.asarray(sides / (2 * len(reference)))
+
+    return 1 - below(outside, inside), below(inside, outside)
+
+
+def auroc(inside: ArrayLike, outside: ArrayLike) -> float:
+    """P(outside > inside) + 1/2 P(outside = inside) over all pairs: the area under the ROC curve (Hanley & McNeil 1982)."""
+    return float(_placements(*_samples(inside, outside))[0].mean())
+
+
+def auroc_interval(inside: ArrayLike, outside: ArrayLike, level: float = LEVEL) -> Estimate:
+    """`auroc` and its interval by the variance of DeLong et al. 1988, taken on the logit scale, where it keeps within 0 and 1
+    and covers better near them (Pepe 2003, sec. 5.2).
+
+    Where every pair is in one order that variance is 0. Then min(m, n) disjoint pairs are, which are independent, and a
+    probability theta of each has theta^min(m, n) for all: the end is Clopper & Pearson's 1934 for them.
+    """
+    i, o = _samples(inside, outside)
+    require(0 < level < 1, "level between 0 and 1", level, f"use {LEVEL}")
+    above, below = _placements(i, o)
+    area, error = float(above.mean()), _error(above, below)
+    if area in (0.0, 1.0):
+        least = ((1 - level) / 2) ** (1 / min(len(i), len(o)))
+        return Estimate(area, (least, 1.0) if area else (0.0, 1 - least))
+    half = norm.ppf((1 + level) / 2) * error / (area * (1 - area))
+    return Estimate(area, (float(expit(logit(area) - half)), float(expit(logit(area) + half))))
+
+
+def _error(above: Floats, below: Floats) -> float:
+    """The standard error of the mean of the placements: their variances over their counts, added (DeLong et al. 1988)."""
+    return float(np.sqrt(above.var(ddof=1) / len(above) + below.var(ddof=1) / len(below)))
+
+
+def _precision(wanted: Floats, other: Floats) -> Floats:
+    """Average precision: wanted and other `(R, G)`, the thresholds in the order in which they are passed."""
+    found, all_ = wanted.cumsum(1), (wanted + other).cumsum(1)
+    precision = np.divide(found, all_, out=np.zeros_like(found), where=all_ > 0)
+    return np.asarray((precision * wanted).sum(1) / found[:, -1])
+
+
+def _false_positives(inside: Floats, outside: Floats, accepted: float) -> Floats:
+    kept, passed = inside.cumsum(1), outside.cumsum(1)
+    group = (kept < accepted * kept[:, -1:] - 1e-9).sum(1)[:, None]
+    return np.asarray(np.take_along_axis(passed, group, 1)[:, 0] / passed[:, -1])
+
+
+def _statistic(inside: Floats, outside: Floats, accepted: float) -> Callable[[Floats, Floats], Floats]:
+    """Counts `(R, m)` and `(R, n)` to `aupr_in`, `aupr_out` and `fpr` `(R, 3)`."""
+    require(0 < accepted <= 1, "a share accepted in (0, 1]", accepted, f"use {ACCEPTED}")
+    ties, m = tied(np.concatenate([inside, outside])), len(inside)
+
+    def statistic(of_inside: Floats, of_outside: Floats) -> Floats:
+        both = np.concatenate([of_inside, of_outside], axis=1)
+        own = both.copy()
+        own[:, m:] = 0
+        i = sums(own, ties)
+        o = sums(both, ties) - i
+        areas = _precision(i, o), _precision(o[:, ::-1], i[:, ::-1])
+        return np.stack([*areas, _false_positives(i, o, accepted)], axis=1)
+
+    return statistic
+
+
+def _values(inside: ArrayLike, outside: ArrayLike, accepted: float = ACCEPTED) -> Floats:
+    i, o = _samples(inside, outside)
+    return np.asarray(_statistic(i, o, accepted)(np.ones((1, len(i))), np.ones((1, len(o))))[0])
+
+
+def aupr_in(inside: ArrayLike, outside: ArrayLike) -> float:
+    """Average precision with the inside as what is sought, by low scores: sum over thresholds of precision times the recall
+    gained (Davis & Goadrich 2006: no interpolation). An uninformative score has m / (m + n)."""
+    return float(_values(inside, outside)[0])
+
+
+def aupr_out(inside: ArrayLike, outside: ArrayLike) -> float:
+    """The same with the outside as what is sought, by high scores; an uninformative score has n / (m + n)."""
+    return float(_values(inside, outside)[1])
+
+
+def false_positive_rate(inside: ArrayLike, outside: ArrayLike, accepted: float = ACCEPTED) -> float:
+    """The share of the outside that passes as inside at the lowest threshold that accepts `accepted` of the inside: "FPR at
+    95 % TPR" (Liang et al. 2018), the inside being the positives."""
+    return float(_values(inside, outside, accepted)[2])
+
+
+_NAMES = ("aupr_in", "aupr_out", "false_positive_rate")
+
+
+def detection_summary(
+    inside: ArrayLike, outside: ArrayLike, *, accepted: float = ACCEPTED, level: float = LEVEL, seed: int = SEED,
+    num_resamples: int = NUM_RESAMPLES,
+) -> Summary:  # fmt: skip
+    """What a record keeps, ready for JSON: `auroc` (by `auroc_interval`), `aupr_in`, `aupr_out` and `false_positive_rate`
+    (percentile bootstrap, inside and outside resampled each for itself), each with its neighbour `NAME_interval`."""
+    i, o = _samples(inside, outside)
+    found = estimates(_statistic(i, o, accepted), (len(i), len(o)), level, num_resamples, seed)
+    named = {"auroc": auroc_interval(i, o, level), **dict(zip(_NAMES, found, strict=True))}
+    out: Summary = {"num_inside": len(i), "num_outside": len(o), **{name: each.value for name, each in named.items()}}
+    return out | {f"{name}_interval": list(each.interval) for name, each in named.items()}
+
+
+def detection_differences(
+    first: tuple[ArrayLike, ArrayLike], second: tuple[ArrayLike, ArrayLike], *, accepted: float = ACCEPTED,
+    level: float = LEVEL, seed: int = SEED, num_resamples: int = NUM_RESAMPLES,
+) -> dict[str, Estimate]:  # fmt: skip
+    """First less second in each number of `detection_summary`, paired by example: the AUROC with the covariance of DeLong et
+    al. 1988 and a normal interval, the others by a bootstrap that resamples both alike.
+
+    first, second: `(inside, outside)` of two scores or methods, on the same examples in the same order.
+    """
+    (i, o), (j, p) = _samples(*first), _samples(*second)
+    shapes = (len(i), len(o)), (len(j), len(p))
+    require(shapes[0] == shapes[1], "two scores of the same examples", shapes, "score both on all of them, in one order")
+    own, other = _statistic(i, o, accepted), _statistic(j, p, accepted)
+    found = estimates(lambda *counts: own(*counts) - other(*counts), shapes[0], level, num_resamples, seed)
+    above, below = (a - b for a, b in zip(_placements(i, o), _placements(j, p), strict=True))
+    mean, half = float(above.mean()), float(norm.ppf((1 + level) / 2)) * _error(above, below)
+    return {"auroc": Estimate(mean, (mean - half, mean + half)), **dict(zip(_NAMES, found, strict=True))}

@@ -1,0 +1,104 @@
+"""Calibration by group and by class: who pays for a good average?
+
+`groups` `(n,)` are names of any kind, words or numbers, one per example. `largest_gap` takes any score per example, so that
+it serves regression too.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from espalier.calibration.resampling import Estimate, resampled, vector
+from espalier.calibration.scores import (
+    LEVEL,
+    NUM_BINS,
+    NUM_RESAMPLES,
+    SEED,
+    Floats,
+    Interval,
+    Reliability,
+    Summary,
+    array,
+    bootstrap_interval,
+    classification,
+    classification_summary,
+    reliability,
+    require,
+)
+
+
+class Gap(NamedTuple):
+    """The largest difference between two groups' means: the group with the `highest`, that with the `lowest`, the difference
+    and its confidence interval."""
+
+    highest: str
+    lowest: str
+    value: float
+    interval: Interval
+
+
+def _members(groups: ArrayLike, num_examples: int) -> dict[str, NDArray[Any]]:
+    """Name -> the positions of its examples, in the order of the names."""
+    g = array(groups)
+    fits = g.shape == (num_examples,) and not (g.dtype.kind == "f" and np.isnan(g).any())
+    require(fits, f"groups of shape ({num_examples},), none nan", f"{g.dtype} {g.shape}", "name a group per example")
+    names, place = np.unique(g, return_inverse=True)
+    return {str(name): np.flatnonzero(place == k) for k, name in enumerate(names)}
+
+
+def by_group(
+    probs: ArrayLike, labels: ArrayLike, groups: ArrayLike, *, level: float = LEVEL, seed: int = SEED
+) -> dict[str, Summary]:
+    """`classification_summary` of each group by its name: every score with its interval, from that group's examples alone.
+    The intervals hold one by one; for all at once pass the level 1 - (1 - level) / number of groups (Bonferroni)."""
+    p, y = classification(probs, labels)
+    members = _members(groups, len(y))
+    return {name: classification_summary(p[own], y[own], level=level, seed=seed) for name, own in members.items()}
+
+
+def means_by_group(
+    scores: ArrayLike, groups: ArrayLike, level: float = LEVEL, seed: int = SEED
+) -> dict[str, Estimate]:
+    """The mean of `scores` `(n,)` in each group, with `bootstrap_interval`s."""
+    x = vector(scores, "scores")
+    members = _members(groups, len(x))
+    return {name: Estimate(float(x[own].mean()), bootstrap_interval(x[own], level, seed=seed))
+            for name, own in members.items()}  # fmt: skip
+
+
+def largest_gap(
+    scores: ArrayLike, groups: ArrayLike, level: float = LEVEL, seed: int = SEED, num_resamples: int = NUM_RESAMPLES
+) -> Gap:
+    """The highest group mean of `scores` `(n,)` less the lowest, in units of the score, and an interval for the population's.
+
+    The largest of several noisy differences is biased upwards: equal groups show a gap. The range of a vector is a
+    seminorm, so the gap is off by at most the range of the means' deviations; the interval is the gap +- the `level`
+    quantile of that range over resamples within groups, cut at 0 [derived]. It covers a true 0 and is conservative where
+    few groups carry the gap. Raises ValueError for a single group, or one of a single example, which shows no spread.
+    """
+    x = vector(scores, "scores")
+    members = _members(groups, len(x))
+    require(len(members) > 1, "two groups or more", len(members), "a gap is between two")
+    few = [name for name, own in members.items() if len(own) < 2]
+    require(not few, "two examples or more in every group", f"one in {few[:3]}", "join small groups")
+    require(0 < level < 1, "level between 0 and 1", level, f"use {LEVEL}")
+    own = [x[rows] for rows in members.values()]
+    means = np.array([each.mean() for each in own])
+
+    def spread(*counts: Floats) -> Floats:
+        off = np.stack([(c - 1) @ each / len(each) for c, each in zip(counts, own, strict=True)], axis=1)
+        return np.asarray(np.ptp(off, axis=1))
+
+    half = float(np.quantile(resampled(spread, tuple(map(len, own)), num_resamples, seed), level))
+    names, value = list(members), float(np.ptp(means))
+    return Gap(names[means.argmax()], names[means.argmin()], value, (max(0.0, value - half), value + half))
+
+
+def class_reliability(probs: ArrayLike, labels: ArrayLike, num_bins: int = NUM_BINS) -> tuple[Reliability, ...]:
+    """One against the rest: a `reliability` diagram of each class's probability, C of them. The mean over classes of their
+    binned errors is `classwise_ece` (Nixon et al. 2019)."""
+    p, y = classification(probs, labels)
+    return tuple(reliability(p[:, c], y == c, num_bins) for c in range(p.shape[1]))

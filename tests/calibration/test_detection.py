@@ -1,0 +1,127 @@
+"""Claims about calibration.detection: scikit-learn's areas with ties, DeLong's intervals by simulation, pairing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import norm
+from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+
+from budget import assert_rate
+from espalier.calibration import detection
+from espalier.calibration.detection import (
+    auroc,
+    auroc_interval,
+    aupr_in,
+    aupr_out,
+    detection_differences,
+    detection_summary,
+    false_positive_rate,
+)
+from probabilities import Array
+
+
+def drawn(shift: float = 1.0, m: int = 90, n: int = 60, seed: int = 0, step: float = 0.25) -> tuple[Array, Array]:
+    """Scores rounded to `step`, so that many are tied."""
+    rng = np.random.default_rng(seed)
+    return np.round(rng.normal(size=m) / step) * step, np.round(rng.normal(shift, size=n) / step) * step
+
+
+@pytest.mark.parametrize("shift", [-0.5, 0.0, 1.0, 3.0])
+def test_every_number_is_scikit_learns_ties_and_all(shift: float) -> None:
+    i, o = drawn(shift)
+    scores, outside = np.concatenate([i, o]), np.repeat([0, 1], [len(i), len(o)])
+    assert auroc(i, o) == pytest.approx(roc_auc_score(outside, scores), rel=1e-12)
+    assert aupr_out(i, o) == pytest.approx(average_precision_score(outside, scores), rel=1e-12)
+    assert aupr_in(i, o) == pytest.approx(average_precision_score(1 - outside, -scores), rel=1e-12)
+    for accepted in (0.5, 0.95, 1.0):
+        fpr, tpr, _ = roc_curve(1 - outside, -scores, drop_intermediate=False)
+        assert false_positive_rate(i, o, accepted) == pytest.approx(fpr[tpr >= accepted].min(), rel=1e-12)
+
+
+def test_the_auroc_is_a_mean_over_pairs() -> None:
+    i, o = drawn(m=11, n=7)
+    naive = np.mean([1.0 if b > a else 0.5 if a == b else 0.0 for a in i for b in o])
+    assert auroc(i, o) == pytest.approx(naive, rel=1e-12)
+    assert auroc(i, o) + auroc(o, i) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("m", "n", "shift"), [(60, 40, 0.5), (150, 80, 2.0)])
+def test_delongs_interval_covers_the_auroc_of_the_population(m: int, n: int, shift: float) -> None:
+    rng, worlds, truth = np.random.default_rng(1), 1000, norm.cdf(shift / np.sqrt(2))
+    found = [auroc_interval(rng.normal(size=m), rng.normal(shift, size=n)).interval for _ in range(worlds)]
+    low, high = np.transpose(found)
+    assert_rate(((low <= truth) & (truth <= high)).sum(), worlds, 0.95)
+    assert (0 < low).all()
+    assert (high < 1).all()
+
+
+def test_delongs_variance_is_that_of_the_auroc() -> None:
+    rng, worlds = np.random.default_rng(2), 3000
+    pairs = [(rng.normal(size=30), rng.normal(1, size=20)) for _ in range(worlds)]
+    errors = [detection._error(*detection._placements(*pair)) ** 2 for pair in pairs]
+    areas = np.array([auroc(*pair) for pair in pairs])
+    assert np.mean(errors) == pytest.approx(areas.var(ddof=1), rel=0.2)  # 6 standard errors of the variance: .16
+
+
+def test_a_perfect_detector_is_not_thought_certain() -> None:
+    found = auroc_interval(np.arange(30.0), np.arange(100.0, 120.0))
+    assert found == (1.0, (pytest.approx(0.025 ** (1 / 20)), 1.0))
+    assert auroc_interval(np.arange(100.0, 120.0), np.arange(30.0)) == (0.0, (0.0, pytest.approx(1 - 0.025 ** (1 / 20))))
+
+
+def test_a_summary_holds_what_its_functions_say_and_resamples_as_written_out() -> None:
+    i, o = drawn()
+    found = detection_summary(i, o)
+    expected = {"num_inside": 90, "num_outside": 60, "auroc": auroc(i, o), "aupr_in": aupr_in(i, o),
+                "aupr_out": aupr_out(i, o), "false_positive_rate": false_positive_rate(i, o)}  # fmt: skip
+    assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-12)
+    rng = np.random.default_rng(0)
+    a, b = rng.multinomial(90, np.full(90, 1 / 90)), rng.multinomial(60, np.full(60, 1 / 60))
+    row = detection._statistic(i, o, 0.95)(a[None].astype(float), b[None].astype(float))[0]
+    j, p = np.repeat(i, a), np.repeat(o, b)
+    np.testing.assert_allclose(row, [aupr_in(j, p), aupr_out(j, p), false_positive_rate(j, p)], rtol=1e-12)
+
+
+def test_bootstrap_intervals_cover_the_population() -> None:
+    rng, worlds, covered = np.random.default_rng(4), 150, np.zeros(3)
+    big = detection._values(rng.normal(size=200_000), rng.normal(1.5, size=200_000))
+    for _ in range(worlds):
+        summary = detection_summary(rng.normal(size=200), rng.normal(1.5, size=200), num_resamples=200)
+        ends = np.array([summary[f"{name}_interval"] for name in detection._NAMES])
+        covered += (ends[:, 0] <= big) & (big <= ends[:, 1])
+    for times in covered:
+        assert_rate(times, worlds, 0.94, looks=3)
+
+
+def test_paired_differences_cover_and_see_what_two_intervals_would_not() -> None:
+    rng, worlds, covered, seen = np.random.default_rng(6), 500, 0, 0
+    truth = norm.cdf(1 / np.sqrt(2)) - norm.cdf(1 / np.sqrt(2 * 1.25))
+    for _ in range(worlds):
+        i, o = rng.normal(size=150), rng.normal(1, size=150)
+        first, second = (i, o), (i + 0.5 * rng.normal(size=150), o + 0.5 * rng.normal(size=150))
+        low, high = detection_differences(first, second, num_resamples=1)["auroc"].interval
+        covered, seen = covered + (low <= truth <= high), seen + (low > 0)
+    assert_rate(covered, worlds, 0.95)
+    assert seen / worlds > 0.4
+
+
+def test_a_score_does_not_differ_from_itself_and_a_better_one_does() -> None:
+    i, o = drawn(2.0, 400, 400)
+    assert all(each == (0.0, (0.0, 0.0)) for each in detection_differences((i, o), (i, o)).values())
+    rng = np.random.default_rng(0)
+    worse = i + 2 * rng.normal(size=400), o + 2 * rng.normal(size=400)
+    found = detection_differences((i, o), worse)
+    assert min(found[name].interval[0] for name in ("auroc", "aupr_in", "aupr_out")) > 0
+    assert found["false_positive_rate"].interval[1] < 0
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"expected two scores or more of either kind, got \(1, 3\)"):
+        auroc(np.ones(1), np.ones(3))
+    with pytest.raises(ValueError, match=r"expected finite outside of shape \(n,\)"):
+        auroc(np.ones(3), np.array([np.nan, 1]))
+    with pytest.raises(ValueError, match=r"expected a share accepted in \(0, 1\], got 0"):
+        false_positive_rate(np.ones(3), np.ones(3), 0)
+    with pytest.raises(ValueError, match="expected two scores of the same examples"):
+        detection_differences((np.ones(3), np.ones(3)), (np.ones(3), np.ones(4)))
