@@ -14,7 +14,7 @@ prediction     Fit, ways to predict, scores, costs
 training       the loop and its options               references                         GPs and NUTS to compare with
 inference      the shelf of methods                   runs                               recipes and run folders
 grids          methods x sparsities x seeds           certificates                       pruning that is certified
-theory         every claim, checked
+theory         every claim, checked                   reports                            a run in one page
 cli            `espalier ...`
 """
 

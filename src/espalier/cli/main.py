@@ -15,6 +15,7 @@ COMMANDS = {
     "fit": "fit",
     "resume": "fit",
     "evaluate": "evaluate",
+    "report": "report",
     "compare": "compare",
     "certify": "certify",
     "verify": "certify",
@@ -32,6 +33,7 @@ Bayesian sparse training for networks that know what they don't know.
   espalier fit --config RECIPE.yaml --out RUN                        the same from a file; see examples/
   espalier resume RUN                                                go on with a run that was stopped
   espalier evaluate RUN [RUN ...]                                    scores of every way to predict, with intervals
+  espalier report RUN [RUN ...] --out page.html                      what they came to, in one page of pictures
   espalier compare GRID.yaml --out DIR                               methods x sparsities x seeds, with paired intervals
   espalier certify RUN --risk error --alpha 0.03 --delta 0.05        prune as far as the calibration split can certify
   espalier verify CERTIFICATE                                        recompute a certificate: does it still hold?

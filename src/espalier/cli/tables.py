@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -12,18 +11,8 @@ from rich.box import ASCII, SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Column, Table
 
-CLASSIFICATION = ("accuracy", "nll", "brier", "ece_15", "ece_15_floor")
-REGRESSION = ("rmse", "nll", "crps", "coverage_95")
-TITLES = {
-    "accuracy": "accuracy",
-    "nll": "NLL",
-    "brier": "Brier",
-    "ece_15": "ECE (15 bins)",
-    "ece_15_floor": "its floor",
-    "rmse": "RMSE",
-    "crps": "CRPS",
-    "coverage_95": "95 % coverage",
-}
+from espalier.reports.tables import CLASSIFICATION, REGRESSION, TITLES, entry, ways_of
+
 UNBOUNDED = 10_000
 """Columns of a line that goes to a pipe or a file: nothing is folded there."""
 
@@ -45,11 +34,8 @@ def score_table(results: Mapping[str, Mapping[str, Any]], split: str) -> str:
     box = SIMPLE_HEAD if "utf" in (sys.stdout.encoding or "").lower() else ASCII
     table = Table(Column("run", overflow="fold"), "way", *(TITLES[name] for name in names), box=box, pad_edge=False)
     for run, result in results.items():
-        ways = dict(result["predict"])
-        if len(ways) > 1 and all(scores == next(iter(ways.values())) for scores in ways.values()):
-            ways = {"any": next(iter(ways.values()))}  # one network: its ways to predict are one
-        for way, scores in ways.items():
-            table.add_row(run, way, *(_cell(scores, name) for name in names))
+        for way, scores in ways_of(result["predict"]).items():
+            table.add_row(run, way, *(entry(scores, name) for name in names))
     return "\n".join([f"{split} split; [95 % intervals]", *facts, *_rendered(table)])
 
 
@@ -58,13 +44,3 @@ def _rendered(table: Table) -> list[str]:
     with console.capture() as text:
         console.print(table)
     return [line.rstrip() for line in text.get().rstrip().split("\n")]
-
-
-def _cell(scores: Mapping[str, Any], name: str) -> str:
-    digits = 4
-    if name in ("rmse", "crps") and scores[name] > 0:  # in units of the target, which may be small
-        digits = max(4, 3 - math.floor(math.log10(scores[name])))
-    if f"{name}_interval" not in scores:
-        return f"{scores[name]:.{digits}f}"
-    low, high = scores[f"{name}_interval"]
-    return f"{scores[name]:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"

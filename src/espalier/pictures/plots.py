@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,6 +110,31 @@ def curves(picture: Picture) -> Figure:
         figure.legend(loc="outside right center", fontsize=8, frameon=False)
     else:
         axes.legend(fontsize=8, frameon=False)
+    return figure
+
+
+def heatmap(
+    values: Any, *, title: str, x: str, y: str, names: Sequence[str] | None = None, label: str = ""
+) -> Figure:
+    """A matrix `(rows, columns)`, darker where it is larger; small ones with their numbers. names: of rows and columns alike."""
+    from matplotlib.figure import Figure
+
+    found = np.asarray(values, dtype=np.float64)
+    side = min(8.4, max(4.2, 0.42 * found.shape[1] + 1.6))
+    figure = Figure(figsize=(side, side * found.shape[0] / found.shape[1] * 0.9), layout="constrained")
+    axes = figure.subplots()
+    drawn = axes.imshow(found, cmap="Blues", vmin=0)
+    figure.colorbar(drawn, label=label, shrink=0.8)
+    if names is not None:
+        axes.set_xticks(range(len(names)), names)
+        if max(map(len, names)) > 2:
+            axes.tick_params("x", rotation=45)
+        axes.set_yticks(range(len(names)), names)
+        for (row, column), value in np.ndenumerate(found):
+            if len(names) <= 12 and value > 0:
+                colour = "white" if value > 0.6 * found.max() else "black"
+                axes.text(column, row, f"{value:.2f}".lstrip("0"), ha="center", va="center", fontsize=7, color=colour)
+    axes.set(title=title, xlabel=x, ylabel=y)
     return figure
 
 

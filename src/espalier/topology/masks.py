@@ -183,6 +183,14 @@ def prune(topology: Topology, score: Tensor, counts: Sequence[int]) -> Move:
     return Move(Topology(topology.positions[source], left, topology.sizes), source)
 
 
+def united(one: Topology, other: Topology) -> Topology:
+    """The weights that are active in either of two topologies over the same layers."""
+    positions = torch.cat([one.positions, other.positions.to(one.positions.device)]).unique(sorted=True)
+    ends = torch.tensor(one.sizes, device=positions.device).cumsum(0)
+    counts = torch.searchsorted(positions, ends).diff(prepend=ends.new_zeros(1))
+    return Topology(positions, tuple(counts.tolist()), one.sizes)
+
+
 def relocate(old: Tensor, source: Tensor) -> Tensor:
     """What belonged to the old active weights, `(k, ...)`, at their new places; zero where a weight has just grown."""
     moved = old[source.clamp(min=0)]

@@ -13,6 +13,7 @@ from espalier.guides.masked import MaskedGuide
 from espalier.network import BayesianNetwork, under
 from espalier.store import Bundle
 from espalier.topology import codes
+from espalier.topology.masks import united
 from espalier.training import distributed, objective, rates
 
 
@@ -59,6 +60,8 @@ class Loop:
         else:
             self.optimizer = torch.optim.SGD(parameters, momentum=momentum, nesterov=momentum > 0)
         self.taken = 0
+        self.ever = guide.topology
+        """All weights that were active at one time."""
 
     def step(self, x: Any, y: Tensor) -> Info:
         """One step on a batch x `(b, *shape)`, y `(b, ...)`: the same Z in the forward pass, the gradient and the guide."""
@@ -82,6 +85,7 @@ class Loop:
             evidence = Evidence(self.taken, self.guide.values.data, gradient, self.topology_stream, self.guide.scales())
             move = self.schedule.move(self.guide.topology, evidence)
             self.guide.move(move, self.optimizer)
+            self.ever = united(self.ever, self.guide.topology)
             grown = move.num_grown
         else:
             for group in self.optimizer.param_groups:
@@ -96,6 +100,7 @@ class Loop:
     def state(self) -> Bundle:
         """Everything that the next step depends on, but for the random streams."""
         tensors = {codes.NAME: codes.to_gaps(self.guide.topology), **self.guide.lengthwise()}
+        tensors[f"ever.{codes.NAME}"] = codes.to_gaps(self.ever)
         tensors |= {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         for index, slots in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": slot for name, slot in slots.items() if slot is not None}
@@ -105,6 +110,7 @@ class Loop:
         """Continue from `state`."""
         tensors = state.tensors
         topology = codes.read(tensors, self.guide.sizes)
+        self.ever = codes.read(under("ever.", tensors), self.guide.sizes) if f"ever.{codes.NAME}" in tensors else topology
         device = self.guide.values.device
         self.guide.positions, self.guide.counts = topology.positions.to(device), topology.counts
         for name, parameter in self.guide.named_parameters():

@@ -134,6 +134,7 @@ def _row(epoch: int, infos: list[Info], loop: Loop, data: Data) -> dict[str, Any
         "kl": kl,
         "learning_rate": loop.learning_rate(loop.taken),
         "density": loop.guide.topology.density,
+        "explored": loop.ever.density,
         "exchanged": sum(info.grown for info in infos),
         "moves": sum(info.moved for info in infos),
         "mean_density": sum(info.active for info in infos) / (len(infos) * loop.model.num_weights),

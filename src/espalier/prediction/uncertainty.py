@@ -1,0 +1,44 @@
+"""How uncertain a fit is of every row, by scores of its draws; a piece of the rows at a time, so that no stack of all is held."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from espalier import nested
+from espalier.calibration import REGRESSION_UNCERTAINTIES, UNCERTAINTIES
+from espalier.prediction.fit import Fit, How
+
+HELD = 20_000_000
+"""Numbers of all draws that are held at once."""
+
+
+def uncertainties(
+    fit: Fit,
+    x: object,
+    way: How = "redraw",
+    *,
+    names: Sequence[str] | None = None,
+    num_samples: int = 16,
+    seed: int = 0,
+) -> dict[str, NDArray[np.float64]]:
+    """By name a score of every row of x `(n,)`, larger where less is known: see `calibration.UNCERTAINTIES`, and of a regression
+    `calibration.REGRESSION_UNCERTAINTIES`.
+
+    names: which; None is all. Raises ValueError for a name that there is not.
+    """
+    known = REGRESSION_UNCERTAINTIES if fit.record.get("task") == "regression" else UNCERTAINTIES
+    if unknown := [name for name in names or () if name not in known]:
+        raise ValueError(f"expected uncertainties of {', '.join(known)}, got {unknown[0]!r}")
+    rows = nested.rows_of(x)
+    first = fit.predict(rows[torch.arange(1)], way, num_samples=num_samples, seed=seed)
+    size = max(1, HELD // first.numel())
+    found: dict[str, list[NDArray[np.float64]]] = {name: [] for name in names or known}
+    for part in torch.arange(len(rows)).split(size):
+        draws = fit.predict(rows[part], way, num_samples=num_samples, seed=seed).numpy()
+        for name, scores in found.items():
+            scores.append(known[name](draws))
+    return {name: np.concatenate(scores) for name, scores in found.items()}

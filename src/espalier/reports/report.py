@@ -1,0 +1,169 @@
+"""The page on one or several runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from espalier import __version__, calibration, pages, store
+from espalier.calibration.comparison import Scores
+from espalier.certificates import certificate
+from espalier.pages import Block, Details, Page, Section, Table, Text
+from espalier.reports import classes, targets, topology
+from espalier.reports.look import Look
+from espalier.reports.tables import CLASSIFICATION, REGRESSION, TITLES, entry, interval, ways_of
+
+KEPT = ("versions", "data", "programs")
+"""Of a record, what says where numbers came from."""
+MADE = "<footer>Made by Espalier."
+CITE = """\
+@software{espalier, title = {Espalier: Bayesian sparse training for networks that know what they don't know}, version = {%s}}
+@inproceedings{lei2023calibrating, title = {Calibrating the Rigged Lottery: Making All Tickets Reliable},
+  author = {Lei, Bowen and Zhang, Ruqi and Xu, Dongkuan and Mallick, Bani}, booktitle = {ICLR}, year = {2023}}
+@inproceedings{evci2020rigging, title = {Rigging the Lottery: Making All Tickets Winners},
+  author = {Evci, Utku and Gale, Trevor and Menick, Jacob and Castro, Pablo Samuel and Elsen, Erich},
+  booktitle = {ICML}, year = {2020}}
+"""
+
+
+def report(looks: Sequence[Look], extras: Sequence[Section] = ()) -> str:
+    """The whole document. Raises ValueError for runs that cannot stand beside each other."""
+    check(looks)
+    own = classes.sections(looks) if looks[0].classes else targets.sections(looks)
+    sections = [
+        headline(looks),
+        *comparison(looks),
+        *own,
+        *extras,
+        topology.topology(looks),
+        topology.training(looks),
+        *certificates(looks),
+        provenance(looks),
+    ]
+    names = ", ".join(look.name for look in looks)
+    return pages.html(Page(f"Espalier: {names}", names, lead(looks), sections))
+
+
+def check(looks: Sequence[Look]) -> None:
+    """Raises ValueError, before any page is made, where runs are of different data or share a name."""
+    if not looks:
+        raise ValueError("expected at least one run to report on, got none")
+    if len({look.data.hashes.get(look.split) for look in looks}) > 1:
+        raise ValueError(f"expected runs of one {looks[0].split} split, got different ones: report on them apart")
+    if len({look.name for look in looks}) < len(looks):
+        raise ValueError("expected folders of different names: a page tells runs apart by them")
+
+
+def check_free(path: Path) -> None:
+    """Raises ValueError where `path` is no name for a page, or holds a file that is not Espalier's."""
+    if path.is_dir() or not path.name:
+        raise ValueError(f"expected the name of an HTML file for the report, got {str(path)!r}")
+    if path.exists() and MADE.encode() not in path.read_bytes():
+        raise ValueError(
+            f"expected a new file for the report, but {path} is there and not Espalier's: choose another name"
+        )
+
+
+def write(path: Path, looks: Sequence[Look], extras: Sequence[Section] = ()) -> None:
+    """The page as a file, atomically."""
+    store.write_bytes(path, report(looks, extras).encode())
+
+
+def lead(looks: Sequence[Look]) -> str:
+    """What was run, in a sentence for every run."""
+    said = []
+    for look in looks:
+        recipe, topology_ = look.fit.record.get("recipe", {}), look.fit.topology
+        said.append(
+            f"{look.name}: {recipe.get('model', 'a network')} trained by {recipe.get('inference', 'an inference')} on "
+            f"{look.data.name} ({len(look.data.train.y):,} examples, {len(look.fit.history)} epochs), "
+            f"{topology_.num_active:,} of {topology_.num_weights:,} weights active ({topology_.density:.1%}), "
+            f"{len(look.fit.pairs.values)} collected pairs."
+        )
+    return " ".join(said) + f" Scored on the {len(looks[0].labels):,} examples of the {looks[0].split} split."
+
+
+def headline(looks: Sequence[Look]) -> Section:
+    names = CLASSIFICATION if looks[0].classes else REGRESSION
+    rows = [
+        [f"{look.name}: {way}", *(entry(scores, name) for name in names)]
+        for look in looks
+        for way, scores in ways_of(look.scores).items()
+    ]
+    told = Text(
+        "Intervals are of 95 %, over examples. "
+        + (
+            "The floor is what a perfectly calibrated network of these confidences would show by chance."
+            if looks[0].classes
+            else "Scores are in the units of the target."
+        )
+    )
+    return Section(
+        "Every way to predict", [told, Table("Scores", ["run: way", *(TITLES[name] for name in names)], rows)], "scores"
+    )
+
+
+def comparison(looks: Sequence[Look]) -> list[Section]:
+    """Every run less the first, paired by example."""
+    if len(looks) < 2 or not looks[0].classes:
+        return []
+    arms = [scores_of(look) for look in looks]
+    rows = []
+    for look, arm in zip(looks[1:], arms[1:], strict=True):
+        for name, found in calibration.differences(arm, arms[0]).items():
+            rows.append(
+                [
+                    f"{look.name} ({look.way}): {TITLES[name]}",
+                    f"{found.mean:+.4f}",
+                    interval(found.crossed),
+                    found.verdict,
+                ]
+            )
+    told = Text(
+        f"Each run less {looks[0].name} ({looks[0].way}), on the same examples. One run of each: the interval is over "
+        "examples and does not know how other seeds would come out; `espalier compare` does."
+    )
+    table = Table(f"Difference from {looks[0].name}", ["run: score", "difference", "95 % interval", "verdict"], rows)
+    return [Section("Comparison", [told, table], "comparison")]
+
+
+def scores_of(look: Look) -> Scores:
+    """The arm that a run is, one seed `(1, n)`."""
+    p, y = look.probs, look.labels
+    rows = (
+        calibration.accuracy_scores(p, y),
+        np.clip(p.max(1), 0, 1),
+        calibration.nll_scores(p, y),
+        calibration.brier_scores(p, y),
+    )
+    return Scores(*(np.asarray(each, dtype=np.float64)[None] for each in rows))
+
+
+def certificates(looks: Sequence[Look]) -> list[Section]:
+    """What the run was certified for."""
+    blocks: list[Block] = []
+    for look in looks:
+        for path in sorted(look.folder.glob("certificate*.json")):
+            facts = store.read_json(path)
+            if isinstance(facts, dict) and "lambda" in facts and "risks" in facts:
+                blocks += [
+                    Text(f"{look.name}: {certificate.sentence(facts)}"),
+                    Text(f"{path}; `espalier verify {path}` recomputes it.", "source"),
+                ]
+    return [Section("Certificate", blocks, "certificate")] if blocks else []
+
+
+def provenance(looks: Sequence[Look]) -> Section:
+    """All that is needed to do it again."""
+    blocks: list[Block] = []
+    for look in looks:
+        record = look.fit.record
+        blocks += [
+            Text(f"{look.name}: espalier fit --config config.yaml --out {look.name}"),
+            Details(f"config.yaml of {look.name}", (look.folder / "config.yaml").read_text(encoding="utf-8")),
+            Details(f"Versions and hashes of {look.name}", store.canonical({key: record.get(key) for key in KEPT})),
+        ]
+    blocks += [Details("How to cite", CITE % __version__)]
+    return Section("How it was made", blocks, "provenance")

@@ -1,0 +1,44 @@
+"""Scores as people read them: with their intervals, and as many digits as they bear."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+CLASSIFICATION = ("accuracy", "nll", "brier", "ece_15", "ece_15_floor")
+REGRESSION = ("rmse", "nll", "crps", "coverage_95")
+TITLES = {
+    "accuracy": "accuracy",
+    "nll": "NLL",
+    "brier": "Brier",
+    "ece_15": "ECE (15 bins)",
+    "ece_15_floor": "its floor",
+    "rmse": "RMSE",
+    "crps": "CRPS",
+    "coverage_95": "95 % coverage",
+}
+
+
+def entry(scores: Mapping[str, Any], name: str) -> str:
+    """One score, with its interval where it has one."""
+    digits = 4
+    if name in ("rmse", "crps") and scores[name] > 0:  # in units of the target, which may be small
+        digits = max(4, 3 - math.floor(math.log10(scores[name])))
+    if f"{name}_interval" not in scores:
+        return f"{scores[name]:.{digits}f}"
+    return f"{scores[name]:.{digits}f} {interval(scores[f'{name}_interval'], digits)}"
+
+
+def interval(bounds: Any, digits: int = 4) -> str:
+    """`[low, high]`."""
+    low, high = bounds
+    return f"[{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def ways_of(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Way to predict -> its scores; one network's ways are one, `any`."""
+    ways = dict(scores)
+    if len(ways) > 1 and all(own == next(iter(ways.values())) for own in ways.values()):
+        return {"any": next(iter(ways.values()))}
+    return ways

@@ -1,0 +1,151 @@
+"""Where the weights are: density by layer, how they moved, what is certain to be kept, and how training went."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from espalier.pages import Block, Section, Table, Text
+from espalier.pictures.data import Curve, Picture
+from espalier.reports.figures import figure, grid
+from espalier.reports.look import Look
+
+CURVES = {
+    "loss": "loss, nats",
+    "validation_nll": "validation NLL",
+    "validation_accuracy": "validation accuracy",
+    "validation_ece": "validation ECE",
+    "validation_rmse": "validation RMSE",
+}
+
+
+def training(looks: Sequence[Look]) -> Section:
+    """The history of every run."""
+    blocks: list[Block] = []
+    for name, label in CURVES.items():
+        curves = []
+        for look in looks:
+            rows = [row for row in look.fit.history if name in row]
+            if len(rows) > 1:
+                curves.append(Curve(look.name, [row["epoch"] for row in rows], [row[name] for row in rows]))
+        if curves:
+            last = "; ".join(f"{curve.label} ends at {float(np.asarray(curve.y)[-1]):.4g}" for curve in curves)
+            blocks.append(figure(Picture(label, "epoch", label, tuple(curves)), f"{label} over epochs: {last}."))
+    return Section("Training", blocks or [Text("One epoch: nothing to draw.")], "training")
+
+
+def topology(looks: Sequence[Look]) -> Section:
+    """Density, churn, certainty of the mask, agreement between runs, input pixels, magnitudes."""
+    blocks: list[Block] = [_layers(looks), *_churn(looks), _magnitudes(looks)]
+    for look in looks:
+        blocks += _pixels(look)
+    if len(looks) > 1:
+        blocks += _agreement(looks)
+    return Section("Topology", blocks, "topology")
+
+
+def _layers(looks: Sequence[Look]) -> Block:
+    rows = []
+    for look in looks:
+        keep = look.fit.pairs.keep.float().mean(0).cpu()
+        parts = keep.split(list(look.fit.topology.counts))
+        for weight, count, part in zip(look.fit.model.weights, look.fit.topology.counts, parts, strict=True):
+            shape = " × ".join(map(str, weight.shape))
+            rows.append(
+                [
+                    f"{look.name}: {weight.name}",
+                    shape,
+                    f"{count:,}",
+                    f"{count / weight.size:.4f}",
+                    f"{float(part.mean()):.3f}",
+                ]
+            )
+    return Table("Layers", ["layer", "shape", "active", "density", "kept by the collected masks"], rows)
+
+
+def _churn(looks: Sequence[Look]) -> list[Block]:
+    curves, explored, said = [], [], []
+    for look in looks:
+        rows = [row for row in look.fit.history if "exchanged" in row and row.get("moves")]
+        if rows:
+            churn = [row["exchanged"] / row["moves"] / look.fit.topology.num_active for row in rows]
+            curves.append(Curve(look.name, [row["epoch"] for row in rows], churn))
+        rows = [row for row in look.fit.history if "explored" in row]
+        if rows:
+            explored.append(Curve(look.name, [row["epoch"] for row in rows], [row["explored"] for row in rows]))
+            said.append(
+                f"{look.name} has tried {rows[-1]['explored']:.1%} of its weights, {look.fit.topology.density:.1%} at a time"
+            )
+    blocks: list[Block] = []
+    if curves:
+        picture = Picture("Churn", "epoch", "share of the active weights exchanged at a move", tuple(curves))
+        blocks.append(
+            figure(picture, "The share of weights that a move exchanges falls to zero as the topology freezes.")
+        )
+    if explored:
+        blocks.append(
+            figure(Picture("Ever active", "epoch", "share of all weights", tuple(explored)), "; ".join(said) + ".")
+        )
+    return blocks
+
+
+def _magnitudes(looks: Sequence[Look]) -> Block:
+    """|u|, and |mean of Z * u|, which is what the ticket keeps of it."""
+    curves = []
+    for look in looks:
+        pairs = look.fit.pairs
+        last, ticket = pairs.values[-1].abs().cpu().numpy(), (pairs.values * pairs.keep).mean(0).abs().cpu().numpy()
+        top = float(np.quantile(last, 0.995)) or 1.0
+        edges = np.linspace(0, top, 41)
+        for name, values, style in (("|u|", last, "line"), ("|ticket|", ticket, "dashed")):
+            share = np.histogram(values, edges)[0] / len(values)
+            curves.append(Curve(f"{look.name}: {name}", (edges[:-1] + edges[1:]) / 2, share, style=style))  # type: ignore[arg-type]
+    picture = Picture("Magnitudes of active weights", "magnitude", "share", tuple(curves))
+    return figure(
+        picture, "Magnitudes of the active weights, and of their average under the random masks, which is smaller."
+    )
+
+
+def _pixels(look: Look) -> list[Block]:
+    """How many weights leave each input pixel, where the first layer looks at all of them."""
+    shape, weight = look.data.shape, look.fit.model.weights[0]
+    image = isinstance(shape, tuple | list) and len(shape) == 3 and len(weight.shape) == 2
+    if not image or weight.shape[1] != math.prod(shape):
+        return []
+    first = look.fit.topology.positions[: look.fit.topology.counts[0]].cpu().numpy()
+    counts = np.bincount(first % weight.shape[1], minlength=weight.shape[1]).reshape(tuple(shape)).sum(0)
+    dead = float((counts == 0).mean())
+    says = f"Weights that leave each input pixel: {counts.max()} at most, none at {dead:.0%} of the pixels."
+    return [grid(counts, says, f"Input pixels of {look.name}", "column", "row", label="weights")]
+
+
+def _agreement(looks: Sequence[Look]) -> list[Block]:
+    """Jaccard index of every two topologies of one network, and what two random ones would have."""
+    alike = [look for look in looks if look.fit.model.shapes == looks[0].fit.model.shapes]
+    if len(alike) < 2:
+        return []
+    sets = [look.fit.topology.positions.cpu().numpy() for look in alike]
+    rows = []
+    for place, look in enumerate(alike):
+        rows.append([look.name, *(f"{_jaccard(sets[place], other):.3f}" for other in sets)])
+    by_chance = _by_chance(alike[0], alike[1])
+    said = Text(
+        f"Agreement is the Jaccard index, the weights that both have over those that either has; two random topologies of the "
+        f"first two runs' densities, layer by layer, would have {by_chance:.3f}."
+    )
+    return [said, Table("Agreement of the topologies", ["run", *(look.name for look in alike)], rows)]
+
+
+def _jaccard(one: NDArray[Any], other: NDArray[Any]) -> float:
+    both = len(np.intersect1d(one, other, assume_unique=True))
+    return both / (len(one) + len(other) - both)
+
+
+def _by_chance(one: Look, other: Look) -> float:
+    counts = zip(one.fit.topology.counts, other.fit.topology.counts, one.fit.topology.sizes, strict=True)
+    both = sum(a * b / size for a, b, size in counts)
+    return both / (one.fit.topology.num_active + other.fit.topology.num_active - both)
