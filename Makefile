@@ -19,6 +19,7 @@ demo: $(VENV)/installed
 	$(BIN)/espalier fit --config examples/digits-rigl.yaml --out $(DEMO)/rigl
 	$(BIN)/espalier fit --config examples/digits-cigl.yaml --out $(DEMO)/cigl
 	$(BIN)/espalier evaluate $(DEMO)/cigl $(DEMO)/rigl --picture $(DEMO)/reliability.png
+	$(BIN)/espalier report $(DEMO)/rigl $(DEMO)/cigl --out $(DEMO)/page.html
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
