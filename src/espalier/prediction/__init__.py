@@ -5,6 +5,7 @@ predict.py      one forward pass of all rows, in batches, at one weight vector
 batchnorm.py    statistics re-estimated for a weight vector
 evaluation.py   every way to predict, every score, with intervals
 mixture.py      the posterior predictive of any likelihood: a mixture of its own distributions
+criticism.py    posterior and prior predictive checks: statistics of the data beside those of replicated data
 datatree.py     predictive draws as labelled arrays, for ArviZ
 costs.py        FLOPs of training and prediction, bytes of state and file
 """
@@ -12,6 +13,13 @@ costs.py        FLOPs of training and prediction, bytes of state and file
 from __future__ import annotations
 
 from espalier.network import evaluating as evaluating
+from espalier.prediction.criticism import CLASSES as CLASSES
+from espalier.prediction.criticism import TARGETS as TARGETS
+from espalier.prediction.criticism import Check as Check
+from espalier.prediction.criticism import check_pictures as check_pictures
+from espalier.prediction.criticism import posterior_check as posterior_check
+from espalier.prediction.criticism import predictive_check as predictive_check
+from espalier.prediction.criticism import prior_check as prior_check
 from espalier.prediction.datatree import to_datatree as to_datatree
 from espalier.prediction.evaluation import SPLITS as SPLITS
 from espalier.prediction.evaluation import evaluate as evaluate
