@@ -7,6 +7,7 @@ evaluation.py   every way to predict, every score, with intervals
 mixture.py      the posterior predictive of any likelihood: a mixture of its own distributions
 criticism.py    posterior and prior predictive checks: statistics of the data beside those of replicated data
 datatree.py     predictive draws as labelled arrays, for ArviZ
+loo.py          leave-one-out from one fit, where its draws are of a posterior; comparison; LOO-PIT
 costs.py        FLOPs of training and prediction, bytes of state and file
 """
 
@@ -31,6 +32,12 @@ from espalier.prediction.fit import Fit as Fit
 from espalier.prediction.fit import How as How
 from espalier.prediction.fit import Pair as Pair
 from espalier.prediction.fit import Pairs as Pairs
+from espalier.prediction.loo import Loo as Loo
+from espalier.prediction.loo import Ranked as Ranked
+from espalier.prediction.loo import compare_loo as compare_loo
+from espalier.prediction.loo import leave_one_out as leave_one_out
+from espalier.prediction.loo import loo_pit as loo_pit
+from espalier.prediction.loo import psis_loo as psis_loo
 from espalier.prediction.mixture import Mixture as Mixture
 from espalier.prediction.predict import parameters_of as parameters_of
 from espalier.prediction.predict import predictive as predictive
