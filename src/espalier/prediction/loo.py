@@ -144,7 +144,8 @@ def leave_one_out(fit: Fit, data: Data, how: How = "redraw", *, num_samples: int
         note = f"{of}. {per_row}; {beside}."
     if how == "pairs":
         note = f"{note} Pairs are draws of the guide as it was at one epoch after the other."
-    return found._replace(note=f"{note} {found.note}".strip())
+    more = found.note.replace(f"; {WAY_OUT}", "") if WAY_OUT in note else found.note
+    return found._replace(note=f"{note} {more}".strip())
 
 
 def compare_loo(found: Mapping[str, Loo]) -> tuple[Ranked, ...]:
