@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from espalier.contracts import Data
+from espalier.prediction.datatree import to_datatree
 from espalier.prediction.fit import Fit, How
 
 if TYPE_CHECKING:
@@ -126,7 +127,8 @@ def leave_one_out(fit: Fit, data: Data, how: How = "redraw", *, num_samples: int
     if fit.pairs.scales is None and how == "redraw" and fit.keep_prob == 1:
         raise ValueError(f"expected draws of a posterior, got {count} equal networks (no mask, no Gaussian guide): {WAY_OUT}")
     fit.look_at(data)
-    tree = fit.to_datatree(data.train.x, _in_units(data, "train"), how, num_samples=num_samples, seed=seed)
+    drawn = fit.mixture(data.train.x, how, num_samples=num_samples, seed=seed)
+    tree = to_datatree(drawn, _in_units(data, "train"), seed=seed)
     held_out = None
     if len(data.validation.y):
         mixture = fit.mixture(data.validation.x, how, num_samples=num_samples, seed=seed)
