@@ -32,6 +32,7 @@ BENCHMARKS = {
     "choose.py": ["--help"],
     "confident_mnist.py": ["--help"],
     "confident_polyps.py": ["--help"],
+    "criticism.py": ["--help"],
     "fashion.py": ["--help"],
     "power.py": ["--help"],
     "prune_further.py": ["--help"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from espalier.pictures import plots
+from espalier.pictures.data import Replicated
 from espalier.theory.claims import Curve, Picture, Ranks
 
 
@@ -24,3 +25,10 @@ def test_ranks_are_drawn_with_what_they_should_follow() -> None:
     expected = np.linspace(1, 2, 21)
     figure = plots.ranks(Ranks("title", ranks, 20, expected / expected.sum()))
     assert figure.axes
+
+
+def test_a_statistic_without_a_value_is_drawn_without_a_line() -> None:
+    values = np.array([0.1, 0.4, np.nan, 0.2])
+    (known, unknown) = plots.replicated([Replicated("a", values, 0.3, 0.5), Replicated("b", values, np.nan, 1.0)]).axes
+    assert (len(known.lines), len(unknown.lines)) == (1, 0)
+    assert sum(patch.get_height() for patch in unknown.patches) == 3

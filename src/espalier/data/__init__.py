@@ -6,6 +6,8 @@ datasets.py    `from_datasets`: torch map-style datasets, which stream
 cut.py         the four parts, by seed; standardised by the training rows; identified by hash
 streamed.py    rows that are decoded when asked for, by a DataLoader's workers
 images.py      a folder of images
+corruptions.py images corrupted on the fly: thirteen kinds, five severities
+worlds.py      a run's own rows, corrupted; rows of other sets as the run's inputs
 readers.py     one reader per file format
 archives.py    arrays of an .npz file, judged before they are allocated
 labels.py      labels of any kind as numbers, targets as they are
@@ -15,10 +17,17 @@ downloads.py   public sets fetched from their addresses, whole or not at all
 from __future__ import annotations
 
 from espalier.data.arrays import from_arrays as from_arrays
+from espalier.data.corruptions import CORRUPTIONS as CORRUPTIONS
+from espalier.data.corruptions import SEVERITIES as SEVERITIES
+from espalier.data.corruptions import Corruption as Corruption
+from espalier.data.corruptions import corrupted as corrupted
 from espalier.data.datasets import from_datasets as from_datasets
 from espalier.data.images import ImageRows as ImageRows
 from espalier.data.sets import available as available
 from espalier.data.sets import load as load
 from espalier.data.sets import names as names
 from espalier.data.streamed import Streamed as Streamed
+from espalier.data.worlds import Shifted as Shifted
+from espalier.data.worlds import out_of_distribution as out_of_distribution
+from espalier.data.worlds import shifted as shifted
 from espalier.nested import Together as Together

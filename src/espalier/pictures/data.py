@@ -39,3 +39,12 @@ class Ranks(NamedTuple):
     ranks: ArrayLike
     num_draws: int
     expected: ArrayLike | None = None
+
+
+class Replicated(NamedTuple):
+    """A statistic of replicated data sets `(R,)`, where the data's own lies among them, and its p-value."""
+
+    title: str
+    replicated: ArrayLike
+    observed: float
+    p_value: float

@@ -14,7 +14,7 @@ from espalier import calibration, store
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from espalier.pictures.data import Picture, Ranks
+    from espalier.pictures.data import Picture, Ranks, Replicated
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 """Okabe & Ito's palette: told apart by colour-blind readers too."""
@@ -170,4 +170,29 @@ def ranks(picture: Ranks, ci_prob: float = 0.99) -> Figure:
     handles, names = right.get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     figure.suptitle(picture.title)
+    return figure
+
+
+def replicated(panels: Sequence[Replicated], columns: int = 4) -> Figure:
+    """Predictive checks: for each, a histogram of the statistic over replicated data sets, and a line where the data's own lies.
+
+    Raises ValueError for no panels.
+    """
+    from matplotlib.figure import Figure
+
+    if not panels:
+        raise ValueError("expected one or more checks to draw, got none")
+    across = min(columns, len(panels))
+    down = -(-len(panels) // across)
+    figure = Figure(figsize=(2.6 * across + 0.4, 2.3 * down + 0.4), layout="constrained")
+    for axes, panel in zip(figure.subplots(down, across, squeeze=False).flat, panels, strict=False):
+        values = np.asarray(panel.replicated, dtype=np.float64)
+        axes.hist(values[np.isfinite(values)], bins="sqrt", color=COLOURS[0], alpha=0.6)
+        if np.isfinite(panel.observed):
+            axes.axvline(panel.observed, color=COLOURS[1], linewidth=1.6)
+        axes.set_title(f"{panel.title}\np = {panel.p_value:.3g}", fontsize=8)
+        axes.tick_params(labelsize=7)
+        axes.set_yticks([])
+    for axes in figure.axes[len(panels) :]:
+        axes.set_axis_off()
     return figure

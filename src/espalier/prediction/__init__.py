@@ -5,9 +5,11 @@ predict.py      one forward pass of all rows, in batches, at one weight vector
 batchnorm.py    statistics re-estimated for a weight vector
 evaluation.py   every way to predict, every score, with intervals
 mixture.py      the posterior predictive of any likelihood: a mixture of its own distributions
+criticism.py    posterior and prior predictive checks: statistics of the data beside those of replicated data
 datatree.py     a mixture at rows of your own as labelled arrays, for ArviZ
 labelled.py     fits on a data set as labelled arrays: in memory, or a Zarr store written draw by draw
 plain_pyro.py   results of plain Pyro as an ArviZ DataTree
+loo.py          leave-one-out from one fit, where its draws are of a posterior; comparison; LOO-PIT
 uncertainty.py  how uncertain of every row, by scores of the draws
 costs.py        FLOPs of training and prediction, bytes of state and file
 """
@@ -15,6 +17,13 @@ costs.py        FLOPs of training and prediction, bytes of state and file
 from __future__ import annotations
 
 from espalier.network import evaluating as evaluating
+from espalier.prediction.criticism import CLASSES as CLASSES
+from espalier.prediction.criticism import TARGETS as TARGETS
+from espalier.prediction.criticism import Check as Check
+from espalier.prediction.criticism import check_pictures as check_pictures
+from espalier.prediction.criticism import posterior_check as posterior_check
+from espalier.prediction.criticism import predictive_check as predictive_check
+from espalier.prediction.criticism import prior_check as prior_check
 from espalier.prediction.datatree import to_datatree as to_datatree
 from espalier.prediction.evaluation import SPLITS as SPLITS
 from espalier.prediction.evaluation import evaluate as evaluate
@@ -28,6 +37,12 @@ from espalier.prediction.fit import Pair as Pair
 from espalier.prediction.fit import Pairs as Pairs
 from espalier.prediction.labelled import save_tree as save_tree
 from espalier.prediction.labelled import tree_of as tree_of
+from espalier.prediction.loo import Loo as Loo
+from espalier.prediction.loo import Ranked as Ranked
+from espalier.prediction.loo import compare_loo as compare_loo
+from espalier.prediction.loo import leave_one_out as leave_one_out
+from espalier.prediction.loo import loo_pit as loo_pit
+from espalier.prediction.loo import psis_loo as psis_loo
 from espalier.prediction.mixture import Mixture as Mixture
 from espalier.prediction.plain_pyro import from_pyro as from_pyro
 from espalier.prediction.predict import parameters_of as parameters_of
