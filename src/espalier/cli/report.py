@@ -14,25 +14,47 @@ def report(words: list[str]) -> int:
     )
     parser.add_argument("--out", type=Path, required=True, metavar="PAGE.html")
     parser.add_argument("--split", default="test", help="train, validation, calibration or test (default)")
+    parser.add_argument(
+        "--ood", action="append", default=[], metavar="NAME|FOLDER|FILE.npz", help="inputs of another world"
+    )
+    parser.add_argument("--corrupt", nargs="+", default=[], metavar="KIND", help="corruptions of the images, or `all`")
+    parser.add_argument(
+        "--replicates", type=int, default=100, help="data sets drawn for model criticism; 0 leaves it out"
+    )
     parser.add_argument("--num-samples", type=int, default=16, help="fresh masks of `redraw`")
     parser.add_argument("--data-dir", help="where the data sets are; default: the run's own, then ESPALIER_DATA")
     parser.add_argument("--data", metavar="PATH", help="where the run's own file or folder of data has moved")
     parser.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
     arguments = parser.parse_args(words)
 
-    from espalier import runs
-    from espalier.reports import report
-    from espalier.reports.look import look_at
+    from espalier import data, runs
+    from espalier.reports import report, worlds
+    from espalier.reports.look import few, look_at
     from espalier.training.streams import find_device
 
     if not 1 <= arguments.num_samples <= 10_000:
         raise ValueError(f"expected --num-samples of 1 to 10,000, got {arguments.num_samples}")
+    if not 0 <= arguments.replicates <= 10_000:
+        raise ValueError(f"expected --replicates of 0 to 10,000, got {arguments.replicates}")
     report.check_free(arguments.out)
     for folder in arguments.run:
         runs.check_finished(folder)
     options = {"data_dir": arguments.data_dir, "source": arguments.data, "num_samples": arguments.num_samples}
     device = find_device(arguments.device)
     looks = [look_at(folder, arguments.split, device=device, **options) for folder in arguments.run]
-    report.write(arguments.out, looks)
+    report.check(looks)
+    own = looks[0].data
+    if arguments.corrupt:
+        if not looks[0].classes:
+            raise ValueError("expected runs on labelled images for --corrupt, got a regression")
+        for kind in arguments.corrupt if arguments.corrupt != ["all"] else ["brightness"]:
+            data.shifted(
+                own._replace(**{arguments.split: few(own, arguments.split)}), kind, 1, arguments.split
+            )  # refused here, if it is
+    others = {name: data.out_of_distribution(name, own, data_dir=arguments.data_dir) for name in arguments.ood}
+    extras = [worlds.criticism(looks, arguments.replicates)] if arguments.replicates else []
+    extras += [worlds.other_world(looks, Path(name).stem, x, arguments.num_samples) for name, x in others.items()]
+    extras += [worlds.shift(looks, arguments.corrupt, arguments.num_samples)] if arguments.corrupt else []
+    report.write(arguments.out, looks, extras)
     print(f"{arguments.out}: {arguments.out.stat().st_size / 2**20:.1f} MiB, opens anywhere")
     return 0

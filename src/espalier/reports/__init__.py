@@ -4,6 +4,7 @@ look.py        a run as the report sees it: fit, data, predictions
 report.py      the page: headline, comparison, what was run (tested in test_report.py)
 classes.py     sections on labels: reliability, selective prediction, classes, examples
 targets.py     sections on regressions: PIT, coverage, residuals
+worlds.py      sections on other worlds, corrupted images and model criticism
 topology.py    sections on the mask and on training
 figures.py     pictures as figures with their data
 tables.py      scores with their intervals

@@ -1,0 +1,106 @@
+"""How the runs do elsewhere: inputs of another world, corrupted images; and whether data like these could have come from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from espalier import calibration
+from espalier.data import SEVERITIES, corruptions, shifted
+from espalier.pages import Block, Figure, Section, Table, Text
+from espalier.pictures import plots
+from espalier.pictures.data import Curve, Picture
+from espalier.prediction import evaluation
+from espalier.prediction.criticism import check_pictures, posterior_check
+from espalier.prediction.uncertainty import uncertainties
+from espalier.reports.figures import figure
+from espalier.reports.look import Look
+from espalier.reports.tables import interval
+
+REPLICATES = 100
+DETECTED = {"auroc": "AUROC", "aupr_in": "AUPR, in", "aupr_out": "AUPR, out", "false_positive_rate": "FPR at 95 % TPR"}
+
+
+def other_world(looks: Sequence[Look], name: str, x: object, num_samples: int) -> Section:
+    """Inputs x that are not of the runs' world: how well does each uncertainty tell them from the split's own?"""
+    rows, best = [], (0.0, "")
+    for look in looks:
+        outside = uncertainties(look.fit, x, num_samples=num_samples)
+        for score, inside in look.unsure.items():
+            if not inside.any() and not outside[score].any():
+                continue  # one network has no draws that differ
+            found = calibration.detection_summary(inside, outside[score])
+            rows.append([f"{look.name}: {score.replace('_', ' ')}",
+                         *(f"{found[key]:.3f} {interval(found[f'{key}_interval'], 3)}" for key in DETECTED)])  # fmt: skip
+            best = max(best, (found["auroc"], f"{score.replace('_', ' ')} of {look.name}"))
+    says = f"{name} is told from the {looks[0].split} split best by the {best[1]}: AUROC {best[0]:.3f}. Intervals are of 95 %."
+    return Section(
+        f"Another world: {name}",
+        [Text(says), Table(f"Detection of {name}", ["by", *DETECTED.values()], rows)],
+        f"world-{name}",
+    )
+
+
+def shift(looks: Sequence[Look], names: Sequence[str], num_samples: int) -> Section:
+    """Corrupted images of the split, in five severities: scores of every way to predict, the mean over the corruptions."""
+    kinds = list(names) if list(names) != ["all"] else list(corruptions(looks[0].data.shape[0]))
+    found: dict[str, dict[str, list[list[float]]]] = {}
+    for look in looks:
+        for severity in SEVERITIES:
+            for kind in kinds:
+                data = look.data._replace(**{look.split: shifted(look.data, kind, severity, look.split)})
+                predicted = evaluation.predictions(look.fit, data, look.split, num_samples=num_samples)
+                for way, probs in predicted.items():
+                    scores = found.setdefault(f"{look.name}: {way}", {})
+                    for name, value in (("accuracy", calibration.accuracy(probs, look.labels)), ("nll", calibration.nll(probs, look.labels)),
+                                        ("ece_15", calibration.ece(probs, look.labels))):  # fmt: skip
+                        scores.setdefault(name, [[] for _ in (0, *SEVERITIES)])[severity].append(value)
+    for look in looks:
+        for way, own in look.scores.items():
+            for name, by_severity in found[f"{look.name}: {way}"].items():
+                by_severity[0].append(own[name])
+    blocks: list[Block] = [Text(f"Mean over {', '.join(kinds)}; severity 0 is the split as it is.")]
+    for name, label in (("accuracy", "accuracy"), ("nll", "NLL"), ("ece_15", "ECE (15 bins)")):
+        curves = tuple(
+            Curve(arm, [0, *SEVERITIES], [float(np.mean(values)) for values in scores[name]])
+            for arm, scores in found.items()
+        )
+        worst = {curve.label: float(np.asarray(curve.y)[-1]) for curve in curves}
+        best = (max if name == "accuracy" else min)(worst, key=lambda arm: worst[arm])
+        says = f"{label} against severity; at severity 5 the best is {best} with {worst[best]:.3f}."
+        blocks.append(figure(Picture(f"{label} under corruption", "severity", label, curves), says))
+    return Section("Corrupted images", blocks, "corruptions")
+
+
+def criticism(looks: Sequence[Look], replicates: int = REPLICATES) -> Section:
+    """Would these runs have made labels or targets like these? Posterior predictive checks on the split."""
+    blocks: list[Block] = [Text(
+        "Data sets drawn from the posterior predictive, one network each, beside the data that came: a p-value near 0 says that the "
+        "run would hardly have made them. Held-out rows; many are tested, so one in twenty below 0.05 is to be expected.")]  # fmt: skip
+    for look in looks:
+        part = evaluation.split_of(look.data, look.split)
+        y = part.y if look.classes else look.data.in_units(part.y)
+        checks = posterior_check(look.fit, part.x, y, replicates=replicates)
+        rows = []
+        for one in checks:
+            low, high = np.nanquantile(one.replicated, [0.025, 0.975])
+            rows.append([one.name, f"{one.observed:.4g}", f"{np.nanmean(one.replicated):.4g} {interval((low, high))}",
+                         f"{one.p_value:.3f} ± {one.error:.3f}"])  # fmt: skip
+        blocks.append(Table(f"Checks of {look.name}", ["statistic", "observed", "replicated (95 %)", "p"], rows))
+        worst = min(range(len(checks)), key=lambda place: checks[place].p_value)
+        picture = check_pictures([checks[worst]])[0]
+        says = f"{look.name}: the statistic it fits worst is {checks[worst].name}, p {checks[worst].p_value:.3f}."
+        blocks.append(
+            _drawn(
+                plots.png(plots.replicated([picture])),
+                f"Worst statistic of {look.name}",
+                says,
+                checks[worst].replicated,
+            )
+        )
+    return Section("Model criticism", blocks, "criticism")
+
+
+def _drawn(png: bytes, title: str, says: str, replicated: object) -> Block:
+    return Figure(png, title, says, (["replicated"], [[value] for value in np.asarray(replicated).tolist()]))
