@@ -29,7 +29,7 @@ def report(words: list[str]) -> int:
 
     from espalier import data, runs
     from espalier.reports import report, worlds
-    from espalier.reports.look import few, look_at
+    from espalier.reports.look import look_at
     from espalier.training.streams import find_device
 
     if not 1 <= arguments.num_samples <= 10_000:
@@ -44,17 +44,12 @@ def report(words: list[str]) -> int:
     looks = [look_at(folder, arguments.split, device=device, **options) for folder in arguments.run]
     report.check(looks)
     own = looks[0].data
-    if arguments.corrupt:
-        if not looks[0].classes:
-            raise ValueError("expected runs on labelled images for --corrupt, got a regression")
-        for kind in arguments.corrupt if arguments.corrupt != ["all"] else ["brightness"]:
-            data.shifted(
-                own._replace(**{arguments.split: few(own, arguments.split)}), kind, 1, arguments.split
-            )  # refused here, if it is
+    kinds = [kind.replace("_", " ").replace("-", " ") for kind in arguments.corrupt]
+    worlds.check_shift(looks[0], kinds)
     others = {name: data.out_of_distribution(name, own, data_dir=arguments.data_dir) for name in arguments.ood}
     extras = [worlds.criticism(looks, arguments.replicates)] if arguments.replicates else []
     extras += [worlds.other_world(looks, Path(name).stem, x, arguments.num_samples) for name, x in others.items()]
-    extras += [worlds.shift(looks, arguments.corrupt, arguments.num_samples)] if arguments.corrupt else []
+    extras += [worlds.shift(looks, kinds, arguments.num_samples)] if arguments.corrupt else []
     report.write(arguments.out, looks, extras)
     print(f"{arguments.out}: {arguments.out.stat().st_size / 2**20:.1f} MiB, opens anywhere")
     return 0

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from espalier import runs
-from espalier.contracts import Data, Split
+from espalier.contracts import Data
 from espalier.prediction import evaluation
 from espalier.prediction.fit import Fit, How
 from espalier.prediction.uncertainty import uncertainties
@@ -85,9 +85,3 @@ def look_at(
     scores = evaluation.evaluate(fit, data, split, num_samples=num_samples, predicted=predicted)["predict"]
     unsure = uncertainties(fit, part.x, num_samples=num_samples)
     return Look(folder.resolve().name, folder, fit, data, split, predicted, scores, unsure)
-
-
-def few(data: Data, split: str) -> Split:
-    """The first two rows of a split, to try something on."""
-    part = evaluation.split_of(data, split)
-    return Split(part.x[torch.arange(min(2, len(part.y)))], part.y[:2])

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import torch
 
 from espalier import calibration
-from espalier.data import SEVERITIES, corruptions, shifted
+from espalier.contracts import Data, Split
+from espalier.data.corruptions import SEVERITIES, corruptions
+from espalier.data.worlds import shifted
 from espalier.pages import Block, Figure, Section, Table, Text
 from espalier.pictures import plots
 from espalier.pictures.data import Curve, Picture
@@ -19,27 +23,49 @@ from espalier.reports.look import Look
 from espalier.reports.tables import interval
 
 REPLICATES = 100
+SCORES = {"accuracy": calibration.accuracy, "nll": calibration.nll, "ece_15": calibration.ece}
 DETECTED = {"auroc": "AUROC", "aupr_in": "AUPR, in", "aupr_out": "AUPR, out", "false_positive_rate": "FPR at 95 % TPR"}
 
 
 def other_world(looks: Sequence[Look], name: str, x: object, num_samples: int) -> Section:
     """Inputs x that are not of the runs' world: how well does each uncertainty tell them from the split's own?"""
-    rows, best = [], (0.0, "")
+    rows: list[list[str]] = []
+    best: tuple[float, str] = (0.0, "")
     for look in looks:
         outside = uncertainties(look.fit, x, num_samples=num_samples)
         for score, inside in look.unsure.items():
             if not inside.any() and not outside[score].any():
                 continue  # one network has no draws that differ
             found = calibration.detection_summary(inside, outside[score])
-            rows.append([f"{look.name}: {score.replace('_', ' ')}",
-                         *(f"{found[key]:.3f} {interval(found[f'{key}_interval'], 3)}" for key in DETECTED)])  # fmt: skip
-            best = max(best, (found["auroc"], f"{score.replace('_', ' ')} of {look.name}"))
+            rows.append(
+                [
+                    f"{look.name}: {score.replace('_', ' ')}",
+                    *(f"{found[key]:.3f} {interval(found[f'{key}_interval'], 3)}" for key in DETECTED),
+                ]
+            )
+            best = max(best, (float(np.asarray(found["auroc"])), f"{score.replace('_', ' ')} of {look.name}"))
     says = f"{name} is told from the {looks[0].split} split best by the {best[1]}: AUROC {best[0]:.3f}. Intervals are of 95 %."
     return Section(
         f"Another world: {name}",
         [Text(says), Table(f"Detection of {name}", ["by", *DETECTED.values()], rows)],
         f"world-{name}",
     )
+
+
+def check_shift(look: Look, names: Sequence[str]) -> None:
+    """Raises ValueError, before any work, where the run's inputs cannot be corrupted so."""
+    if names and not look.classes:
+        raise ValueError("expected runs on labelled images for corruptions, got a regression")
+    part = evaluation.split_of(look.data, look.split)
+    few = Split(part.x[torch.arange(min(2, len(part.y)))], part.y[:2])
+    for kind in names if list(names) != ["all"] else ["contrast"]:
+        shifted(_with(look, few), kind, 1, look.split)
+
+
+def _with(look: Look, part: Split) -> Data:
+    """The run's data with another split in place of the one that is looked at."""
+    changed: dict[str, Any] = {look.split: part}
+    return look.data._replace(**changed)
 
 
 def shift(looks: Sequence[Look], names: Sequence[str], num_samples: int) -> Section:
@@ -49,16 +75,17 @@ def shift(looks: Sequence[Look], names: Sequence[str], num_samples: int) -> Sect
     for look in looks:
         for severity in SEVERITIES:
             for kind in kinds:
-                data = look.data._replace(**{look.split: shifted(look.data, kind, severity, look.split)})
+                data = _with(look, shifted(look.data, kind, severity, look.split))
                 predicted = evaluation.predictions(look.fit, data, look.split, num_samples=num_samples)
                 for way, probs in predicted.items():
                     scores = found.setdefault(f"{look.name}: {way}", {})
-                    for name, value in (("accuracy", calibration.accuracy(probs, look.labels)), ("nll", calibration.nll(probs, look.labels)),
-                                        ("ece_15", calibration.ece(probs, look.labels))):  # fmt: skip
-                        scores.setdefault(name, [[] for _ in (0, *SEVERITIES)])[severity].append(value)
+                    for name, score in SCORES.items():
+                        scores.setdefault(name, [[] for _ in (0, *SEVERITIES)])[severity].append(
+                            score(probs, look.labels)
+                        )
     for look in looks:
-        for way, own in look.scores.items():
-            for name, by_severity in found[f"{look.name}: {way}"].items():
+        for arm, own in look.scores.items():
+            for name, by_severity in found[f"{look.name}: {arm}"].items():
                 by_severity[0].append(own[name])
     blocks: list[Block] = [Text(f"Mean over {', '.join(kinds)}; severity 0 is the split as it is.")]
     for name, label in (("accuracy", "accuracy"), ("nll", "NLL"), ("ece_15", "ECE (15 bins)")):
@@ -74,10 +101,14 @@ def shift(looks: Sequence[Look], names: Sequence[str], num_samples: int) -> Sect
 
 
 def criticism(looks: Sequence[Look], replicates: int = REPLICATES) -> Section:
-    """Would these runs have made labels or targets like these? Posterior predictive checks on the split."""
-    blocks: list[Block] = [Text(
-        "Data sets drawn from the posterior predictive, one network each, beside the data that came: a p-value near 0 says that the "
-        "run would hardly have made them. Held-out rows; many are tested, so one in twenty below 0.05 is to be expected.")]  # fmt: skip
+    """Would these runs have made outcomes like these? Posterior predictive checks on the split."""
+    blocks: list[Block] = [
+        Text(
+            "Data sets drawn from the posterior predictive, one network each, beside the data that came: a p-value near 0 "
+            "says that the run would hardly have made them. Held-out rows; many are tested, so one in twenty below 0.05 is to "
+            "be expected."
+        )
+    ]
     for look in looks:
         part = evaluation.split_of(look.data, look.split)
         y = part.y if look.classes else look.data.in_units(part.y)
@@ -85,8 +116,14 @@ def criticism(looks: Sequence[Look], replicates: int = REPLICATES) -> Section:
         rows = []
         for one in checks:
             low, high = np.nanquantile(one.replicated, [0.025, 0.975])
-            rows.append([one.name, f"{one.observed:.4g}", f"{np.nanmean(one.replicated):.4g} {interval((low, high))}",
-                         f"{one.p_value:.3f} ± {one.error:.3f}"])  # fmt: skip
+            rows.append(
+                [
+                    one.name,
+                    f"{one.observed:.4g}",
+                    f"{np.nanmean(one.replicated):.4g} {interval((low, high))}",
+                    f"{one.p_value:.3f} ± {one.error:.3f}",
+                ]
+            )
         blocks.append(Table(f"Checks of {look.name}", ["statistic", "observed", "replicated (95 %)", "p"], rows))
         worst = min(range(len(checks)), key=lambda place: checks[place].p_value)
         picture = check_pictures([checks[worst]])[0]

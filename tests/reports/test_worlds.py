@@ -1,0 +1,58 @@
+"""Claims about the runs elsewhere: detection, corruption and checks are those of the functions they name, by run."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+
+from espalier.calibration import accuracy
+from espalier.data.worlds import shifted
+from espalier.pages import Figure, Table
+from espalier.prediction import uncertainties
+from espalier.reports import worlds
+from espalier.reports.look import Look
+
+
+def test_another_world_is_told_by_every_uncertainty(looks: list[Look]) -> None:
+    noise = torch.randn(60, *looks[0].data.shape, generator=torch.Generator().manual_seed(0))
+    section = worlds.other_world(looks, "noise", noise, 4)
+    rows = {row[0]: row for row in next(block for block in section.blocks if isinstance(block, Table)).rows}
+    inside = looks[0].unsure["predictive_entropy"]
+    outside = uncertainties(looks[0].fit, noise, num_samples=4)["predictive_entropy"]
+    auroc = roc_auc_score(np.repeat([0, 1], [len(inside), len(outside)]), np.concatenate([inside, outside]))
+    assert str(rows["cigl: predictive entropy"][1]).startswith(f"{auroc:.3f}")
+    assert "cigl: mutual information" in rows
+    assert "rigl: mutual information" not in rows, "one network has none"
+
+
+def test_corrupted_images_are_scored_by_severity(looks: list[Look]) -> None:
+    section = worlds.shift(looks[:1], ["gaussian noise", "contrast"], 2)
+    found = next(block for block in section.blocks if isinstance(block, Figure) and block.title.startswith("accuracy"))
+    assert found.data is not None
+    curve = {row[1]: row[2] for row in found.data[1] if row[0] == "cigl: ticket"}
+    assert curve[0] == pytest.approx(looks[0].scores["ticket"]["accuracy"])
+    x = [shifted(looks[0].data, kind, 3).x for kind in ("gaussian noise", "contrast")]
+    by_hand = np.mean([accuracy(looks[0].fit.predict(each)[0].numpy(), looks[0].labels) for each in x])
+    assert curve[3] == pytest.approx(by_hand)
+
+
+def test_what_cannot_be_corrupted_is_refused_before_any_work(looks: list[Look], regression: Look) -> None:
+    worlds.check_shift(looks[0], ["all"])
+    with pytest.raises(ValueError, match="expected a corruption of"):
+        worlds.check_shift(looks[0], ["rain"])
+    with pytest.raises(ValueError, match="expected images of three colours"):
+        worlds.check_shift(looks[0], ["saturate"])
+    with pytest.raises(ValueError, match="expected runs on labelled images"):
+        worlds.check_shift(regression, ["contrast"])
+
+
+def test_checks_of_a_run_stand_with_their_p_values(looks: list[Look], regression: Look) -> None:
+    for look, statistic in ((looks[0], "accuracy[3]"), (regression, "spread over mean")):
+        section = worlds.criticism([look], replicates=20)
+        table = next(block for block in section.blocks if isinstance(block, Table))
+        assert statistic in [row[0] for row in table.rows]
+        p = [float(str(row[3]).split()[0]) for row in table.rows]
+        figure = next(block for block in section.blocks if isinstance(block, Figure))
+        assert f"p {min(p):.3f}" in figure.says
