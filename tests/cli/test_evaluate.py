@@ -117,3 +117,16 @@ def test_all_draws_are_saved_as_labelled_arrays_with_runs_as_chains(
         assert main(wrong) == 2
         assert sentence in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["draws.zarr"]
+
+
+def test_calibrated_ways_stand_beside_the_others_and_are_kept(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = tmp_path / "run"
+    shutil.copytree(run, own)
+    assert main(["evaluate", str(own), "--calibrate", "temperature", "vector", "--num-samples", "2"]) == 0
+    assert "ticket + vector" in capsys.readouterr().out
+    kept = json.loads((own / "calibrators.json").read_text())
+    assert kept["redraw + temperature"]["temperature"] > 0
+    assert main(["evaluate", str(own), "--calibrate", "platt"]) == 2
+    assert "expected calibrators of temperature" in capsys.readouterr().err

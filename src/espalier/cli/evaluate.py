@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ def evaluate(words: list[str]) -> int:
     parser.add_argument("--data", metavar="PATH", help="where the run's own file or folder of data has moved")
     parser.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
     parser.add_argument("--picture", type=Path, help="also draw the reliability of all runs side by side")
+    parser.add_argument("--calibrate", nargs="+", default=[], metavar="NAME", help="also calibrated by maps fitted on validation")
     parser.add_argument("--save", type=Path, metavar="DIR.zarr", help="also write all draws as labelled arrays, runs as chains")
     parser.add_argument("--ways", nargs="+", default=["pairs"], metavar="WAY", help="of --save: ways to predict (default: pairs)")
     parser.add_argument("--layers", nargs="+", default=[], metavar="NAME", help="of --save: tensors whose weights are kept")
@@ -31,7 +33,7 @@ def evaluate(words: list[str]) -> int:
     from espalier import runs
     from espalier.cli.tables import score_table
     from espalier.pictures import plots
-    from espalier.prediction import labelled
+    from espalier.prediction import labelled, recalibration
     from espalier.training.streams import find_device
 
     if not 1 <= arguments.num_samples <= 10_000:
@@ -47,12 +49,14 @@ def evaluate(words: list[str]) -> int:
     places = (arguments.data_dir, arguments.data)
     loaded = [(runs.load(folder).to(device), runs.data_of(folder, *places)) for folder in arguments.run]
     fits = [fit for fit, _ in loaded]
+    for _, data in loaded:
+        recalibration.check(data, arguments.split, arguments.calibrate)
     if arguments.save is not None:
         if len(different := {data.hashes[arguments.split] for _, data in loaded}) > 1:
             raise ValueError(f"expected runs of one {arguments.split} split for --save, got {len(different)} different ones")
         labelled.check(fits, loaded[0][1], [arguments.split], arguments.ways, arguments.layers)
     for folder, (fit, data) in zip(arguments.run, loaded, strict=True):
-        results[str(folder)], ticket = scored(folder, fit, data, arguments.split, arguments.num_samples)
+        results[str(folder)], ticket = scored(folder, fit, data, arguments.split, arguments.num_samples, arguments.calibrate)
         if data.num_classes is not None:
             panels[f"{folder}: ticket"] = ticket
     if arguments.save is not None:
@@ -71,14 +75,21 @@ def evaluate(words: list[str]) -> int:
     return 0
 
 
-def scored(folder: Path, fit: Fit, data: Data, split: str, num_samples: int = 16) -> tuple[dict[str, Any], Any]:
-    """Evaluate, and leave the numbers and the picture in the run folder. Also returns the ticket's predictions."""
+def scored(
+    folder: Path, fit: Fit, data: Data, split: str, num_samples: int = 16, calibrate: Sequence[str] = ()
+) -> tuple[dict[str, Any], Any]:
+    """Evaluate, and leave the numbers and the picture in the run folder, with the calibrators where some are fitted. Also returns
+    the ticket's predictions."""
     from espalier import store
     from espalier.pictures import plots
-    from espalier.prediction import evaluation
+    from espalier.prediction import evaluation, recalibration
 
     predicted = evaluation.predictions(fit, data, split, num_samples=num_samples)
     scores = evaluation.evaluate(fit, data, split, num_samples=num_samples, predicted=predicted)
+    if calibrate:
+        mapped, parameters = recalibration.recalibrated(fit, data, split, calibrate, num_samples=num_samples)
+        scores["predict"] |= evaluation.score(mapped, data, split)
+        store.write_bytes(folder / "calibrators.json", store.canonical(parameters).encode())
     result = {"run": str(folder), "sparsity": 1 - fit.topology.density, **scores}
     store.write_bytes(folder / f"evaluation-{split}.json", store.canonical({**result, "run": folder.name}).encode())
     labels = evaluation.split_of(data, split).y.numpy()

@@ -10,6 +10,7 @@ datatree.py     a mixture at rows of your own as labelled arrays, for ArviZ
 labelled.py     fits on a data set as labelled arrays: in memory, or a Zarr store written draw by draw
 plain_pyro.py   results of plain Pyro as an ArviZ DataTree
 loo.py          leave-one-out from one fit, where its draws are of a posterior; comparison; LOO-PIT
+recalibration.py  what a fit predicts after calibrators that were fitted on the validation split
 uncertainty.py  how uncertain of every row, by scores of the draws
 costs.py        FLOPs of training and prediction, bytes of state and file
 """
@@ -47,4 +48,5 @@ from espalier.prediction.mixture import Mixture as Mixture
 from espalier.prediction.plain_pyro import from_pyro as from_pyro
 from espalier.prediction.predict import parameters_of as parameters_of
 from espalier.prediction.predict import predictive as predictive
+from espalier.prediction.recalibration import recalibrated as recalibrated
 from espalier.prediction.uncertainty import uncertainties as uncertainties
