@@ -10,10 +10,10 @@ from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from budget import assert_rate
 from espalier.calibration import detection
 from espalier.calibration.detection import (
-    auroc,
-    auroc_interval,
     aupr_in,
     aupr_out,
+    auroc,
+    auroc_interval,
     detection_differences,
     detection_summary,
     false_positive_rate,
@@ -52,7 +52,7 @@ def test_delongs_interval_covers_the_auroc_of_the_population(m: int, n: int, shi
     found = [auroc_interval(rng.normal(size=m), rng.normal(shift, size=n)).interval for _ in range(worlds)]
     low, high = np.transpose(found)
     assert_rate(((low <= truth) & (truth <= high)).sum(), worlds, 0.95)
-    assert (0 < low).all()
+    assert (low > 0).all()
     assert (high < 1).all()
 
 

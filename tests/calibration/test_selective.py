@@ -11,8 +11,8 @@ from sklearn.metrics import roc_auc_score
 from budget import assert_rate
 from espalier.calibration import selective
 from espalier.calibration.selective import (
-    aurc,
     augrc,
+    aurc,
     coverage_at_risk,
     excess_aurc,
     risk_at_coverage,

@@ -161,7 +161,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "unknown key of a method": ({"methods": {"A": {"member": 2}}}, "in method 'A', got 'member': did you mean 'members'"),
     "no method": ({"methods": [RIGL]}, "expected methods to hold lines"),
     "unknown way": ({"methods": {"A": {**RIGL, "predict": "tickets"}}}, "method 'A': expected predict of ticket, .*'tickets'"),
-    "unknown calibrator": ({"methods": {"A": {**RIGL, "calibrate": "temp"}}}, "expected calibrate of temperature, .*, got 'temp'"),
+    "unknown calibrator": ({"methods": {"A": {**RIGL, "calibrate": "temp"}}}, "expected calibrate of temperature, .* got 'temp'"),
     "one member": ({"methods": {"A": {**RIGL, "members": 1}}}, "expected members from 2 to 100, got 1"),
     "unknown option": (
         {"methods": {"A": cigl(drop_rat=0.1)}},
