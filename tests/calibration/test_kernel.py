@@ -83,7 +83,7 @@ def test_the_kernel_test_keeps_its_level_in_blocks_and_with_certain_predictions(
 def test_the_kernel_test_sees_a_distortion_that_spares_the_top_label() -> None:
     """The largest probability is right; the other two are swapped: no reliability diagram of the top label shows it."""
     rng, seen, missed = np.random.default_rng(4), 0, 0
-    for k in range(40):
+    for k in range(25):
         p = rng.dirichlet(np.ones(3), 300)
         true = p.copy()
         rows, order = np.arange(300), p.argsort(1)
@@ -91,8 +91,8 @@ def test_the_kernel_test_sees_a_distortion_that_spares_the_top_label() -> None:
         y = (rng.random((300, 1)) > true.cumsum(1)).sum(1)
         seen += skce_test(p, y, seed=k).p_value <= 0.05
         missed += skce_test(*calibrated(300, rng), seed=k).p_value > 0.05
-    assert seen >= 30
-    assert missed >= 30
+    assert seen >= 18
+    assert missed >= 18
 
 
 def test_spiegelhalters_z_is_mapies_for_two_classes() -> None:
@@ -114,10 +114,10 @@ def test_spiegelhalters_moments_are_those_of_the_brier_score() -> None:
 
 def test_spiegelhalters_p_values_are_uniform_and_over_confidence_is_positive() -> None:
     rng = np.random.default_rng(6)
-    found = [spiegelhalter(*calibrated(400, rng, classes=4)) for _ in range(2000)]
+    found = [spiegelhalter(*calibrated(400, rng, classes=4)) for _ in range(1000)]
     p_values = np.array([each.p_value for each in found])
     assert kstest(p_values, "uniform").pvalue > FALSE_ALARMS
-    assert_rate((p_values <= 0.05).sum(), 2000, 0.05)
+    assert_rate((p_values <= 0.05).sum(), 1000, 0.05)
     over = [spiegelhalter(*calibrated(400, rng, classes=4, distortion=0.5)) for _ in range(50)]
     assert all(each.statistic > 0 for each in over)
     assert np.mean([each.p_value <= 0.05 for each in over]) > 0.9
