@@ -1,6 +1,8 @@
-"""Claims about calibration.calibrators: temperature scaling against torch and netcal, and its limits."""
+"""Claims about calibration.calibrators: all of them by name; temperature against torch and netcal, and its limits."""
 
 from __future__ import annotations
+
+import json
 
 import numpy as np
 import pytest
@@ -9,7 +11,14 @@ from netcal.scaling import TemperatureScaling
 from scipy.special import log_softmax, softmax
 
 from espalier import calibration
-from espalier.calibration.calibrators import CALIBRATORS, HOTTEST, apply_temperature, fit_temperature
+from espalier.calibration import apply_draws_temperature, fit_draws_temperature
+from espalier.calibration.calibrators import (
+    CALIBRATORS,
+    DRAW_CALIBRATORS,
+    HOTTEST,
+    apply_temperature,
+    fit_temperature,
+)
 
 
 def overconfident(n: int = 3000, classes: int = 7, sharpness: float = 2.3, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -129,3 +138,46 @@ def test_a_temperature_scales_with_the_logits_however_wide_they_are(times: float
     labels = (logits + rng.gumbel(size=(400, 5))).argmax(1)
     base = fit_temperature(softmax(logits, axis=1), labels)
     assert fit_temperature(softmax(times * logits, axis=1), labels) == pytest.approx(times * base, rel=1e-6)
+
+
+# --- By name, and of draws ----------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", CALIBRATORS)
+@pytest.mark.parametrize("classes", [2, 5])
+def test_every_calibrator_mends_overconfidence_and_its_parameters_survive_json(name: str, classes: int) -> None:
+    calibrator, (logits, labels) = CALIBRATORS[name], overconfident(classes=classes, n=1500)
+    new, answers = overconfident(classes=classes, n=1500, seed=9)
+    fitted = calibrator.fit(softmax(logits, axis=1), labels)
+    after = calibrator.apply(softmax(new, axis=1), json.loads(json.dumps(fitted)))
+    np.testing.assert_allclose(after.sum(1), 1, rtol=1e-9)
+    for score in (calibration.brier, calibration.ece):
+        assert score(after, answers) < score(softmax(new, axis=1), answers)
+
+
+def test_a_temperature_of_draws_is_that_of_their_mixture() -> None:
+    first, labels = overconfident(800, seed=2)
+    draws = softmax(np.stack([first + np.random.default_rng(k).standard_normal(first.shape) for k in range(3)]), axis=-1)
+    calibrator = DRAW_CALIBRATORS["temperature"]
+    best = calibrator.fit(draws, labels)
+
+    def loss(t: float) -> float:
+        mixed = np.mean([softmax(np.log(p) / t, axis=1) for p in draws], axis=0)
+        np.testing.assert_allclose(calibrator.apply(draws, t), mixed, rtol=1e-12)
+        return calibration.nll(mixed, labels)
+
+    assert all(loss(t) >= loss(best) - 1e-12 for t in [*np.geomspace(1 / HOTTEST, HOTTEST, 60), best * 0.999, best * 1.001])
+    assert best != pytest.approx(fit_temperature(draws.mean(0), labels), rel=0.01)  # tempered first, pooled after
+
+
+def test_a_temperature_of_one_draw_is_the_temperature() -> None:
+    logits, labels = overconfident(500)
+    probs = softmax(logits, axis=1)
+    assert fit_draws_temperature(probs[None], labels) == pytest.approx(fit_temperature(probs, labels), rel=1e-5)
+    assert fit_draws_temperature(probs[None], probs.argmax(1)) == pytest.approx(1 / HOTTEST, rel=0.2)
+    assert fit_draws_temperature(probs[None], probs.argmin(1)) == pytest.approx(HOTTEST)
+
+
+def test_draws_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"expected draws of shape \(S, n, C\), got \(3, 2\)"):
+        fit_draws_temperature(np.full((3, 2), 0.5), np.zeros(3, dtype=int))
+    with pytest.raises(ValueError, match="expected a temperature above 0, got 0"):
+        apply_draws_temperature(np.full((1, 3, 2), 0.5), 0)

@@ -24,12 +24,13 @@ from espalier.calibration.temperature import fit_temperature, log_probs
 
 Parameters = dict[str, Any]
 """Plain numbers, lists of them and lists of lists: ready for JSON."""
-Objective = tuple[Callable[[Floats], tuple[float, Floats]], Callable[[Floats, Floats], Floats]]
+Objective = tuple[Callable[[Floats], tuple[float, Floats]], Callable[..., Floats]]
+"""The value with its gradient, and the curvature: the Hessian, or its product with a vector."""
 
 TOLERANCE, ROUGHLY = 1e-8, 1e-4
 """Norms of the gradient at which a fit ends, and one that is only compared with others."""
-STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3)
-"""ODIR strengths that are tried, where none is given."""
+STRENGTHS = (1e5, 1e4, 1e3, 1e2, 1e1, 1.0, 1e-1, 1e-2)
+"""ODIR strengths that are tried, in this order, where none is given."""
 NUM_FOLDS = 3
 
 
@@ -40,8 +41,8 @@ def centred(logs: Floats) -> Floats:
 
 # --- Convex objectives --------------------------------------------------------------------------------------------
 def vector_objective(z: Floats, labels: Ints) -> Objective:
-    """The mean of -log softmax(w * z + b) at the label with its gradient, and the product of its Hessian with a vector, of
-    parameters w, b one after the other, `(2 C,)`."""
+    """The mean of -log softmax(w * z + b) at the label with its gradient, and its Hessian, of parameters w, b one after the
+    other, `(2 C,)`."""
     n, classes = z.shape
     hot = np.eye(classes)[labels]
 
@@ -51,18 +52,20 @@ def vector_objective(z: Floats, labels: Ints) -> Objective:
         off = (np.exp(logs) - hot) / n
         return float(-(logs * hot).sum() / n), np.concatenate([(off * z).sum(0), off.sum(0)])
 
-    def curvature(theta: Floats, towards: Floats) -> Floats:
-        (w, b), (v, c) = theta.reshape(2, classes), towards.reshape(2, classes)
-        q, step = softmax(w * z + b, axis=1), v * z + c
-        bent = q * (step - (q * step).sum(1, keepdims=True)) / n
-        return np.concatenate([(bent * z).sum(0), bent.sum(0)])
+    def curvature(theta: Floats) -> Floats:
+        w, b = theta.reshape(2, classes)
+        q = softmax(w * z + b, axis=1)
+        both, own = np.concatenate([q * z, q], axis=1), (q * z).sum(0)
+        cross = np.block([[np.diag((q * z**2).sum(0)), np.diag(own)], [np.diag(own), np.diag(q.sum(0))]])
+        return np.asarray((cross - both.T @ both) / n)
 
     return value, curvature
 
 
 def matrix_objective(z: Floats, labels: Ints, strength: float) -> Objective:
     """The same of softmax(W z + b) with ODIR: + strength (mean of the off-diagonal squares of W + mean of the squares of b)
-    (Kull et al. 2019, sec. 4, one strength for both). Parameters (W, b) `(C, C + 1)`, flat."""
+    (Kull et al. 2019, sec. 4, one strength for both); of the Hessian, its product with a vector. Parameters (W, b)
+    `(C, C + 1)`, flat."""
     n, classes = z.shape
     hot, x = np.eye(classes)[labels], np.concatenate([z, np.ones((n, 1))], axis=1)
     weight = np.full((classes, classes + 1), strength / max(1, classes * (classes - 1)))
@@ -86,10 +89,12 @@ def matrix_objective(z: Floats, labels: Ints, strength: float) -> Objective:
 
 def minimised(objective: Objective, start: Floats, tolerance: float = TOLERANCE) -> Floats:
     """Where a convex objective's gradient has a norm of at most `tolerance`, by Newton steps within a trust region (Nocedal &
-    Wright 2006, alg. 7.2). Where labels are separable no finite optimum exists: it stops where the slope is that small."""
+    Wright 2006, ch. 4): `vector_objective` has its Hessian, steps for `matrix_objective` are by conjugate gradients. Where
+    labels are separable no finite optimum exists: it stops where the slope is that small."""
     value, curvature = objective
     options = {"gtol": tolerance, "maxiter": 2000}
-    return np.asarray(minimize(value, start, jac=True, hessp=curvature, method="trust-ncg", options=options).x)
+    how = {"hess": curvature, "method": "trust-exact"} if start.ndim == 1 else {"hessp": curvature, "method": "trust-ncg"}
+    return np.asarray(minimize(value, start.ravel(), jac=True, options=options, **how).x).reshape(start.shape)
 
 
 # --- Fits ---------------------------------------------------------------------------------------------------------
@@ -121,15 +126,20 @@ def _fits(holds: bool, z: Floats, weights: Floats) -> None:
 
 def strength_of(z: Floats, labels: Ints, start: Floats, seed: int = SEED) -> float:
     """The ODIR strength of `STRENGTHS` with the lowest NLL on held-out folds: `NUM_FOLDS` random parts of the examples that
-    the calibrator is fitted on, and no others (Stone 1974)."""
+    the calibrator is fitted on, and no others (Stone 1974). From the strongest down, until the NLL rises: weaker ones have
+    more freedom yet, and cost the most."""
     fold = np.random.default_rng(seed).permutation(len(labels)) % min(NUM_FOLDS, len(labels))
-    loss = np.zeros(len(STRENGTHS))
-    for k in range(fold.max() + 1):
-        theta, own = start.ravel(), fold != k
-        for place in reversed(range(len(STRENGTHS))):  # the strongest first: each is the start of the next
-            theta = minimised(matrix_objective(z[own], labels[own], STRENGTHS[place]), theta, ROUGHLY)
-            loss[place] += matrix_objective(z[~own], labels[~own], 0.0)[0](theta)[0] * (~own).sum()
-    return STRENGTHS[int(loss.argmin())]
+    parts = [(fold != k, fold == k) for k in range(fold.max() + 1)]
+    thetas, lowest, best = [start] * len(parts), np.inf, STRENGTHS[0]
+    for strength in STRENGTHS:
+        loss = 0.0
+        for k, (own, other) in enumerate(parts):  # each starts where the stronger one ended
+            thetas[k] = minimised(matrix_objective(z[own], labels[own], strength), thetas[k], ROUGHLY)
+            loss += matrix_objective(z[other], labels[other], 0.0)[0](thetas[k])[0] * float(other.sum())
+        if loss > lowest:
+            break
+        lowest, best = loss, strength
+    return best
 
 
 def _fit_matrix(z: Floats, probs: ArrayLike, labels: ArrayLike, strength: float | None) -> Parameters:
@@ -138,7 +148,7 @@ def _fit_matrix(z: Floats, probs: ArrayLike, labels: ArrayLike, strength: float 
     require(len(y) > 1 or strength is not None, "two examples or more", len(y), "a strength is chosen on held-out ones")
     start = _start(probs, y, p.shape[1])
     kept = strength_of(z, y, start) if strength is None else float(strength)
-    theta = minimised(matrix_objective(z, y, kept), start.ravel()).reshape(start.shape)
+    theta = minimised(matrix_objective(z, y, kept), start)
     return {"weights": theta[:, :-1].tolist(), "bias": theta[:, -1].tolist(), "strength": kept}
 
 
