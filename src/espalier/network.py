@@ -35,7 +35,7 @@ from espalier.likelihoods import (
     matched,
     said_by_gpytorch,
 )
-from espalier.sparse import Unwritten
+from espalier.sparse import Unwritten, trial
 from espalier.sparse.layout import MIN_ROWS
 
 Net = TypeVar("Net", bound=nn.Module)
@@ -122,8 +122,7 @@ class BayesianNetwork(PyroModule):
         self.register_buffer("initial", torch.cat(parts), persistent=False)
         self.net = _without(net, {name for weight in self.weights for name in weight.names})
         self._aliases = _aliases(self.net)
-        self._slots = {name: _owner(self.net, name) for weight in self.weights for name in weight.names}
-        self._unwritten: bool | None = None
+        self._unwritten: dict[bool, bool] = {}
         self.likelihood, self.output = likelihood_of(likelihood), output
         self.prior_scale = prior_scale
         self.num_data = num_data
@@ -161,7 +160,7 @@ class BayesianNetwork(PyroModule):
 
         `state` stands in for the model's other parameters and buffers, by the names of its `state_dict`.
         """
-        if isinstance(weights, Unwritten) and not self._takes_unwritten(weights, x):
+        if isinstance(weights, Unwritten) and weights.written is None and not self._takes_unwritten(weights, x):
             weights = weights.dense()
         found = self._computed(weights, x, state)
         return nested.each(_single, found if self.output is None else _picked(found, self.output))
@@ -173,29 +172,25 @@ class BayesianNetwork(PyroModule):
             own = {name: tensor for name, tensor in under("net.", state).items() if name not in self._aliases}
             return functional_call(net, {**own, **tensors}, arguments, keywords)
         # Without other tensors to put in their places, what `functional_call` does is a tenth of its price.
-        slots = [(owner._parameters, attribute, name) for name, (owner, attribute) in self._slots.items()]
+        owners = [(*_owner(net, name), tensor) for name, tensor in tensors.items()]
+        slots = [(owner._parameters, attribute, tensor) for owner, attribute, tensor in owners]
         try:
-            for parameters, attribute, name in slots:
-                parameters[attribute] = tensors[name]  # type: ignore[assignment]
+            for parameters, attribute, tensor in slots:
+                parameters[attribute] = tensor  # type: ignore[assignment]
             return net(*arguments, **keywords)
         finally:
             for parameters, attribute, _ in slots:
                 parameters[attribute] = None
 
-    def _takes_unwritten(self, weights: Tensor, x: Any) -> bool:
-        """Can the network be given weights that are not written out? Not if it calls `view` where only `reshape` would do:
-        their products lie in memory feature by feature. Tried once, on a few rows, with nothing moved."""
-        if self._unwritten is None:
+    def _takes_unwritten(self, weights: Unwritten, x: Any) -> bool:
+        """Can the network be given weights that are not written out? Tried once in training and once in evaluation mode."""
+        known = self._unwritten.get(self.net.training)
+        if known is None:
             few = nested.each(lambda rows: rows[:MIN_ROWS], x)
-            devices = [weights.device] if weights.device.type == "cuda" else []
-            with torch.no_grad(), torch.random.fork_rng(devices), evaluating(self):
-                try:
-                    self._computed(weights, few, None)
-                except RuntimeError:
-                    self._unwritten = False
-                    return False
-            self._unwritten = True if nested.num_rows(few) == MIN_ROWS else None
-        return self._unwritten is not False
+            known = trial.is_right(lambda drawn: self._computed(drawn, few, None), weights, self.net)
+            if nested.num_rows(few) == MIN_ROWS:
+                self._unwritten[self.net.training] = known
+        return known
 
     def outcome(self, weights: Tensor, x: Any, state: Mapping[str, Tensor] | None = None) -> dist.TorchDistribution:
         """The distribution of y given x `(n, *shape)`: the likelihood at the network's output."""
