@@ -200,6 +200,20 @@ def test_an_infinite_gradient_reaches_its_values() -> None:
     assert bias.grad[4] == math.inf
 
 
+def test_who_writes_into_the_output_gets_the_dense_gradients() -> None:
+    layer = layer_of()
+    x, values, bias = case(layer, (20,), torch.float64)
+    found = []
+    for linear in (product, dense):
+        output = linear(x, values, bias, layer)
+        output[:, 3] = 1.0
+        output[2].mul_(3)
+        F.relu(output, inplace=True)
+        found.append(torch.autograd.grad(output.square().sum(), [x, values, bias]))
+    for mine, theirs in zip(*found, strict=True):
+        same(mine, theirs)
+
+
 def test_the_output_lies_by_features_and_a_stack_of_layers_copies_none() -> None:
     layer = layer_of((31, 31))
     x, values, bias = case(layer, (20,), torch.float64)
