@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from espalier import nested
+from espalier.sparse.layout import MIN_ROWS
 from espalier.sparse.unwritten import Unwritten, unwritten
 
 CLOSE = 1e-3
@@ -37,15 +38,45 @@ def unmoved(*modules: nn.Module, device: torch.device | None = None) -> Iterator
                 buffers[name] = buffer
 
 
-def is_right(computed: Callable[[Tensor], Any], weights: Unwritten, module: nn.Module) -> bool:
-    """Does `computed` of the weights run and, in evaluation mode, give what it gives of the weights written out?"""
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode for the while: prediction in train mode would overwrite batch-norm buffers."""
+    training = {part: part.training for part in module.modules()}
+    module.eval()
     try:
-        active, of = weights.active.detach(), weights.of  # what is tried is not the draw itself: it would count as used
-        with unmoved(module):
+        yield
+    finally:
+        for part, mode in training.items():
+            part.training = mode
+
+
+def is_right(
+    computed: Callable[[Tensor, Any], Any], weights: Unwritten, x: Any, module: nn.Module, known: dict[bool, bool]
+) -> bool:
+    """Is `computed` of such weights and x right? Tried on a few rows, once in training and once in evaluation mode (`known`)."""
+    if weights.written is not None:
+        return True
+    if module.training in known:
+        return known[module.training]
+    rows = nested.each(lambda leaf: leaf[:MIN_ROWS], x)
+    found = _is_right(lambda drawn: computed(drawn, rows), weights, module)
+    if nested.num_rows(rows) == MIN_ROWS:
+        known[module.training] = found
+    return found
+
+
+def _is_right(computed: Callable[[Tensor], Any], weights: Unwritten, module: nn.Module) -> bool:
+    """Does `computed` of the weights run in the module's mode and, in evaluation mode, give what it gives of the weights written
+    out? In training, noise (dropout) lies in memory as its activations do, and so differs."""
+    active, of = weights.active.detach(), weights.of  # what is tried is not the draw itself: it would count as used
+    try:
+        if module.training:
+            grad = torch.is_grad_enabled()
+            with unmoved(module), torch.set_grad_enabled(grad):
+                computed(unwritten(active.clone().requires_grad_(grad), of))
+        with evaluating(module), unmoved(module):
             mine = nested.leaves(computed(unwritten(active, of)))
-        if module.training:  # where noise (dropout) lies in memory as its activations do, and so differs
-            return True
-        with unmoved(module):
+        with evaluating(module), unmoved(module):
             theirs = nested.leaves(computed(Unwritten(active, of).dense()))
     except Exception:  # of whatever kind: the weights written out have the say
         return False

@@ -10,6 +10,7 @@ or known, added to what it leaves. Same Z, same loss, same gradient; no trace, a
 
 from __future__ import annotations
 
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -67,7 +68,8 @@ def is_ours(model: BayesianNetwork, guide: MaskedGuide, x: Any, y: Tensor) -> bo
         return False
     few, labels = nested.each(lambda rows: rows[:FEW], x), y[:FEW]
     try:
-        with unmoved(*model.children(), device=guide.values.device):
+        with unmoved(*model.children(), device=guide.values.device), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of frozen parameters
             drawn = {"weights": guide.distribution().mean}
             trace = pyro.poutine.trace(pyro.poutine.condition(model, drawn)).get_trace(few, labels)
     except Exception:  # few rows are not enough for it, say: then Pyro has the say
