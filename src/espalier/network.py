@@ -12,7 +12,6 @@ import fnmatch
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any, NamedTuple, TypeVar
 
@@ -35,8 +34,8 @@ from espalier.likelihoods import (
     matched,
     said_by_gpytorch,
 )
-from espalier.sparse import Unwritten
-from espalier.sparse.layout import MIN_ROWS
+from espalier.sparse import Unwritten, trial
+from espalier.sparse.trial import evaluating as evaluating
 
 Net = TypeVar("Net", bound=nn.Module)
 Output = str | int | Callable[[Any], Any]
@@ -122,8 +121,7 @@ class BayesianNetwork(PyroModule):
         self.register_buffer("initial", torch.cat(parts), persistent=False)
         self.net = _without(net, {name for weight in self.weights for name in weight.names})
         self._aliases = _aliases(self.net)
-        self._slots = {name: _owner(self.net, name) for weight in self.weights for name in weight.names}
-        self._unwritten: bool | None = None
+        self._unwritten: dict[bool, bool] = {}
         self.likelihood, self.output = likelihood_of(likelihood), output
         self.prior_scale = prior_scale
         self.num_data = num_data
@@ -161,41 +159,33 @@ class BayesianNetwork(PyroModule):
 
         `state` stands in for the model's other parameters and buffers, by the names of its `state_dict`.
         """
-        if isinstance(weights, Unwritten) and not self._takes_unwritten(weights, x):
+        if isinstance(weights, Unwritten) and not trial.is_right(self._tried, weights, x, self.net, self._unwritten):
             weights = weights.dense()
         found = self._computed(weights, x, state)
         return nested.each(_single, found if self.output is None else _picked(found, self.output))
 
-    def _computed(self, weights: Tensor, x: Any, state: Mapping[str, Tensor] | None) -> Any:
+    def _computed(self, weights: Tensor, x: Any, state: Mapping[str, Tensor] | None = None) -> Any:
         arguments, keywords = nested.arguments(x)
         tensors, net = self.unflatten(weights), self.net  # which Pyro looks through, so before it holds any weights
         if state is not None:
             own = {name: tensor for name, tensor in under("net.", state).items() if name not in self._aliases}
             return functional_call(net, {**own, **tensors}, arguments, keywords)
         # Without other tensors to put in their places, what `functional_call` does is a tenth of its price.
-        slots = [(owner._parameters, attribute, name) for name, (owner, attribute) in self._slots.items()]
+        slots = [_owner(net, name) for name in tensors]
         try:
-            for parameters, attribute, name in slots:
-                parameters[attribute] = tensors[name]  # type: ignore[assignment]
+            for (owner, attribute), tensor in zip(slots, tensors.values(), strict=True):
+                owner._parameters[attribute] = tensor  # type: ignore[assignment]
             return net(*arguments, **keywords)
         finally:
-            for parameters, attribute, _ in slots:
-                parameters[attribute] = None
+            for owner, attribute in slots:
+                owner._parameters[attribute] = None
 
-    def _takes_unwritten(self, weights: Tensor, x: Any) -> bool:
-        """Can the network be given weights that are not written out? Not if it calls `view` where only `reshape` would do:
-        their products lie in memory feature by feature. Tried once, on a few rows, with nothing moved."""
-        if self._unwritten is None:
-            few = nested.each(lambda rows: rows[:MIN_ROWS], x)
-            devices = [weights.device] if weights.device.type == "cuda" else []
-            with torch.no_grad(), torch.random.fork_rng(devices), evaluating(self):
-                try:
-                    self._computed(weights, few, None)
-                except RuntimeError:
-                    self._unwritten = False
-                    return False
-            self._unwritten = True if nested.num_rows(few) == MIN_ROWS else None
-        return self._unwritten is not False
+    def _tried(self, weights: Tensor, x: Any) -> Any:
+        """Unheard by Pyro: a site of the network's own would be there twice, or, of a PyroModule, which keeps it, not at all."""
+        if any(isinstance(part, PyroModule) for part in self.net.modules()):
+            raise TypeError("expected a network without PyroModules")
+        with pyro.poutine.block():
+            return self._computed(weights, x)
 
     def outcome(self, weights: Tensor, x: Any, state: Mapping[str, Tensor] | None = None) -> dist.TorchDistribution:
         """The distribution of y given x `(n, *shape)`: the likelihood at the network's output."""
@@ -295,18 +285,6 @@ class BayesianNetwork(PyroModule):
         self.net.load_state_dict(
             {k: v for k, v in net.state_dict().items() if k in self.net.state_dict()}, strict=False
         )
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode for the while: prediction in train mode would overwrite batch-norm buffers."""
-    training = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, mode in training.items():
-            part.training = mode
 
 
 def _maskable_weights(net: nn.Module, patterns: Sequence[str] | None) -> Iterator[Weight]:

@@ -20,6 +20,7 @@ from espalier.contracts import Move, Topology
 from espalier.distributions.masked import MaskedWeights, draw_keep, effective_keep_prob, in_use
 from espalier.network import BayesianNetwork
 from espalier.sparse import Layout
+from espalier.sparse.layout import counts_of
 from espalier.topology.masks import relocate
 
 Mask = Literal["weight", "unit"]
@@ -108,7 +109,7 @@ class MaskedGuide(PyroModule):
         self.register_buffer("positions", topology.positions.to(model.initial.device, copy=True))
         self.values = nn.Parameter(model.initial[self.positions].clone())
         self.keep: Tensor | None = None
-        self._layout: tuple[Tensor, Layout | None] | None = None
+        self._layout: tuple[Tensor, int, Layout | None] | None = None
         self.tapped = False
         self._tap: Tensor | None = None
 
@@ -126,9 +127,11 @@ class MaskedGuide(PyroModule):
     def layout(self) -> Layout | None:
         """What lets a draw stay unwritten, where that is faster: built once for a topology. None while a dense gradient is
         wanted of it (`tapped`)."""
-        if self._layout is None or self._layout[0] is not self.positions:
-            self._layout = self.positions, Layout.where_worthwhile(self.positions, self.counts, self.shapes)
-        return None if self.tapped else self._layout[1]
+        version = self.positions._version  # `load_state_dict` writes into them
+        if self._layout is None or self._layout[0] is not self.positions or self._layout[1] != version:
+            layout = Layout.where_worthwhile(self.positions, counts_of(self.positions, self.sizes), self.shapes)
+            self._layout = self.positions, version, layout
+        return None if self.tapped else self._layout[2]
 
     def distribution(self) -> MaskedWeights:
         """q(weights) at the present values."""

@@ -3,6 +3,7 @@
 layout.py      of a topology, every layer's indices as the kernels want them; which layers are worth it
 products.py    x W^T of a sparse W, and its gradients, by stock torch
 unwritten.py   the tensor that stands for scatter(values, positions), and is written out for whoever cannot do without
+trial.py       can a network be given such weights? it is tried, with nothing moved
 """
 
 from __future__ import annotations

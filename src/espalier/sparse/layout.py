@@ -66,6 +66,12 @@ class Layout:
         return cls(positions, counts, shapes) if gains else None
 
 
+def counts_of(positions: Tensor, sizes: Sequence[int]) -> tuple[int, ...]:
+    """How many of the sorted positions `(k,)` each of the layers has."""
+    ends = torch.tensor([0, *sizes], device=positions.device).cumsum(0)
+    return tuple(torch.searchsorted(positions, ends).diff().tolist())
+
+
 def is_worthwhile(shape: tuple[int, ...], count: int) -> bool:
     """Is a layer of this shape with `count` active weights multiplied faster without its zeros?"""
     size = math.prod(shape)

@@ -21,7 +21,8 @@ def features_first(rows: Tensor) -> Tensor:
 
 
 class Product(torch.autograd.Function):
-    """`x (n, inputs), values (k_l,), bias (outputs,) or None -> (n, outputs)`, laid out by features."""
+    """`x (n, inputs), values (k_l,), bias (outputs,) or None -> (outputs, n)`. Not its transpose, `(n, outputs)`: autograd
+    lets nobody write into a view that a function made (`relu(inplace=True)`)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, layer: Layer) -> Tensor:
@@ -32,19 +33,19 @@ class Product(torch.autograd.Function):
         y = _added(bias, matrix, across)
         ctx.save_for_backward(x, across, values)
         ctx.layer = layer
-        return y.t()
+        return y
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         x, across, values = ctx.saved_tensors
         outputs, inputs = ctx.layer.shape
         wants = ctx.needs_input_grad
-        bias = gradient.sum(0) if wants[2] else None
+        bias = gradient.sum(1) if wants[2] else None
         if torch.is_grad_enabled():  # someone will differentiate this once more: by what autograd knows
             dense = values.new_zeros(outputs * inputs).index_copy(0, ctx.layer.positions, values).view(outputs, inputs)
-            return gradient @ dense, (gradient.t() @ x).reshape(-1)[ctx.layer.positions], bias, None
+            return gradient.t() @ dense, (gradient @ x).reshape(-1)[ctx.layer.positions], bias, None
         row_starts, columns, column_starts, rows, order = ctx.layer.indices
-        down = features_first(gradient)
+        down = gradient.contiguous()
         of_values = of_x = None
         if wants[1]:
             zeros = compressed(row_starts, columns, torch.zeros_like(values), (outputs, inputs))
@@ -64,6 +65,6 @@ def _added(bias: Tensor | None, matrix: Tensor, across: Tensor) -> Tensor:
 def product(x: Tensor, values: Tensor, bias: Tensor | None, layer: Layer) -> Tensor:
     """x `(..., inputs)` -> `(..., outputs)`; of more than two dimensions, contiguous."""
     if x.dim() == 2:
-        return Product.apply(x, values, bias, layer)  # type: ignore[no-any-return, no-untyped-call]
-    flat = Product.apply(x.reshape(-1, x.shape[-1]), values, bias, layer)  # type: ignore[no-untyped-call]
+        return Product.apply(x, values, bias, layer).t()  # type: ignore[no-any-return, no-untyped-call]
+    flat = Product.apply(x.reshape(-1, x.shape[-1]), values, bias, layer).t()  # type: ignore[no-untyped-call]
     return flat.contiguous().view(*x.shape[:-1], -1)  # type: ignore[no-any-return]

@@ -9,14 +9,14 @@ and a gradient that reaches it in spite of all (a custom `autograd.Function` was
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from espalier.sparse.layout import MIN_ROWS, Layer, Layout
 from espalier.sparse.products import product
@@ -41,37 +41,38 @@ def unwritten(values: Tensor, of: Layout | Layer) -> Tensor:
 
 class Unwritten(Tensor):
     """See above. active: the values `(k,)`; of: the layout of all layers, or one of them; written: what it was written out as;
-    cut: were its layers handed out before that?"""
+    cut: were its layers handed out before that? used: did autograd see a product with it, or its layers, before that?
+    altered: holds a True once it was written into where autograd saw it."""
 
     active: Tensor
     of: Layout | Layer
     written: Tensor | None
     cut: bool
+    used: bool
+    altered: list[bool]
 
     @staticmethod
     def __new__(cls, active: Tensor, of: Layout | Layer) -> Unwritten:
         shape = of.shape if isinstance(of, Layer) else (sum(of.sizes),)
         self: Unwritten = Tensor._make_wrapper_subclass(cls, shape, dtype=active.dtype, device=active.device)
-        self.active, self.of, self.written, self.cut = active, of, None, False
+        self.active, self.of, self.written = active, of, None
+        self.cut, self.used, self.altered = False, False, []
         return self
 
-    @torch.enable_grad()  # also for who looks without gradients: the next one may want them
     def dense(self) -> Tensor:
-        """Written out, once."""
+        """Written out, once; in a buffer of its own, as whoever writes into it expects."""
         if self.written is None:
-            size = math.prod(self.shape)
-            # A dense layer is its own values: nothing to scatter.
-            flat = self.active if len(self.active) == size else scatter(self.active, self.of.positions, size)
-            self.written = flat.view(self.shape)
+            # Also for who looks without gradients: the next one may want them.
+            with torch.inference_mode(False), torch.enable_grad():
+                self.written = _written(self.active, self.of, self.shape)
         return self.written
 
     def own(self) -> None:
-        """Written out, and nobody else's, for who writes into it. Raises RuntimeError where others hold the layers already."""
+        """Written out for who writes into it. Raises RuntimeError where others hold the layers already."""
         if self.cut and self.written is None:
             raise RuntimeError("expected weights whose layers are not in use yet, but they are: write into a .clone() instead")
-        if self.written is None:
-            with torch.enable_grad():
-                self.written = self.dense().clone()
+        if torch.is_grad_enabled() and self.dense().requires_grad:
+            self.altered.append(True)
 
     def layers(self) -> list[Tensor]:
         """Of the whole vector, every layer in its shape: matrices unwritten, anything else written out."""
@@ -79,30 +80,30 @@ class Unwritten(Tensor):
         if self.written is not None:  # and someone may hold on to it, with a hook
             parts = self.written.split(self.of.sizes)
             return [part.view(layer.shape) for part, layer in zip(parts, self.of.layers, strict=True)]
-        self.cut = True
-        pieces = []
-        for values, layer in zip(self.active.split(self.of.counts), self.of.layers, strict=True):
-            size = math.prod(layer.shape)
-            if len(layer.shape) == 2:
-                pieces.append(unwritten(values, layer))
-            else:
-                pieces.append((values if len(values) == size else scatter(values, layer.positions, size)).view(layer.shape))
-        return pieces
+        self.cut, self.used = True, self.used or torch.is_grad_enabled()
+        each = zip(self.active.split(self.of.counts), self.of.layers, strict=True)
+        return [
+            unwritten(values, layer) if len(layer.shape) == 2 else _written(values, layer, layer.shape)
+            for values, layer in each
+        ]
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        first = args[0] if args and type(args[0]) is Unwritten else None
         if func is F.linear:
             found = _linear(*args, **kwargs)
             if found is not None:
                 return found
-        elif func is Tensor.new_tensor and type(args[0]) is Unwritten:
-            return args[0].active.new_tensor(*args[1:], **kwargs)
-        elif func in _OUTSIDE:
+        elif func is Tensor.new_tensor and first is not None:
+            return first.active.new_tensor(*args[1:], **kwargs)
+        elif func is Tensor.__hash__ or (func in _OUTSIDE and first is not None and first.written is None):
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
-        elif func.__name__ in _IN_PLACE and type(args[0]) is Unwritten:
-            args[0].own()
+        elif first is not None and (func in _SETTERS or func.__name__ in _IN_PLACE):
+            first.own()
+        elif func in _TAPS or func is torch.autograd.grad:
+            _refuse_late(args[1:2] if func is torch.autograd.grad else args[:1], kwargs.get("inputs"))
         args, kwargs = tree_map_only(Unwritten, Unwritten.dense, (args, kwargs))
         return func(*args, **kwargs)
 
@@ -119,20 +120,52 @@ class _Stands(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, active: Tensor, of: Layout | Layer) -> Tensor:
-        ctx.positions = of.positions
-        return Unwritten(active, of)
+        stands = Unwritten(active, of)
+        ctx.positions, ctx.altered = of.positions, stands.altered
+        return stands
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        if ctx.altered:
+            raise RuntimeError(
+                "expected weights as they were drawn in a custom autograd.Function, but they were written into: give it their "
+                ".clone()"
+            )
         return gradient.reshape(-1)[ctx.positions], None
 
 
-def _linear(x: Any, weight: Any, bias: Any = None) -> Tensor | None:
+class _Writes(torch.autograd.Function):
+    """`scatter`, of which hooks on saved tensors see nothing: what is checkpointed may write out at first, and not again."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, positions: Tensor, size: int) -> Tensor:
+        ctx.positions = positions
+        return scatter(values, positions, size)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return gradient.index_select(0, ctx.positions), None, None
+
+
+def _written(values: Tensor, of: Layout | Layer, shape: Sequence[int]) -> Tensor:
+    """values `(k,)` at their positions, in a buffer of their own."""
+    size = math.prod(shape)
+    if len(values) == size:
+        return values.clone().view(shape)
+    if torch._C._are_functorch_transforms_active():
+        return scatter(values, of.positions, size).view(shape)
+    return _Writes.apply(values, of.positions, size).view(shape)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _linear(input: Any, weight: Any, bias: Any = None) -> Tensor | None:
     """`F.linear` by the active weights; None where that is not to be."""
-    if type(weight) is not Unwritten or isinstance(x, Unwritten) or isinstance(bias, Unwritten):
+    x = input
+    if type(weight) is not Unwritten or not _is_plain(x) or not (bias is None or _is_plain(bias)):
         return None
     layer = weight.of
     if weight.written is not None or isinstance(layer, Layout) or x.dim() < 2 or x.shape[-1] != layer.shape[1]:
+        return None
+    if bias is not None and (bias.shape != layer.shape[:1] or bias.dtype != x.dtype or bias.device != x.device):
         return None
     if x.dtype != weight.active.dtype or x.device != weight.active.device or _is_transformed():
         return None
@@ -143,7 +176,23 @@ def _linear(x: Any, weight: Any, bias: Any = None) -> Tensor | None:
         return None
     if x.numel() < MIN_ROWS * x.shape[-1] or x.dtype not in (torch.float32, torch.float64):
         return None
+    weight.used = weight.used or torch.is_grad_enabled()
     return product(x, weight.active, bias, layer)
+
+
+def _is_plain(x: Any) -> bool:
+    """An ordinary tensor, that nobody else has an eye on?"""
+    return type(x) in (Tensor, nn.Parameter) and x.layout is torch.strided
+
+
+def _refuse_late(*asked: Any) -> None:
+    """Raises RuntimeError where a gradient is asked of a tensor that has been computed with already."""
+    for one in tree_leaves(asked):
+        if type(one) is Unwritten and one.used:
+            raise RuntimeError(
+                "expected a gradient of these weights to be asked for before they were computed with, as they were not written "
+                "out: ask first (retain_grad, register_hook), or compute with their .clone()"
+            )
 
 
 def _is_transformed() -> bool:
@@ -153,6 +202,7 @@ def _is_transformed() -> bool:
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
         or torch.compiler.is_compiling()
+        or torch._C._is_tracing()
     )
 
 
@@ -170,3 +220,6 @@ _IN_PLACE = {name for name in dir(Tensor) if name.endswith("_") and not name.sta
     "__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ipow__",
 }  # fmt: skip
 """What writes into a tensor."""
+_SETTERS = {getattr(Tensor, name).__set__ for name in ("data", "requires_grad")}
+_TAPS = {Tensor.register_hook, Tensor.retain_grad, Tensor.register_post_accumulate_grad_hook}
+"""What asks for its gradient."""

@@ -67,7 +67,7 @@ class Loop:
         """One step on a batch x `(b, *shape)`, y `(b, ...)`: the same Z in the forward pass, the gradient and the guide."""
         self.taken += 1
         if self.closed is None:
-            self.closed = objective.is_ours(self.model, self.guide, x)
+            self.closed = objective.is_ours(self.model, self.guide, x, y)
         moving, active = self.schedule.due(self.taken), len(self.guide.values)
         self.guide.tapped = moving
         self.optimizer.zero_grad()

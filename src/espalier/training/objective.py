@@ -10,6 +10,7 @@ or known, added to what it leaves. Same Z, same loss, same gradient; no trace, a
 
 from __future__ import annotations
 
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -17,13 +18,34 @@ import pyro
 import torch
 import torch.nn.functional as F
 from pyro.infer import TraceMeanField_ELBO
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import kl_divergence
 
 from espalier import nested
 from espalier.guides.masked import MaskedGuide
 from espalier.likelihoods import Categorical, is_soft, matched
-from espalier.network import BayesianNetwork, evaluating
+from espalier.network import BayesianNetwork
+from espalier.sparse.trial import unmoved
+
+NO_LABEL = -(1 << 62)
+FEW = 8
+"""Rows on which a model is asked for its sites."""
+OURS: dict[str, tuple[type[Any], tuple[str, ...]]] = {
+    "model": (BayesianNetwork, ("__call__", "forward", "evaluate", "outcome", "_said", "_called", "prior", "l2")),
+    "guide": (MaskedGuide, ("__call__", "forward", "draw")),
+}
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+class _Alone(Messenger):
+    """Refuses a site of which `is_ours` has not heard: it would be missing from the objective."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        raise RuntimeError(
+            f"expected the network and the likelihood to have the same sites at every step, but {msg['name']!r} was not there "
+            "before the first: let it be there from the start"
+        )
 
 
 class Terms(NamedTuple):
@@ -39,17 +61,27 @@ class Terms(NamedTuple):
         return self.fit + self.kl + self.l2
 
 
-def is_ours(model: BayesianNetwork, guide: MaskedGuide, x: Any) -> bool:
-    """Do model and guide say to Pyro just what they say in our classes? A network or a likelihood may have sites of its own,
-    so it is asked, once, on two rows: with nothing moved."""
-    if type(model).forward is not BayesianNetwork.forward or type(guide).forward is not MaskedGuide.forward:
+def is_ours(model: BayesianNetwork, guide: MaskedGuide, x: Any, y: Tensor) -> bool:
+    """Do model and guide say to Pyro just what they say in our classes, and nobody around them says more? A network or a
+    likelihood may have sites of its own, so they are asked, once, on a few rows: with nothing moved."""
+    if pyro.poutine.runtime.am_i_wrapped() or not (_is_as_written(model) and _is_as_written(guide)):
         return False
-    device = guide.values.device
-    with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []), evaluating(model):
-        drawn = {"weights": guide.distribution().mean}
-        asked = pyro.poutine.trace(pyro.poutine.condition(model, drawn))
-        trace = asked.get_trace(nested.each(lambda rows: rows[:2], x))
+    few, labels = nested.each(lambda rows: rows[:FEW], x), y[:FEW]
+    try:
+        with unmoved(*model.children(), device=guide.values.device), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of frozen parameters
+            drawn = {"weights": guide.distribution().mean}
+            trace = pyro.poutine.trace(pyro.poutine.condition(model, drawn)).get_trace(few, labels)
+    except Exception:  # few rows are not enough for it, say: then Pyro has the say
+        return False
     return {name for name, site in trace.nodes.items() if site["type"] == "sample"} <= {"weights", "l2", "data", "y"}
+
+
+def _is_as_written(program: BayesianNetwork | MaskedGuide) -> bool:
+    """Are its methods that make up the objective those of our classes, and does nobody listen in on its calls?"""
+    ours, names = OURS["model" if isinstance(program, BayesianNetwork) else "guide"]
+    same = all(getattr(getattr(program, name), "__func__", None) is getattr(ours, name) for name in names)
+    return same and not any(getattr(program, hooks) for hooks in HOOKS)
 
 
 def by_pyro(model: BayesianNetwork, guide: MaskedGuide, x: Any, y: Tensor, autocast: AbstractContextManager[Any]) -> Terms:
@@ -73,9 +105,10 @@ def closed_form(
 ) -> Terms:
     """The same."""
     num_data = model.num_data or len(y)
-    with autocast:
+    with autocast, _Alone():
         fit = negative_log_likelihood(model, guide.draw(), x, y)
-    fit.backward()
+    if fit.requires_grad:
+        fit.backward()
     kl = _with_gradient_of_kl(model, guide, num_data)
     return Terms(fit.detach(), kl, _with_gradient_of_l2(model) if model.weight_decay else torch.zeros_like(kl))
 
@@ -84,10 +117,12 @@ def negative_log_likelihood(model: BayesianNetwork, weights: Tensor, x: Any, y: 
     """-log p(y | x, w), the mean over the batch, nats. Labels may be soft."""
     if type(model.likelihood) is Categorical:
         logits = model.evaluate(weights, x)
-        if isinstance(logits, Tensor) and y.shape in (logits.shape, logits.shape[:-1]):  # one kernel for both kinds of labels
-            labels = y.flatten(0, -2) if y.shape == logits.shape else y.flatten()
-            return F.cross_entropy(logits.flatten(0, -2), labels, reduction="sum") / len(y)
-        outcome = model.likelihood(logits)
+        soft = y.is_floating_point()
+        if isinstance(logits, Tensor) and logits.dim() > 1 and y.shape == (logits.shape if soft else logits.shape[:-1]):
+            labels = y.flatten(0, -2).to(logits.dtype) if soft else y.flatten().long()
+            # One kernel for both kinds of labels; without an index that it would pass over in silence.
+            return F.cross_entropy(logits.flatten(0, -2), labels, reduction="sum", ignore_index=NO_LABEL) / len(y)
+        outcome = model._said(logits, {})
     else:
         outcome = model.outcome(weights, x)
     y = matched(y, outcome)
@@ -102,7 +137,8 @@ def _with_gradient_of_kl(model: BayesianNetwork, guide: MaskedGuide, num_data: i
         kl.backward()
         return kl.detach()
     values, prior_scale = guide.values.data, model.prior().scale
-    assert guide.values.grad is not None
+    if guide.values.grad is None:  # the output has nothing to do with them
+        guide.values.grad = torch.zeros_like(values)
     curvature = guide.kl_scale * guide.keep_prob * guide.scale**2 / (prior_scale**2 * num_data)
     guide.values.grad.add_(values, alpha=curvature)
     return 0.5 * curvature * torch.dot(values, values)

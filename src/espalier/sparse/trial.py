@@ -1,0 +1,96 @@
+"""Can a network be given weights that are not written out? It is tried, with nothing moved.
+
+Not if it calls `view` where only `reshape` would do, or reads memory as it lies (`as_strided`): products over active weights
+lie in memory feature by feature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from espalier import nested
+from espalier.sparse.layout import MIN_ROWS
+from espalier.sparse.unwritten import Unwritten, unwritten
+
+CLOSE = 1e-3
+"""How far two ways to sum may be apart, of the largest output: above any rounding of a deep network, below any mistake."""
+
+
+@contextmanager
+def unmoved(*modules: nn.Module, device: torch.device | None = None) -> Iterator[None]:
+    """Without gradients; torch's random streams, on the CPU and on the device, and the modules' buffers are afterwards as they
+    were."""
+    parts = [part for module in modules for part in module.modules()]
+    slots = [(part._buffers, name, buffer) for part in parts for name, buffer in part._buffers.items()]
+    before = [None if buffer is None else buffer.clone() for _, _, buffer in slots]
+    with torch.no_grad(), torch.random.fork_rng([device] if device is not None and device.type == "cuda" else []):
+        try:
+            yield
+        finally:
+            for (buffers, name, buffer), values in zip(slots, before, strict=True):
+                if buffer is not None and values is not None and not torch.equal(buffer, values):
+                    buffer.copy_(values)
+                buffers[name] = buffer
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode for the while: prediction in train mode would overwrite batch-norm buffers."""
+    training = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in training.items():
+            part.training = mode
+
+
+def is_right(
+    computed: Callable[[Tensor, Any], Any], weights: Unwritten, x: Any, module: nn.Module, known: dict[bool, bool]
+) -> bool:
+    """Is `computed` of such weights and x right? Tried on a few rows, once in training and once in evaluation mode (`known`)."""
+    if weights.written is not None:
+        return True
+    if module.training in known:
+        return known[module.training]
+    rows = nested.each(lambda leaf: leaf[:MIN_ROWS], x)
+    found = _is_right(lambda drawn: computed(drawn, rows), weights, module)
+    if nested.num_rows(rows) == MIN_ROWS:
+        known[module.training] = found
+    return found
+
+
+def _is_right(computed: Callable[[Tensor], Any], weights: Unwritten, module: nn.Module) -> bool:
+    """Does `computed` of the weights run in the module's mode and, in evaluation mode, give what it gives of the weights written
+    out? In training, noise (dropout) lies in memory as its activations do, and so differs."""
+    active, of = weights.active.detach(), weights.of  # what is tried is not the draw itself: it would count as used
+    try:
+        if module.training:
+            grad = torch.is_grad_enabled()
+            with unmoved(module), torch.set_grad_enabled(grad):
+                computed(unwritten(active.clone().requires_grad_(grad), of))
+        with evaluating(module), unmoved(module):
+            mine = nested.leaves(computed(unwritten(active, of)))
+        with evaluating(module), unmoved(module):
+            theirs = nested.leaves(computed(Unwritten(active, of).dense()))
+    except Exception:  # of whatever kind: the weights written out have the say
+        return False
+    return len(mine) == len(theirs) and all(_is_close(*pair) for pair in zip(mine, theirs, strict=True))
+
+
+def _is_close(mine: Any, theirs: Any) -> bool:
+    """Up to rounding, of tensors; of what else a network may say, nothing is known."""
+    if not isinstance(mine, Tensor) or not isinstance(theirs, Tensor):
+        return type(mine) is type(theirs)
+    if mine.shape != theirs.shape or mine.dtype != theirs.dtype:
+        return False
+    if not theirs.is_floating_point():
+        return torch.equal(mine, theirs)
+    finite = theirs[theirs.isfinite()]
+    scale = float(finite.abs().max()) if len(finite) else 0.0
+    return torch.allclose(mine, theirs, rtol=0.0, atol=CLOSE * scale, equal_nan=True)
