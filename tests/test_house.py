@@ -57,7 +57,7 @@ def test_every_module_has_tests_of_its_name_or_its_wing_says_where(module: str) 
 
 def test_every_folder_of_tests_is_a_wing_or_a_shelf() -> None:
     folders = {path.name for path in TESTS.iterdir() if path.is_dir() and not path.name.startswith("__")}
-    assert folders - {"helpers", "docs"} <= {*WINGS, *SHELVES}
+    assert folders - {"helpers", "docs", "vendor"} <= {*WINGS, *SHELVES}
 
 
 def test_every_helper_says_in_one_line_what_it_is() -> None:

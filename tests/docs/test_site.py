@@ -116,7 +116,7 @@ def test_the_walk_of_a_newcomer_ends_at_the_lines_that_draw_z() -> None:
     walk = house.split("## The walk of a newcomer")[1].split("\n## ")[0]
     stops = re.findall(r"^\| `([\w/.]+)` \|", walk, re.MULTILINE)
     assert stops[0] == "Makefile"
-    assert len(stops) == 9
+    assert len(stops) == 10
     for stop in stops:
         assert (ROOT / stop).is_file(), stop
     lines = walk.split("```text\n")[1].split("```")[0].splitlines()

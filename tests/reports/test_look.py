@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from espalier.calibration import mutual_information
-from espalier.prediction import uncertainties
 from espalier.reports.look import Look, look_at
 
 
@@ -21,16 +19,6 @@ def test_it_holds_what_the_fit_predicts(looks: list[Look]) -> None:
     draws = cigl.fit.predict(cigl.data.test.x, "redraw", num_samples=4).numpy()
     np.testing.assert_allclose(cigl.unsure["mutual_information"], mutual_information(draws), atol=1e-12)
     assert not rigl.unsure["mutual_information"].any()
-
-
-def test_uncertainties_are_the_same_however_many_rows_are_held(looks: list[Look], monkeypatch: pytest.MonkeyPatch) -> None:
-    fit, x = looks[0].fit, looks[0].data.test.x
-    whole = uncertainties(fit, x, names=["margin", "variation_ratio"], num_samples=4)
-    monkeypatch.setattr("espalier.prediction.uncertainty.HELD", 1000)
-    for name, scores in uncertainties(fit, x, names=["margin", "variation_ratio"], num_samples=4).items():
-        np.testing.assert_allclose(scores, whole[name], atol=1e-6)
-    with pytest.raises(ValueError, match=re.escape("expected uncertainties of ") + ".*got 'mood'"):
-        uncertainties(fit, x, names=["mood"])
 
 
 def test_what_cannot_be_looked_at_is_refused(runs: list[Path], tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ main.py       `espalier COMMAND`: finds the command, turns errors into one sente
 parser.py     argparse whose errors are that sentence
 fit.py        fit, resume
 evaluate.py   evaluate
+report.py     report
 compare.py    compare
 certify.py    certify, verify
 theory.py     theory

@@ -19,11 +19,10 @@ PER_DRAW = "draws-"
 
 
 def names_of(data: Data) -> tuple[str, ...]:
-    """The calibrators that suit a data set; those for two classes only there."""
+    """The calibrators that suit a data set."""
     if data.num_classes is None:
         return (*REGRESSION_CALIBRATORS,)
-    two = {"isotonic", "beta"} if data.num_classes > 2 else set()
-    return (*(name for name in CALIBRATORS if name not in two), *(PER_DRAW + name for name in DRAW_CALIBRATORS))
+    return (*CALIBRATORS, *(PER_DRAW + name for name in DRAW_CALIBRATORS))
 
 
 def check(data: Data, split: str, names: Sequence[str]) -> None:
