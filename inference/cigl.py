@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Literal
 
 from espalier.contracts import Data
-from espalier.distributions import effective_keep_prob
 from espalier.guides import MaskedGuide
 from espalier.network import BayesianNetwork
 from espalier.prediction import Fit
 from espalier.topology import initial, schedules
 from espalier.topology.options import Allocation, DeltaT, DropFraction, Freeze, Sparsity, Start
 from espalier.training import Streams, Training, Watch, find_device, prepare
+from espalier.training.drop_rates import DropRate, begin
 from espalier.training.options import AverageFrom, Seed
 from espalier.training.train import train
 
@@ -21,7 +21,7 @@ def infer(
     data: Data,
     *,
     sparsity: Sparsity = 0.9,
-    drop_rate: float = 0.1,
+    drop_rate: DropRate = 0.1,
     rescale: bool = False,
     mask: Literal["weight", "unit"] = "weight",
     rule: Literal["rigl", "set", "static", "gradual", "one-shot"] = "rigl",
@@ -39,12 +39,12 @@ def infer(
     """Algorithm 1: at every step a fresh Z ~ Bernoulli(1 - drop_rate) on the active weights; every `delta_t` steps a
     topology move; after `average_from` of training one pair (Z, u) per epoch, whose mean is the ticket.
 
-    drop_rate: P(Z = 0), the paper's "mask sparsity". rescale: weights are Z * u / keep_prob instead of Z * u. mask: one Z
-    per weight, or per input unit (Gal's dropout). rule: how the topology moves; gradual and one-shot start dense and prune.
-    kl_scale: tempering of the KL.
+    drop_rate: P(Z = 0), the paper's "mask sparsity", or auto: found on validation rows while training. rescale: weights are
+    Z * u / keep_prob instead of Z * u. mask: one Z per weight, or per input unit (Gal's dropout).
+    rule: how the topology moves; gradual and one-shot start dense and prune. kl_scale: tempering of the KL.
     """
     streams = Streams(seed, find_device(training.device))
-    keep_prob = effective_keep_prob(1 - drop_rate)
+    keep_prob, found = begin(drop_rate, model, data, training, seed=seed, rescale=rescale)
     model = prepare(model, data, training, keep_prob=keep_prob, rescale=rescale)
     topology = initial(model.shapes, sparsity, allocation, start, model.initial, streams.topology)
     schedule = schedules.rule(rule, delta_t, training.step_at(freeze, data), drop_fraction, topology.counts)
@@ -54,5 +54,6 @@ def infer(
         model, topology, keep_prob, rescale=rescale, mask=mask, kl_scale=kl_scale, generator=streams.mask
     )
     return train(
-        model, guide, schedule, data, training=training, streams=streams, average_from=average_from, watch=watch
-    )
+        model, guide, schedule, data, training=training, streams=streams, average_from=average_from, drop_rate=found,
+        watch=watch,
+    )  # fmt: skip

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Literal
 
 from espalier.contracts import Data
-from espalier.distributions import effective_keep_prob
 from espalier.guides import MaskedGuide
 from espalier.network import BayesianNetwork
 from espalier.prediction import Fit
@@ -13,6 +12,7 @@ from espalier.topology import initial, schedules
 from espalier.topology.options import Allocation, DeltaT, DropFraction, Freeze, Sparsity, Start
 from espalier.training import Phase, Streams, Training, Watch, find_device, prepare
 from espalier.training.distillation import check, distill
+from espalier.training.drop_rates import DropRate, begin
 from espalier.training.options import AverageFrom, Seed
 from espalier.training.train import train
 
@@ -22,7 +22,7 @@ def infer(
     data: Data,
     *,
     sparsity: Sparsity = 0.9,
-    drop_rate: float = 0.2,
+    drop_rate: DropRate = 0.2,
     rescale: bool = False,
     mask: Literal["weight", "unit"] = "weight",
     rule: Literal["rigl", "set", "static"] = "rigl",
@@ -41,11 +41,12 @@ def infer(
     """CigL's Algorithm 1, then `distill_epochs` in which one net on the same support learns what the masked ones predict,
     a fresh mask at every step, without labels. The way to predict `distilled` is one pass.
 
-    drop_rate: P(Z = 0). rescale: weights are Z * u / keep_prob instead of Z * u. mask: one Z per weight, or per input unit.
+    drop_rate: P(Z = 0), or auto: found on validation rows while training. rescale: weights are Z * u / keep_prob instead of
+    Z * u. mask: one Z per weight, or per input unit.
     rule: how the topology moves. distill_epochs: passes over the training inputs. distill_rate: peak of their learning rate.
     """
     streams = Streams(seed, find_device(training.device))
-    keep_prob = effective_keep_prob(1 - drop_rate)
+    keep_prob, found = begin(drop_rate, model, data, training, seed=seed, rescale=rescale)
     model = prepare(model, data, training, keep_prob=keep_prob, rescale=rescale)
     check(model, data, keep_prob, distill_epochs, distill_rate)
     topology = initial(model.shapes, sparsity, allocation, start, model.initial, streams.topology)
@@ -53,8 +54,9 @@ def infer(
     schedule = schedules.rule(rule, delta_t, training.step_at(freeze, data), drop_fraction)
     first = Phase(watch)
     fit = train(
-        model, guide, schedule, data, training=training, streams=streams, average_from=average_from, watch=first
-    )
+        model, guide, schedule, data, training=training, streams=streams, average_from=average_from, drop_rate=found,
+        watch=first,
+    )  # fmt: skip
     return distill(
         fit, data, training=training, streams=streams, epochs=distill_epochs, learning_rate=distill_rate,
         watch=first.next(),

@@ -159,6 +159,7 @@ class Bar:
         self.done, self.first = row["epoch"], row["step"] + 1
         self.per_epoch = row["step"] / row["epoch"]
         self.last = _validation(row) + f"density {row['density']:.4f}  "
+        self.last += f"drop rate {row['drop_rate']:.3f}  " if "drop_rate" in row else ""
         status = self._show(row["loss"], self.done)
         if not self.console.is_terminal and self.done % max(1, self.epochs // 10) == 0:
             self.console.print(f"{self.title}  {status}", highlight=False, soft_wrap=True)

@@ -50,7 +50,7 @@ def estimate(
         fresh[f"{name}num_batches_tracked"] = torch.zeros_like(module.num_batches_tracked)
     if not has_batchnorm(model):
         return fresh
-    with _cumulative(model):
+    with by_the_batch(model):
         for batch in batches:
             model.evaluate(weights, batch, fresh)
     return fresh
@@ -70,7 +70,9 @@ def _norms(net: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 @contextmanager
-def _cumulative(model: BayesianNetwork) -> Iterator[None]:
+def by_the_batch(model: BayesianNetwork) -> Iterator[None]:
+    """For the while, normalisation by each batch's own statistics, whose cumulative mean the buffers take; everything else (the
+    network's own dropout, say) as in prediction."""
     training = {module: module.training for module in model.net.modules()}
     momenta = {module: module.momentum for _, module in _norms(model.net)}
     model.net.eval()

@@ -15,6 +15,7 @@ from espalier.store import Bundle
 from espalier.topology import codes
 from espalier.topology.masks import united
 from espalier.training import distributed, objective, rates
+from espalier.training.drop_rates import Found
 
 
 class Info(NamedTuple):
@@ -49,7 +50,9 @@ class Loop:
         momentum: float = 0.9,
         precision: str = "float32",
         topology_stream: torch.Generator | None = None,
+        drop_rate: Found | None = None,
     ) -> None:
+        self.drop_rate = drop_rate
         self.model, self.guide, self.schedule, self.learning_rate = model, guide, schedule, learning_rate
         self.precision, self.topology_stream = precision, topology_stream or torch.Generator()
         self.closed: bool | None = None
@@ -62,6 +65,8 @@ class Loop:
         self.taken = 0
         self.ever = guide.topology
         """All weights that were active at one time."""
+        if drop_rate is not None:
+            drop_rate.begin(model, guide)
 
     def step(self, x: Any, y: Tensor) -> Info:
         """One step on a batch x `(b, *shape)`, y `(b, ...)`: the same Z in the forward pass, the gradient and the guide."""
@@ -92,6 +97,8 @@ class Loop:
                 group["lr"] = self.learning_rate(self.taken)
             distributed.average_gradients(self.optimizer)
             self.optimizer.step()
+        if self.drop_rate is not None:
+            self.drop_rate.after(self.taken, self.model, self.guide)
         return Info(self.taken, seen, terms.kl + terms.l2 - seen, terms.kl, grown, moving, active)
 
     def _autocast(self, device: torch.device) -> AbstractContextManager[object]:
@@ -104,7 +111,8 @@ class Loop:
         tensors |= {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         for index, slots in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": slot for name, slot in slots.items() if slot is not None}
-        return Bundle(tensors, {"step": self.taken})
+        own = Bundle({}, {}) if self.drop_rate is None else self.drop_rate.bundle()
+        return Bundle(tensors | own.tensors, {"step": self.taken, **own.facts})
 
     def restore(self, state: Bundle) -> None:
         """Continue from `state`."""
@@ -122,3 +130,6 @@ class Loop:
             slots.setdefault(int(index), {})[key] = tensor
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": slots})
         self.taken = state.facts["step"]
+        if self.drop_rate is not None:
+            self.drop_rate.restore(state)
+            self.drop_rate.begin(self.model, self.guide)

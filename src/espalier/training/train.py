@@ -26,6 +26,7 @@ from espalier.sparse import scatter
 from espalier.store import Bundle
 from espalier.training import distributed
 from espalier.training.batches import batches
+from espalier.training.drop_rates import Found
 from espalier.training.loop import Info, Loop
 from espalier.training.options import Training
 from espalier.training.streams import Streams
@@ -41,6 +42,7 @@ def train(
     training: Training,
     streams: Streams,
     average_from: float = 1.0,
+    drop_rate: Found | None = None,
     watch: Watch | None = None,
 ) -> Fit:
     """Train the guide and return its fit.
@@ -70,6 +72,7 @@ def train(
         momentum=training.momentum,
         precision=training.precision,
         topology_stream=streams.topology,
+        drop_rate=drop_rate,
     )
     inputs = []
     if batchnorm.has_batchnorm(model):
@@ -105,7 +108,10 @@ def train(
             watch.epoch(history[-1], lambda: _checkpoint(loop, streams, history, pairs, data))
         distributed.check_alike(loop.state().tensors)
     model.eval()  # so that evaluating it leaves the batch-norm buffers alone
-    return _fit(model, guide, data, training, history, pairs, inputs)
+    fit = _fit(model, guide, data, training, history, pairs, inputs)
+    if drop_rate is not None:
+        fit.record["drop_rate"] = {"rule": "auto", "validation_rows": drop_rate.pool, "found": 1 - guide.keep_prob}
+    return fit
 
 
 @torch.no_grad()
@@ -139,6 +145,8 @@ def _row(epoch: int, infos: list[Info], loop: Loop, data: Data) -> dict[str, Any
         "moves": sum(info.moved for info in infos),
         "mean_density": sum(info.active for info in infos) / (len(infos) * loop.model.num_weights),
     }
+    if loop.drop_rate is not None:
+        row["drop_rate"] = 1 - loop.guide.keep_prob
     if len(data.validation.y):
         row |= _validate(loop, data)
     return row

@@ -1,0 +1,195 @@
+"""The drop rate found while training: it follows the rate that would predict the validation split best at the present weights.
+
+With r = sin^2 phi, phi goes down the gradient of the negative log-likelihood of the Monte Carlo predictive, estimated every few
+steps on a batch of validation rows by a coupled difference: one set of uniform numbers, thresholded at two rates a little apart,
+so that the two sets of masks differ only where the rates do, and the noise of the difference with them. It is unbiased for the
+difference, and so for the derivative up to the square of the half-width. The log of a mean over few draws is biased by about
+half its relative variance over the number of draws (Jensen; delta method), which pulls the rate down: that much is taken off.
+
+The best rate at evaluation depends on the rate of the training before, and meets it at a fixed point; following it during
+training needs no other run. Derived for this project; figures, and what failed, in docs/drop-rate.md.
+
+`init` and `step` are pure; `Found` evaluates the model and sets the guide's keep probability.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from espalier.contracts import Data
+from espalier.distributions.masked import effective_keep_prob
+from espalier.distributions.priors import prior_scale_of, weight_decay_of
+from espalier.guides.masked import MaskedGuide, input_units
+from espalier.likelihoods import matched
+from espalier.network import BayesianNetwork
+from espalier.prediction import batchnorm
+from espalier.prediction.predict import to_device
+from espalier.sparse import scatter
+from espalier.store import Bundle
+from espalier.training import distributed
+from espalier.training.options import Training
+
+STREAM = 11
+"""Of random numbers, apart from those of training."""
+START = 0.01
+LOWEST, HIGHEST = 0.0004, 0.5
+HALF_WIDTH = 0.06
+"""Of the difference, in phi."""
+DRAWS, ROWS, POOL = 4, 128, 1000
+"""Masks and validation rows of one estimate, and rows that these are taken from."""
+SHARE = 0.08
+"""Of the work of training, that estimates may take."""
+STEP, LAST_STEP, TURN = 0.03, 0.0075, 0.6
+"""Of phi: until the fraction `TURN` of training, and at its end."""
+DECAY, SQUARE_DECAY = 0.8, 0.95
+
+
+DropRate = float | Literal["auto"]
+"""P(Z = 0), or found while training."""
+
+
+class State(NamedTuple):
+    """phi, and the running moments of its gradient (Adam, Kingma & Ba 2015)."""
+
+    phi: float
+    mean: float = 0.0
+    square: float = 0.0
+    taken: int = 0
+
+    @property
+    def rate(self) -> float:
+        """P(Z = 0)."""
+        return math.sin(self.phi) ** 2
+
+
+def init(rate: float = START) -> State:
+    return State(math.asin(math.sqrt(rate)))
+
+
+def step(state: State, gradient: float, progress: float) -> State:
+    """One step of Adam on phi. gradient: d loss / d phi; progress: the fraction of training that is over."""
+    taken = state.taken + 1
+    mean = DECAY * state.mean + (1 - DECAY) * gradient
+    square = SQUARE_DECAY * state.square + (1 - SQUARE_DECAY) * gradient**2
+    size = STEP if progress <= TURN else STEP + (LAST_STEP - STEP) * min(1.0, (progress - TURN) / (1 - TURN))
+    scale = math.sqrt(square / (1 - SQUARE_DECAY**taken))
+    phi = state.phi - size * mean / (1 - DECAY**taken) / scale if scale > 0 else state.phi
+    return State(min(max(phi, math.asin(math.sqrt(LOWEST))), math.asin(math.sqrt(HIGHEST))), mean, square, taken)
+
+
+def sides(phi: float) -> tuple[float, float]:
+    """The two angles of the difference, within [0, pi / 2]."""
+    return max(0.0, phi - HALF_WIDTH), min(math.pi / 2, phi + HALF_WIDTH)
+
+
+def loss_of(log_probs: Tensor) -> Tensor:
+    """-log p of each example's mean over draws, `(n,)`, from log p of S draws `(S, n)`, less the bias of few draws: v / 2S, v the
+    variance between draws (of n - 1) of p_s / mean p."""
+    count = len(log_probs)
+    mean = torch.logsumexp(log_probs, 0) - math.log(count)
+    spread = (log_probs - mean).exp().var(0)
+    return -mean - spread / (2 * count)
+
+
+def period(batch_size: int) -> int:
+    """Steps between two estimates, so that they take `SHARE` of the work: a step is three forward passes of its batch."""
+    return math.ceil(2 * DRAWS * ROWS / (3 * batch_size * SHARE))
+
+
+def begin(
+    drop_rate: DropRate, model: BayesianNetwork, data: Data, training: Training, *, seed: int, rescale: bool = False
+) -> tuple[float, Found | None]:
+    """The keep probability that a training begins with, and what finds its drop rate on the way, where that is to be found.
+
+    Raises ValueError, before any work, where there is no validation split to find it on.
+    """
+    if isinstance(drop_rate, int | float):
+        return effective_keep_prob(1 - drop_rate), None
+    if drop_rate != "auto":
+        raise ValueError(f"expected a drop_rate in [0, 1) or auto, got {drop_rate!r}")
+    if not len(data.validation.y):
+        raise ValueError(
+            f"expected a validation split of {data.name} to find the drop rate on, got none: keep one (--validation 0.1), or "
+            "give a number, 0.1 say"
+        )
+    if rescale:
+        raise ValueError("expected rescale False with drop_rate auto, got True: pairs of one fit share one factor 1 / keep_prob")
+    found = Found(data, min(training.batch_size, len(data.train.y)), training.steps(data), seed)
+    found.keeps_prior = model.prior_scale is not None
+    return effective_keep_prob(1 - found.state.rate), found
+
+
+class Found:
+    """The rate of one training. data: whose validation split is looked at. batch_size: of the training; steps: of all of it."""
+
+    def __init__(self, data: Data, batch_size: int, steps: int, seed: int) -> None:
+        self.x, self.y = data.validation
+        self.pool = min(POOL, len(self.y))
+        self.every, self.steps = period(batch_size), steps
+        self.state = init()
+        own = np.random.SeedSequence([seed, STREAM]).generate_state(1, np.uint64) >> np.uint64(1)
+        self.generator = torch.Generator().manual_seed(int(own[0]))
+        self.keeps_prior = False
+        """Is the prior scale the user's own? Then the decay follows the rate; else the decay stays and the prior follows."""
+
+    def begin(self, model: BayesianNetwork, guide: MaskedGuide) -> None:
+        """Set the guide to the rate as it stands."""
+        keep_prob, guide.keep_prob = guide.keep_prob, effective_keep_prob(1 - self.state.rate)
+        if guide.keep_prob == keep_prob or not model.num_data or not model.prior_scale or not model.weight_decay:
+            return
+        if self.keeps_prior:
+            model.weight_decay = weight_decay_of(model.prior_scale, model.num_data, guide.keep_prob, rescale=False)
+        else:
+            model.prior_scale = prior_scale_of(model.weight_decay, model.num_data, guide.keep_prob, rescale=False)
+
+    def after(self, taken: int, model: BayesianNetwork, guide: MaskedGuide) -> None:
+        """To be called after every step; most of them do nothing."""
+        if taken % self.every:
+            return
+        gradient = float(distributed.mean(self.gradient(model, guide)))
+        if math.isfinite(gradient):
+            self.state = step(self.state, gradient, taken / self.steps)
+            self.begin(model, guide)
+
+    @torch.no_grad()
+    def gradient(self, model: BayesianNetwork, guide: MaskedGuide) -> Tensor:
+        """The estimate of d loss / d phi at the guide's present values."""
+        device = guide.values.device
+        rows = torch.randint(self.pool, (ROWS,), generator=self.generator)
+        x, y = to_device(self.x[rows], device), self.y[rows].to(device)
+        low, high = sides(self.state.phi)
+        units = input_units(guide.positions, guide.shapes) if guide.mask == "unit" else None
+        count = len(guide.values) if units is None else units[1]
+        logs: list[list[Tensor]] = [[], []]
+        for _ in range(DRAWS):
+            uniform = torch.rand(count, generator=self.generator).to(device)  # on the CPU: the same wherever the fit is
+            for side, angle in enumerate((low, high)):
+                keep = uniform >= math.sin(angle) ** 2
+                values = guide.values * (keep if units is None else keep[units[0]])
+                weights = scatter(values, guide.positions, model.num_weights, guide.layout)
+                logs[side].append(log_likelihood(model, weights, x, y))
+        below, above = (loss_of(torch.stack(side).double()).mean() for side in logs)
+        return (above - below) / (high - low)
+
+    def bundle(self) -> Bundle:
+        """What the next estimate depends on."""
+        return Bundle({"drop_rate.stream": self.generator.get_state()}, {"drop_rate": list(self.state)})
+
+    def restore(self, saved: Bundle) -> None:
+        phi, mean, square, taken = saved.facts["drop_rate"]
+        self.state = State(phi, mean, square, int(taken))
+        self.generator.set_state(saved.tensors["drop_rate.stream"])
+
+
+def log_likelihood(model: BayesianNetwork, weights: Tensor, x: Any, y: Tensor) -> Tensor:
+    """log p(y_i | x_i, w), `(n,)`, of any likelihood; batch norm by the batch's own statistics, and no buffer is written."""
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()} if batchnorm.has_batchnorm(model) else None
+    with batchnorm.by_the_batch(model):
+        outcome = model.outcome(weights, x, state)
+    found: Tensor = outcome.log_prob(matched(y, outcome))
+    return found.flatten(1).sum(1) if found.dim() > 1 else found

@@ -1,0 +1,186 @@
+"""Claims about the drop rate that is found while training: the estimate is that of an enumeration, the rule goes to the best rate
+and stays in its bounds, a resumed run follows the same path."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor, nn
+
+from budget import assert_mean
+from espalier import BayesianNetwork, MaskedGuide, Training
+from espalier.contracts import Data, Split
+from espalier.distributions import effective_keep_prob, prior_scale_of, weight_decay_of
+from espalier.inference import cigl, distilled
+from espalier.topology import initial
+from espalier.training import drop_rates
+from espalier.training.drop_rates import HALF_WIDTH, Found, State, begin, init, loss_of, sides, step
+from fitted import digits
+from watches import Recorder
+
+ROWS = 6
+
+
+def tiny(likelihood: Any = "categorical") -> tuple[BayesianNetwork, MaskedGuide, Data]:
+    """Five active weights, so that all 32 masks can be enumerated."""
+    torch.manual_seed(3)
+    net = nn.Linear(4, 3 if likelihood == "categorical" else 1)
+    model = BayesianNetwork(net, likelihood=likelihood, num_data=50, prior_scale=1.0)
+    sparsity = max(0.0, 1 - 5 / model.num_weights)
+    topology = initial(model.shapes, sparsity, generator=torch.Generator().manual_seed(0))
+    guide = MaskedGuide(model, topology, 0.8)
+    with torch.no_grad():
+        guide.values.mul_(4)
+    x = torch.randn(ROWS, 4, generator=torch.Generator().manual_seed(1))
+    y = torch.tensor([0, 1, 2, 0, 1, 2]) if likelihood == "categorical" else torch.linspace(-1, 1, ROWS)
+    split = Split(x, y)
+    classes = 3 if likelihood == "categorical" else None
+    return model, guide, Data("tiny", split, split, Split(x[:0], y[:0]), split, (4,), classes)
+
+
+def enumerated(model: BayesianNetwork, guide: MaskedGuide, data: Data, rate: float) -> float:
+    """-log E_Z p(y | x, Z * u), the mean over rows, by all masks."""
+    total: Tensor | float = 0.0
+    for bits in itertools.product([0.0, 1.0], repeat=len(guide.values)):
+        keep = torch.tensor(bits)
+        chance = math.prod(1 - rate if bit else rate for bit in bits)
+        dense = torch.zeros(model.num_weights).index_copy(0, guide.positions, guide.values.detach() * keep)
+        log_prob = model.outcome(dense, data.validation.x).log_prob(data.validation.y)
+        total = total + chance * log_prob.detach().double().exp()
+    return float(-torch.as_tensor(total).log().mean())
+
+
+@pytest.mark.parametrize("likelihood", ["categorical", lambda o: dist.StudentT(4.0, o.squeeze(-1), 0.5)])
+def test_the_estimate_is_unbiased_for_the_enumerated_difference_up_to_few_draws(
+    likelihood: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With 64 draws, of whose bias, of order 1 / S^2 after the correction, nothing is seen."""
+    monkeypatch.setattr(drop_rates, "DRAWS", 64)
+    monkeypatch.setattr(drop_rates, "ROWS", 60)
+    model, guide, data = tiny(likelihood)
+    found = Found(data, 50, 1000, seed=0)
+    found.state = State(math.asin(math.sqrt(0.2)))
+    low, high = (math.sin(angle) ** 2 for angle in sides(found.state.phi))
+    exact = (enumerated(model, guide, data, high) - enumerated(model, guide, data, low)) / (2 * HALF_WIDTH)
+    assert_mean(torch.stack([found.gradient(model, guide) for _ in range(30)]), exact)
+
+
+def test_the_difference_is_the_derivative_up_to_the_square_of_its_width() -> None:
+    model, guide, data = tiny()
+    phi = math.asin(math.sqrt(0.2))
+
+    def loss(angle: float) -> float:
+        return enumerated(model, guide, data, math.sin(angle) ** 2)
+
+    derivative = (loss(phi + 1e-4) - loss(phi - 1e-4)) / 2e-4
+    errors = [abs((loss(phi + h) - loss(phi - h)) / (2 * h) - derivative) for h in (2 * HALF_WIDTH, HALF_WIDTH)]
+    assert errors[0] / errors[1] == pytest.approx(4, rel=0.2)
+
+
+def test_the_mean_of_few_draws_is_less_biased_than_its_logarithm() -> None:
+    """-log E p for p uniform on [0.1, 0.9], by means of 4 draws."""
+    p = torch.rand(4, 400_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 0.8 + 0.1
+    plain, corrected = -p.mean(0).log(), loss_of(p.log())
+    truth = -math.log(0.5)
+    assert abs(float(corrected.mean()) - truth) < 0.2 * abs(float(plain.mean()) - truth)
+    by_hand = -p[:, 0].mean().log() - (p[:, 0] / p[:, 0].mean()).var() / 8
+    assert float(corrected[0]) == pytest.approx(float(by_hand), abs=1e-12)
+
+
+def test_the_rule_is_adam_on_the_angle_and_stays_in_its_bounds() -> None:
+    state, phi, mean, square = init(0.05), math.asin(math.sqrt(0.05)), 0.0, 0.0
+    for taken, gradient in enumerate([0.3, -0.1, 0.2, -0.4], 1):
+        mean, square = 0.8 * mean + 0.2 * gradient, 0.95 * square + 0.05 * gradient**2
+        phi -= 0.03 * (mean / (1 - 0.8**taken)) / math.sqrt(square / (1 - 0.95**taken))
+        state = step(state, gradient, 0.1)
+        assert state.phi == pytest.approx(phi)
+    for sign in (1.0, -1.0):
+        state = init(0.1)
+        for _ in range(100):
+            state = step(state, sign, 0.2)
+        assert state.rate == pytest.approx(drop_rates.LOWEST if sign > 0 else drop_rates.HIGHEST)
+    moved = [step(init(0.1), 1.0, progress).phi - init(0.1).phi for progress in (0.6, 0.8, 1.0)]
+    np.testing.assert_allclose(moved, [-0.03, -0.01875, -0.0075])
+    assert step(init(0.1), 0.0, 0.5).rate == pytest.approx(0.1)
+
+
+def test_the_rate_goes_to_where_the_predictive_is_best() -> None:
+    """Values that stand still: the rule ends where the enumerated loss is least."""
+    model, guide, data = tiny()
+    model.weight_decay = 1e-3
+    found = Found(data, 64, 400 * 67, seed=1)
+    for number in range(1, 401):
+        found.after(number * found.every, model, guide)
+    grid = np.linspace(0.001, 0.5, 200)
+    best = grid[np.argmin([enumerated(model, guide, data, rate) for rate in grid])]
+    assert 1 - guide.keep_prob == pytest.approx(best, abs=0.03)
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_the_decay_stays_or_the_prior_does(own: bool) -> None:
+    model, guide, data = tiny()
+    model.weight_decay = 1e-3
+    found = Found(data, 50, 100, seed=0)
+    found.keeps_prior, found.state = own, init(0.3)
+    before = model.prior_scale, model.weight_decay
+    found.begin(model, guide)
+    assert guide.keep_prob == effective_keep_prob(0.7)
+    if own:
+        assert model.prior_scale == before[0]
+        assert model.weight_decay == pytest.approx(weight_decay_of(1.0, 50, guide.keep_prob, rescale=False))
+    else:
+        assert model.weight_decay == before[1]
+        assert model.prior_scale == pytest.approx(prior_scale_of(1e-3, 50, guide.keep_prob, rescale=False))
+
+
+def network() -> BayesianNetwork:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 24), nn.BatchNorm1d(24), nn.ReLU(), nn.Linear(24, 10))
+    return BayesianNetwork(net)
+
+
+OPTIONS: dict[str, Any] = {"sparsity": 0.7, "drop_rate": "auto", "delta_t": 10, "seed": 3}
+TRAINING = Training(epochs=12, batch_size=128)
+NONE = Split(torch.zeros(0, 1, 8, 8), torch.zeros(0, dtype=torch.int64))
+
+
+def test_a_training_finds_its_rate_and_says_so() -> None:
+    fit = cigl.infer(network(), digits(), training=TRAINING, **OPTIONS)
+    rates = [row["drop_rate"] for row in fit.history]
+    assert len(set(rates)) > 2
+    assert fit.keep_prob == 1 - rates[-1]
+    assert fit.record["drop_rate"] == {"rule": "auto", "validation_rows": len(digits().validation.y), "found": rates[-1]}
+
+
+def test_a_resumed_training_finds_the_same_rate() -> None:
+    seen = Recorder()
+    whole = cigl.infer(network(), digits(), training=TRAINING, watch=seen, **OPTIONS)
+    again = cigl.infer(network(), digits(), training=TRAINING, watch=Recorder(seen.checkpoints[7]), **OPTIONS)
+    assert again.history == whole.history
+    assert torch.equal(again.pairs.values, whole.pairs.values)
+
+
+def test_a_distilled_net_learns_from_masks_of_the_rate_that_was_found() -> None:
+    fit = distilled.infer(network(), digits(), training=TRAINING, distill_epochs=1, **OPTIONS)
+    assert fit.keep_prob == 1 - fit.history[TRAINING.epochs - 1]["drop_rate"]
+    assert "distilled" in fit.ways
+
+
+@pytest.mark.parametrize(
+    ("options", "data", "sentence"),
+    [
+        ({"drop_rate": "best"}, digits(), "expected a drop_rate in \\[0, 1\\) or auto, got 'best'"),
+        ({"drop_rate": "auto"}, digits()._replace(validation=NONE), "expected a validation split"),
+        ({"drop_rate": "auto", "rescale": True}, digits(), "expected rescale False with drop_rate auto"),
+    ],
+)
+def test_what_cannot_be_found_is_refused_before_any_work(options: dict[str, Any], data: Data, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        cigl.infer(network(), data, training=TRAINING, **options)
+    assert begin(0.25, network(), digits(), TRAINING, seed=0) == (0.75, None)
