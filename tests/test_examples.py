@@ -21,6 +21,14 @@ RECIPES = sorted(path.name for path in EXAMPLES.glob("*.yaml"))
 GRIDS = sorted(path.name for path in (EXAMPLES / "grids").glob("*.yaml"))
 # Script -> arguments of main, and what its result must satisfy.
 SCRIPTS: dict[str, tuple[dict[str, Any], Any]] = {
+    "certificate.py": ({"epochs": 20, "alpha": 0.2}, lambda code: code == 0),
+    "criticism.py": (
+        {"replicates": 100},
+        lambda found: found["constant noise: spread over input"] < 0.03 < found["growing noise: spread over input"],
+    ),
+    "out_of_distribution.py": ({"epochs": 15, "num_samples": 8}, lambda found: found["redraw predictive_entropy"] > 0.75),
+    "report.py": ({"epochs": 3, "replicates": 5}, lambda page: page.read_text().count("<h2") > 10),
+    "selective.py": ({"epochs": 15}, lambda found: found["redraw 80 %"] < found["redraw all"]),
     "inclusion.py": ({"steps": 80}, lambda found: (found > 0.95).sum() > 30 and abs(float(found.sum()) - 355) < 0.1),
     "own_network.py": ({"epochs": 25}, lambda found: min(found.values()) > 0.9),
     "plain_pyro.py": ({"steps": 600}, lambda error: error < 0.2),

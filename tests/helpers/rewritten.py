@@ -31,7 +31,7 @@ Rewrites = Mapping[str, Mapping[str, Rewrite]]
 """Claim -> what is wrong -> the code that is."""
 
 
-KL_WITHOUT_P = Rewrite(masked._kl_masked_flat, "0.5 * q.keep_prob", "0.5")
+KL_WITHOUT_P = Rewrite(masked.curvature, "keep_prob / prior", "1 / prior")
 MORE_KEPT = Rewrite(masked.draw_keep, "effective_keep_prob(keep_prob))", "(effective_keep_prob(keep_prob) + 0.02))")
 """P(Z = 1) is .02 above what the KL and the record say it is."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from espalier.prediction import costs
 from espalier.prediction.costs import Forward, forward, training_work
 from espalier.prediction.fit import Fit, How
 from espalier.store import Bundle
-from espalier.topology import schedules
+from espalier.topology import codes, schedules
 from espalier.topology.masks import erk, initial, uniform
 from espalier.training import rates
 from espalier.training.loop import Loop
@@ -306,14 +305,14 @@ def test_disk_bytes_are_those_of_the_file(inference: str, tmp_path: Path) -> Non
     tensors = {name: t for name, t in fit.bundle().tensors.items() if not name.startswith("statistics.")}
     store.write_bundle(tmp_path / "pairs", Bundle(tensors, {}))
     assert costs.costs(fit, "pairs")["disk_bytes"] == content(tmp_path / "pairs")
-    kept = {name: tensor[:1] for name, tensor in tensors.items() if name != "topology" and name not in ("keep", "scales")}
-    store.write_bundle(tmp_path / "ticket", Bundle({**kept, "topology": tensors["topology"]}, {}))
+    kept = {name: tensor[:1] for name, tensor in tensors.items() if name not in (codes.NAME, "keep", "scales")}
+    store.write_bundle(tmp_path / "ticket", Bundle({**kept, codes.NAME: tensors[codes.NAME]}, {}))
     found = costs.costs(fit, "ticket")
     assert found["disk_bytes"] == content(tmp_path / "ticket")
     dense = {f"net.{name}": tensor for name, tensor in fit.ticket().state_dict().items()}
     store.write_bundle(tmp_path / "dense", Bundle(dense, {}))
     assert found["disk_bytes"] / found["disk_bytes_relative"] == pytest.approx(content(tmp_path / "dense"))
-    assert math.ceil(fit.topology.num_weights / 8) < found["disk_bytes"]
+    assert 4 * fit.topology.num_active < found["disk_bytes"]
 
 
 def test_costs_survive_the_disk(tmp_path: Path) -> None:

@@ -96,7 +96,8 @@ def train(recipe_file: Path, watch: Recorder) -> str:
 # topology still moves (epochs 1-3), pairs only once there are some (from epoch 4).
 PARTS: dict[str, tuple[Callable[[str], bool], int]] = {
     "values": (lambda name: name == "values", 2),
-    "positions": (lambda name: name == "topology", 2),
+    "positions": (lambda name: name == "topology.gaps", 2),
+    "what was ever active": (lambda name: name == "ever.topology.gaps", 2),
     "other parameters": (lambda name: name.startswith("model.") and name.endswith(("weight", "bias")), 2),
     "batch-norm buffers": (lambda name: name.startswith("model.") and "running" in name, 2),
     "moments of the values": (lambda name: name.startswith("optimizer.0."), 2),

@@ -10,11 +10,11 @@ import torch
 from scipy import stats
 
 from budget import FALSE_ALARMS, assert_mean
-from espalier.distributions import masked
 from espalier.guides.masked import MaskedGuide
 from espalier.theory import dependence
 from espalier.theory.dependence import gain, gap, over_pairs, permuted, step_covariance, trend
 from espalier.theory.recorded import MOMENTUM, NUM_SHIFTS, RATE, cross_covariance, runs
+from espalier.training import objective
 from rewritten import Rewrite, Rewrites, assert_seen
 from wrong import mutants
 
@@ -53,9 +53,9 @@ MUTATIONS: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 
-ANOTHER_Z = Rewrite(MaskedGuide.forward, "self.keep = q.keep", "self.keep = self._draw(len(self.values))")
+ANOTHER_Z = Rewrite(MaskedGuide._noted, "self.keep = q.keep", "self.keep = self._draw(len(self.values))")
 MORE_DECAY = Rewrite(
-    masked._kl_masked_flat, "0.5 * q.keep_prob", "0.5 * q.keep_prob * (p.event_shape[0] / len(q.positions)) ** 0.5"
+    objective._with_gradient_of_kl, "/ num_data\n    guide.", "/ num_data * (sum(guide.sizes) / len(values)) ** 0.5\n    guide."
 )
 
 CODE_MUTATIONS: Rewrites = {

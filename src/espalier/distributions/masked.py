@@ -147,7 +147,12 @@ def in_use(kind: type[_Owner]) -> _Owner | None:
 @register_kl(MaskedWeights, FlatNormal)
 def _kl_masked_flat(q: MaskedWeights, p: FlatNormal) -> Tensor:
     """The terms of A(m) (`kl_bound`) that depend on the parameters: sum over active weights of p m^2 / 2v. In nats."""
-    return (0.5 * q.keep_prob / p.scale**2) * torch.dot(q.mean_value, q.mean_value)
+    return 0.5 * curvature(q.keep_prob, p.scale) * torch.dot(q.mean_value, q.mean_value)
+
+
+def curvature(keep_prob: float, prior_scale: float) -> float:
+    """p / v, the second derivative of A(m) in m: what the KL of a weight is the half square of."""
+    return keep_prob / prior_scale**2
 
 
 def kl_bound(mean: Tensor, keep_prob: float, prior_scale: float, noise_scale: float) -> Tensor:

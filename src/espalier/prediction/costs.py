@@ -26,6 +26,7 @@ from espalier import nested
 from espalier.network import BayesianNetwork, evaluating
 from espalier.prediction import batchnorm
 from espalier.prediction.fit import SINGLE, Fit, How
+from espalier.topology import codes
 
 PER_MULTIPLY_ADD = 2
 """Floating-point operations."""
@@ -219,7 +220,7 @@ def _state_bytes(fit: Fit, mean_density: float) -> tuple[int, int]:
 
 
 def _disk_bytes(fit: Fit, how: How) -> tuple[int, int]:
-    """Ours and a dense network's: M a bit per weight, values of the active ones, Z a bit each where it is kept."""
+    """Ours and a dense network's: M by its gaps, values of the active ones, Z a bit each where it is kept."""
     pairs = fit.pairs
     other = sum(_bytes(tensor[0]) for tensor in pairs.states.values())
     values = _bytes(pairs.values[0])
@@ -228,7 +229,7 @@ def _disk_bytes(fit: Fit, how: How) -> tuple[int, int]:
     network = values * (2 if draws and pairs.scales is not None else 1) + other
     if how == "pairs":
         network = len(pairs.values) * (network + (math.ceil(pairs.keep.shape[1] / 8) if fit.keep_prob < 1 else 0))
-    return math.ceil(fit.topology.num_weights / 8) + network, dense
+    return codes.to_gaps(fit.topology).numel() + network, dense
 
 
 def _bytes(tensor: Tensor) -> int:

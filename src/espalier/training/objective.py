@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from espalier import nested
+from espalier.distributions import masked
 from espalier.guides.masked import MaskedGuide
 from espalier.likelihoods import Categorical, is_soft, matched
 from espalier.network import BayesianNetwork
@@ -139,7 +140,7 @@ def _with_gradient_of_kl(model: BayesianNetwork, guide: MaskedGuide, num_data: i
     values, prior_scale = guide.values.data, model.prior().scale
     if guide.values.grad is None:  # the output has nothing to do with them
         guide.values.grad = torch.zeros_like(values)
-    curvature = guide.kl_scale * guide.keep_prob * guide.scale**2 / (prior_scale**2 * num_data)
+    curvature = guide.kl_scale * masked.curvature(guide.keep_prob, prior_scale) * guide.scale**2 / num_data
     guide.values.grad.add_(values, alpha=curvature)
     return 0.5 * curvature * torch.dot(values, values)
 
