@@ -4,7 +4,7 @@ RigL's accounting (Evci et al. 2020, the appendix on FLOPs; Sundar & Dwaraknath 
 times its dense forward pass: f_S = sum_l d_l f_l of the dense f_D. A backward pass costs two forward ones,
 a step 3 f_S; where growth looks at the dense gradient, 2 f_S + f_D. Only products of linear maps, convolutions and attention
 count: no normalisation, no optimiser. A multiply-add is two floating-point operations (FLOPs). It is what kernels that use
-every zero would do; this version computes on dense vectors.
+every zero would do; what is done without zeros, and what is not, stands in docs/costs.md.
 
 CigL adds what that accounting does not know, and `train_flops` holds it: at every step the draw of Z and the products with it
 (three operations for each active weight; so for a Gaussian guide's noise), the running average, and the re-estimation of
