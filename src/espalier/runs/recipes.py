@@ -254,17 +254,18 @@ def _as_one(name: str, values: list[str], option: Option | None) -> str:
     text = values[0]
     if text == "--":  # the parser would lose it
         raise ValueError(f"expected a value for {flag(name)}, got --")
-    kinds = _kinds(option.type) if option else {str}
+    kinds, words = (_kinds(option.type), words_of(option.type)) if option else ({str}, ())
+    kinds = {kind for kind in kinds if typing.get_origin(kind) is not typing.Literal} or kinds
     if several and not text.startswith("["):
         text = json.dumps([item.strip() for item in text.split(",")]) if str in kinds else f"[{text}]"
-    if kinds <= NUMBERS.keys():
+    if kinds <= NUMBERS.keys() and text not in words:
         try:
             leaves = _leaves(lines.load(text))
         except (yaml.YAMLError, ValueError):
             leaves = [text]
         for leaf in leaves:
             if type(leaf) not in kinds and not (type(leaf) is int and float in kinds):
-                said = " or ".join(NUMBERS[kind] for kind in NUMBERS if kind in kinds)
+                said = " or ".join([*(NUMBERS[kind] for kind in NUMBERS if kind in kinds), *words])
                 raise ValueError(f"{flag(name)}: expected {said}, got {text if several else values[0]!r}")
             most = 2**63 if name.endswith("seed") else MOST[type(leaf)]
             if not -most < (leaf or 0) < most:
