@@ -152,6 +152,12 @@ class Topology(NamedTuple):
         return self.num_active / self.num_weights
 
 
+def counts_of(positions: Tensor, sizes: Sequence[int]) -> tuple[int, ...]:
+    """How many of the sorted positions `(k,)` each of the layers has."""
+    ends = torch.tensor([0, *sizes], device=positions.device).cumsum(0)
+    return tuple(torch.searchsorted(positions, ends).diff().tolist())
+
+
 class Evidence(NamedTuple):
     """What a schedule may look at when it moves the topology at step `step` (counted from 1)."""
 

@@ -9,9 +9,9 @@ from unittest import mock
 import torch
 from torch import Tensor
 
+from espalier.contracts import counts_of
 from espalier.guides.masked import MaskedGuide
 from espalier.sparse import Layout, products, scatter, unwritten
-from espalier.sparse.layout import counts_of
 
 SHAPES = ((128, 160), (10, 128))
 """A layer that is multiplied by its active weights, and one that is too small for it."""

@@ -10,11 +10,11 @@ import scipy.sparse
 import torch
 from torch import nn
 
-from espalier.contracts import Evidence, Topology
+from espalier.contracts import Evidence, Topology, counts_of
 from espalier.guides.masked import MaskedGuide
 from espalier.network import BayesianNetwork
 from espalier.sparse import Layout, layout, scatter
-from espalier.sparse.layout import counts_of, indices_of, is_worthwhile
+from espalier.sparse.layout import indices_of, is_worthwhile
 from espalier.topology import schedules
 from espalier.topology.masks import initial
 from espalier.training import rates

@@ -9,6 +9,7 @@ uncertainty.py   which uncertainty? Total, aleatoric, epistemic and others, by n
 selective.py     risk and coverage where the least certain are handed on
 detection.py     in or out of distribution: AUROC and its kin
 resampling.py    the bootstrap of what is no mean
+proportions.py   exact intervals of a share
 comparison.py    two methods on the same examples and seeds: paired differences and their intervals
 calibrators.py   by name: how each is fitted on validation and applied to what is predicted
 temperature.py   one number, of an average or of each draw (tested in test_calibrators.py)
@@ -59,6 +60,7 @@ from espalier.calibration.monotone import apply_beta as apply_beta
 from espalier.calibration.monotone import apply_isotonic as apply_isotonic
 from espalier.calibration.monotone import fit_beta as fit_beta
 from espalier.calibration.monotone import fit_isotonic as fit_isotonic
+from espalier.calibration.proportions import clopper_pearson as clopper_pearson
 from espalier.calibration.resampling import Estimate as Estimate
 from espalier.calibration.scores import LEVEL as LEVEL
 from espalier.calibration.scores import NUM_BINS as NUM_BINS

@@ -87,7 +87,9 @@ def scored(
     predicted = evaluation.predictions(fit, data, split, num_samples=num_samples)
     scores = evaluation.evaluate(fit, data, split, num_samples=num_samples, predicted=predicted)
     if calibrate:
-        mapped, parameters = recalibration.recalibrated(fit, data, split, calibrate, num_samples=num_samples)
+        mapped, parameters = recalibration.recalibrated(
+            fit, data, split, calibrate, num_samples=num_samples, predicted=predicted
+        )
         scores["predict"] |= evaluation.score(mapped, data, split)
         store.write_bytes(folder / "calibrators.json", store.canonical(parameters).encode())
     result = {"run": str(folder), "sparsity": 1 - fit.topology.density, **scores}

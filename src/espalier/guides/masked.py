@@ -16,11 +16,10 @@ from pyro.infer import SVI
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from espalier.contracts import Move, Topology
+from espalier.contracts import Move, Topology, counts_of
 from espalier.distributions.masked import MaskedWeights, draw_keep, effective_keep_prob, in_use
 from espalier.network import BayesianNetwork
 from espalier.sparse import Layout
-from espalier.sparse.layout import counts_of
 from espalier.topology.masks import relocate
 
 Mask = Literal["weight", "unit"]

@@ -47,7 +47,6 @@ def reliability(panels: Mapping[str, tuple[Any, Any]], num_bins: int = 15) -> Fi
     how many predictions fall into the bin (Guo et al. 2017, with the intervals they leave out).
     """
     from matplotlib.figure import Figure
-    from scipy.stats import beta
 
     figure = Figure(figsize=(3.4 * len(panels) + 0.6, 5.2), layout="constrained")
     axes = figure.subplots(2, len(panels), squeeze=False, sharex=True, height_ratios=[3, 1])
@@ -58,8 +57,7 @@ def reliability(panels: Mapping[str, tuple[Any, Any]], num_bins: int = 15) -> Fi
         some = bins.counts > 0
         count, accuracy, believed = bins.counts[some], bins.accuracy[some], bins.confidence[some]
         hits = np.rint(accuracy * count)
-        low = np.nan_to_num(beta.ppf(0.025, hits, count - hits + 1), nan=0.0)
-        high = np.nan_to_num(beta.ppf(0.975, hits + 1, count - hits), nan=1.0)
+        low, high = calibration.clopper_pearson(hits, count)
         top.plot([0, 1], [0, 1], color="0.5", linewidth=1, linestyle="--", label="perfectly calibrated")
         top.vlines(believed, np.minimum(accuracy, believed), np.maximum(accuracy, believed), color="#d55e00", alpha=0.35,
                    linewidth=7, label="gap")  # fmt: skip

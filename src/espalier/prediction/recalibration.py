@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,9 +44,11 @@ def recalibrated(
     ways: Sequence[How] | None = None,
     num_samples: int = 16,
     seed: int = 0,
+    predicted: Mapping[How, Any] | None = None,
 ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """By `way + calibrator` what it predicts for a split, as `evaluation.predictions` gives it; and by the same name the fitted
-    parameters, JSON-able. Fitted on the validation split, on predictions of the same way.
+    parameters, JSON-able. Fitted on the validation split, on predictions of the same way. predicted: what
+    `evaluation.predictions` gives for the split, with these samples and this seed, where it is at hand.
 
     Raises ValueError as `check` does, and for a likelihood whose predictive distribution is a mixture that no calibrator here
     knows.
@@ -59,7 +61,8 @@ def recalibrated(
     if not names:
         return found, kept
     fitted_on = evaluation.split_of(data, FITTED_ON)
-    seen, asked = (evaluation.predictions(fit, data, part, **options) for part in (FITTED_ON, split))
+    seen = evaluation.predictions(fit, data, FITTED_ON, **options)
+    asked = predicted or evaluation.predictions(fit, data, split, **options)
     y = fitted_on.y.long().numpy() if data.num_classes is not None else data.in_units(fitted_on.y).numpy()
     for way in ways:
         if isinstance(seen[way], Mixture):

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import beta
 
 from espalier import calibration
 from espalier.calibration.selective import COVERAGE, RISK
@@ -158,9 +157,7 @@ def _share(hits: int, of: int) -> str:
     """With a Clopper-Pearson interval (1934)."""
     if not of:
         return "none"
-    low = beta.ppf(0.025, hits, of - hits + 1) if hits else 0.0
-    high = beta.ppf(0.975, hits + 1, of - hits) if hits < of else 1.0
-    return f"{hits / of:.3f} {interval((low, high), 3)}"
+    return f"{hits / of:.3f} {interval(calibration.clopper_pearson(hits, of), 3)}"
 
 
 def examples(look: Look) -> Section:

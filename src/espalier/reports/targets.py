@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr
-from scipy.stats import beta, binom
+from scipy.stats import binom
 
+from espalier import calibration
 from espalier.pages import Block, Section, Table, Text
 from espalier.pictures.data import Curve, Picture
 from espalier.prediction.mixture import Mixture
@@ -73,8 +74,7 @@ def intervals(looks: Sequence[Look]) -> Section:
         pit = pit_of(look)
         held = np.array([int((np.abs(pit - 0.5) <= level / 2).sum()) for level in LEVELS])
         n = len(pit)
-        low, high = beta.ppf(0.025, held, n - held + 1), beta.ppf(0.975, held + 1, n - held)
-        low, high = np.where(held == 0, 0.0, low), np.where(held == n, 1.0, high)
+        low, high = calibration.clopper_pearson(held, n)
         curves.append(Curve(look.name, LEVELS, held / n, low, high, style="points"))
         rows.append([look.name, *(f"{share:.3f}" for share in held / n)])
     worst = max(

@@ -18,7 +18,7 @@ MIN_SIZE = 1 << 14
 MAX_DENSITY = 0.25
 MIN_ROWS = 16
 """Where the product over the active weights beats the dense one: measured for 64 to 2048 wide layers and 16 to 512 rows, the
-two break even at a density of 0.3, and below 128 x 128 neither is ahead (`examples/benchmarks/kernels.py`)."""
+two break even at a density of 0.3, and below 128 x 128 neither is ahead (whole steps: `examples/benchmarks/step_time.py`)."""
 
 
 class Indices(NamedTuple):
@@ -64,12 +64,6 @@ class Layout:
         known = positions.device.type == "cpu" and torch.backends.mkl.is_available()
         gains = known and any(is_worthwhile(shape, count) for shape, count in zip(shapes, counts, strict=True))
         return cls(positions, counts, shapes) if gains else None
-
-
-def counts_of(positions: Tensor, sizes: Sequence[int]) -> tuple[int, ...]:
-    """How many of the sorted positions `(k,)` each of the layers has."""
-    ends = torch.tensor([0, *sizes], device=positions.device).cumsum(0)
-    return tuple(torch.searchsorted(positions, ends).diff().tolist())
 
 
 def is_worthwhile(shape: tuple[int, ...], count: int) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from espalier.contracts import Topology
+from espalier.contracts import Topology, counts_of
 from espalier.topology.masks import from_bits
 
 NAME = "topology.gaps"
@@ -39,12 +39,11 @@ def from_gaps(code: Tensor, sizes: Sequence[int]) -> Topology:
         raise ValueError(f"expected the gaps of a topology, but they are cut short or altered ({error})") from error
     plain = np.frombuffer(raw, dtype=np.uint8)
     ends = np.flatnonzero(plain != _MORE)
-    positions = np.cumsum(plain, dtype=np.int64)[ends] + np.arange(len(ends))
+    positions = torch.from_numpy(np.cumsum(plain, dtype=np.int64)[ends] + np.arange(len(ends)))
     whole = unpacker.eof and len(ends) and ends[-1] == len(plain) - 1 and positions[-1] < total
     if not whole:
         raise ValueError(f"expected the gaps of a topology over {total} weights, but they are cut short or altered")
-    counts = np.diff(np.searchsorted(positions, np.cumsum(sizes)), prepend=0)
-    return Topology(torch.from_numpy(positions), tuple(counts.tolist()), tuple(sizes))
+    return Topology(positions, counts_of(positions, sizes), tuple(sizes))
 
 
 def read(tensors: Mapping[str, Tensor], sizes: Sequence[int]) -> Topology:

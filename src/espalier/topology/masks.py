@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from espalier.contracts import Move, Topology
+from espalier.contracts import Move, Topology, counts_of
 
 Shapes = Sequence[tuple[int, ...]]
 
@@ -186,9 +186,7 @@ def prune(topology: Topology, score: Tensor, counts: Sequence[int]) -> Move:
 def united(one: Topology, other: Topology) -> Topology:
     """The weights that are active in either of two topologies over the same layers."""
     positions = torch.cat([one.positions, other.positions.to(one.positions.device)]).unique(sorted=True)
-    ends = torch.tensor(one.sizes, device=positions.device).cumsum(0)
-    counts = torch.searchsorted(positions, ends).diff(prepend=ends.new_zeros(1))
-    return Topology(positions, tuple(counts.tolist()), one.sizes)
+    return Topology(positions, counts_of(positions, one.sizes), one.sizes)
 
 
 def relocate(old: Tensor, source: Tensor) -> Tensor:
@@ -220,6 +218,5 @@ def to_bits(topology: Topology) -> Tensor:
 
 def from_bits(bits: Tensor, sizes: Sequence[int]) -> Topology:
     """The inverse of `to_bits`."""
-    mask = unpack_bits(bits, sum(sizes))
-    counts = tuple(int(part.sum()) for part in mask.split(list(sizes)))
-    return Topology(mask.nonzero().squeeze(1), counts, tuple(sizes))
+    positions = unpack_bits(bits, sum(sizes)).nonzero().squeeze(1)
+    return Topology(positions, counts_of(positions, sizes), tuple(sizes))

@@ -7,7 +7,7 @@ difference, and so for the derivative up to the square of the half-width. The lo
 half its relative variance over the number of draws (Jensen; delta method), which pulls the rate down: that much is taken off.
 
 The best rate at evaluation depends on the rate of the training before, and meets it at a fixed point; following it during
-training needs no other run. Derived for this project; figures, and what failed, in docs/drop-rate.md.
+training needs no other run. Derived for this project; its use is in docs/drop-rate.md.
 
 `init` and `step` are pure; `Found` evaluates the model and sets the guide's keep probability.
 """
