@@ -1,12 +1,12 @@
 """Time of one training step through the Pyro guide, divided by a plain dense torch step; batch 128, one run.
 
-    python examples/benchmarks/step_time.py [CELL ...] [--rounds 15] [--threads 2] [--pyro]
+    python examples/benchmarks/step_time.py [CELL ...] [--rounds 15] [--threads 2] [--device cuda] [--bf16] [--pyro]
 
 A cell is `mlp-512`, `mlp-2048`, `lenet`, `wide_resnet`. Arms take turns of at least 50 ms each, so that whatever else the machine
 does falls on all of them, and what is shown is the median of the ratios within a turn. The floor is the dense arm against
 itself. All arms use SGD with Nesterov momentum; the dense one is the plain network with cross-entropy; `masked` is what
 released code does, a mask multiplied into the gradient and one drawn over all weights. --pyro adds our step through
-`TraceMeanField_ELBO`, the definition that the closed form is tested against.
+`TraceMeanField_ELBO`, the definition that the closed form is tested against. --bf16: all arms under bf16 autocast.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from espalier.topology import schedules
 from espalier.topology.masks import initial
 from espalier.training import rates
 from espalier.training.loop import Loop
+from espalier.training.streams import find_device
 
 Step = Callable[[], object]
 CELLS: dict[str, tuple[str, tuple[int, ...], dict[str, object], tuple[float, ...]]] = {
@@ -34,23 +35,30 @@ CELLS: dict[str, tuple[str, tuple[int, ...], dict[str, object], tuple[float, ...
     "mlp-2048": ("mlp", (1, 28, 28), {"hidden": (2048, 2048)}, (0.9, 0.95, 0.98)),
     "lenet": ("lenet", (1, 28, 28), {}, (0.9, 0.98)),
     "wide_resnet": ("wide_resnet", (3, 32, 32), {}, (0.9,)),
+    "resnet50": ("resnet50", (3, 32, 32), {}, (0.9,)),
 }
+CPU_CELLS = ("mlp-512", "mlp-2048", "lenet", "wide_resnet")
 TURN = 0.05
 """Seconds of one arm's turn, at least."""
 
 
-def dense_step(net: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> Step:
+def dense_step(net: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, *, bf16: bool) -> Step:
     optimizer = torch.optim.SGD(net.parameters(), 0.01, momentum=0.9, nesterov=True)
 
     def step() -> None:
         optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(net(x), y).backward()
+        loss_of(net, x, y, bf16).backward()
         optimizer.step()
 
     return step
 
 
-def masked_step(model: BayesianNetwork, sparsity: float, x: torch.Tensor, y: torch.Tensor) -> Step:
+def loss_of(net: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, bf16: bool) -> torch.Tensor:
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
+        return torch.nn.functional.cross_entropy(net(x), y)
+
+
+def masked_step(model: BayesianNetwork, sparsity: float, x: torch.Tensor, y: torch.Tensor, *, bf16: bool) -> Step:
     """Dense tensors with masks multiplied in, as released code of the field has it."""
     net = model.network(model.initial)
     optimizer = torch.optim.SGD(net.parameters(), 0.01, momentum=0.9, nesterov=True, weight_decay=5e-4)
@@ -62,7 +70,7 @@ def masked_step(model: BayesianNetwork, sparsity: float, x: torch.Tensor, y: tor
         for weight, mask in zip(weights, masks, strict=True):
             weight.data.mul_(mask * torch.bernoulli(torch.full_like(mask, 0.9)))
         optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(net(x), y).backward()
+        loss_of(net, x, y, bf16).backward()
         for weight, mask, own in zip(weights, masks, kept, strict=True):
             weight.data.copy_(own)
             weight.grad.mul_(mask)
@@ -74,58 +82,73 @@ def masked_step(model: BayesianNetwork, sparsity: float, x: torch.Tensor, y: tor
 
 
 def our_step(
-    build: Callable[[], BayesianNetwork], sparsity: float, keep_prob: float, x: torch.Tensor, y: torch.Tensor, *, closed: bool
+    build: Callable[[], BayesianNetwork],
+    sparsity: float,
+    keep_prob: float,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    *,
+    closed: bool,
+    bf16: bool,
 ) -> Step:
     model = build()
     model.num_data, model.weight_decay = 45000, 5e-4
     guide = MaskedGuide(model, initial(model.shapes, sparsity), keep_prob)
-    loop = Loop(model, guide, schedules.static(), rates.constant(0.01))
+    loop = Loop(model, guide, schedules.static(), rates.constant(0.01), precision="bf16" if bf16 else "float32")
     loop.closed = None if closed else False
     return lambda: loop.step(x, y)
 
 
-def arms(cell: str, *, pyro_too: bool) -> dict[str, Step]:
+def arms(cell: str, device: torch.device, *, pyro_too: bool, bf16: bool) -> dict[str, Step]:
     name, shape, options, sparsities = CELLS[cell]
     program = shelf.load("models", name)
-    x, y = to_device(torch.randn(128, *shape), torch.device("cpu")), torch.randint(0, 10, (128,))
+    x, y = to_device(torch.randn(128, *shape), device), torch.randint(0, 10, (128,)).to(device)
 
     def build() -> BayesianNetwork:
-        return program(shape, 10, **options)
+        model = program(shape, 10, **options).to(device)
+        assert isinstance(model, BayesianNetwork)
+        return model
 
     model = build()
-    result = {"dense torch": dense_step(model.network(model.initial), x, y)}
-    result["dense torch, again"] = dense_step(model.network(model.initial), x, y)
-    result["90% sparse, masked"] = masked_step(model, 0.9, x, y)
+    result = {"dense torch": dense_step(model.network(model.initial), x, y, bf16=bf16)}
+    result["dense torch, again"] = dense_step(model.network(model.initial), x, y, bf16=bf16)
+    result["90% sparse, masked"] = masked_step(model, 0.9, x, y, bf16=bf16)
     for sparsity in sparsities:
-        result[f"{sparsity:.0%} sparse, RigL"] = our_step(build, sparsity, 1.0, x, y, closed=True)
-        result[f"{sparsity:.0%} sparse, CigL"] = our_step(build, sparsity, 0.9, x, y, closed=True)
+        result[f"{sparsity:.0%} sparse, RigL"] = our_step(build, sparsity, 1.0, x, y, closed=True, bf16=bf16)
+        result[f"{sparsity:.0%} sparse, CigL"] = our_step(build, sparsity, 0.9, x, y, closed=True, bf16=bf16)
         if pyro_too:
-            result[f"{sparsity:.0%} sparse, CigL by Pyro"] = our_step(build, sparsity, 0.9, x, y, closed=False)
+            result[f"{sparsity:.0%} sparse, CigL by Pyro"] = our_step(build, sparsity, 0.9, x, y, closed=False, bf16=bf16)
     return result
 
 
 def turn(step: Step) -> float:
     """Seconds of a step, over a turn."""
     start, count = time.perf_counter(), 0
-    while (passed := time.perf_counter() - start) < TURN:
+    while time.perf_counter() - start < TURN:
         step()
         count += 1
-    return passed / count
+    if torch.cuda.is_available():  # what was launched is not done
+        torch.cuda.synchronize()
+    return (time.perf_counter() - start) / count
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cells", nargs="*", metavar="CELL", default=list(CELLS))
+    parser.add_argument("cells", nargs="*", metavar="CELL", default=list(CPU_CELLS))
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--pyro", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    print(f"torch {torch.__version__}, {arguments.threads} threads, {arguments.rounds} rounds\n")
+    device = find_device(arguments.device)
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{arguments.threads} threads"
+    print(f"torch {torch.__version__}, {where}, {arguments.rounds} rounds{', bf16' if arguments.bf16 else ''}\n")
     print("| net | arm | median ms | ÷ dense | quartiles |\n|---|---|---|---|---|")
     with pyro.get_param_store().scope(), pyro.validation_enabled(False):
         for cell in arguments.cells:
-            steps = arms(cell, pyro_too=arguments.pyro)
+            steps = arms(cell, device, pyro_too=arguments.pyro, bf16=arguments.bf16)
             times: dict[str, list[float]] = {label: [] for label in steps}
             for number in range(arguments.rounds + 2):
                 for label, step in steps.items():

@@ -165,15 +165,6 @@ def test_a_copy_of_a_guide_draws_as_it_does() -> None:
     assert torch.equal(twin.draw().clone(), guide.draw().clone())
 
 
-def test_there_is_none_while_a_dense_gradient_is_wanted() -> None:
-    guide = guide_of()
-    guide.tapped = True
-    assert guide.layout is None
-    assert type(guide.draw()) is torch.Tensor
-    guide.tapped = False
-    assert guide.layout is not None
-
-
 def test_there_is_none_for_a_network_of_small_or_dense_layers() -> None:
     assert guide_of(width=64).layout is None
     assert guide_of(sparsity=0.5).layout is None

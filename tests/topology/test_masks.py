@@ -164,6 +164,20 @@ def test_keep_top_is_the_head_of_a_stable_sort(scores, data):
     assert kept.nonzero().squeeze(1).tolist() == sorted(best)
 
 
+@pytest.mark.parametrize("piece", [1, 3, 8, 1000])
+def test_keep_top_is_the_same_whatever_the_pieces(piece, monkeypatch):
+    generator = np.random.default_rng(piece)
+    monkeypatch.setattr(masks, "PIECE", piece)
+    for _ in range(60):
+        size = int(generator.integers(1, 60))
+        scores = generator.integers(0, 5, size).astype(np.float32)  # ties
+        among = generator.random(size) < generator.choice([0.3, 1.0])
+        count = int(generator.integers(0, among.sum() + 1))
+        order = [i for i in np.argsort(-scores, kind="stable") if among[i]][:count]
+        kept = masks.keep_top(torch.from_numpy(scores), count, torch.from_numpy(among))
+        assert kept.nonzero().squeeze(1).tolist() == sorted(order)
+
+
 def test_keep_top_gives_ties_to_the_lower_position():
     #                                             _     0     1     _
     kept = masks.keep_top(torch.tensor([0.0, -1.0, 0.0, 7.0, 0.0, 0.0]), 3)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from espalier.contracts import Move, Topology, counts_of
 from espalier.distributions.masked import MaskedWeights, draw_keep, effective_keep_prob, in_use
 from espalier.network import BayesianNetwork
-from espalier.sparse import Layout
+from espalier.sparse import Layout, Tap, Unwritten
 from espalier.topology.masks import relocate
 
 Mask = Literal["weight", "unit"]
@@ -110,7 +110,7 @@ class MaskedGuide(PyroModule):
         self.keep: Tensor | None = None
         self._layout: tuple[Tensor, int, Layout | None] | None = None
         self.tapped = False
-        self._tap: Tensor | None = None
+        self._tap: Tap | None = None
 
     @property
     def topology(self) -> Topology:
@@ -124,13 +124,12 @@ class MaskedGuide(PyroModule):
 
     @property
     def layout(self) -> Layout | None:
-        """What lets a draw stay unwritten, where that is faster: built once for a topology. None while a dense gradient is
-        wanted of it (`tapped`)."""
+        """What lets a draw stay unwritten, where that is faster: built once for a topology."""
         version = self.positions._version  # `load_state_dict` writes into them
         if self._layout is None or self._layout[0] is not self.positions or self._layout[1] != version:
             layout = Layout.where_worthwhile(self.positions, counts_of(self.positions, self.sizes), self.shapes)
             self._layout = self.positions, version, layout
-        return None if self.tapped else self._layout[2]
+        return self._layout[2]
 
     def distribution(self) -> MaskedWeights:
         """q(weights) at the present values."""
@@ -162,7 +161,11 @@ class MaskedGuide(PyroModule):
         self.keep = q.keep
         if self.tapped:
             self._tap = None
-            weights.register_hook(self._tapped)  # `retain_grad` would copy what it keeps
+            if isinstance(weights, Unwritten):
+                self._tap = Tap(weights.active.new_zeros(len(weights)))
+                weights.taps.append(self._tap)
+            else:
+                weights.register_hook(self._tapped)  # `retain_grad` would copy what it keeps
         return weights
 
     def gradient(self) -> Tensor:
@@ -170,15 +173,15 @@ class MaskedGuide(PyroModule):
 
         Only the likelihood enters: the KL is a function of the values. The tap is released.
         """
-        if self._tap is None:
+        if self._tap is None or not self._tap.told:
             raise RuntimeError(
                 "expected a tapped forward and a backward pass first: set guide.tapped = True before them"
             )
-        gradient, self._tap, self.tapped = self._tap, None, False
+        gradient, self._tap, self.tapped = self._tap.total, None, False
         return gradient
 
     def _tapped(self, gradient: Tensor) -> None:
-        self._tap = gradient
+        self._tap = Tap(gradient, [None])
 
     def move(self, move: Move, *optimizers: torch.optim.Optimizer) -> None:
         """Stand on another topology: values and every optimiser moment travel with their weight, grown ones are 0."""

@@ -2,6 +2,7 @@
 
 layout.py      of a topology, every layer's indices as the kernels want them; which layers are worth it
 products.py    x W^T of a sparse W, and its gradients, by stock torch
+tap.py         the gradient of all weights, for whoever wants it, without the weights
 unwritten.py   the tensor that stands for scatter(values, positions), and is written out for whoever cannot do without
 trial.py       can a network be given such weights? it is tried, with nothing moved
 """
@@ -9,5 +10,6 @@ trial.py       can a network be given such weights? it is tried, with nothing mo
 from __future__ import annotations
 
 from espalier.sparse.layout import Layout as Layout
+from espalier.sparse.tap import Tap as Tap
 from espalier.sparse.unwritten import Unwritten as Unwritten
 from espalier.sparse.unwritten import scatter as scatter

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from espalier.sparse.layout import MIN_ROWS, Layer, Layout
 from espalier.sparse.products import product
+from espalier.sparse.tap import Tap
 
 
 def scatter(values: Tensor, positions: Tensor, num_weights: int, layout: Layout | None = None) -> Tensor:
@@ -34,15 +35,16 @@ def scatter(values: Tensor, positions: Tensor, num_weights: int, layout: Layout 
     return dense.index_copy_(-1, positions, values)
 
 
-def unwritten(values: Tensor, of: Layout | Layer) -> Tensor:
-    """values `(k,)` of a whole layout, as a tensor `(num_weights,)`; or of one layer, in its shape."""
-    return _Stands.apply(values, of)  # type: ignore[no-any-return, no-untyped-call]
+def unwritten(values: Tensor, of: Layout | Layer, tap: Tap | None = None) -> Tensor:
+    """values `(k,)` of a whole layout, as a tensor `(num_weights,)`; or of one layer, in its shape. tap: told its gradient."""
+    return _Stands.apply(values, of, tap)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class Unwritten(Tensor):
     """See above. active: the values `(k,)`; of: the layout of all layers, or one of them; written: what it was written out as;
     cut: were its layers handed out before that? used: did autograd see a product with it, or its layers, before that?
-    altered: holds a True once it was written into where autograd saw it."""
+    altered: holds a True once it was written into where autograd saw it. taps: holds what is told the gradient of all of it, put
+    there before it is used, or nothing."""
 
     active: Tensor
     of: Layout | Layer
@@ -50,13 +52,14 @@ class Unwritten(Tensor):
     cut: bool
     used: bool
     altered: list[bool]
+    taps: list[Tap]
 
     @staticmethod
-    def __new__(cls, active: Tensor, of: Layout | Layer) -> Unwritten:
+    def __new__(cls, active: Tensor, of: Layout | Layer, tap: Tap | None = None) -> Unwritten:
         shape = of.shape if isinstance(of, Layer) else (sum(of.sizes),)
         self: Unwritten = Tensor._make_wrapper_subclass(cls, shape, dtype=active.dtype, device=active.device)
         self.active, self.of, self.written = active, of, None
-        self.cut, self.used, self.altered = False, False, []
+        self.cut, self.used, self.altered, self.taps = False, False, [], [] if tap is None else [tap]
         return self
 
     def dense(self) -> Tensor:
@@ -64,7 +67,7 @@ class Unwritten(Tensor):
         if self.written is None:
             # Also for who looks without gradients: the next one may want them.
             with torch.inference_mode(False), torch.enable_grad():
-                self.written = _written(self.active, self.of, self.shape)
+                self.written = _heard(_written(self.active, self.of, self.shape), *self.taps)
         return self.written
 
     def own(self) -> None:
@@ -81,10 +84,11 @@ class Unwritten(Tensor):
             parts = self.written.split(self.of.sizes)
             return [part.view(layer.shape) for part, layer in zip(parts, self.of.layers, strict=True)]
         self.cut, self.used = True, self.used or torch.is_grad_enabled()
-        each = zip(self.active.split(self.of.counts), self.of.layers, strict=True)
+        shapes = [layer.shape for layer in self.of.layers]
+        taps: list[list[Tap]] = [[part] for tap in self.taps for part in tap.parts(shapes)] or [[] for _ in shapes]
         return [
-            unwritten(values, layer) if len(layer.shape) == 2 else _written(values, layer, layer.shape)
-            for values, layer in each
+            unwritten(values, layer, *tap) if len(layer.shape) == 2 else _heard(_written(values, layer, layer.shape), *tap)
+            for values, layer, tap in zip(self.active.split(self.of.counts), self.of.layers, taps, strict=True)
         ]
 
     @classmethod
@@ -119,19 +123,21 @@ class _Stands(torch.autograd.Function):
     """Makes the tensor; its gradient, which nothing that went through `__torch_function__` has, is gathered."""
 
     @staticmethod
-    def forward(ctx: Any, active: Tensor, of: Layout | Layer) -> Tensor:
-        stands = Unwritten(active, of)
-        ctx.positions, ctx.altered = of.positions, stands.altered
+    def forward(ctx: Any, active: Tensor, of: Layout | Layer, tap: Tap | None) -> Tensor:
+        stands = Unwritten(active, of, tap)
+        ctx.positions, ctx.altered, ctx.taps = of.positions, stands.altered, stands.taps
         return stands
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         if ctx.altered:
             raise RuntimeError(
                 "expected weights as they were drawn in a custom autograd.Function, but they were written into: give it their "
                 ".clone()"
             )
-        return gradient.reshape(-1)[ctx.positions], None
+        for tap in ctx.taps:
+            tap.add(gradient)
+        return gradient.reshape(-1)[ctx.positions], None, None
 
 
 class _Writes(torch.autograd.Function):
@@ -157,6 +163,13 @@ def _written(values: Tensor, of: Layout | Layer, shape: Sequence[int]) -> Tensor
     return _Writes.apply(values, of.positions, size).view(shape)  # type: ignore[no-any-return, no-untyped-call]
 
 
+def _heard(written: Tensor, tap: Tap | None = None) -> Tensor:
+    """The same, its gradient told to the tap."""
+    if tap is not None and written.requires_grad:
+        written.register_hook(tap.add)
+    return written
+
+
 def _linear(input: Any, weight: Any, bias: Any = None) -> Tensor | None:
     """`F.linear` by the active weights; None where that is not to be."""
     x = input
@@ -177,7 +190,7 @@ def _linear(input: Any, weight: Any, bias: Any = None) -> Tensor | None:
     if x.numel() < MIN_ROWS * x.shape[-1] or x.dtype not in (torch.float32, torch.float64):
         return None
     weight.used = weight.used or torch.is_grad_enabled()
-    return product(x, weight.active, bias, layer)
+    return product(x, weight.active, bias, layer, *weight.taps)
 
 
 def _is_plain(x: Any) -> bool:

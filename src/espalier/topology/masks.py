@@ -8,12 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from espalier.contracts import Move, Topology, counts_of
 
 Shapes = Sequence[tuple[int, ...]]
+PIECE = 1 << 20
+"""Scores that are looked at together, at least."""
 
 
 def uniform(shapes: Shapes, density: float) -> tuple[int, ...]:
@@ -124,21 +127,40 @@ def keep_top(score: Tensor, count: int, among: Tensor | None = None) -> Tensor:
     if among is not None:
         kept &= among
     missing = count - int(kept.count_nonzero())  # `sum` would make integers of them all
-    at = score == threshold
-    if among is not None:
-        at &= among
-    kept[at.nonzero()[:missing, 0]] = True
+    for start in range(0, len(score), PIECE):
+        at = score[start : start + PIECE] == threshold
+        if among is not None:
+            at &= among[start : start + PIECE]
+        first = at.nonzero()[:missing, 0]
+        kept[first + start] = True
+        missing -= len(first)
+        if not missing:
+            break
     return kept
 
 
 def _kth_largest(scores: Tensor, count: int, among: Tensor | None) -> Tensor:
-    """The smallest of the `count` largest scores. On the CPU by NumPy, which needs a third of torch's memory for it."""
+    """The smallest of the `count` largest scores. On the CPU by NumPy, piece by piece: what is held beside the scores is `count`
+    of them and a piece."""
     if scores.device.type != "cpu":
         pool = scores if among is None else scores[among]
         return pool.kthvalue(len(pool) - count + 1).values
-    numbers = scores.numpy().copy() if among is None else scores.numpy()[among.numpy()]
-    numbers.partition(len(numbers) - count)
-    return torch.as_tensor(numbers[len(numbers) - count])
+    size = max(count, PIECE)
+    numbers, allowed = scores.numpy(), None if among is None else among.numpy()
+    best = numbers[:0]
+    for start in range(0, len(numbers), size):
+        piece = numbers[start : start + size]
+        if allowed is not None:
+            piece = piece[allowed[start : start + size]]
+        if len(best) == count:
+            piece = piece[piece > best[0]]  # the others change nothing
+        best = np.concatenate([best, piece])
+        if len(best) > count:
+            best.partition(len(best) - count)
+            best = best[len(best) - count :].copy()
+        if len(best) == count:
+            best.partition(0)
+    return torch.as_tensor(best[0])
 
 
 def drop_and_grow(topology: Topology, drop_score: Tensor, grow_score: Tensor, fraction: float) -> Move:
@@ -149,18 +171,12 @@ def drop_and_grow(topology: Topology, drop_score: Tensor, grow_score: Tensor, fr
     return. Density is constant to the weight.
     """
     device = topology.positions.device
-    inactive = torch.ones(topology.num_weights, dtype=torch.bool, device=device)
-    inactive[topology.positions] = False
     olds = torch.arange(topology.num_active, device=device).split(list(topology.counts))
     positions, sources, start = [], [], 0
-    for old, score, free, size in zip(
-        olds,
-        drop_score.split(list(topology.counts)),
-        inactive.split(list(topology.sizes)),
-        topology.sizes,
-        strict=True,
-    ):
+    for old, score, size in zip(olds, drop_score.split(list(topology.counts)), topology.sizes, strict=True):
         count = len(old)
+        free = torch.ones(size, dtype=torch.bool, device=device)
+        free[topology.positions[old] - start] = False
         exchanged = min(math.floor(fraction * count), size - count)
         kept = old[keep_top(score, count - exchanged)]
         grown = keep_top(grow_score[start : start + size], exchanged, free).nonzero().squeeze(1) + start
