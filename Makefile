@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := runs/demo
 
-.PHONY: demo test docs bench clean lint
+.PHONY: demo test docs bench gpu clean lint
 
 # pip, not uv: with the constraint it takes the CPU build of torch where the machine offers one (README, "Set-up").
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -37,6 +37,10 @@ docs: $(VENV)/installed
 bench: $(VENV)/installed
 	$(BIN)/python examples/benchmarks/step_time.py
 	$(BIN)/python examples/benchmarks/state_bytes.py
+
+# On a machine with a CUDA device, whose build of torch is installed already (docs/gpus.md); what is cut off goes on next time.
+gpu:
+	OMP_NUM_THREADS=1 $(PYTHON) examples/benchmarks/gpu.py --out runs/gpu
 
 clean:
 	rm -rf $(VENV) runs dist site .mypy_cache .ruff_cache .hypothesis

@@ -44,7 +44,7 @@ def infer(
     rule: how the topology moves; gradual and one-shot start dense and prune. kl_scale: tempering of the KL.
     """
     streams = Streams(seed, find_device(training.device))
-    keep_prob, found = begin(drop_rate, model, data, training, seed=seed, rescale=rescale)
+    keep_prob, followers = begin(drop_rate, model, data, training, seed=seed, rescale=rescale)
     model = prepare(model, data, training, keep_prob=keep_prob, rescale=rescale)
     topology = initial(model.shapes, sparsity, allocation, start, model.initial, streams.topology)
     schedule = schedules.rule(rule, delta_t, training.step_at(freeze, data), drop_fraction, topology.counts)
@@ -54,6 +54,6 @@ def infer(
         model, topology, keep_prob, rescale=rescale, mask=mask, kl_scale=kl_scale, generator=streams.mask
     )
     return train(
-        model, guide, schedule, data, training=training, streams=streams, average_from=average_from, drop_rate=found,
+        model, guide, schedule, data, training=training, streams=streams, average_from=average_from, followers=followers,
         watch=watch,
     )  # fmt: skip

@@ -15,6 +15,7 @@ from espalier.training.distillation import check, distill
 from espalier.training.drop_rates import DropRate, begin
 from espalier.training.options import AverageFrom, Seed
 from espalier.training.train import train
+from espalier.training.woven import Woven
 
 
 def infer(
@@ -32,32 +33,35 @@ def infer(
     drop_fraction: DropFraction = 0.3,
     freeze: Freeze = 0.75,
     average_from: AverageFrom = 0.8,
-    distill_epochs: int = 10,
-    distill_rate: float = 0.02,
+    distill_epochs: int = 0,
+    distill_rate: float = 0.05,
     training: Training = Training(),  # noqa: B008 - frozen
     seed: Seed = 0,
     watch: Watch | None = None,
 ) -> Fit:
-    """CigL's Algorithm 1, then `distill_epochs` in which one net on the same support learns what the masked ones predict,
-    a fresh mask at every step, without labels. The way to predict `distilled` is one pass.
+    """CigL's Algorithm 1, and one net on the same support that learns what the masked ones predict, a fresh mask at every
+    step, without labels: in the epochs after `average_from`, or in epochs of its own. The way to predict `distilled` is one pass.
 
     drop_rate: P(Z = 0), or auto: found on validation rows while training. rescale: weights are Z * u / keep_prob instead of
     Z * u. mask: one Z per weight, or per input unit.
-    rule: how the topology moves. distill_epochs: passes over the training inputs. distill_rate: peak of their learning rate.
+    rule: how the topology moves. distill_epochs: passes over the training inputs after training; 0: it
+    learns on the way, at no pass of its own. distill_rate: peak of its learning rate.
     """
     streams = Streams(seed, find_device(training.device))
-    keep_prob, found = begin(drop_rate, model, data, training, seed=seed, rescale=rescale)
+    keep_prob, followers = begin(drop_rate, model, data, training, seed=seed, rescale=rescale)
     model = prepare(model, data, training, keep_prob=keep_prob, rescale=rescale)
     check(model, data, keep_prob, distill_epochs, distill_rate)
     topology = initial(model.shapes, sparsity, allocation, start, model.initial, streams.topology)
     guide = MaskedGuide(model, topology, keep_prob, rescale=rescale, mask=mask, generator=streams.mask)
     schedule = schedules.rule(rule, delta_t, training.step_at(freeze, data), drop_fraction)
+    if not distill_epochs:
+        followers.append(Woven.of(training, data, average_from, distill_rate))
     first = Phase(watch)
     fit = train(
-        model, guide, schedule, data, training=training, streams=streams, average_from=average_from, drop_rate=found,
+        model, guide, schedule, data, training=training, streams=streams, average_from=average_from, followers=followers,
         watch=first,
     )  # fmt: skip
-    return distill(
+    return fit if not distill_epochs else distill(
         fit, data, training=training, streams=streams, epochs=distill_epochs, learning_rate=distill_rate,
         watch=first.next(),
     )  # fmt: skip

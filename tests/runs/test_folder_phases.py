@@ -20,9 +20,10 @@ from watches import Killed
 pytestmark = pytest.mark.usefixtures("own_store")
 RECIPES: dict[str, dict[str, Any]] = {  # ten steps an epoch
     "distilled": {"epochs": 4, "distill_epochs": 3, "delta_t": 6, "freeze": 0.5, "average_from": 0.5, "rule": "set"},
+    "woven": {"inference": "distilled", "epochs": 4, "delta_t": 6, "freeze": 0.5, "average_from": 0.5, "rule": "set"},
     "lottery": {"epochs": 3, "rounds": 2, "rewind_epochs": 1, "average_from": 0.5},
 }
-TOTAL = {"distilled": 70, "lottery": 100}
+TOTAL = {"distilled": 70, "woven": 40, "lottery": 100}
 
 
 @functools.cache
@@ -58,6 +59,12 @@ KILLS = {
         "in distillation": [{"step": 57}],
         "at the end of an epoch of it": [{"epoch": 6}],
         "in each": [{"step": 25}, {"step": 33}, {"step": 12}],  # epoch 3, then distillation epoch 2, then 3
+    },
+    "woven": {
+        "before the student is there": [{"step": 13}],
+        "at its first step": [{"step": 21}],
+        "in its last epoch": [{"step": 35}],
+        "in each": [{"step": 15}, {"step": 12}, {"epoch": 1}],
     },
     "lottery": {
         "before the rewind point": [{"step": 5}],

@@ -116,7 +116,7 @@ def test_the_rate_goes_to_where_the_predictive_is_best() -> None:
     model.weight_decay = 1e-3
     found = Found(data, 64, 400 * 67, seed=1)
     for number in range(1, 401):
-        found.after(number * found.every, model, guide)
+        found.after(number * found.every, None, None, model, guide)
     grid = np.linspace(0.001, 0.5, 200)
     best = grid[np.argmin([enumerated(model, guide, data, rate) for rate in grid])]
     assert 1 - guide.keep_prob == pytest.approx(best, abs=0.03)
@@ -183,4 +183,4 @@ def test_a_distilled_net_learns_from_masks_of_the_rate_that_was_found() -> None:
 def test_what_cannot_be_found_is_refused_before_any_work(options: dict[str, Any], data: Data, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         cigl.infer(network(), data, training=TRAINING, **options)
-    assert begin(0.25, network(), digits(), TRAINING, seed=0) == (0.75, None)
+    assert begin(0.25, network(), digits(), TRAINING, seed=0) == (0.75, [])

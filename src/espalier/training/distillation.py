@@ -17,7 +17,7 @@ precision ends at its optimum given the means, the inverse mean of (f_Z - f)^2 +
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pyro
@@ -25,6 +25,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from espalier import nested
 from espalier.contracts import Data
 from espalier.guides.masked import draw_mask
 from espalier.likelihoods import Normal, plain
@@ -33,7 +34,7 @@ from espalier.prediction import batchnorm
 from espalier.prediction.fit import Fit, State
 from espalier.prediction.predict import outcome_of, to_device
 from espalier.store import Bundle
-from espalier.training import distributed, rates
+from espalier.training import distributed, objective, rates
 from espalier.training.batches import batches
 from espalier.training.loop import Info
 from espalier.training.options import MOST_EPOCHS, Training
@@ -64,6 +65,8 @@ def distill(
     categorical, Bernoulli or normal.
     """
     check(fit.model, data, fit.keep_prob, epochs, learning_rate)
+    if epochs < 1:
+        raise ValueError(f"expected epochs of at least 1, got {epochs}: this training is over, with nothing left to weave into")
     fit.look_at(data)
     devices = [streams.device] if streams.device.type == "cuda" else []
     with (
@@ -80,8 +83,8 @@ def check(model: BayesianNetwork, data: Data, keep_prob: float, epochs: int, lea
         raise ValueError(
             "expected a drop_rate above 0: without random masks there is one network and nothing to distill"
         )
-    if not 1 <= epochs <= MOST_EPOCHS or not 0 < learning_rate < math.inf:
-        raise ValueError(f"expected distill_epochs of at least 1 and a rate above 0, got {epochs} and {learning_rate}")
+    if not 0 <= epochs <= MOST_EPOCHS or not 0 < learning_rate < math.inf:
+        raise ValueError(f"expected distill_epochs of at least 0 and a rate above 0, got {epochs} and {learning_rate}")
     with evaluating(model):
         rows = to_device(data.train.x[torch.arange(min(2, len(data.train.y)))], model.initial.device)
         outcome = model.outcome(model.initial, rows)
@@ -91,10 +94,10 @@ def check(model: BayesianNetwork, data: Data, keep_prob: float, epochs: int, lea
 def _distill(
     fit: Fit, data: Data, training: Training, streams: Streams, epochs: int, learning_rate: float, watch: Watch
 ) -> Fit:
-    student = _Student(fit, rates.cosine(learning_rate, epochs * training.steps_per_epoch(data)))
-    shown = to_device(data.train.x[torch.arange(min(SHOWN, len(data.train.y)))], streams.device)
+    teacher = Teacher(fit)
+    values, state = teacher.ticket()
+    student = Student(fit.model, values, state, rates.cosine(learning_rate, epochs * training.steps_per_epoch(data)))
     fit.model.train()  # batch norm by the batch, for teacher and student alike
-    ticket = student.distance(shown)
     history: list[dict[str, Any]] = []
     streams.seed_default()
     saved = watch.resume()
@@ -107,24 +110,45 @@ def _distill(
         streams.part_ways(number)
         with distributed.synchronised(fit.model.net, streams.device):
             for x, _ in batches(data, training, streams):
-                losses.append(student.step(x, streams.mask))
+                losses.append(student.learn(x, teacher.says(x, streams.mask), fit.dense))
                 watch.step(Info(student.taken, losses[-1], -losses[-1], torch.zeros(()), 0))
         row = {"epoch": number, "step": fit.history[-1]["step"] + student.taken, "loss": float(torch.stack(losses).mean()),
                "learning_rate": student.rate(student.taken), "density": fit.topology.density, "exchanged": 0}  # fmt: skip
         history.append(row | _validate(fit, data, *student.network()))
-        watch.epoch(history[-1], lambda: student.checkpoint(streams, history))
-    student.match_precision(shown)
-    if not (reached := student.distance(shown)) <= ticket + WORSE * max(1.0, abs(ticket)):
+        watch.epoch(history[-1], lambda: _checkpoint(student, streams, history))
+    reached, ticket = settle(fit, data, student)
+    if not close_enough(reached, ticket):
         raise RuntimeError(
             f"the distilled net ended farther from its teacher than the ticket that it began as, {reached:.4g} against "
             f"{ticket:.4g} nats: lower the distill_rate"
         )
-    fit.model.eval()
     fit.history = [*fit.history, *history]
-    fit.record |= {"distilled": {"epochs": epochs, "learning_rate": learning_rate, "loss": history[-1]["loss"]}}
+    hand_out(fit, student, {"epochs": epochs, "learning_rate": learning_rate, "loss": history[-1]["loss"]})
+    return fit
+
+
+def settle(fit: Fit, data: Data, student: Student) -> tuple[float, float]:
+    """Give a learned precision its optimum; the cross-entropy from the masked teacher to the student and to the ticket, nats, at
+    the first training rows."""
+    teacher = Teacher(fit)
+    rows = to_device(data.train.x[torch.arange(min(SHOWN, len(data.train.y)))], fit.topology.positions.device)
+    student.match_precision(fit, teacher, rows)
+    fit.model.train()
+    found = [teacher.distance(rows, *network) for network in (student.network(), teacher.ticket())]
+    fit.model.eval()
+    return found[0], found[1]
+
+
+def close_enough(reached: float, ticket: float) -> bool:
+    """Is the student as close to its teacher as the ticket is, or closer?"""
+    return reached <= ticket + WORSE * max(1.0, abs(ticket))
+
+
+def hand_out(fit: Fit, student: Student, facts: dict[str, Any]) -> None:
+    """The student as the fit's way to predict `distilled`."""
+    fit.record |= {"distilled": facts}
     values, state = student.network()
     fit.student = (values, batchnorm.estimate(fit.model, fit.dense(values), state, fit.inputs) if fit.inputs else state)
-    return fit
 
 
 def cross_entropy(teacher: dist.TorchDistribution, student: dist.TorchDistribution) -> Tensor:
@@ -148,33 +172,65 @@ def _variance(outcome: dist.TorchDistribution) -> float | Tensor:
     return outcome.scale.detach().square().mean() if isinstance(outcome, dist.Normal) else 1.0
 
 
-class _Student:
-    """The one network that learns, its optimiser, and the masked teacher."""
+class Teacher:
+    """The masked networks of a fit: the average over its pairs, under fresh masks."""
 
-    def __init__(self, fit: Fit, rate: rates.Rate) -> None:
-        self.fit, self.rate, self.taken = fit, rate, 0
-        pairs = fit.pairs
+    def __init__(self, fit: Fit) -> None:
+        self.fit = fit
         self.factor = 1 / fit.keep_prob if fit.rescale else 1.0
-        self.teacher = pairs.values.mean(0) * self.factor
-        self.state = pairs.mean_state()
-        trained = {name for name, parameter in fit.model.named_parameters() if parameter.requires_grad}
-        self.values = (fit.pairs.values * fit.pairs.keep).mean(0).mul(self.factor).requires_grad_()
-        self.own = {n: t.clone().requires_grad_() for n, t in self.state.items() if n in trained}
-        parameters = [self.values, *self.own.values()]
-        self.optimizer = torch.optim.SGD(parameters, lr=0.0, momentum=0.9, nesterov=True)
+        self.values, self.state = fit.pairs.values.mean(0) * self.factor, fit.pairs.mean_state()
 
-    def step(self, x: Any, stream: torch.Generator) -> Tensor:
-        """One draw of Z, one step towards its predictions. Returns the cross-entropy, nats per example."""
-        fit, self.taken = self.fit, self.taken + 1
-        with torch.no_grad():
-            keep = draw_mask(fit.topology.positions, fit.model.shapes, fit.mask, fit.keep_prob, stream)
-            target = fit.model.outcome(fit.dense(self.teacher * keep), x, _copied(self.state))
-        outcome = fit.model.outcome(fit.dense(self.values), x, {**_copied(self.state), **self.own})
+    def ticket(self) -> tuple[Tensor, State]:
+        """The network that a student begins as."""
+        pairs = self.fit.pairs
+        return (pairs.values * pairs.keep).mean(0).mul(self.factor), self.state
+
+    @torch.no_grad()
+    def says(self, x: Any, stream: torch.Generator) -> dist.TorchDistribution:
+        """Of x, under one draw of Z."""
+        fit, device = self.fit, self.values.device
+        positions = fit.topology.positions.to(stream.device)
+        keep = draw_mask(positions, fit.model.shapes, fit.mask, fit.keep_prob, stream).to(device)
+        return fit.model.outcome(fit.dense(self.values * keep), x, _copied(self.state))
+
+    @torch.no_grad()
+    def distance(self, x: Any, values: Tensor, state: State) -> float:
+        """Mean cross-entropy from `MASKS` draws to a network's outcome at rows x, nats: the same draws whenever it is asked."""
+        stream = torch.Generator().manual_seed(0)
+        outcome = self.fit.model.outcome(self.fit.dense(values), x, _copied(state))
+        found = [cross_entropy(self.says(x, stream), outcome).mean() for _ in range(MASKS)]
+        return float(torch.stack(found).mean())
+
+
+class Diverged(RuntimeError):
+    """A student whose loss is no number."""
+
+
+class Student:
+    """The one network that learns, and its optimiser. values: of the active weights, `(k,)`; state: all else, by name."""
+
+    def __init__(
+        self, model: BayesianNetwork, values: Tensor, state: State, rate: rates.Rate, precision: str = "float32"
+    ) -> None:
+        self.model, self.rate, self.precision, self.taken = model, rate, precision, 0
+        self.state = _copied(state)
+        trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self.values = values.detach().clone().requires_grad_()
+        self.own = {n: t.detach().clone().requires_grad_() for n, t in state.items() if n in trained}
+        self.optimizer = torch.optim.SGD([self.values, *self.own.values()], lr=0.0, momentum=0.9, nesterov=True)
+
+    def learn(self, x: Any, target: dist.TorchDistribution, dense: Callable[[Tensor], Tensor]) -> Tensor:
+        """One step towards what a teacher says of x. dense: places values of the active weights among all. Returns the
+        cross-entropy, nats per example. Raises Diverged where that is no number."""
+        self.taken += 1
+        with objective.cast(self.precision, self.values.device):
+            output = self.model.evaluate(dense(self.values), x, {**_copied(self.state), **self.own})
+        outcome = self.model.says(nested.each(in_full, output), self.own)
         loss = cross_entropy(target, outcome).mean()
         unit = _variance(outcome)
         seen = distributed.mean(loss.detach())
         if not torch.isfinite(seen):
-            raise RuntimeError("the distillation's loss stopped being finite: lower the distill_rate")
+            raise Diverged("the distillation's loss stopped being finite: lower the distill_rate")
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate(self.taken)
         self.optimizer.zero_grad()
@@ -183,39 +239,31 @@ class _Student:
         self.optimizer.step()
         return seen
 
-    def distance(self, x: Any) -> float:
-        """Mean cross-entropy from `MASKS` draws of the teacher at rows x, nats: the same ones whenever it is asked."""
-        return float(torch.stack([cross_entropy(*pair).mean() for pair in self._pairs(x)]).mean())
-
     @torch.no_grad()
-    def match_precision(self, x: Any) -> None:
+    def match_precision(self, fit: Fit, teacher: Teacher, x: Any) -> None:
         """Of a normal likelihood with one learned precision: its optimum, given the means at rows x."""
-        if (learned := self.own.get("likelihood.log_precision")) is not None and isinstance(self.fit.model.likelihood, Normal):
-            both = [(plain(teacher), plain(student)) for teacher, student in self._pairs(x)]
-            spread = [(t.scale.square() + (t.loc - s.loc).square()).mean() for t, s in both]
-            learned.copy_(-torch.stack(spread).mean().log())
-
-    @torch.no_grad()
-    def _pairs(self, x: Any) -> Iterator[tuple[dist.TorchDistribution, dist.TorchDistribution]]:
-        """What teacher, under `MASKS` masks, and student say of rows x."""
-        fit, stream = self.fit, torch.Generator().manual_seed(0)
-        student = fit.model.outcome(fit.dense(self.values), x, {**_copied(self.state), **self.own})
+        learned = self.own.get("likelihood.log_precision")
+        if learned is None or not isinstance(self.model.likelihood, Normal):
+            return
+        values, state = self.network()
+        stream, own = torch.Generator().manual_seed(0), plain(fit.model.outcome(fit.dense(values), x, _copied(state)))
+        spread = []
         for _ in range(MASKS):
-            keep = draw_mask(fit.topology.positions.cpu(), fit.model.shapes, fit.mask, fit.keep_prob, stream)
-            weights = fit.dense(self.teacher * keep.to(self.teacher.device))
-            yield fit.model.outcome(weights, x, _copied(self.state)), student
+            told = plain(teacher.says(x, stream))
+            spread.append((told.scale.square() + (told.loc - own.loc).square()).mean())
+        learned.copy_(-torch.stack(spread).mean().log())
 
     def network(self) -> tuple[Tensor, State]:
         """Values `(k,)` and the other parameters and buffers."""
         own = {name: tensor.detach().clone() for name, tensor in self.own.items()}
         return self.values.detach().clone(), {**_copied(self.state), **own}
 
-    def checkpoint(self, streams: Streams, history: list[dict[str, Any]]) -> Bundle:
+    def bundle(self) -> Bundle:
+        """What its next step depends on."""
         tensors = {"values": self.values.detach(), **{f"own.{name}": t.detach() for name, t in self.own.items()}}
-        tensors |= {f"stream.{name}": state for name, state in streams.state().items()}
         for name, parameter in self._parameters():
             tensors[f"momentum.{name}"] = self.optimizer.state[parameter]["momentum_buffer"]
-        return Bundle(tensors, {"step": self.taken, "history": history})
+        return Bundle(tensors, {"step": self.taken})
 
     def restore(self, saved: Bundle) -> None:
         self.taken = saved.facts["step"]
@@ -228,6 +276,17 @@ class _Student:
     def _parameters(self) -> list[tuple[str, Tensor]]:
         """By name: a file does not keep their order."""
         return [("values", self.values), *((f"own.{name}", tensor) for name, tensor in self.own.items())]
+
+
+def in_full(leaf: Any) -> Any:
+    """What autocast made short, in float32: likelihoods are not for eight bits."""
+    return leaf.float() if isinstance(leaf, Tensor) and leaf.dtype in (torch.bfloat16, torch.float16) else leaf
+
+
+def _checkpoint(student: Student, streams: Streams, history: list[dict[str, Any]]) -> Bundle:
+    tensors, facts = student.bundle()
+    tensors |= {f"stream.{name}": state for name, state in streams.state().items()}
+    return Bundle(tensors, {**facts, "history": history})
 
 
 def _copied(state: State) -> State:

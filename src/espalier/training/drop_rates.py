@@ -28,10 +28,12 @@ from espalier.guides.masked import MaskedGuide, input_units
 from espalier.likelihoods import matched
 from espalier.network import BayesianNetwork
 from espalier.prediction import batchnorm
+from espalier.prediction.fit import Fit
 from espalier.prediction.predict import to_device
 from espalier.sparse import scatter
 from espalier.store import Bundle
 from espalier.training import distributed
+from espalier.training.loop import Follower
 from espalier.training.options import Training
 
 STREAM = 11
@@ -103,13 +105,13 @@ def period(batch_size: int) -> int:
 
 def begin(
     drop_rate: DropRate, model: BayesianNetwork, data: Data, training: Training, *, seed: int, rescale: bool = False
-) -> tuple[float, Found | None]:
-    """The keep probability that a training begins with, and what finds its drop rate on the way, where that is to be found.
+) -> tuple[float, list[Follower]]:
+    """The keep probability that a training begins with, and what follows it to find its drop rate, where that is to be found.
 
     Raises ValueError, before any work, where there is no validation split to find it on.
     """
     if isinstance(drop_rate, int | float):
-        return effective_keep_prob(1 - drop_rate), None
+        return effective_keep_prob(1 - drop_rate), []
     if drop_rate != "auto":
         raise ValueError(f"expected a drop_rate in [0, 1) or auto, got {drop_rate!r}")
     if not len(data.validation.y):
@@ -121,7 +123,7 @@ def begin(
         raise ValueError("expected rescale False with drop_rate auto, got True: pairs of one fit share one factor 1 / keep_prob")
     found = Found(data, min(training.batch_size, len(data.train.y)), training.steps(data), seed)
     found.keeps_prior = model.prior_scale is not None
-    return effective_keep_prob(1 - found.state.rate), found
+    return effective_keep_prob(1 - found.state.rate), [found]
 
 
 class Found:
@@ -138,7 +140,7 @@ class Found:
         """Is the prior scale the user's own? Then the decay follows the rate; else the decay stays and the prior follows."""
 
     def begin(self, model: BayesianNetwork, guide: MaskedGuide) -> None:
-        """Set the guide to the rate as it stands."""
+        """Set the guide to the rate as it stands, and the model to what follows from it."""
         keep_prob, guide.keep_prob = guide.keep_prob, effective_keep_prob(1 - self.state.rate)
         if guide.keep_prob == keep_prob or not model.num_data or not model.prior_scale or not model.weight_decay:
             return
@@ -147,8 +149,8 @@ class Found:
         else:
             model.prior_scale = prior_scale_of(model.weight_decay, model.num_data, guide.keep_prob, rescale=False)
 
-    def after(self, taken: int, model: BayesianNetwork, guide: MaskedGuide) -> None:
-        """To be called after every step; most of them do nothing."""
+    def after(self, taken: int, x: Any, output: Any, model: BayesianNetwork, guide: MaskedGuide) -> None:
+        """Most steps do nothing. The batch is not looked at: validation rows are."""
         if taken % self.every:
             return
         gradient = float(distributed.mean(self.gradient(model, guide)))
@@ -180,10 +182,17 @@ class Found:
         """What the next estimate depends on."""
         return Bundle({"drop_rate.stream": self.generator.get_state()}, {"drop_rate": list(self.state)})
 
-    def restore(self, saved: Bundle) -> None:
+    def row(self) -> dict[str, float]:
+        return {"drop_rate": 1 - effective_keep_prob(1 - self.state.rate)}
+
+    def end(self, fit: Fit, data: Data) -> None:
+        fit.record["drop_rate"] = {"rule": "auto", "validation_rows": self.pool, "found": 1 - fit.keep_prob}
+
+    def restore(self, saved: Bundle, model: BayesianNetwork, guide: MaskedGuide) -> None:
         phi, mean, square, taken = saved.facts["drop_rate"]
         self.state = State(phi, mean, square, int(taken))
         self.generator.set_state(saved.tensors["drop_rate.stream"])
+        self.begin(model, guide)
 
 
 def log_likelihood(model: BayesianNetwork, weights: Tensor, x: Any, y: Tensor) -> Tensor:

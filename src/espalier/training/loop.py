@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from espalier.contracts import Evidence, Schedule
+from espalier.contracts import Data, Evidence, Schedule
 from espalier.guides.masked import MaskedGuide
 from espalier.network import BayesianNetwork, under
+from espalier.prediction.fit import Fit
 from espalier.store import Bundle
 from espalier.topology import codes
 from espalier.topology.masks import united
 from espalier.training import distributed, objective, rates
-from espalier.training.drop_rates import Found
 
 
 class Info(NamedTuple):
@@ -36,6 +36,29 @@ class Info(NamedTuple):
     """Active weights that the step computed with."""
 
 
+class Follower(Protocol):
+    """What goes along with a training: it is told of every step, and its state is in the checkpoints."""
+
+    def begin(self, model: BayesianNetwork, guide: MaskedGuide) -> None:
+        """Before the first step."""
+
+    def after(self, taken: int, x: Any, output: Any, model: BayesianNetwork, guide: MaskedGuide) -> None:
+        """After step `taken`, on x. output: what the network said of x under the step's draw, without its graph; None where
+        only Pyro has seen it."""
+
+    def row(self) -> Mapping[str, float]:
+        """What the history keeps of the epoch that ends."""
+
+    def bundle(self) -> Bundle:
+        """What its next step depends on, under names of its own."""
+
+    def restore(self, saved: Bundle, model: BayesianNetwork, guide: MaskedGuide) -> None:
+        """Go on from there."""
+
+    def end(self, fit: Fit, data: Data) -> None:
+        """Leave in the fit what is to stay."""
+
+
 class Loop:
     """One step at a time: `step(x, y)` is a step of the optimiser on the ELBO, or a move of the topology in its place."""
 
@@ -50,9 +73,9 @@ class Loop:
         momentum: float = 0.9,
         precision: str = "float32",
         topology_stream: torch.Generator | None = None,
-        drop_rate: Found | None = None,
+        followers: Sequence[Follower] = (),
     ) -> None:
-        self.drop_rate = drop_rate
+        self.followers = followers
         self.model, self.guide, self.schedule, self.learning_rate = model, guide, schedule, learning_rate
         self.precision, self.topology_stream = precision, topology_stream or torch.Generator()
         self.closed: bool | None = None
@@ -65,8 +88,8 @@ class Loop:
         self.taken = 0
         self.ever = guide.topology
         """All weights that were active at one time."""
-        if drop_rate is not None:
-            drop_rate.begin(model, guide)
+        for follower in followers:
+            follower.begin(model, guide)
 
     def step(self, x: Any, y: Tensor) -> Info:
         """One step on a batch x `(b, *shape)`, y `(b, ...)`: the same Z in the forward pass, the gradient and the guide."""
@@ -77,7 +100,7 @@ class Loop:
         self.guide.tapped = moving
         self.optimizer.zero_grad()
         terms = (objective.closed_form if self.closed else objective.by_pyro)(
-            self.model, self.guide, x, y, self._autocast(y.device)
+            self.model, self.guide, x, y, objective.cast(self.precision, y.device)
         )
         seen = distributed.mean(terms.loss)
         if not torch.isfinite(seen):
@@ -97,12 +120,9 @@ class Loop:
                 group["lr"] = self.learning_rate(self.taken)
             distributed.average_gradients(self.optimizer)
             self.optimizer.step()
-        if self.drop_rate is not None:
-            self.drop_rate.after(self.taken, self.model, self.guide)
+        for follower in self.followers:
+            follower.after(self.taken, x, terms.output, self.model, self.guide)
         return Info(self.taken, seen, terms.kl + terms.l2 - seen, terms.kl, grown, moving, active)
-
-    def _autocast(self, device: torch.device) -> AbstractContextManager[object]:
-        return torch.autocast(device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
 
     def state(self) -> Bundle:
         """Everything that the next step depends on, but for the random streams."""
@@ -111,8 +131,10 @@ class Loop:
         tensors |= {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         for index, slots in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": slot for name, slot in slots.items() if slot is not None}
-        own = Bundle({}, {}) if self.drop_rate is None else self.drop_rate.bundle()
-        return Bundle(tensors | own.tensors, {"step": self.taken, **own.facts})
+        facts: dict[str, Any] = {"step": self.taken}
+        for own in [follower.bundle() for follower in self.followers]:
+            tensors, facts = tensors | own.tensors, facts | own.facts
+        return Bundle(tensors, facts)
 
     def restore(self, state: Bundle) -> None:
         """Continue from `state`."""
@@ -130,6 +152,5 @@ class Loop:
             slots.setdefault(int(index), {})[key] = tensor
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": slots})
         self.taken = state.facts["step"]
-        if self.drop_rate is not None:
-            self.drop_rate.restore(state)
-            self.drop_rate.begin(self.model, self.guide)
+        for follower in self.followers:
+            follower.restore(state, self.model, self.guide)

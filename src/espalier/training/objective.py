@@ -50,11 +50,13 @@ class _Alone(Messenger):
 
 
 class Terms(NamedTuple):
-    """-log-likelihood, KL (times kl_scale) and L2: nats per example, without their graphs."""
+    """-log-likelihood, KL (times kl_scale) and L2: nats per example, without their graphs. output: of the network, where it is
+    known; without its graph too."""
 
     fit: Tensor
     kl: Tensor
     l2: Tensor
+    output: Any = None
 
     @property
     def loss(self) -> Tensor:
@@ -107,25 +109,34 @@ def closed_form(
     """The same."""
     num_data = model.num_data or len(y)
     with autocast, _Alone():
-        fit = negative_log_likelihood(model, guide.draw(), x, y)
+        output = model.evaluate(guide.draw(), x)
+        fit = negative_log_likelihood(model, output, y)
     if fit.requires_grad:
         fit.backward()
     kl = _with_gradient_of_kl(model, guide, num_data)
-    return Terms(fit.detach(), kl, _with_gradient_of_l2(model) if model.weight_decay else torch.zeros_like(kl))
+    l2 = _with_gradient_of_l2(model) if model.weight_decay else torch.zeros_like(kl)
+    return Terms(fit.detach(), kl, l2, nested.each(_without_graph, output))
 
 
-def negative_log_likelihood(model: BayesianNetwork, weights: Tensor, x: Any, y: Tensor) -> Tensor:
-    """-log p(y | x, w), the mean over the batch, nats. Labels may be soft."""
+def _without_graph(leaf: Any) -> Any:
+    return leaf.detach() if isinstance(leaf, Tensor) else leaf
+
+
+def cast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """Under which a network is computed: bf16 autocast, or nothing."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+def negative_log_likelihood(model: BayesianNetwork, output: Any, y: Tensor) -> Tensor:
+    """-log p(y | output), the mean over the batch, nats. Labels may be soft."""
     if type(model.likelihood) is Categorical:
-        logits = model.evaluate(weights, x)
+        logits = output
         soft = y.is_floating_point()
         if isinstance(logits, Tensor) and logits.dim() > 1 and y.shape == (logits.shape if soft else logits.shape[:-1]):
             labels = y.flatten(0, -2).to(logits.dtype) if soft else y.flatten().long()
             # One kernel for both kinds of labels; without an index that it would pass over in silence.
             return F.cross_entropy(logits.flatten(0, -2), labels, reduction="sum", ignore_index=NO_LABEL) / len(y)
-        outcome = model._said(logits, {})
-    else:
-        outcome = model.outcome(weights, x)
+    outcome = model._said(output, {})
     y = matched(y, outcome)
     log_prob: Tensor = (y * outcome.logits).sum(-1) if is_soft(y, outcome) else outcome.log_prob(y)
     return -log_prob.sum() / len(y)

@@ -6,6 +6,7 @@ for each epoch:  for each batch:  Loop.step   ->  collect a pair (Z, u)  ->  wat
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -26,8 +27,7 @@ from espalier.sparse import scatter
 from espalier.store import Bundle
 from espalier.training import distributed
 from espalier.training.batches import batches
-from espalier.training.drop_rates import Found
-from espalier.training.loop import Info, Loop
+from espalier.training.loop import Follower, Info, Loop
 from espalier.training.options import Training
 from espalier.training.streams import Streams
 from espalier.training.watch import Silent, Watch
@@ -42,11 +42,12 @@ def train(
     training: Training,
     streams: Streams,
     average_from: float = 1.0,
-    drop_rate: Found | None = None,
+    followers: Sequence[Follower] = (),
     watch: Watch | None = None,
 ) -> Fit:
     """Train the guide and return its fit.
 
+    followers: go along, and leave their traces in the history and the fit (the drop rate that is found, a student).
     A pair (Z, u, other parameters) is collected at the end of every epoch after the fraction `average_from` of training,
     and of the last epoch in any case. Raises ValueError, before any work, where averaging would start while the topology
     still moves, and RuntimeError where the loss stops being finite (the last checkpoint stays).
@@ -72,7 +73,7 @@ def train(
         momentum=training.momentum,
         precision=training.precision,
         topology_stream=streams.topology,
-        drop_rate=drop_rate,
+        followers=followers,
     )
     inputs = []
     if batchnorm.has_batchnorm(model):
@@ -109,8 +110,8 @@ def train(
         distributed.check_alike(loop.state().tensors)
     model.eval()  # so that evaluating it leaves the batch-norm buffers alone
     fit = _fit(model, guide, data, training, history, pairs, inputs)
-    if drop_rate is not None:
-        fit.record["drop_rate"] = {"rule": "auto", "validation_rows": drop_rate.pool, "found": 1 - guide.keep_prob}
+    for follower in followers:
+        follower.end(fit, data)
     return fit
 
 
@@ -145,8 +146,8 @@ def _row(epoch: int, infos: list[Info], loop: Loop, data: Data) -> dict[str, Any
         "moves": sum(info.moved for info in infos),
         "mean_density": sum(info.active for info in infos) / (len(infos) * loop.model.num_weights),
     }
-    if loop.drop_rate is not None:
-        row["drop_rate"] = 1 - loop.guide.keep_prob
+    for follower in loop.followers:
+        row |= follower.row()
     if len(data.validation.y):
         row |= _validate(loop, data)
     return row

@@ -1,0 +1,112 @@
+"""The distilled net, taught while its teacher still trains: no epochs of its own, and no forward pass of the teacher's.
+
+From the epoch on that the topology stands still and pairs are collected, every training step has drawn a Z and computed what
+the network says of its batch under it. A second net on the same support takes a step towards just that, as in `distillation.py`:
+
+    w <- w - rate * grad CE( softmax f(x; Z_t * u_t), softmax f(x; w) )
+
+The draws that it learns from are those of one optimum's neighbourhood, over Z and over the late path of u at once: as the
+ticket averages weights over both, this averages predictions over both. Derived for this project; measured beside distillation
+after training in `examples/benchmarks/RESULTS.md`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+
+from espalier import nested
+from espalier.contracts import Data
+from espalier.guides.masked import MaskedGuide
+from espalier.network import BayesianNetwork, under
+from espalier.prediction.fit import Fit
+from espalier.sparse import scatter
+from espalier.store import Bundle
+from espalier.training import rates
+from espalier.training.distillation import Diverged, Student, close_enough, hand_out, in_full, settle
+from espalier.training.options import Training
+
+
+class Woven:
+    """A student that follows a training. first: the last step before it begins, when the topology moves no more. steps: of the
+    whole training. learning_rate: its peak, of Nesterov SGD under a cosine."""
+
+    def __init__(self, first: int, steps: int, learning_rate: float, precision: str = "float32") -> None:
+        self.first, self.learning_rate, self.precision = first, learning_rate, precision
+        self.rate = rates.cosine(learning_rate, steps - first)
+        self.student: Student | None = None
+        self.losses: list[torch.Tensor] = []
+        self.told, self.lost = float("nan"), ""
+
+    @classmethod
+    def of(cls, training: Training, data: Data, average_from: float, learning_rate: float) -> Woven:
+        """One that begins where pairs are first collected. Raises ValueError where that leaves it no epoch."""
+        first = int(round(average_from * training.epochs, 9)) * training.steps_per_epoch(data)
+        if not first < training.steps(data):
+            raise ValueError(
+                f"expected an average_from that leaves an epoch to distill in, got {average_from} of {training.epochs}: lower "
+                "it, or say distill_epochs"
+            )
+        return cls(first, training.steps(data), learning_rate, training.precision)
+
+    def begin(self, model: BayesianNetwork, guide: MaskedGuide) -> None:
+        """There is nobody to learn from yet."""
+
+    def after(self, taken: int, x: Any, output: Any, model: BayesianNetwork, guide: MaskedGuide) -> None:
+        if taken <= self.first or self.lost:
+            return
+        student = self.student = self.student or self._born(model, guide)
+        positions, size, layout = guide.positions, model.num_weights, guide.layout
+        with torch.no_grad():
+            if output is None:  # Pyro has it: the same draw once more
+                assert guide.keep is not None
+                output = model.evaluate(scatter(guide.values * (guide.scale * guide.keep), positions, size, layout), x)
+            target = model.says(nested.each(in_full, output))
+        try:
+            self.losses.append(student.learn(x, target, lambda values: scatter(values, positions, size, layout)))
+        except Diverged as error:  # the training that it goes along with is not to end for that
+            self.lost = str(error)
+
+    def row(self) -> dict[str, float]:
+        """The cross-entropy from teacher to student, the mean over the epoch's steps, nats per example."""
+        losses, self.losses = self.losses, []
+        if losses:
+            self.told = float(torch.stack(losses).mean())
+        return {"distill_loss": self.told} if losses else {}
+
+    def bundle(self) -> Bundle:
+        if self.student is None:
+            return Bundle({}, {})
+        tensors, facts = self.student.bundle()
+        return Bundle(
+            {f"student.{name}": t for name, t in tensors.items()},
+            {"student": {**facts, "loss": self.told, "lost": self.lost}},
+        )
+
+    def restore(self, saved: Bundle, model: BayesianNetwork, guide: MaskedGuide) -> None:
+        if "student" in saved.facts:
+            self.student = self._born(model, guide)
+            self.told, self.lost = (saved.facts["student"][name] for name in ("loss", "lost"))
+            self.student.restore(Bundle(under("student.", saved.tensors), saved.facts["student"]))
+
+    def end(self, fit: Fit, data: Data) -> None:
+        """Hand the student out, unless it is farther from the masked networks than their ticket: then it is said, and the fit has
+        all but that."""
+        assert self.student is not None
+        devices = [fit.topology.positions.device] if fit.topology.positions.is_cuda else []
+        with torch.random.fork_rng(devices):
+            reached, ticket = (float("nan"),) * 2 if self.lost else settle(fit, data, self.student)
+        if close_enough(reached, ticket):
+            hand_out(fit, self.student, {"epochs": 0, "learning_rate": self.learning_rate, "loss": self.told})
+            return
+        why = self.lost or (
+            f"it ended farther from its teacher than the ticket, {reached:.4g} against {ticket:.4g} nats: lower the distill_rate"
+        )
+        warnings.warn(f"the fit has no distilled net: {why}", stacklevel=2)
+
+    def _born(self, model: BayesianNetwork, guide: MaskedGuide) -> Student:
+        """As the mean network of the moment."""
+        state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+        return Student(model, guide.values * (guide.scale * guide.keep_prob), state, self.rate, self.precision)

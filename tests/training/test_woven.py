@@ -1,0 +1,133 @@
+"""Claims about the student that learns while its teacher trains: it is Nesterov SGD on the masked outputs, in plain torch; the
+teacher does not notice it; what goes wrong with it costs no training."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from espalier import BayesianNetwork, Training, calibration
+from espalier.guides.masked import MaskedGuide
+from espalier.inference import cigl, distilled
+from espalier.prediction.fit import Fit
+from espalier.training import objective
+from espalier.training.woven import Woven
+from fitted import digits
+from toys import net, toy
+
+pytestmark = pytest.mark.usefixtures("own_store")
+EPOCHS, RATE, KEEP = 10, 0.3, 0.75
+OPTIONS: dict[str, Any] = {
+    "sparsity": 0.5, "drop_rate": 1 - KEEP, "delta_t": 3, "freeze": 0.5, "average_from": 0.6, "rule": "static", "seed": 3,
+}  # fmt: skip
+TRAINING = Training(epochs=EPOCHS, batch_size=8, learning_rate=0.2, device="cpu")
+
+
+def fitted(**options: Any) -> Fit:
+    return distilled.infer(BayesianNetwork(net()), toy(), training=TRAINING, **{**OPTIONS, "distill_rate": RATE, **options})
+
+
+class Listener:
+    """Writes down what a student is told."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.heard: list[tuple[Tensor, Tensor]] = []
+        self.began: list[Tensor] = []
+        real = Woven.after
+
+        def after(woven: Woven, taken: int, x: Tensor, output: Tensor, model: BayesianNetwork, guide: MaskedGuide) -> None:
+            if taken > woven.first:
+                biases = [tensor.detach().clone() for name, tensor in model.state_dict().items() if "bias" in name]
+                self.began = self.began or [guide.values.detach() * KEEP, *biases]
+                self.heard.append((x.clone(), output.clone()))
+            real(woven, taken, x, output, model, guide)
+
+        monkeypatch.setattr(Woven, "after", after)
+
+
+@pytest.mark.usefixtures("float64")
+def test_it_is_nesterov_sgd_towards_the_masked_outputs_by_plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    listener = Listener(monkeypatch)
+    fit = fitted()
+    steps = len(listener.heard)
+    assert steps == 2 * round(0.4 * EPOCHS)
+    student = [tensor.clone().requires_grad_() for tensor in listener.began]
+    momenta = [torch.zeros_like(tensor) for tensor in student]
+    for number, (x, output) in enumerate(listener.heard, 1):
+        dense = torch.zeros(24).index_put((fit.topology.positions,), student[0])
+        hidden = torch.tanh(F.linear(x, dense[:12].reshape(4, 3), student[1]))
+        logits = F.linear(hidden, dense[12:].reshape(3, 4), student[2])
+        loss = -(output.softmax(-1) * logits.log_softmax(-1)).sum() / len(x)
+        gradients = torch.autograd.grad(loss, student)
+        rate = RATE / 2 * (1 + math.cos(math.pi * (number - 1) / steps))
+        for tensor, momentum, gradient in zip(student, momenta, gradients, strict=True):
+            momentum.mul_(0.9).add_(gradient)
+            tensor.data -= rate * (gradient + 0.9 * momentum)
+    assert fit.student is not None
+    values, state = fit.student
+    for mine, theirs in zip([values, state["net.0.bias"], state["net.2.bias"]], student, strict=True):
+        torch.testing.assert_close(mine, theirs.detach(), rtol=1e-9, atol=1e-9)
+
+
+def test_the_teacher_does_not_notice() -> None:
+    alone = cigl.infer(BayesianNetwork(net()), toy(), training=TRAINING, **OPTIONS)
+    watched = fitted()
+    for mine, theirs in zip(watched.pairs[:2], alone.pairs[:2], strict=True):
+        assert torch.equal(mine, theirs)
+    assert [row["loss"] for row in watched.history] == [row["loss"] for row in alone.history]
+
+
+def test_by_pyro_it_learns_of_the_same_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the weights of a step later, since nobody has said what came out before."""
+    closed = fitted()
+    monkeypatch.setattr(objective, "is_ours", lambda *_: False)
+    traced = fitted()
+    assert torch.equal(closed.pairs.keep, traced.pairs.keep)
+    assert closed.student is not None
+    assert traced.student is not None
+    gap = (closed.student[0] - traced.student[0]).norm() / closed.student[0].norm()
+    assert 0 < gap < 0.1
+
+
+def test_the_history_says_how_far_it_is_from_its_teacher() -> None:
+    rows = fitted().history
+    assert all("distill_loss" not in row for row in rows[:6])
+    losses = [row["distill_loss"] for row in rows[6:]]
+    assert all(0 < loss < math.log(3) + 0.5 for loss in losses)
+
+
+@pytest.mark.parametrize(("rate", "why"), [(30.0, "it ended farther from its teacher"), (1e38, "stopped being finite")])
+def test_a_student_that_runs_away_costs_no_training(rate: float, why: str) -> None:
+    with pytest.warns(UserWarning, match=f"the fit has no distilled net: .*{why}.*lower the distill_rate"):
+        fit = fitted(distill_rate=rate)
+    assert fit.student is None
+    alone = cigl.infer(BayesianNetwork(net()), toy(), training=TRAINING, **OPTIONS)
+    assert torch.equal(fit.pairs.values, alone.pairs.values)
+
+
+def test_without_an_epoch_to_learn_in_it_is_refused_before_any_work() -> None:
+    with pytest.raises(ValueError, match=r"expected an average_from that leaves an epoch to distill in, got 1\.0 of 10"):
+        fitted(average_from=1.0)
+
+
+def test_on_digits_one_pass_is_as_good_as_sixteen() -> None:
+    data = digits()
+    torch.manual_seed(0)
+    model = BayesianNetwork(nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 10)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit = distilled.infer(
+            model, data, sparsity=0.8, drop_rate="auto", delta_t=10, training=Training(epochs=15, bn_batches=2, device="cpu")
+        )
+    x, labels = data.test.x, data.test.y.numpy()
+    nll = {
+        how: calibration.nll(fit.predict(x, how, num_samples=16).mean(0).numpy(), labels)  # type: ignore[arg-type]
+        for how in ("distilled", "redraw")
+    }
+    assert nll["distilled"] < nll["redraw"] + 0.01
