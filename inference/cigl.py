@@ -21,7 +21,7 @@ def infer(
     data: Data,
     *,
     sparsity: Sparsity = 0.9,
-    drop_rate: DropRate = 0.1,
+    drop_rate: DropRate = "auto",
     rescale: bool = False,
     mask: Literal["weight", "unit"] = "weight",
     rule: Literal["rigl", "set", "static", "gradual", "one-shot"] = "rigl",

@@ -23,7 +23,7 @@ def infer(
     data: Data,
     *,
     sparsity: Sparsity = 0.9,
-    drop_rate: DropRate = 0.2,
+    drop_rate: DropRate = "auto",
     rescale: bool = False,
     mask: Literal["weight", "unit"] = "weight",
     rule: Literal["rigl", "set", "static"] = "rigl",

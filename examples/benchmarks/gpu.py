@@ -1,6 +1,7 @@
 """What a machine with a GPU is good for here, one command: the tests, step times, draws, then the next pieces of the recipes.
 
     make gpu        or        python examples/benchmarks/gpu.py [--out runs/gpu] [--seconds 540] [--jobs 14] [--only PART ...]
+        [--pieces GRID ...]
 
 Parts, in order: `tests` (pytest -m gpu), `steps` (step_time.py), `draws` (draws.py), `pieces`: the grids of `PIECES`, two at a
 time, their runs side by side on the device, until the seconds are over. What is cut off there goes on from its checkpoints when
@@ -37,9 +38,9 @@ def run(words: list[str]) -> str:
     return "".join(lines)
 
 
-def pieces(out: Path, until: float, jobs: int) -> None:
+def pieces(names: list[str], out: Path, until: float, jobs: int) -> None:
     """Two grids at a time, until the clock says so."""
-    waiting, working = list(PIECES), dict[str, subprocess.Popen[bytes]]()
+    waiting, working = names, dict[str, subprocess.Popen[bytes]]()
     while waiting or working:
         while waiting and len(working) < 2:
             name = waiting.pop(0)
@@ -80,6 +81,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=540, help="for all of it")
     parser.add_argument("--jobs", type=int, default=14, help="runs side by side, over two grids")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--pieces", nargs="+", choices=PIECES, default=PIECES)
     parser.add_argument("--table", type=Path, default=HERE / "gpu.md")
     parser.add_argument("--pack", type=Path, help="folder to write what has to travel into")
     arguments = parser.parse_args()
@@ -98,7 +100,7 @@ def main() -> None:
     if "draws" in arguments.only:
         found.append(run([str(HERE / "draws.py"), "--device", "cuda"]))
     if "pieces" in arguments.only:
-        pieces(arguments.out, until, arguments.jobs)
+        pieces(list(arguments.pieces), arguments.out, until, arguments.jobs)
     if len(found) > 1:
         with arguments.table.open("a") as table:
             table.write("\n".join(found))

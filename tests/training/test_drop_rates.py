@@ -3,6 +3,7 @@ and stays in its bounds, a resumed run follows the same path."""
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 from typing import Any
@@ -176,11 +177,21 @@ def test_a_distilled_net_learns_from_masks_of_the_rate_that_was_found() -> None:
     ("options", "data", "sentence"),
     [
         ({"drop_rate": "best"}, digits(), "expected a drop_rate in \\[0, 1\\) or auto, got 'best'"),
-        ({"drop_rate": "auto"}, digits()._replace(validation=NONE), "expected a validation split"),
-        ({"drop_rate": "auto", "rescale": True}, digits(), "expected rescale False with drop_rate auto"),
+        ({"drop_rate": "auto", "rescale": True}, digits(), "expected a number for drop_rate with rescale, got auto"),
     ],
 )
 def test_what_cannot_be_found_is_refused_before_any_work(options: dict[str, Any], data: Data, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         cigl.infer(network(), data, training=TRAINING, **options)
     assert begin(0.25, network(), digits(), TRAINING, seed=0) == (0.75, [])
+
+
+def test_without_a_validation_split_it_is_the_papers_and_that_is_said() -> None:
+    with pytest.warns(UserWarning, match="digits has no validation split to find the drop rate on: it is 0.1, as in the paper"):
+        found = begin("auto", network(), digits()._replace(validation=NONE), TRAINING, seed=0)
+    assert found == (effective_keep_prob(0.9), [])
+
+
+def test_it_is_the_default_of_both_programs() -> None:
+    for program in (cigl, distilled):
+        assert inspect.signature(program.infer).parameters["drop_rate"].default == "auto"

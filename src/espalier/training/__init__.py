@@ -11,6 +11,7 @@ streams.py        the device, and random numbers by purpose
 watch.py          who looks on: a bar, a file of checkpoints, a run folder
 phases.py         several trainings in one run that resumes bit for bit
 distillation.py   the posterior predictive, taught to one network
+woven.py          the same, while the training still runs
 distributed.py    one network on several processes
 """
 

@@ -15,6 +15,7 @@ training needs no other run. Derived for this project; its use is in docs/drop-r
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -39,6 +40,8 @@ from espalier.training.options import Training
 STREAM = 11
 """Of random numbers, apart from those of training."""
 START = 0.01
+FALLBACK = 0.1
+"""CigL's own (Lei et al. 2023)."""
 LOWEST, HIGHEST = 0.0004, 0.5
 HALF_WIDTH = 0.06
 """Of the difference, in phi."""
@@ -108,19 +111,24 @@ def begin(
 ) -> tuple[float, list[Follower]]:
     """The keep probability that a training begins with, and what follows it to find its drop rate, where that is to be found.
 
-    Raises ValueError, before any work, where there is no validation split to find it on.
+    Without a validation split there is nothing to find it on: it is `FALLBACK`, and that is said.
+    Raises ValueError, before any work, for anything else than a rate or `auto`, and for what `auto` cannot do.
     """
     if isinstance(drop_rate, int | float):
         return effective_keep_prob(1 - drop_rate), []
     if drop_rate != "auto":
         raise ValueError(f"expected a drop_rate in [0, 1) or auto, got {drop_rate!r}")
-    if not len(data.validation.y):
-        raise ValueError(
-            f"expected a validation split of {data.name} to find the drop rate on, got none: keep one (--validation 0.1), or "
-            "give a number, 0.1 say"
-        )
     if rescale:
-        raise ValueError("expected rescale False with drop_rate auto, got True: pairs of one fit share one factor 1 / keep_prob")
+        raise ValueError(
+            "expected a number for drop_rate with rescale, got auto: the pairs of one fit share one factor 1 / keep_prob"
+        )
+    if not len(data.validation.y):
+        warnings.warn(
+            f"{data.name} has no validation split to find the drop rate on: it is {FALLBACK}, as in the paper. Keep one "
+            "(--validation 0.1), or give a number",
+            stacklevel=3,
+        )
+        return effective_keep_prob(1 - FALLBACK), []
     found = Found(data, min(training.batch_size, len(data.train.y)), training.steps(data), seed)
     found.keeps_prior = model.prior_scale is not None
     return effective_keep_prob(1 - found.state.rate), [found]
