@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import xarray
+from sklearn.datasets import load_digits
 
 import espalier
 from commands import WAYS, fit, spoken
@@ -130,3 +131,25 @@ def test_calibrated_ways_stand_beside_the_others_and_are_kept(
     assert kept["redraw + temperature"]["temperature"] > 0
     assert main(["evaluate", str(own), "--calibrate", "platt"]) == 2
     assert "expected calibrators of temperature" in capsys.readouterr().err
+
+
+def test_scores_by_group_of_the_sources_rows(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own, file = tmp_path / "run", tmp_path / "groups.csv"
+    shutil.copytree(run, own)
+    target = load_digits().target
+    file.write_text("id,half\n" + "".join(f"{k},{'low' if y < 5 else 'high'}\n" for k, y in enumerate(target)))
+    words = ["evaluate", str(own), "--num-samples", "2", "--by", str(file)]
+    assert main([*words, "half", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["by_group"]["half"]
+    assert set(found) == {"ticket", "redraw"}
+    rows = espalier.runs.data_of(own).test.y
+    assert found["ticket"]["groups"]["low"]["num_examples"] == int((rows < 5).sum())
+    assert json.loads((own / "evaluation-test.json").read_text())["by_group"]["half"] == found
+    assert main([*words, "half"]) == 0
+    assert "permutation tests: accuracy p" in capsys.readouterr().out
+    before = (own / "evaluation-test.json").read_bytes()
+    assert "got 359: put measurements into intervals" in spoken(capsys, words)
+    assert "which are id, half, got 'age'" in spoken(capsys, [*words, "age"])
+    file.write_text("half\nlow\nhigh\n")
+    assert "expected 1,797 values in column 'half'" in spoken(capsys, words)
+    assert (own / "evaluation-test.json").read_bytes() == before

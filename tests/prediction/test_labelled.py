@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import xarray
+from sklearn.datasets import load_digits
 
 from espalier.contracts import Split
 from espalier.prediction import save_tree, to_datatree, tree_of
@@ -49,6 +50,14 @@ def test_a_tree_has_arvizs_groups_and_dimensions() -> None:
     np.testing.assert_array_equal(tree["predictions"]["probability"][0], fit.predict(data.test.x, "pairs"))
     by_hand = to_datatree(fit.mixture(data.test.x, "pairs"), data.test.y)
     np.testing.assert_array_equal(tree["log_likelihood"]["y"], by_hand["log_likelihood"]["y"])
+
+
+def test_rows_have_their_numbers_in_the_split_and_in_the_source() -> None:
+    fit, data = fit_of(), digits()
+    constant = fit.to_datatree(data, ways=["ticket"])["constant_data"]
+    np.testing.assert_array_equal(constant["row"], np.arange(len(data.test.y)))
+    np.testing.assert_array_equal(load_digits().target[constant["source_row"].values], data.test.y)
+    assert "source_row" not in fit.to_datatree(data._replace(rows={}), ways=["ticket"])["constant_data"]
 
 
 def test_posterior_weights_stand_at_their_layer_and_index() -> None:

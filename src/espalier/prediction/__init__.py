@@ -4,6 +4,7 @@ fit.py          Fit: collected pairs (Z, u), topology and record; six ways to pr
 predict.py      one forward pass of all rows, in batches, at one weight vector
 batchnorm.py    statistics re-estimated for a weight vector
 evaluation.py   every way to predict, every score, with intervals
+grouped.py      scores by group, and whether groups differ
 mixture.py      the posterior predictive of any likelihood: a mixture of its own distributions
 criticism.py    posterior and prior predictive checks: statistics of the data beside those of replicated data
 datatree.py     a mixture at rows of your own as labelled arrays, for ArviZ
@@ -36,6 +37,7 @@ from espalier.prediction.fit import Fit as Fit
 from espalier.prediction.fit import How as How
 from espalier.prediction.fit import Pair as Pair
 from espalier.prediction.fit import Pairs as Pairs
+from espalier.prediction.grouped import by_groups as by_groups
 from espalier.prediction.labelled import save_tree as save_tree
 from espalier.prediction.labelled import tree_of as tree_of
 from espalier.prediction.loo import Loo as Loo

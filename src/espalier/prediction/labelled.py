@@ -9,7 +9,8 @@ posterior_predictive   y, drawn once from every network's own distribution
 predictions            its parameters: class probabilities, or mean and standard deviation
 log_likelihood         of every observation, nats
 observed_data          y
-constant_data          row: its number in the split; classes are named by the coordinate `class`
+constant_data          row: its number in the split; source_row: its number in the data set before it was cut, where that is
+                       known; classes are named by the coordinate `class`
 sample_stats           of every collected pair: epoch, loss, density, churn (the share of weights exchanged in that epoch)
 """
 
@@ -230,6 +231,8 @@ def _fill(
     _set_out(sink, under, drawn.size, data, targets, named, pairs=way == "pairs", posterior=precise or len(places) > 0)
     sink.make(f"{under}observed_data", "y", rows, targets.shape, str(targets.numpy().dtype))[...] = targets.numpy()
     sink.make(f"{under}constant_data", "row", rows[:1], (len(targets),), "int64")[...] = np.arange(len(targets))
+    if len(source := data.rows.get(split, ())) == len(targets):
+        sink.make(f"{under}constant_data", "source_row", rows[:1], (len(targets),), "int64")[...] = source
     if len(places):
         included = np.stack([np.isin(places, fit.topology.positions.cpu().numpy()) for fit in fits])
         sink.make(f"{under}posterior", "included", ("chain", "weight"), included.shape, "bool")[...] = included
