@@ -10,7 +10,14 @@ import pytest
 
 from budget import assert_at_most, assert_rate
 from espalier import calibration
-from espalier.calibration import by_group, calibration_differs, class_reliability, groups_differ, largest_gap, means_by_group
+from espalier.calibration import (
+    by_group,
+    calibration_differs,
+    class_reliability,
+    groups_differ,
+    largest_gap,
+    means_by_group,
+)
 from probabilities import draw_probs
 
 

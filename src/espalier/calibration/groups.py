@@ -110,11 +110,11 @@ def groups_differ(
 ) -> Evidence:  # fmt: skip
     """Do `scores` `(n,)` depend on the group? A permutation test for any sizes of groups, one of a single example too.
 
-    The statistic is the variance between groups, sum_g n_g (mean_g - mean)^2, as in an analysis of variance. Under the null that
-    scores and groups are independent, given the stratum where `strata` `(n,)` are given, every exchange of scores within a stratum
-    is as probable, so the p-value (1 + those at least as large) / (1 + permutations) is exact at any number of examples (Pitman
-    1937; Dwass 1957). Of scores that are 0 or 1 that is the null of equal means; of others a difference in spread breaks it too.
-    Means of strata are taken off the scores first.
+    The statistic is the variance between groups, sum_g n_g (mean_g - mean)^2, as in an analysis of variance, of the scores less
+    the means of their strata. Under the null that scores and groups are independent, given the stratum where `strata` `(n,)`
+    are given, every exchange of scores within a stratum is as probable, so the p-value (1 + those at least as large) /
+    (1 + permutations) is exact at any number of examples (Pitman 1937; Dwass 1957). Of scores that are 0 or 1 that is the null of
+    equal means; of others a difference in spread breaks it too.
 
     Raises ValueError for a single group.
     """

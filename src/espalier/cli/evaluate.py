@@ -88,8 +88,8 @@ def scored(
     folder: Path, fit: Fit, data: Data, split: str, num_samples: int = 16, calibrate: Sequence[str] = (),
     groups: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Any], Any]:  # fmt: skip
-    """Evaluate, and leave the numbers and the picture in the run folder, with the calibrators where some are fitted. groups: of the
-    split's rows, by name of the grouping. Also returns the ticket's predictions."""
+    """Evaluate, and leave the numbers and the picture in the run folder, with the calibrators where some are fitted. groups: of
+    the split's rows, by name of the grouping. Also returns the ticket's predictions."""
     from espalier import store
     from espalier.pictures import plots
     from espalier.prediction import evaluation, grouped, recalibration
@@ -101,7 +101,7 @@ def scored(
             fit, data, split, calibrate, num_samples=num_samples, predicted=predicted
         )
         scores["predict"] |= evaluation.score(mapped, data, split)
-        store.write_bytes(folder / "calibrators.json", store.canonical(parameters).encode())
+        store.write_bytes(folder / recalibration.KEPT, store.canonical(parameters).encode())
     if groups:
         main = {way: predicted[way] for way in grouped.main_ways(fit)}
         scores["by_group"] = grouped.by_groups(main, data, groups, split)

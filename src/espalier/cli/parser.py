@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-
 MOST_SAMPLES = 10_000
 
 
@@ -37,8 +36,8 @@ class Parser(argparse.ArgumentParser):
 
     def of_groups(self) -> None:
         """`by`: a file and columns."""
-        self.add_argument("--by", nargs="+", default=[], metavar=("FILE.csv", "COLUMN"), help="also by group of the data's rows: a "
-                          "line for each row before the cut; its columns named, or all")  # fmt: skip
+        self.add_argument("--by", nargs="+", default=[], metavar=("FILE.csv", "COLUMN"), help="also by group: the file has a "
+                          "line for each row of the data before the cut, and these columns, or all, name its group")  # fmt: skip
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         for word in args or ():

@@ -44,8 +44,8 @@ def group_tables(run: str, result: Mapping[str, Any]) -> list[str]:
     for column, ways in result.get("by_group", {}).items():
         for way, found in ways_of(ways).items():
             names = CLASSIFICATION if "accuracy" in found["differ"] else REGRESSION
-            heads = (Column(column, overflow="fold"), "examples", *(TITLES[name] for name in names))
-            table = Table(*heads, box=_box(), pad_edge=False)
+            titles = [TITLES[name] for name in names]
+            table = Table(Column(column, overflow="fold"), "examples", *titles, box=_box(), pad_edge=False)
             for group, scores in found["groups"].items():
                 table.add_row(group, f"{scores['num_examples']:,}", *(entry(scores, name) for name in names))
             told.append("\n".join([f"{run}, {way}, by {column}", *_rendered(table), differ_sentence(found)]))

@@ -73,8 +73,8 @@ def groups_of(data: Data, split: str, columns: Mapping[str, Names], what: object
         own = values[rows]
         if (missing := np.flatnonzero([value.lower() in MISSING for value in own])).size:
             raise ValueError(
-                f"expected a group for every row of the {split} split in column {name!r} of {what}, got {missing.size:,} without, "
-                f"first row {rows[missing].min()} (counted from 0): fill it in"
+                f"expected a group for every row of the {split} split in column {name!r} of {what}, got {missing.size:,} "
+                f"without, first row {rows[missing].min()} (counted from 0): fill it in"
             )
         count = len(np.unique(own))
         if not 2 <= count <= MOST:

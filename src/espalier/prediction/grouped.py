@@ -27,8 +27,8 @@ def by_groups(
     predicted: Mapping[Any, Any], data: Data, groups: Mapping[str, Sequence[Any] | NDArray[Any]], split: str = "test"
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Of every grouping and way to predict, JSON-able: `groups`, the scores of each with their intervals; `differ`, p-values of
-    `calibration.groups_differ` by score, and of `calibration.calibration_differs` as `calibration`; `gaps`, the largest difference
-    of two groups' means, where no group is a single example.
+    `calibration.groups_differ` by score, and of `calibration.calibration_differs` as `calibration`; `gaps`, the largest
+    difference of two groups' means, where no group is a single example.
 
     predicted: as `predictions` returns it. groups: by name of the grouping the group of every row `(n,)`, as `data.groups_of` has
     them. Intervals and p-values hold one by one: of m tests read the smallest as m times as large.

@@ -45,7 +45,8 @@ def ways_of(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, A
 
 
 def differ_sentence(found: Mapping[str, Any]) -> str:
-    """Do groups differ, the smallest p-value times the number of tests at most 0.05? Of what `prediction.by_groups` says of one grouping and way to predict."""
+    """Do groups differ? They do where the smallest p-value times the number of tests is at most 0.05. found: what
+    `prediction.by_groups` says of one grouping and way to predict."""
     said = "; ".join(f"{_TESTED[name]} p {p:.3g}" for name, p in found["differ"].items())
     least = min(found["differ"].values())
     count = len(found["differ"])
