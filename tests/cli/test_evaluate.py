@@ -106,11 +106,14 @@ def test_all_draws_are_saved_as_labelled_arrays_with_runs_as_chains(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["evaluate", str(run), str(run), "--save", str(tmp_path / "draws.zarr"), "--ways", "redraw", "--num-samples", "3"]
+    words += ["--prior", "4"]
     assert main(words) == 0
     assert "draws.zarr, by xarray.open_datatree" in capsys.readouterr().out
     tree = xarray.open_datatree(tmp_path / "draws.zarr", engine="zarr")
     assert [tree["predictions"].sizes[name] for name in ("chain", "draw", "class")] == [2, 3, 10]
+    assert dict(tree["prior_predictive"]["y"].sizes) == {"chain": 2, "draw": 4, "observation": 359}
     for wrong, sentence in (
+        ([*words[:4], str(tmp_path / "b.zarr"), "--prior", "-1"], "expected 0 or more draws of the prior, got -1"),
         (words, "draws.zarr exists: choose another name or remove it"),
         ([*words[:4], str(tmp_path / "b.zarr"), "--ways", "pears"], "expected ways to predict of ticket, pairs"),
         ([*words[:4], str(tmp_path / "b.zarr"), "--layers", "z"], "got 'z'"),

@@ -15,9 +15,10 @@ import xarray
 from sklearn.datasets import load_digits
 
 from espalier.contracts import Split
+from espalier.network import BayesianNetwork
 from espalier.prediction import save_tree, to_datatree, tree_of
 from espalier.prediction.fit import Fit
-from fitted import PAIRS, digits, regression, trained
+from fitted import PAIRS, digits, mlp_net, regression, trained
 
 LAYER = "3.weight"
 
@@ -78,6 +79,34 @@ def test_draws_of_a_pair_say_when_they_were_collected() -> None:
     for name in ("epoch", "loss", "density"):
         np.testing.assert_array_equal(stats[name][0], [row[name] for row in rows])
     np.testing.assert_allclose(stats["churn"][0], [row["exchanged"] / fit.topology.num_active for row in rows])
+
+
+def test_the_prior_is_asked_for_and_is_that_of_each_chains_topology() -> None:
+    fits, data = [fit_of(), fit_of(1)], digits()
+    assert not {"prior", "prior_predictive"} & set(tree_of(fits, data).children)
+    tree = tree_of(fits, data, layers=[LAYER], prior=6)
+    assert dict(tree["prior_predictive"]["y"].sizes) == {"chain": 2, "draw": 6, "observation": len(data.test.y)}
+    assert tree["posterior_predictive"].sizes["draw"] == PAIRS
+    values, included = tree["prior"]["value"].values, tree["posterior"]["included"].values
+    assert (values != 0).any(1).tolist() == included.tolist()
+    np.testing.assert_array_equal(tree["prior"]["index"], tree["posterior"]["index"])
+    assert set(np.unique(tree["prior_predictive"]["y"])) <= set(range(10))
+    again = tree_of(fits, data, layers=[LAYER], prior=6)
+    xarray.testing.assert_identical(again["prior_predictive"].to_dataset(), tree["prior_predictive"].to_dataset())
+
+
+def test_a_saved_fit_has_the_prior_it_was_trained_under(tmp_path: Path) -> None:
+    """Its model is made anew, and knows neither the scale that a weight decay came to, nor trained biases."""
+    fit, data = fit_of(), digits()
+    fit.save(tmp_path / "fit")
+    anew = BayesianNetwork(mlp_net())
+    assert anew.prior_scale is None
+    loaded = Fit.load(tmp_path / "fit", anew)
+    first, second = (each.to_datatree(data, ways=["ticket"], layers=[LAYER], prior=3) for each in (fit, loaded))
+    for group in ("prior", "prior_predictive"):
+        xarray.testing.assert_identical(first[group].to_dataset(), second[group].to_dataset())
+    save_tree(tmp_path / "a.zarr", loaded, data, ways=["ticket"], layers=[LAYER], prior=3)
+    xarray.testing.assert_identical(xarray.open_datatree(tmp_path / "a.zarr", engine="zarr").load(), second)
 
 
 def test_a_regression_has_moments_in_the_datas_units_and_its_precision() -> None:

@@ -67,8 +67,9 @@ def test_what_a_run_keeps_is_what_is_shown_and_another_choice_is_fitted(runs: li
     assert "kept them in calibrators.json" in said(section)
     other = calibrators.sections([look], ["isotonic"])[0]
     assert "ticket + isotonic" in [row[0] for row in tables(other)[0].rows]
-    for altered in ('{"ticket + vector": {"weights": 1}}', '{"ticket + platt": {}}', "[1]", '{"ticket + temperature": {"temperature": "x"}}',
-                    '{"ticket + vector": {"parameters": {"weights": [1, 2], "bias": [0, 0]}}}'):  # fmt: skip
+    short = '{"ticket + vector": {"parameters": {"weights": [1, 2], "bias": [0, 0]}}}'
+    text = '{"ticket + temperature": {"temperature": "x"}}'
+    for altered in ('{"ticket + vector": {"weights": 1}}', '{"ticket + platt": {}}', "[1]", text, short):
         (own / KEPT).write_text(altered)
         with pytest.raises(ValueError, match=r"expected calibrators of this run in .*calibrators.json, got others"):
             calibrators.sections([look])

@@ -27,6 +27,7 @@ def evaluate(words: list[str]) -> int:
     parser.add_argument("--save", type=Path, metavar="DIR.zarr", help="also write all draws as labelled arrays, runs as chains")
     parser.add_argument("--ways", nargs="+", default=["pairs"], metavar="WAY", help="of --save: ways to predict (default: pairs)")
     parser.add_argument("--layers", nargs="+", default=[], metavar="NAME", help="of --save: tensors whose weights are kept")
+    parser.add_argument("--prior", type=int, default=0, metavar="N", help="of --save: so many draws from the prior, too")
     parser.add_argument("--json", action="store_true", help="print one JSON object, and nothing else, on stdout")
     arguments = parser.parse_args(words)
 
@@ -58,7 +59,7 @@ def evaluate(words: list[str]) -> int:
     if arguments.save is not None:
         if len(different := {data.hashes[arguments.split] for _, data in loaded}) > 1:
             raise ValueError(f"expected runs of one {arguments.split} split for --save, got {len(different)} different ones")
-        labelled.check(fits, loaded[0][1], [arguments.split], arguments.ways, arguments.layers)
+        labelled.check(fits, loaded[0][1], [arguments.split], arguments.ways, arguments.layers, arguments.prior)
     for folder, (fit, data) in zip(arguments.run, loaded, strict=True):
         groups = groupings.groups_of(data, arguments.split, columns) if columns else {}
         results[str(folder)], ticket = scored(
@@ -67,7 +68,7 @@ def evaluate(words: list[str]) -> int:
         if data.num_classes is not None:
             panels[f"{folder}: ticket"] = ticket
     if arguments.save is not None:
-        options = {"splits": [arguments.split], "ways": arguments.ways, "layers": arguments.layers}
+        options = {"splits": [arguments.split], "ways": arguments.ways, "layers": arguments.layers, "prior": arguments.prior}
         labelled.save_tree(arguments.save, fits, loaded[0][1], num_samples=arguments.num_samples, **options)
     if panels and arguments.picture:
         plots.save(plots.reliability(panels), arguments.picture)

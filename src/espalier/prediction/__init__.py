@@ -7,6 +7,7 @@ evaluation.py   every way to predict, every score, with intervals
 grouped.py      scores by group, and whether groups differ
 mixture.py      the posterior predictive of any likelihood: a mixture of its own distributions
 criticism.py    posterior and prior predictive checks: statistics of the data beside those of replicated data
+prior.py        weights from the prior, on a topology or dense, and what they say
 datatree.py     a mixture at rows of your own as labelled arrays, for ArviZ
 labelled.py     fits on a data set as labelled arrays: in memory, or a Zarr store written draw by draw
 plain_pyro.py   results of plain Pyro as an ArviZ DataTree
@@ -50,5 +51,7 @@ from espalier.prediction.mixture import Mixture as Mixture
 from espalier.prediction.plain_pyro import from_pyro as from_pyro
 from espalier.prediction.predict import parameters_of as parameters_of
 from espalier.prediction.predict import predictive as predictive
+from espalier.prediction.prior import prior_outcomes as prior_outcomes
+from espalier.prediction.prior import prior_weights as prior_weights
 from espalier.prediction.recalibration import recalibrated as recalibrated
 from espalier.prediction.uncertainty import uncertainties as uncertainties
