@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import re
 import tracemalloc
-import warnings
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -25,17 +23,6 @@ LAYER = "3.weight"
 
 def fit_of(seed: int = 2) -> Fit:
     return trained("mlp", seed)[0]
-
-
-@pytest.fixture
-def arviz() -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            import arviz.preview as az
-        except ImportError:
-            import arviz as az
-    return az
 
 
 def test_a_tree_has_arvizs_groups_and_dimensions() -> None:
@@ -63,12 +50,14 @@ def test_rows_have_their_numbers_in_the_split_and_in_the_source() -> None:
 
 def test_posterior_weights_stand_at_their_layer_and_index() -> None:
     fit, data = fit_of(), digits()
-    posterior = fit.to_datatree(data, layers=[LAYER])["posterior"]
+    tree = fit.to_datatree(data, layers=[LAYER])
+    posterior = tree["posterior"]
     dense = fit[LAYER].flatten(1)
     assert set(posterior["layer"].values) == {LAYER}
     np.testing.assert_array_equal(posterior["value"][0], dense[:, posterior["index"].values])
+    np.testing.assert_array_equal(posterior["weight"], fit.topology.positions[fit.topology.counts[0] :])
     np.testing.assert_array_equal(posterior["keep"][0], dense[:, posterior["index"].values] != 0)
-    assert posterior["included"].values.all()
+    assert tree["constant_data"]["included"].values.all()
     assert posterior.sizes["weight"] == fit.topology.counts[1]
 
 
@@ -87,7 +76,7 @@ def test_the_prior_is_asked_for_and_is_that_of_each_chains_topology() -> None:
     tree = tree_of(fits, data, layers=[LAYER], prior=6)
     assert dict(tree["prior_predictive"]["y"].sizes) == {"chain": 2, "draw": 6, "observation": len(data.test.y)}
     assert tree["posterior_predictive"].sizes["draw"] == PAIRS
-    values, included = tree["prior"]["value"].values, tree["posterior"]["included"].values
+    values, included = tree["prior"]["value"].values, tree["constant_data"]["included"].values
     assert (values != 0).any(1).tolist() == included.tolist()
     np.testing.assert_array_equal(tree["prior"]["index"], tree["posterior"]["index"])
     assert set(np.unique(tree["prior_predictive"]["y"])) <= set(range(10))
@@ -128,8 +117,9 @@ def test_several_fits_are_chains_and_their_topologies_are_united() -> None:
     for chain, fit in enumerate(fits):
         dense = fit[LAYER].flatten(1)
         np.testing.assert_array_equal(posterior["value"][chain], dense[:, posterior["index"].values])
-        assert int(posterior["included"][chain].sum()) == fit.topology.counts[1]
-    assert not posterior["included"].values.all()
+        assert int(tree["constant_data"]["included"][chain].sum()) == fit.topology.counts[1]
+    assert not tree["constant_data"]["included"].values.all()
+    np.testing.assert_array_equal(tree["constant_data"]["index"], posterior["index"])
 
 
 def test_splits_and_ways_stand_under_their_names() -> None:
@@ -194,17 +184,3 @@ def test_fits_of_different_numbers_of_draws_are_refused() -> None:
         tree_of([fit, fewer], data)
     with pytest.raises(ValueError, match="expected fits, splits and ways to predict, got 0"):
         tree_of([], data)
-
-
-@pytest.mark.parametrize("plot", ["plot_ppc_pava", "plot_forest", "plot_ppc_dist"])
-def test_arviz_plots_it(arviz: Any, plot: str) -> None:
-    fit, data = fit_of(), digits()
-    small = data._replace(test=Split(data.test.x[:60], data.test.y[:60]))
-    tree = tree_of([fit, fit_of(1)], small, layers=[LAYER])
-    options: dict[str, Any] = {"plot_ppc_pava": {"data_type": "categorical"}, "plot_ppc_dist": {"kind": "ecdf"}}.get(plot, {})
-    if plot == "plot_forest":
-        few = tree["posterior"].to_dataset()[["value"]].isel(weight=slice(0, 4)).reset_coords(drop=True)
-        tree["posterior"] = xarray.DataTree(few)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        assert getattr(arviz, plot)(tree, backend="none", **options) is not None

@@ -3,8 +3,8 @@
 Groups and dimensions are ArviZ's: `chain` is a run (a seed, a member of an ensemble), `draw` one network of it, `observation` a
 row of the split.
 
-posterior              active weights of the layers that were asked for, with coordinates layer and index; precision, where one
-                       is learned
+posterior              value: active weights of the layers that were asked for, with coordinates layer, index and weight, the
+                       place in the flat vector; keep: 1 where the draw has one, else 0; precision, where one is learned
 prior                  where draws of it are asked for: weights of these layers, 0 where a chain's topology has none
 prior_predictive       y, drawn once from each network of the prior on the chain's topology (`prior.py`)
 posterior_predictive   y, drawn once from every network's own distribution
@@ -12,7 +12,8 @@ predictions            its parameters: class probabilities, or mean and standard
 log_likelihood         of every observation, nats
 observed_data          y
 constant_data          row: its number in the split; source_row: its number in the data set before it was cut, where that is
-                       known; classes are named by the coordinate `class`
+                       known; included, of a chain's weights: are they in its topology?; classes are named by the
+                       coordinate `class`
 sample_stats           of every collected pair: epoch, loss, density, churn (the share of weights exchanged in that epoch)
 """
 
@@ -246,7 +247,7 @@ def _fill(
         sink.make(f"{under}constant_data", "source_row", rows[:1], (len(targets),), "int64")[...] = source
     if len(places):
         included = np.stack([np.isin(places, fit.topology.positions.cpu().numpy()) for fit in fits])
-        sink.make(f"{under}posterior", "included", ("chain", "weight"), included.shape, "bool")[...] = included
+        sink.make(f"{under}constant_data", "included", ("chain", "weight"), included.shape, "bool")[...] = included
     if prior:
         _fill_prior(sink, under, fits, data, part, (places, named), prior, seed)
     for chain, fit in enumerate(fits):
@@ -267,7 +268,7 @@ def _fill(
             if len(places):
                 values = weights.detach()[torch.from_numpy(places)].cpu()
                 drawn.put(at, "posterior", "value", ("weight",), values)
-                drawn.put(at, "posterior", "keep", ("weight",), values != 0)
+                drawn.put(at, "posterior", "keep", ("weight",), (values != 0).to(torch.int8))  # of which ArviZ takes quantiles
             if "likelihood.log_precision" in state:
                 drawn.put(at, "posterior", "precision", (), _precision(state["likelihood.log_precision"], data))
             for name, value in stats[draw].items() if way == "pairs" else ():
@@ -332,7 +333,7 @@ def _set_out(
         "predictions": {**drawn, **rows, **parameters},
         "log_likelihood": {**drawn, **rows},
         "observed_data": rows,
-        "constant_data": rows,
+        "constant_data": {**rows, **({"chain": drawn["chain"], **named} if named else {})},
         **({"sample_stats": drawn} if pairs else {}),
     }.items():
         sink.coordinates(under + group, own)
@@ -357,8 +358,8 @@ def _stats(fit: Fit) -> list[dict[str, float]]:
 
 
 def places_of(fits: Sequence[Fit], layers: Sequence[str]) -> tuple[NDArray[np.int64], Coordinates]:
-    """Positions in the flat vector that are active in one of the fits, of these layers, sorted; and their coordinates: layer, and
-    index within the layer's flattened tensor. Raises ValueError for a layer that there is not."""
+    """Positions in the flat vector that are active in one of the fits, of these layers, sorted; and their coordinates: these
+    places, layer, and index within the layer's flattened tensor. Raises ValueError for a layer that there is not."""
     model = fits[0].model
     known = [weight.name for weight in model.weights]
     if unknown := [name for name in layers if name not in known]:
@@ -374,4 +375,5 @@ def places_of(fits: Sequence[Fit], layers: Sequence[str]) -> tuple[NDArray[np.in
             index.append(own - starts[layer])
     if not places:
         return np.zeros(0, np.int64), {}
-    return np.concatenate(places), {"layer": ("weight", owners), "index": ("weight", np.concatenate(index))}
+    found = np.concatenate(places)
+    return found, {"weight": ("weight", found), "layer": ("weight", owners), "index": ("weight", np.concatenate(index))}
