@@ -101,7 +101,7 @@ def test_arviz_draws_it(arviz: Any, plot: str, kind: str) -> None:
     of = tree(kind)
     if count := options.pop(FEW, 0):
         some = {"weight": of["posterior"]["weight"].values[:count].tolist()}
-        options = {"coords": some} if name == "plot_forest" else {"var_names": ["value"], "coords": some}  # it shows all variables
+        options = {"coords": some} | ({} if name == "plot_forest" else {"var_names": ["value"]})  # a forest is of all variables
     drawn(arviz, name, of, **options)
 
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from espalier.cli.parser import Parser, check_samples
+
+if TYPE_CHECKING:
+    from espalier.contracts import Data
 
 
 def report(words: list[str]) -> int:
@@ -33,6 +37,7 @@ def report(words: list[str]) -> int:
 
     from espalier import data, runs
     from espalier.data import groupings
+    from espalier.prediction import recalibration
     from espalier.reports import calibrators, groups, report, worlds
     from espalier.reports.look import look_at
     from espalier.training.streams import find_device
@@ -41,15 +46,21 @@ def report(words: list[str]) -> int:
     if not 0 <= arguments.replicates <= 10_000:
         raise ValueError(f"expected --replicates of 0 to 10,000, got {arguments.replicates}")
     report.check_free(arguments.out)
-    columns = groupings.read(arguments.by[0], arguments.by[1:]) if arguments.by else {}
     for folder in arguments.run:
         runs.check_finished(folder)
     options = {"data_dir": arguments.data_dir, "source": arguments.data, "num_samples": arguments.num_samples}
     device = find_device(arguments.device)
-    looks = [look_at(folder, arguments.split, device=device, **options) for folder in arguments.run]
+    columns = groupings.read(arguments.by[0], arguments.by[1:]) if arguments.by else {}
+
+    def check(own: Data) -> None:
+        recalibration.check(own, arguments.split, arguments.calibrate)
+        if columns:
+            groupings.groups_of(own, arguments.split, columns, arguments.by[0])
+
+    looks = [look_at(folder, arguments.split, device=device, check=check, **options) for folder in arguments.run]
     report.check(looks)
     own = looks[0].data
-    by = groupings.groups_of(own, arguments.split, columns, arguments.by[0]) if columns else {}
+    by = groupings.groups_of(own, arguments.split, columns) if columns else {}
     for look in looks:
         calibrators.check(look, arguments.calibrate)
     kinds = [kind.replace("_", " ").replace("-", " ") for kind in arguments.corrupt]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,8 +74,12 @@ def look_at(
     source: str | None = None,
     num_samples: int = 16,
     device: torch.device | str = "cpu",
+    check: Callable[[Data], object] = lambda data: None,
 ) -> Look:
-    """Read a finished run and predict a split with it. Raises ValueError where the report has no words for its targets."""
+    """Read a finished run and predict a split with it. check: what else shall hold of its data, before any work.
+
+    Raises ValueError where the report has no words for its targets.
+    """
     runs.check_finished(folder)
     fit, data = runs.load(folder).to(device), runs.data_of(folder, data_dir, source)
     part = evaluation.split_of(data, split)
@@ -84,6 +88,7 @@ def look_at(
             f"expected a run of one label or target an example, but {folder} has {tuple(part.y.shape[1:])} of them: use "
             "espalier evaluate"
         )
+    check(data)
     predicted, unsure = _predicted(fit, data, split, num_samples)
     scores = evaluation.evaluate(fit, data, split, num_samples=num_samples, predicted=predicted)["predict"]
     return Look(folder.resolve().name, folder, fit, data, split, predicted, scores, unsure, num_samples)
