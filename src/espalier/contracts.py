@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from espalier import nested
@@ -66,6 +67,11 @@ class Data(NamedTuple):
     input_scale: Any = None
     """Mean and standard deviation `(C,)` of each channel or feature, by which inputs were standardised, float64; a tuple or
     dict of these pairs where inputs are one, None where they were left as they came."""
+    rows: dict[str, NDArray[np.int64]] = {}
+    """Split name -> which rows of the source these are, counted from 0, `(n,)`; of a source in several files in the order in
+    which they are read, rows of a test set given apart after the others. Empty where that is not known."""
+    source_rows: int = 0
+    """How many rows the source has, those in no split among them."""
 
     @property
     def num_outputs(self) -> int:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import numpy as np
 import pytest
 
-from budget import assert_at_most
+from budget import assert_at_most, assert_rate
 from espalier import calibration
-from espalier.calibration import by_group, class_reliability, largest_gap, means_by_group
+from espalier.calibration import (
+    by_group,
+    calibration_differs,
+    class_reliability,
+    groups_differ,
+    largest_gap,
+    means_by_group,
+)
 from probabilities import draw_probs
 
 
@@ -57,6 +65,47 @@ def test_a_wide_gap_is_seen() -> None:
     assert gap.interval[0] > 0.6
 
 
+def test_the_p_value_counts_permutations_that_part_the_groups_as_far() -> None:
+    x, groups = np.array([0.0, 1, 5, 9, 2, 3]), np.array(["a", "a", "b", "b", "c", "c"])
+
+    def parted(scores: np.ndarray) -> float:
+        return sum(2 * (scores[groups == name].mean() - scores.mean()) ** 2 for name in "abc")
+
+    found = groups_differ(x, groups, num_permutations=20_000)
+    assert found.statistic == pytest.approx(parted(x))
+    every = [parted(x[list(order)]) for order in itertools.permutations(range(6))]
+    exact = np.mean(np.array(every) >= parted(x) - 1e-9)
+    assert_rate(round(found.p_value * 20_001) - 1, 20_000, float(exact))
+
+
+def test_groups_that_are_equal_are_found_different_at_the_nominal_rate_whatever_their_sizes() -> None:
+    """Where the bootstrap of a group of five, all right by chance, would be certain."""
+    rng, groups = np.random.default_rng(3), np.repeat([0, 1, 2], [300, 20, 5])
+    found = [groups_differ((rng.random(325) < 0.9).astype(float), groups, num_permutations=99, seed=k) for k in range(600)]
+    assert_at_most(sum(each.p_value <= 0.05 for each in found), 600, 0.05)
+
+
+def of_groups(seed: int, bias: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Two classes; the second group is harder, and says so, but for a bias in what it says."""
+    rng = np.random.default_rng(seed)
+    groups = (rng.random(400) < 0.3).astype(int)
+    confidence = np.clip(0.55 + 0.44 * rng.beta(4 - 3 * groups, 1), 0.5, 1)
+    hit = rng.random(400) < confidence - bias * groups
+    return np.stack([confidence, 1 - confidence], 1), 1 - hit.astype(int), groups
+
+
+def test_a_harder_group_that_knows_it_is_as_calibrated() -> None:
+    found, harder = [], []
+    for seed in range(300):
+        probs, labels, groups = of_groups(seed, 0.0)
+        found.append(calibration_differs(probs, labels, groups, seed=seed).p_value)
+        harder.append(groups_differ(calibration.accuracy_scores(probs, labels), groups, num_permutations=99).p_value)
+    assert_at_most(sum(np.array(found) <= 0.05), 300, 0.05)
+    assert np.mean(np.array(harder) <= 0.05) > 0.5, "and its accuracy differs"
+    biased = [calibration_differs(*of_groups(seed, 0.15)).p_value for seed in range(40)]
+    assert np.mean(np.array(biased) <= 0.05) > 0.7
+
+
 def test_the_classes_diagrams_add_up_to_the_classwise_error() -> None:
     probs, labels = draw_probs(400, 5)
     tables = class_reliability(probs, labels, 10)
@@ -78,3 +127,8 @@ def test_what_does_not_fit_is_refused() -> None:
         largest_gap(x, [0] * 4)
     with pytest.raises(ValueError, match=r"expected two examples or more in every group, got one in \['b'\]; join"):
         largest_gap(x, ["a", "a", "a", "b"])
+    with pytest.raises(ValueError, match="expected two groups or more, got 1"):
+        groups_differ(x, [0] * 4)
+    with pytest.raises(ValueError, match=r"expected strata of shape \(4,\), got \(3,\)"):
+        groups_differ(x, [0, 0, 1, 1], [0, 0, 1])
+    assert groups_differ(x, ["a", "a", "a", "b"], num_permutations=9).p_value > 0, "a single example is a group, too"

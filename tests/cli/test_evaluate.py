@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import xarray
+from sklearn.datasets import load_digits
 
 import espalier
 from commands import WAYS, fit, spoken
@@ -105,11 +106,14 @@ def test_all_draws_are_saved_as_labelled_arrays_with_runs_as_chains(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["evaluate", str(run), str(run), "--save", str(tmp_path / "draws.zarr"), "--ways", "redraw", "--num-samples", "3"]
+    words += ["--prior", "4"]
     assert main(words) == 0
     assert "draws.zarr, by xarray.open_datatree" in capsys.readouterr().out
     tree = xarray.open_datatree(tmp_path / "draws.zarr", engine="zarr")
     assert [tree["predictions"].sizes[name] for name in ("chain", "draw", "class")] == [2, 3, 10]
+    assert dict(tree["prior_predictive"]["y"].sizes) == {"chain": 2, "draw": 4, "observation": 359}
     for wrong, sentence in (
+        ([*words[:4], str(tmp_path / "b.zarr"), "--prior", "-1"], "expected 0 or more draws of the prior, got -1"),
         (words, "draws.zarr exists: choose another name or remove it"),
         ([*words[:4], str(tmp_path / "b.zarr"), "--ways", "pears"], "expected ways to predict of ticket, pairs"),
         ([*words[:4], str(tmp_path / "b.zarr"), "--layers", "z"], "got 'z'"),
@@ -130,3 +134,25 @@ def test_calibrated_ways_stand_beside_the_others_and_are_kept(
     assert kept["redraw + temperature"]["temperature"] > 0
     assert main(["evaluate", str(own), "--calibrate", "platt"]) == 2
     assert "expected calibrators of temperature" in capsys.readouterr().err
+
+
+def test_scores_by_group_of_the_sources_rows(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own, file = tmp_path / "run", tmp_path / "groups.csv"
+    shutil.copytree(run, own)
+    target = load_digits().target
+    file.write_text("id,half\n" + "".join(f"{k},{'low' if y < 5 else 'high'}\n" for k, y in enumerate(target)))
+    words = ["evaluate", str(own), "--num-samples", "2", "--by", str(file)]
+    assert main([*words, "half", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["by_group"]["half"]
+    assert set(found) == {"ticket", "redraw"}
+    rows = espalier.runs.data_of(own).test.y
+    assert found["ticket"]["groups"]["low"]["num_examples"] == int((rows < 5).sum())
+    assert json.loads((own / "evaluation-test.json").read_text())["by_group"]["half"] == found
+    assert main([*words, "half"]) == 0
+    assert "permutation tests: accuracy p" in capsys.readouterr().out
+    before = (own / "evaluation-test.json").read_bytes()
+    assert "got 359: put measurements into intervals" in spoken(capsys, words)
+    assert "which are id, half, got 'age'" in spoken(capsys, [*words, "age"])
+    file.write_text("half\nlow\nhigh\n")
+    assert "expected 1,797 values in column 'half'" in spoken(capsys, words)
+    assert (own / "evaluation-test.json").read_bytes() == before

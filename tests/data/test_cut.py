@@ -39,6 +39,27 @@ def test_published_rows_stay_the_test_split_and_unnamed_rows_stay_out(tmp_path: 
         assert sorted(rest) == sorted(train[fold].tolist())
 
 
+def test_every_part_knows_which_rows_of_the_source_it_has(tmp_path: Path) -> None:
+    cuts = [{}, {"train_size": 7, "split_seed": 3}, {"fold": 1}]
+    train, test = np.arange(40).reshape(2, 20), np.arange(20, 60).reshape(2, 20) % 50
+    for options, published in zip(cuts, ({}, {}, {"train": train, "test": test}), strict=True):
+        d = data.load(toy(tmp_path, **published), **options)
+        assert d.source_rows == 50
+        for part in PARTS:
+            assert d.rows[part].tolist() == rows_of(getattr(d, part), d).tolist(), part
+
+
+def test_rows_of_a_test_set_given_apart_come_after_the_others() -> None:
+    x, y = RNG.normal(size=(40, 2)), np.arange(40) % 3
+    d = data.from_arrays(x, y, x_test=x[:10] + 1, y_test=y[:10])
+    assert (d.source_rows, d.rows["test"].tolist()) == (50, list(range(40, 50)))
+    rest = np.concatenate([d.rows[part] for part in PARTS[:3]])
+    assert sorted(rest) == list(range(40))
+    np.testing.assert_array_equal(y[d.rows["validation"]], d.validation.y)
+    both = data.from_arrays({"a": x, "b": x[:, :1]}, y)
+    np.testing.assert_array_equal(y[both.rows["test"]], both.test.y)
+
+
 @pytest.mark.parametrize("given", ["train", "test"])
 def test_one_published_part_leaves_the_other(tmp_path: Path, given: str) -> None:
     path = toy(tmp_path, **{given: np.arange(10, 20)})

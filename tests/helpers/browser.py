@@ -31,6 +31,8 @@ addEventListener("load", async () => {
   const report = {
     seen: window.seen, images: images.map(image => image.naturalWidth), scroll: document.documentElement.scrollWidth,
     width: innerWidth, asked: performance.getEntriesByType("resource").map(e => e.name).filter(n => !n.startsWith("data:")),
+    unseen: [...document.querySelectorAll("details pre")].filter(each => !each.checkVisibility()).length,
+    figures: [...document.querySelectorAll("figure")].map(each => each.getBoundingClientRect().height),
     violations: found.violations.map(v => ({
       id: v.id, impact: v.impact, nodes: v.nodes.slice(0, 3).map(n => n.html.slice(0, 120)) })),
   };
@@ -42,7 +44,8 @@ addEventListener("load", async () => {
 
 def look(page: str, folder: Path, width: int = 1200) -> dict[str, Any]:
     """seen: errors and warnings on the console; images: natural widths, 0 where one could not be decoded; scroll, width: of the
-    document and of its window; asked: what it wanted from elsewhere; violations: of accessibility, by axe-core."""
+    document and of its window; asked: what it wanted from elsewhere; violations: of accessibility, by axe-core; unseen: blocks
+    that are closed; figures: their heights."""
     watched = page.replace("<head>", f"<head>{WATCH}", 1)
     watched = watched.replace("</body>", f"<script>{AXE.read_text()}</script><script>{LOOK}</script></body>", 1)
     frame = f'<!doctype html><body><iframe width="{width}" height="900" srcdoc="{entities.escape(watched)}"></iframe></body>'
@@ -53,6 +56,16 @@ def look(page: str, folder: Path, width: int = 1200) -> dict[str, Any]:
     assert told, done.stderr[-2000:]
     report: dict[str, Any] = json.loads(entities.unescape(told[1]))
     return report
+
+
+SHEET = (718, 1047)
+"""Width and height that A4 leaves within margins of 1 cm, in pixels of CSS."""
+
+
+def printed(page: str) -> str:
+    """The page as a printer has it, for a window."""
+    assert page.count("@media print") == 1
+    return page.replace("@media print", "@media all")
 
 
 def serious(report: dict[str, Any]) -> list[Any]:

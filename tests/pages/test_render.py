@@ -10,13 +10,19 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from browser import look, needs_chromium, serious
+from browser import SHEET, look, needs_chromium, printed, serious
 from espalier import pages
 
 
 def picture(width: int = 900) -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (width, 80), (0, 114, 178)).save(file, "PNG")
+    return file.getvalue()
+
+
+def tall_picture() -> bytes:
+    file = io.BytesIO()
+    Image.new("L", (300, 2400)).save(file, "PNG")
     return file.getvalue()
 
 
@@ -69,6 +75,19 @@ def test_a_browser_has_nothing_to_complain_of(tmp_path: Path, width: int) -> Non
     assert found["width"] == width
     assert found["scroll"] <= width
     assert serious(found) == []
+
+
+@needs_chromium
+def test_on_paper_nothing_is_closed_cut_or_wider_than_the_sheet(tmp_path: Path) -> None:
+    few = pages.Table("Few", ["way", "score"], [["ticket", "0.1"]])
+    tall = pages.Figure(tall_picture(), "Tall", "a tower")
+    own = page()._replace(sections=[pages.Section("First", [tall, few, pages.Details("How", "x" * 400)], "a")], blocks=[])
+    width, height = SHEET
+    screen, paper = (look(text, tmp_path, width) for text in (pages.html(own), printed(pages.html(own))))
+    assert (screen["unseen"], paper["unseen"]) == (1, 0)
+    assert screen["figures"][0] > height
+    assert paper["figures"][0] < height / 2
+    assert paper["scroll"] <= width
 
 
 @needs_chromium

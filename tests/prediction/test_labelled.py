@@ -4,36 +4,25 @@ from __future__ import annotations
 
 import re
 import tracemalloc
-import warnings
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import xarray
+from sklearn.datasets import load_digits
 
 from espalier.contracts import Split
+from espalier.network import BayesianNetwork
 from espalier.prediction import save_tree, to_datatree, tree_of
 from espalier.prediction.fit import Fit
-from fitted import PAIRS, digits, regression, trained
+from fitted import PAIRS, digits, mlp_net, regression, trained
 
 LAYER = "3.weight"
 
 
 def fit_of(seed: int = 2) -> Fit:
     return trained("mlp", seed)[0]
-
-
-@pytest.fixture
-def arviz() -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            import arviz.preview as az
-        except ImportError:
-            import arviz as az
-    return az
 
 
 def test_a_tree_has_arvizs_groups_and_dimensions() -> None:
@@ -51,14 +40,24 @@ def test_a_tree_has_arvizs_groups_and_dimensions() -> None:
     np.testing.assert_array_equal(tree["log_likelihood"]["y"], by_hand["log_likelihood"]["y"])
 
 
+def test_rows_have_their_numbers_in_the_split_and_in_the_source() -> None:
+    fit, data = fit_of(), digits()
+    constant = fit.to_datatree(data, ways=["ticket"])["constant_data"]
+    np.testing.assert_array_equal(constant["row"], np.arange(len(data.test.y)))
+    np.testing.assert_array_equal(load_digits().target[constant["source_row"].values], data.test.y)
+    assert "source_row" not in fit.to_datatree(data._replace(rows={}), ways=["ticket"])["constant_data"]
+
+
 def test_posterior_weights_stand_at_their_layer_and_index() -> None:
     fit, data = fit_of(), digits()
-    posterior = fit.to_datatree(data, layers=[LAYER])["posterior"]
+    tree = fit.to_datatree(data, layers=[LAYER])
+    posterior = tree["posterior"]
     dense = fit[LAYER].flatten(1)
     assert set(posterior["layer"].values) == {LAYER}
     np.testing.assert_array_equal(posterior["value"][0], dense[:, posterior["index"].values])
+    np.testing.assert_array_equal(posterior["weight"], fit.topology.positions[fit.topology.counts[0] :])
     np.testing.assert_array_equal(posterior["keep"][0], dense[:, posterior["index"].values] != 0)
-    assert posterior["included"].values.all()
+    assert tree["constant_data"]["included"].values.all()
     assert posterior.sizes["weight"] == fit.topology.counts[1]
 
 
@@ -69,6 +68,34 @@ def test_draws_of_a_pair_say_when_they_were_collected() -> None:
     for name in ("epoch", "loss", "density"):
         np.testing.assert_array_equal(stats[name][0], [row[name] for row in rows])
     np.testing.assert_allclose(stats["churn"][0], [row["exchanged"] / fit.topology.num_active for row in rows])
+
+
+def test_the_prior_is_asked_for_and_is_that_of_each_chains_topology() -> None:
+    fits, data = [fit_of(), fit_of(1)], digits()
+    assert not {"prior", "prior_predictive"} & set(tree_of(fits, data).children)
+    tree = tree_of(fits, data, layers=[LAYER], prior=6)
+    assert dict(tree["prior_predictive"]["y"].sizes) == {"chain": 2, "draw": 6, "observation": len(data.test.y)}
+    assert tree["posterior_predictive"].sizes["draw"] == PAIRS
+    values, included = tree["prior"]["value"].values, tree["constant_data"]["included"].values
+    assert (values != 0).any(1).tolist() == included.tolist()
+    np.testing.assert_array_equal(tree["prior"]["index"], tree["posterior"]["index"])
+    assert set(np.unique(tree["prior_predictive"]["y"])) <= set(range(10))
+    again = tree_of(fits, data, layers=[LAYER], prior=6)
+    xarray.testing.assert_identical(again["prior_predictive"].to_dataset(), tree["prior_predictive"].to_dataset())
+
+
+def test_a_saved_fit_has_the_prior_it_was_trained_under(tmp_path: Path) -> None:
+    """Its model is made anew, and knows neither the scale that a weight decay came to, nor trained biases."""
+    fit, data = fit_of(), digits()
+    fit.save(tmp_path / "fit")
+    anew = BayesianNetwork(mlp_net())
+    assert anew.prior_scale is None
+    loaded = Fit.load(tmp_path / "fit", anew)
+    first, second = (each.to_datatree(data, ways=["ticket"], layers=[LAYER], prior=3) for each in (fit, loaded))
+    for group in ("prior", "prior_predictive"):
+        xarray.testing.assert_identical(first[group].to_dataset(), second[group].to_dataset())
+    save_tree(tmp_path / "a.zarr", loaded, data, ways=["ticket"], layers=[LAYER], prior=3)
+    xarray.testing.assert_identical(xarray.open_datatree(tmp_path / "a.zarr", engine="zarr").load(), second)
 
 
 def test_a_regression_has_moments_in_the_datas_units_and_its_precision() -> None:
@@ -90,8 +117,9 @@ def test_several_fits_are_chains_and_their_topologies_are_united() -> None:
     for chain, fit in enumerate(fits):
         dense = fit[LAYER].flatten(1)
         np.testing.assert_array_equal(posterior["value"][chain], dense[:, posterior["index"].values])
-        assert int(posterior["included"][chain].sum()) == fit.topology.counts[1]
-    assert not posterior["included"].values.all()
+        assert int(tree["constant_data"]["included"][chain].sum()) == fit.topology.counts[1]
+    assert not tree["constant_data"]["included"].values.all()
+    np.testing.assert_array_equal(tree["constant_data"]["index"], posterior["index"])
 
 
 def test_splits_and_ways_stand_under_their_names() -> None:
@@ -156,17 +184,3 @@ def test_fits_of_different_numbers_of_draws_are_refused() -> None:
         tree_of([fit, fewer], data)
     with pytest.raises(ValueError, match="expected fits, splits and ways to predict, got 0"):
         tree_of([], data)
-
-
-@pytest.mark.parametrize("plot", ["plot_ppc_pava", "plot_forest", "plot_ppc_dist"])
-def test_arviz_plots_it(arviz: Any, plot: str) -> None:
-    fit, data = fit_of(), digits()
-    small = data._replace(test=Split(data.test.x[:60], data.test.y[:60]))
-    tree = tree_of([fit, fit_of(1)], small, layers=[LAYER])
-    options: dict[str, Any] = {"plot_ppc_pava": {"data_type": "categorical"}, "plot_ppc_dist": {"kind": "ecdf"}}.get(plot, {})
-    if plot == "plot_forest":
-        few = tree["posterior"].to_dataset()[["value"]].isel(weight=slice(0, 4)).reset_coords(drop=True)
-        tree["posterior"] = xarray.DataTree(few)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        assert getattr(arviz, plot)(tree, backend="none", **options) is not None

@@ -18,6 +18,8 @@ def test_it_holds_what_the_fit_predicts(looks: list[Look]) -> None:
     np.testing.assert_array_equal(cigl.labels, cigl.data.test.y)
     draws = cigl.fit.predict(cigl.data.test.x, "redraw", num_samples=4).numpy()
     np.testing.assert_allclose(cigl.unsure["mutual_information"], mutual_information(draws), atol=1e-12)
+    np.testing.assert_allclose(cigl.predicted["redraw"], draws.mean(0), atol=1e-12)
+    assert list(cigl.predicted) == list(cigl.fit.ways)
     assert not rigl.unsure["mutual_information"].any()
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from browser import look, needs_chromium, serious
+from browser import SHEET, look, needs_chromium, printed, serious
 from espalier.cli.main import main
 from espalier.reports import report
 from espalier.reports.look import Look, look_at
@@ -21,6 +21,7 @@ def test_the_page_says_what_was_run_and_how_to_do_it_again(looks: list[Look], pa
     assert entry(looks[0].scores["ticket"], "nll") in text
     assert "espalier fit --config config.yaml --out cigl" in text
     for title in ("Every way to predict", "Comparison", "Reliability", "Selective prediction", "Classes: rigl", "Examples",
+                  "Calibrators, before and after",
                   "Topology", "Training", "How it was made"):  # fmt: skip
         assert re.search(rf"<h2[^>]*>{title}</h2>", text), title
     assert looks[0].fit.record["data"]["hashes"]["test"] in text
@@ -72,9 +73,18 @@ def test_a_browser_has_nothing_to_complain_of(page: str, tmp_path: Path, width: 
 
 
 @needs_chromium
+def test_on_paper_nothing_is_closed_or_cut(page: str, tmp_path: Path) -> None:
+    width, height = SHEET
+    found = look(printed(page), tmp_path, width)
+    assert found["unseen"] == 0
+    assert max(found["figures"]) < height / 2
+    assert found["scroll"] <= width
+
+
+@needs_chromium
 def test_a_regressions_page_is_as_good(regression: Look, tmp_path: Path) -> None:
     text = report.report([regression])
-    for title in ("Calibration of the distribution", "Coverage", "Residuals", "Examples"):
+    for title in ("Calibration of the distribution", "Coverage", "Residuals", "Examples", "Calibrators, before and after"):
         assert re.search(rf"<h2[^>]*>{title}</h2>", text), title
     found = look(text, tmp_path, 390)
     assert found["seen"] == []

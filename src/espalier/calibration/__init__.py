@@ -3,7 +3,7 @@
 scores.py        accuracy, NLL, Brier, ECE, CRPS and their kin; floors, intervals, reliability
 smooth.py        calibration error without bins, its interval and its curve
 kernel.py        is the whole distribution calibrated? The kernel error with an exact test, Spiegelhalter's z
-groups.py        scores by group, the largest gap between groups, reliability by class
+groups.py        scores by group, the largest gap, do groups differ?, reliability by class
 clusters.py      the same where an example has several labels
 uncertainty.py   which uncertainty? Total, aleatoric, epistemic and others, by name, from draws
 selective.py     risk and coverage where the least certain are handed on
@@ -43,7 +43,9 @@ from espalier.calibration.detection import detection_summary as detection_summar
 from espalier.calibration.detection import false_positive_rate as false_positive_rate
 from espalier.calibration.groups import Gap as Gap
 from espalier.calibration.groups import by_group as by_group
+from espalier.calibration.groups import calibration_differs as calibration_differs
 from espalier.calibration.groups import class_reliability as class_reliability
+from espalier.calibration.groups import groups_differ as groups_differ
 from espalier.calibration.groups import largest_gap as largest_gap
 from espalier.calibration.groups import means_by_group as means_by_group
 from espalier.calibration.kernel import Evidence as Evidence
@@ -93,6 +95,7 @@ from espalier.calibration.scores import regression_summary as regression_summary
 from espalier.calibration.scores import reliability as reliability
 from espalier.calibration.scores import rmse as rmse
 from espalier.calibration.scores import squared_errors as squared_errors
+from espalier.calibration.scores import summary_of as summary_of
 from espalier.calibration.selective import RiskCoverage as RiskCoverage
 from espalier.calibration.selective import augrc as augrc
 from espalier.calibration.selective import aurc as aurc

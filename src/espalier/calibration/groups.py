@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from espalier.calibration.kernel import Evidence
 from espalier.calibration.resampling import Estimate, resampled, vector
 from espalier.calibration.scores import (
     LEVEL,
@@ -25,9 +26,15 @@ from espalier.calibration.scores import (
     bootstrap_interval,
     classification,
     classification_summary,
+    equal_mass,
     reliability,
     require,
+    top_label,
 )
+
+NUM_PERMUTATIONS = 999
+"""Of a test: with the order at hand 1000."""
+_HELD = 4_000_000  # permuted scores held at once
 
 
 class Gap(NamedTuple):
@@ -95,6 +102,52 @@ def largest_gap(
     half = float(np.quantile(resampled(spread, tuple(map(len, own)), num_resamples, seed), level))
     names, value = list(members), float(np.ptp(means))
     return Gap(names[means.argmax()], names[means.argmin()], value, (max(0.0, value - half), value + half))
+
+
+def groups_differ(
+    scores: ArrayLike, groups: ArrayLike, strata: ArrayLike | None = None, *, num_permutations: int = NUM_PERMUTATIONS,
+    seed: int = SEED,
+) -> Evidence:  # fmt: skip
+    """Do `scores` `(n,)` depend on the group? A permutation test for any sizes of groups, one of a single example too.
+
+    The statistic is the variance between groups, sum_g n_g (mean_g - mean)^2, as in an analysis of variance, of the scores less
+    the means of their strata. Under the null that scores and groups are independent, given the stratum where `strata` `(n,)`
+    are given, every exchange of scores within a stratum is as probable, so the p-value (1 + those at least as large) /
+    (1 + permutations) is exact at any number of examples (Pitman 1937; Dwass 1957). Of scores that are 0 or 1 that is the null of
+    equal means; of others a difference in spread breaks it too.
+
+    Raises ValueError for a single group.
+    """
+    x = vector(scores, "scores")
+    members = _members(groups, len(x))
+    require(len(members) > 1, "two groups or more", len(members), "a difference is between two")
+    require(num_permutations >= 1, "one permutation or more", num_permutations, f"use {NUM_PERMUTATIONS}")
+    layer = np.zeros(len(x), np.int64) if strata is None else np.unique(array(strata), return_inverse=True)[1]
+    require(layer.shape == x.shape, f"strata of shape ({len(x)},)", layer.shape, "name one per example")
+    rest = x - (np.bincount(layer, x) / np.bincount(layer))[layer]
+    belongs = np.zeros((len(x), len(members)))
+    for place, own in enumerate(members.values()):
+        belongs[own, place] = 1 / np.sqrt(len(own))
+    order = np.argsort(layer, kind="stable")
+    found, belongs, rng = float(((rest @ belongs) ** 2).sum()), belongs[order], np.random.default_rng(seed)
+    step, as_large = max(1, _HELD // len(x)), 0
+    for start in range(0, num_permutations, step):
+        moved = np.argsort(layer + rng.random((min(step, num_permutations - start), len(x))), axis=1)
+        drawn = ((rest[moved] @ belongs) ** 2).sum(1)
+        as_large += int((drawn >= found * (1 - 1e-9)).sum())  # equal ones, but for the order of the sum
+    return Evidence(found, (1 + as_large) / (1 + num_permutations))
+
+
+def calibration_differs(
+    probs: ArrayLike, labels: ArrayLike, groups: ArrayLike, num_bins: int = NUM_BINS, *, seed: int = SEED
+) -> Evidence:
+    """Is a confidence worth the same in every group? `groups_differ` of hit - confidence within equal-mass bins of confidence.
+
+    A group that is harder, and knows it, is none that differs: accuracies may, and the ECEs' biases do, as they grow where groups
+    are small. The statistic sees a group that is more, or less, over-confident than the others at the same confidence.
+    """
+    confidence, hit = top_label(*classification(probs, labels))
+    return groups_differ(hit - confidence, groups, equal_mass(confidence, num_bins), seed=seed)
 
 
 def class_reliability(probs: ArrayLike, labels: ArrayLike, num_bins: int = NUM_BINS) -> tuple[Reliability, ...]:

@@ -26,7 +26,7 @@ _HELD = 4_000_000  # float64 numbers held at once
 
 
 class Evidence(NamedTuple):
-    """A statistic and the probability, under calibration, of one as extreme."""
+    """A statistic and the probability of one as extreme where the null of its test holds: calibration, here."""
 
     statistic: float
     p_value: float

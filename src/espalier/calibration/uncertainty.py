@@ -25,6 +25,11 @@ def class_draws(draws: ArrayLike) -> Floats:
     return probabilities(p.reshape(-1, p.shape[-1])).reshape(p.shape)
 
 
+def mean_of(draws: Floats) -> Floats:
+    """Over the draws `(S, ...)`; of equal ones that number itself, to the last digit, so that they differ in nothing."""
+    return np.asarray(draws[0] + (draws - draws[0]).mean(0))
+
+
 def _regression_draws(draws: ArrayLike) -> tuple[Floats, Floats]:
     """Means and standard deviations `(S, n)` of `draws` `(S, n, 2)`, or a ValueError."""
     d: Floats = array(draws, np.float64)
@@ -38,7 +43,7 @@ def _regression_draws(draws: ArrayLike) -> tuple[Floats, Floats]:
 # --- Classification -----------------------------------------------------------------------------------------------
 def predictive_entropy(draws: ArrayLike) -> Floats:
     """H(1/S sum_s p_s), `(n,)` in [0, log C]: the total (Shannon 1948; Depeweg et al. 2018, eq. 5)."""
-    return np.asarray(entr(class_draws(draws).mean(0)).sum(-1))
+    return np.asarray(entr(np.clip(mean_of(class_draws(draws)), 0, 1)).sum(-1))
 
 
 def expected_entropy(draws: ArrayLike) -> Floats:
@@ -50,7 +55,7 @@ def mutual_information(draws: ArrayLike) -> Floats:
     """H(mean) - mean H = 1/S sum_s KL(p_s, mean), `(n,)` in [0, log min(S, C)]: the epistemic part (Houlsby et al. 2011,
     BALD). Computed as the latter, which cancels nothing and is never below 0."""
     p = class_draws(draws)
-    return np.asarray(np.maximum(rel_entr(p, p.mean(0)).sum(-1).mean(0), 0.0))
+    return np.asarray(np.maximum(rel_entr(p, np.clip(mean_of(p), 0, 1)).sum(-1).mean(0), 0.0))
 
 
 def variation_ratio(draws: ArrayLike) -> Floats:
@@ -63,12 +68,12 @@ def variation_ratio(draws: ArrayLike) -> Floats:
 
 def max_probability(draws: ArrayLike) -> Floats:
     """1 - max_c of the mean, `(n,)` in [0, 1 - 1/C] (Hendrycks & Gimpel 2017)."""
-    return np.asarray(1 - class_draws(draws).mean(0).max(-1))
+    return np.asarray(1 - mean_of(class_draws(draws)).max(-1))
 
 
 def margin(draws: ArrayLike) -> Floats:
     """1 - (largest - second largest of the mean), `(n,)` in [0, 1] (Scheffer et al. 2001). Raises ValueError for one class."""
-    p = class_draws(draws).mean(0)
+    p = mean_of(class_draws(draws))
     require(p.shape[-1] > 1, "at least two classes", p.shape[-1], "a margin is between the first and the second")
     top = np.partition(p, -2, axis=-1)
     return np.asarray(1 - (top[:, -1] - top[:, -2]))

@@ -24,7 +24,7 @@ def certify(words: list[str]) -> int:
     add("--test", action="append", help="another p-value than the risk's own: binomial, wsr, hinge, hb, anytime")
     add("--split", default="calibration", help="calibration (default) or test")
     add("--predict", default="ticket", help="ticket (default), redraw, pairs, mean, unmasked or distilled")
-    add("--num-samples", type=int, default=16, help="frozen draws of redraw")
+    parser.of_samples("frozen draws of redraw")
     add("--by", default="magnitude", help="magnitude (default), layer-magnitude, snr or inclusion")
     add("--structure", default="weights", help="weights (default) or channels")
     add("--biases", action="store_true", help="biases go under the same threshold")
@@ -43,10 +43,9 @@ def certify(words: list[str]) -> int:
         help="declare another look at a split that was looked at; their deltas add up",
     )
     add("--out", type=Path, help="folder for the certificate; default: the run")
-    add("--data-dir", help="where the data sets are; default: the run's own, then ESPALIER_DATA")
-    add("--data", metavar="PATH", help="where the run's own file or folder of data has moved")
+    parser.of_data()
     add("--sign", type=Path, metavar="KEY", help="sign the certificate with this private key (PEM, elliptic curve)")
-    add("--device", default="auto", help="auto (default), cpu or cuda")
+    parser.of_device()
     add("--json", action="store_true", help="print one JSON object, and nothing else, on stdout")
     given = vars(parser.parse_args(words))
     if given["alpha"] is None:
@@ -89,9 +88,8 @@ def certify(words: list[str]) -> int:
 def verify(words: list[str]) -> int:
     parser = Parser(prog="espalier verify", description="Recompute a certificate from its files: does it still hold?")
     parser.add_argument("certificate", type=Path)
-    parser.add_argument("--data-dir", help="where the data sets are; default: the run's own, then ESPALIER_DATA")
-    parser.add_argument("--data", metavar="PATH", help="where the run's own file or folder of data has moved")
-    parser.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
+    parser.of_data()
+    parser.of_device()
     parser.add_argument("--key", type=Path, metavar="PUB", help="public key (PEM) of who should have signed it")
     parser.add_argument("--retrain", action="store_true",
                         help="also repeat the training, without the split, and compare bit for bit")  # fmt: skip

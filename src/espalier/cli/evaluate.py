@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from espalier.cli.parser import Parser
+from espalier.cli.parser import Parser, check_samples
 
 if TYPE_CHECKING:
     from espalier.contracts import Data
@@ -18,30 +18,32 @@ def evaluate(words: list[str]) -> int:
     parser = Parser(prog="espalier evaluate", description="Score every way to predict on a split, with intervals.")
     parser.add_argument("run", type=Path, nargs="+")
     parser.add_argument("--split", default="test", help="train, validation, calibration or test (default)")
-    parser.add_argument("--num-samples", type=int, default=16, help="fresh masks of `redraw`")
-    parser.add_argument("--data-dir", help="where the data sets are; default: the run's own, then ESPALIER_DATA")
-    parser.add_argument("--data", metavar="PATH", help="where the run's own file or folder of data has moved")
-    parser.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
+    parser.of_samples()
+    parser.of_data()
+    parser.of_device()
     parser.add_argument("--picture", type=Path, help="also draw the reliability of all runs side by side")
     parser.add_argument("--calibrate", nargs="+", default=[], metavar="NAME", help="also calibrated by maps fitted on validation")
+    parser.of_groups()
     parser.add_argument("--save", type=Path, metavar="DIR.zarr", help="also write all draws as labelled arrays, runs as chains")
     parser.add_argument("--ways", nargs="+", default=["pairs"], metavar="WAY", help="of --save: ways to predict (default: pairs)")
     parser.add_argument("--layers", nargs="+", default=[], metavar="NAME", help="of --save: tensors whose weights are kept")
+    parser.add_argument("--prior", type=int, default=0, metavar="N", help="of --save: so many draws from the prior, too")
     parser.add_argument("--json", action="store_true", help="print one JSON object, and nothing else, on stdout")
     arguments = parser.parse_args(words)
 
     from espalier import runs
-    from espalier.cli.tables import score_table
+    from espalier.cli.tables import group_tables, score_table
+    from espalier.data import groupings
     from espalier.pictures import plots
-    from espalier.prediction import labelled, recalibration
+    from espalier.prediction import grouped, labelled, recalibration
     from espalier.training.streams import find_device
 
-    if not 1 <= arguments.num_samples <= 10_000:
-        raise ValueError(f"expected --num-samples of 1 to 10,000, got {arguments.num_samples}")
+    check_samples(arguments.num_samples)
     if arguments.picture is not None:
         plots.check_free(arguments.picture)
     if arguments.save is not None:
         labelled.check_new(arguments.save)
+    columns = groupings.read(arguments.by[0], arguments.by[1:]) if arguments.by else {}
     for folder in arguments.run:
         runs.check_finished(folder)
     device = find_device(arguments.device)
@@ -51,16 +53,22 @@ def evaluate(words: list[str]) -> int:
     fits = [fit for fit, _ in loaded]
     for _, data in loaded:
         recalibration.check(data, arguments.split, arguments.calibrate)
+        if columns:
+            grouped.check(data, arguments.split)
+            groupings.groups_of(data, arguments.split, columns, arguments.by[0])
     if arguments.save is not None:
         if len(different := {data.hashes[arguments.split] for _, data in loaded}) > 1:
             raise ValueError(f"expected runs of one {arguments.split} split for --save, got {len(different)} different ones")
-        labelled.check(fits, loaded[0][1], [arguments.split], arguments.ways, arguments.layers)
+        labelled.check(fits, loaded[0][1], [arguments.split], arguments.ways, arguments.layers, arguments.prior)
     for folder, (fit, data) in zip(arguments.run, loaded, strict=True):
-        results[str(folder)], ticket = scored(folder, fit, data, arguments.split, arguments.num_samples, arguments.calibrate)
+        groups = groupings.groups_of(data, arguments.split, columns) if columns else {}
+        results[str(folder)], ticket = scored(
+            folder, fit, data, arguments.split, arguments.num_samples, arguments.calibrate, groups
+        )
         if data.num_classes is not None:
             panels[f"{folder}: ticket"] = ticket
     if arguments.save is not None:
-        options = {"splits": [arguments.split], "ways": arguments.ways, "layers": arguments.layers}
+        options = {"splits": [arguments.split], "ways": arguments.ways, "layers": arguments.layers, "prior": arguments.prior}
         labelled.save_tree(arguments.save, fits, loaded[0][1], num_samples=arguments.num_samples, **options)
     if panels and arguments.picture:
         plots.save(plots.reliability(panels), arguments.picture)
@@ -68,6 +76,8 @@ def evaluate(words: list[str]) -> int:
         print(json.dumps(results[str(arguments.run[0])] if len(results) == 1 else {"runs": results}))
     else:
         print(score_table(results, arguments.split))
+        for run, result in results.items():
+            print("".join(f"\n{table}\n" for table in group_tables(run, result)), end="")
         if arguments.picture:
             print(f"\nReliability diagram: {arguments.picture}")
         if arguments.save:
@@ -76,13 +86,14 @@ def evaluate(words: list[str]) -> int:
 
 
 def scored(
-    folder: Path, fit: Fit, data: Data, split: str, num_samples: int = 16, calibrate: Sequence[str] = ()
-) -> tuple[dict[str, Any], Any]:
-    """Evaluate, and leave the numbers and the picture in the run folder, with the calibrators where some are fitted. Also returns
-    the ticket's predictions."""
+    folder: Path, fit: Fit, data: Data, split: str, num_samples: int = 16, calibrate: Sequence[str] = (),
+    groups: Mapping[str, Any] | None = None,
+) -> tuple[dict[str, Any], Any]:  # fmt: skip
+    """Evaluate, and leave the numbers and the picture in the run folder, with the calibrators where some are fitted. groups: of
+    the split's rows, by name of the grouping. Also returns the ticket's predictions."""
     from espalier import store
     from espalier.pictures import plots
-    from espalier.prediction import evaluation, recalibration
+    from espalier.prediction import evaluation, grouped, recalibration
 
     predicted = evaluation.predictions(fit, data, split, num_samples=num_samples)
     scores = evaluation.evaluate(fit, data, split, num_samples=num_samples, predicted=predicted)
@@ -91,7 +102,10 @@ def scored(
             fit, data, split, calibrate, num_samples=num_samples, predicted=predicted
         )
         scores["predict"] |= evaluation.score(mapped, data, split)
-        store.write_bytes(folder / "calibrators.json", store.canonical(parameters).encode())
+        store.write_bytes(folder / recalibration.KEPT, store.canonical(parameters).encode())
+    if groups:
+        main = {way: predicted[way] for way in grouped.main_ways(fit)}
+        scores["by_group"] = grouped.by_groups(main, data, groups, split)
     result = {"run": str(folder), "sparsity": 1 - fit.topology.density, **scores}
     store.write_bytes(folder / f"evaluation-{split}.json", store.canonical({**result, "run": folder.name}).encode())
     labels = evaluation.split_of(data, split).y.numpy()

@@ -59,7 +59,7 @@ def _fit_help(own: argparse.ArgumentParser, rest: list[str]) -> int:
 def resume(words: list[str]) -> int:
     parser = Parser(prog="espalier resume", description="Go on with a run that was stopped, bit for bit.")
     parser.add_argument("run", type=Path)
-    parser.add_argument("--data", metavar="PATH", help="where the run's own file or folder of data has moved")
+    parser.of_source()
     parser.add_argument("--checkpoint-every", type=float, default=30.0, metavar="SECONDS", help="as of fit")
     parser.add_argument("--json", action="store_true", help="print one JSON object, and nothing else, on stdout")
     arguments = parser.parse_args(words)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from espalier.cli.parser import Parser
+from espalier.cli.parser import Parser, check_samples
+
+if TYPE_CHECKING:
+    from espalier.contracts import Data
 
 
 def report(words: list[str]) -> int:
@@ -21,19 +25,24 @@ def report(words: list[str]) -> int:
     parser.add_argument(
         "--replicates", type=int, default=100, help="data sets drawn for model criticism; 0 leaves it out"
     )
-    parser.add_argument("--num-samples", type=int, default=16, help="fresh masks of `redraw`")
-    parser.add_argument("--data-dir", help="where the data sets are; default: the run's own, then ESPALIER_DATA")
-    parser.add_argument("--data", metavar="PATH", help="where the run's own file or folder of data has moved")
-    parser.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
+    parser.add_argument(
+        "--calibrate", nargs="+", default=[], metavar="NAME",
+        help="calibrators fitted for the page (default: those that the run keeps, or a temperature)",
+    )  # fmt: skip
+    parser.of_groups()
+    parser.of_samples()
+    parser.of_data()
+    parser.of_device()
     arguments = parser.parse_args(words)
 
     from espalier import data, runs
-    from espalier.reports import report, worlds
+    from espalier.data import groupings
+    from espalier.prediction import recalibration
+    from espalier.reports import calibrators, groups, report, worlds
     from espalier.reports.look import look_at
     from espalier.training.streams import find_device
 
-    if not 1 <= arguments.num_samples <= 10_000:
-        raise ValueError(f"expected --num-samples of 1 to 10,000, got {arguments.num_samples}")
+    check_samples(arguments.num_samples)
     if not 0 <= arguments.replicates <= 10_000:
         raise ValueError(f"expected --replicates of 0 to 10,000, got {arguments.replicates}")
     report.check_free(arguments.out)
@@ -41,15 +50,26 @@ def report(words: list[str]) -> int:
         runs.check_finished(folder)
     options = {"data_dir": arguments.data_dir, "source": arguments.data, "num_samples": arguments.num_samples}
     device = find_device(arguments.device)
-    looks = [look_at(folder, arguments.split, device=device, **options) for folder in arguments.run]
+    columns = groupings.read(arguments.by[0], arguments.by[1:]) if arguments.by else {}
+
+    def check(own: Data) -> None:
+        recalibration.check(own, arguments.split, arguments.calibrate)
+        if columns:
+            groupings.groups_of(own, arguments.split, columns, arguments.by[0])
+
+    looks = [look_at(folder, arguments.split, device=device, check=check, **options) for folder in arguments.run]
     report.check(looks)
     own = looks[0].data
+    by = groupings.groups_of(own, arguments.split, columns) if columns else {}
+    for look in looks:
+        calibrators.check(look, arguments.calibrate)
     kinds = [kind.replace("_", " ").replace("-", " ") for kind in arguments.corrupt]
     worlds.check_shift(looks[0], kinds)
     others = {name: data.out_of_distribution(name, own, data_dir=arguments.data_dir) for name in arguments.ood}
-    extras = [worlds.criticism(looks, arguments.replicates)] if arguments.replicates else []
+    extras = groups.sections(looks, by)
+    extras += [worlds.criticism(looks, arguments.replicates)] if arguments.replicates else []
     extras += [worlds.other_world(looks, Path(name).stem, x, arguments.num_samples) for name, x in others.items()]
     extras += [worlds.shift(looks, kinds, arguments.num_samples)] if arguments.corrupt else []
-    report.write(arguments.out, looks, extras)
+    report.write(arguments.out, looks, extras, arguments.calibrate)
     print(f"{arguments.out}: {arguments.out.stat().st_size / 2**20:.1f} MiB, opens anywhere")
     return 0

@@ -7,11 +7,11 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from rich.box import ASCII, SIMPLE_HEAD
+from rich.box import ASCII, SIMPLE_HEAD, Box
 from rich.console import Console
 from rich.table import Column, Table
 
-from espalier.reports.tables import CLASSIFICATION, REGRESSION, TITLES, entry, ways_of
+from espalier.reports.tables import CLASSIFICATION, REGRESSION, TITLES, differ_sentence, entry, ways_of
 
 UNBOUNDED = 10_000
 """Columns of a line that goes to a pipe or a file: nothing is folded there."""
@@ -31,12 +31,29 @@ def score_table(results: Mapping[str, Mapping[str, Any]], split: str) -> str:
         f"{run}: {r['num_examples']} examples, {r['num_active']} of {r['num_weights']} weights, {r['num_pairs']} pairs"
         for run, r in results.items()
     ]
-    box = SIMPLE_HEAD if "utf" in (sys.stdout.encoding or "").lower() else ASCII
-    table = Table(Column("run", overflow="fold"), "way", *(TITLES[name] for name in names), box=box, pad_edge=False)
+    table = Table(Column("run", overflow="fold"), "way", *(TITLES[name] for name in names), box=_box(), pad_edge=False)
     for run, result in results.items():
         for way, scores in ways_of(result["predict"]).items():
             table.add_row(run, way, *(entry(scores, name) for name in names))
     return "\n".join([f"{split} split; [95 % intervals]", *facts, *_rendered(table)])
+
+
+def group_tables(run: str, result: Mapping[str, Any]) -> list[str]:
+    """Of every grouping and way to predict that `evaluate`'s mapping has a table of the groups, and what the tests say."""
+    told = []
+    for column, ways in result.get("by_group", {}).items():
+        for way, found in ways_of(ways).items():
+            names = CLASSIFICATION if "accuracy" in found["differ"] else REGRESSION
+            titles = [TITLES[name] for name in names]
+            table = Table(Column(column, overflow="fold"), "examples", *titles, box=_box(), pad_edge=False)
+            for group, scores in found["groups"].items():
+                table.add_row(group, f"{scores['num_examples']:,}", *(entry(scores, name) for name in names))
+            told.append("\n".join([f"{run}, {way}, by {column}", *_rendered(table), differ_sentence(found)]))
+    return told
+
+
+def _box() -> Box:
+    return SIMPLE_HEAD if "utf" in (sys.stdout.encoding or "").lower() else ASCII
 
 
 def _rendered(table: Table) -> list[str]:

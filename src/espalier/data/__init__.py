@@ -8,6 +8,7 @@ streamed.py    rows that are decoded when asked for, by a DataLoader's workers
 images.py      a folder of images
 corruptions.py images corrupted on the fly: thirteen kinds, five severities
 worlds.py      a run's own rows, corrupted; rows of other sets as the run's inputs
+groupings.py   groups of a source's rows, from a CSV file
 readers.py     one reader per file format
 archives.py    arrays of an .npz file, judged before they are allocated
 labels.py      labels of any kind as numbers, targets as they are
@@ -22,6 +23,7 @@ from espalier.data.corruptions import SEVERITIES as SEVERITIES
 from espalier.data.corruptions import Corruption as Corruption
 from espalier.data.corruptions import corrupted as corrupted
 from espalier.data.datasets import from_datasets as from_datasets
+from espalier.data.groupings import groups_of as groups_of
 from espalier.data.images import ImageRows as ImageRows
 from espalier.data.sets import available as available
 from espalier.data.sets import load as load

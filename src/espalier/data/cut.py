@@ -85,6 +85,8 @@ def as_data(
         hashes={part: _hash(*of) for part, of in parts.items()},
         classes=raw.classes,
         input_scale=None if scale is None else (torch.from_numpy(scale[0]), torch.from_numpy(scale[1])),
+        rows={part: rows if source is raw else len(raw.y) + rows for part, (source, rows) in parts.items()},
+        source_rows=len(raw.y) + (0 if test is None else len(test.y)),
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from espalier import store
+from espalier import calibration, store
 from espalier.grids.compare import Outcome
 from espalier.grids.grid import Cell, Grid
 from espalier.pictures import plots
@@ -77,11 +77,9 @@ def _banded(label: str, x: Floats, values: Sequence[Floats]) -> Curve:
 
 
 def risk(confidence: Floats, hit: Floats, coverage: Floats = COVERAGE) -> Floats:
-    """Error rate among the most confident fraction `coverage` of the examples (El-Yaniv & Wiener 2010); ties by position."""
-    order = np.argsort(-confidence, kind="stable")
-    wrong = np.cumsum(1 - hit[order])
+    """Error rate among the most confident fraction `coverage` of the examples: `calibration.risk_coverage`, read there."""
     count = np.maximum(1, np.round(coverage * len(hit)).astype(int))
-    result: Floats = wrong[count - 1] / count
+    result: Floats = calibration.risk_coverage(-confidence, 1 - hit).risk[count - 1]
     return result
 
 

@@ -15,7 +15,8 @@ class Curve(NamedTuple):
     y: ArrayLike
     low: ArrayLike | None = None
     high: ArrayLike | None = None
-    style: Literal["line", "dashed", "points", "bars"] = "line"
+    style: Literal["line", "dashed", "points", "dots", "bars"] = "line"
+    """points are joined by a line, dots are not."""
 
 
 class Picture(NamedTuple):
@@ -27,6 +28,8 @@ class Picture(NamedTuple):
     curves: tuple[Curve, ...]
     xscale: Literal["linear", "log", "symlog"] = "linear"
     yscale: Literal["linear", "log", "symlog"] = "linear"
+    names: tuple[str, ...] = ()
+    """What x = 0, 1, ... stand for, where they are no numbers."""
 
 
 class Ranks(NamedTuple):

@@ -95,7 +95,7 @@ def curves(picture: Picture) -> Figure:
             )
         else:
             again = ("-", "-.", ":")[index // len(COLOURS) % 3]  # where the colours begin anew
-            form = {"line": again, "dashed": "--", "points": f"o{again}"}[curve.style]
+            form = {"line": again, "dashed": "--", "points": f"o{again}", "dots": "o"}[curve.style]
             axes.plot(x, y, form, color=colour, label=curve.label, linewidth=1.4, markersize=4)
         if low is not None and high is not None and curve.style == "line":
             axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
@@ -104,6 +104,10 @@ def curves(picture: Picture) -> Figure:
             axes.errorbar(x, y, spread, fmt="none", color=colour, linewidth=1, capsize=2)
     axes.set(title=picture.title, xlabel=picture.x, ylabel=picture.y, xscale=picture.xscale, yscale=picture.yscale)
     axes.grid(alpha=0.25)
+    if picture.names:
+        axes.set_xticks(range(len(picture.names)), picture.names)
+        if sum(map(len, picture.names)) > 60:
+            axes.tick_params("x", rotation=45)
     if aside:
         figure.legend(loc="outside right center", fontsize=8, frameon=False)
     else:

@@ -4,8 +4,10 @@ fit.py          Fit: collected pairs (Z, u), topology and record; six ways to pr
 predict.py      one forward pass of all rows, in batches, at one weight vector
 batchnorm.py    statistics re-estimated for a weight vector
 evaluation.py   every way to predict, every score, with intervals
+grouped.py      scores by group, and whether groups differ
 mixture.py      the posterior predictive of any likelihood: a mixture of its own distributions
 criticism.py    posterior and prior predictive checks: statistics of the data beside those of replicated data
+prior.py        weights from the prior, on a topology or dense, and what they say
 datatree.py     a mixture at rows of your own as labelled arrays, for ArviZ
 labelled.py     fits on a data set as labelled arrays: in memory, or a Zarr store written draw by draw
 plain_pyro.py   results of plain Pyro as an ArviZ DataTree
@@ -36,6 +38,7 @@ from espalier.prediction.fit import Fit as Fit
 from espalier.prediction.fit import How as How
 from espalier.prediction.fit import Pair as Pair
 from espalier.prediction.fit import Pairs as Pairs
+from espalier.prediction.grouped import by_groups as by_groups
 from espalier.prediction.labelled import save_tree as save_tree
 from espalier.prediction.labelled import tree_of as tree_of
 from espalier.prediction.loo import Loo as Loo
@@ -48,5 +51,7 @@ from espalier.prediction.mixture import Mixture as Mixture
 from espalier.prediction.plain_pyro import from_pyro as from_pyro
 from espalier.prediction.predict import parameters_of as parameters_of
 from espalier.prediction.predict import predictive as predictive
+from espalier.prediction.prior import prior_outcomes as prior_outcomes
+from espalier.prediction.prior import prior_weights as prior_weights
 from espalier.prediction.recalibration import recalibrated as recalibrated
 from espalier.prediction.uncertainty import uncertainties as uncertainties

@@ -17,14 +17,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from espalier import nested
 from espalier.contracts import Rows, Topology
 from espalier.likelihoods import plain
 from espalier.network import BayesianNetwork
 from espalier.pictures.data import Replicated
 from espalier.prediction.fit import Fit, How
 from espalier.prediction.mixture import Mixture
-from espalier.prediction.predict import Batches, in_units, outcome_of, parameters_of
+from espalier.prediction.predict import in_units, parameters_of
+from espalier.prediction.prior import prior_outcomes
 
 Floats = NDArray[np.float64]
 Statistic = Callable[[Tensor, Any], Any]
@@ -315,7 +315,7 @@ def posterior_check(
 
 
 def prior_check(
-    model: BayesianNetwork,
+    model: BayesianNetwork | Fit,
     x: Rows | Any,
     y: Tensor,
     statistics: Sequence[str] | None = None,
@@ -328,32 +328,22 @@ def prior_check(
     scale: float | Sequence[float] = 1.0,
     seed: int = 0,
 ) -> tuple[Check, ...]:
-    """Prior predictive checks: for each replicate, weights from `model.prior()`, then y (Box 1980).
+    """Prior predictive checks: for each replicate, weights from `prior_weights`, then y at its `prior_outcomes` (Box 1980).
 
-    topology: the prior of a sparse net, its other weights exactly 0, as `fit.topology` is; None is the dense prior, all weights
-    drawn. What has no prior (biases, normalisation, the likelihood's own parameters) stands where the model has it. shift and
-    scale: the targets', `data.target_shift` and `data.target_scale`. The rest, and what is raised, as in
+    model: a network's prior, or the one that a fit was trained under, on its topology and in its targets' units. topology: of a
+    network the prior of a sparse net, as `fit.topology` is; None is the dense prior, all weights drawn. shift and scale: of a
+    network the targets', `data.target_shift` and `data.target_scale`. The rest, and what is raised, as in
     `predictive_check`.
     """
     if replicates < 1:
         raise ValueError(f"expected replicates of at least 1, got {replicates}: data sets to draw")
-    if topology is not None and topology.sizes != model.sizes:
-        raise ValueError(f"expected a topology over layers of {model.sizes} weights, got {topology.sizes}: use the model's own")
-    rows = Batches(nested.rows_of(x), model.initial.device)
-
-    def outcomes() -> Iterator[dist.TorchDistribution]:
-        for number in range(replicates):
-            with torch.random.fork_rng(devices=[]):
-                torch.default_generator.manual_seed(int(np.random.SeedSequence([seed, number, 1]).generate_state(1)[0]))
-                weights = model.prior().sample()
-            if topology is not None:
-                positions = topology.positions.to(weights.device)
-                weights = torch.zeros_like(weights).index_copy(0, positions, weights[positions])
-            yield outcome_of(model, weights, rows)
-
+    if isinstance(model, Fit):
+        topology = model.topology if topology is None else topology
+        shift, scale = model.record.get("target", (0.0, 1.0))
+    outcomes = prior_outcomes(model, x, topology, draws=replicates, seed=seed)
     of = "dense" if topology is None else f"{topology.num_active} of {topology.num_weights} weights"
     return predictive_check(
-        outcomes(), x, torch.as_tensor(y), statistics, own=own, discrepancies=discrepancies, shift=shift, scale=scale, seed=seed,
+        outcomes, x, torch.as_tensor(y), statistics, own=own, discrepancies=discrepancies, shift=shift, scale=scale, seed=seed,
         source=f"prior, {of}",
     )  # fmt: skip
 

@@ -100,8 +100,9 @@ def score(predicted: Mapping[Way, Any], data: Data, split: str = "test") -> dict
 
 
 def _mean(draws: Iterator[Tensor]) -> Predictions:
-    """The average of the draws, one at a time."""
-    total, count = next(draws).double(), 1
+    """The average of the draws, one at a time; of equal draws that draw, to the last digit."""
+    first, count = next(draws).double(), 1
+    beyond = torch.zeros_like(first)
     for draw in draws:
-        total, count = total + draw, count + 1
-    return (total / count).numpy()
+        beyond, count = beyond + (draw.double() - first), count + 1
+    return (first + beyond / count).clamp_min(0).numpy()

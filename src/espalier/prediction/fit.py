@@ -242,13 +242,15 @@ class Fit:
         ways: Sequence[How] = ("pairs",),
         layers: Sequence[str] = (),
         num_samples: int = 16,
+        prior: int = 0,
         seed: int = 0,
     ) -> xarray.DataTree:
         """Predictive draws for the rows of `data` as an ArviZ DataTree: `tree_of` this fit alone. Of rows and outcomes
         of your own, `espalier.prediction.to_datatree(fit.mixture(x, way), y)`."""
         from espalier.prediction.labelled import tree_of
 
-        return tree_of(self, data, splits=splits, ways=ways, layers=layers, num_samples=num_samples, seed=seed)
+        options: dict[str, Any] = {"layers": layers, "num_samples": num_samples, "prior": prior, "seed": seed}
+        return tree_of(self, data, splits=splits, ways=ways, **options)
 
     def to(self, device: str | torch.device) -> Fit:
         """The same fit on another device, moved in place."""

@@ -3,13 +3,17 @@
 Groups and dimensions are ArviZ's: `chain` is a run (a seed, a member of an ensemble), `draw` one network of it, `observation` a
 row of the split.
 
-posterior              active weights of the layers that were asked for, with coordinates layer and index; precision, where one
-                       is learned
+posterior              value: active weights of the layers that were asked for, with coordinates layer, index and weight, the
+                       place in the flat vector; keep: 1 where the draw has one, else 0; precision, where one is learned
+prior                  where draws of it are asked for: weights of these layers, 0 where a chain's topology has none
+prior_predictive       y, drawn once from each network of the prior on the chain's topology (`prior.py`)
 posterior_predictive   y, drawn once from every network's own distribution
 predictions            its parameters: class probabilities, or mean and standard deviation
 log_likelihood         of every observation, nats
 observed_data          y
-constant_data          row: its number in the split; classes are named by the coordinate `class`
+constant_data          row: its number in the split; source_row: its number in the data set before it was cut, where that is
+                       known; included, of a chain's weights: are they in its topology?; classes are named by the
+                       coordinate `class`
 sample_stats           of every collected pair: epoch, loss, density, churn (the share of weights exchanged in that epoch)
 """
 
@@ -26,11 +30,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from espalier.contracts import Data
+from espalier.contracts import Data, Split
 from espalier.prediction.evaluation import split_of
 from espalier.prediction.fit import Fit, How
 from espalier.prediction.mixture import Mixture
 from espalier.prediction.predict import Batches, in_units, outcome_of, parameters_of
+from espalier.prediction.prior import of_fit
 
 if TYPE_CHECKING:
     import xarray
@@ -110,16 +115,18 @@ def tree_of(
     ways: Sequence[How] = ("pairs",),
     layers: Sequence[str] = (),
     num_samples: int = 16,
+    prior: int = 0,
     seed: int = 0,
 ) -> xarray.DataTree:
     """Predictive draws of one fit, or of several as chains, for rows of `data`, with ArviZ's groups (see the module).
 
     Of one split and one way to predict the groups are the tree's own; of several they stand under `split/way`, and each of
-    those is a tree that ArviZ takes. layers: names of masked tensors whose active weights go into `posterior`. On Python 3.11 it
-    is `arviz.preview` that plots it, later `arviz` itself: `plot_ppc_pava(tree, data_type="categorical")`.
+    those is a tree that ArviZ takes. layers: names of masked tensors whose active weights go into `posterior`. prior: draws from
+    the prior; with none there are no groups of it. On Python 3.11 it is `arviz.preview` that plots it, later `arviz` itself:
+    `plot_ppc_pava(tree, data_type="categorical")`.
     """
     sink = InMemory()
-    _fill_all(sink, fits, data, splits, ways, layers, num_samples, seed)
+    _fill_all(sink, fits, data, splits, ways, layers, num_samples, prior, seed)
     return sink.tree()
 
 
@@ -132,6 +139,7 @@ def save_tree(
     ways: Sequence[How] = ("pairs",),
     layers: Sequence[str] = (),
     num_samples: int = 16,
+    prior: int = 0,
     seed: int = 0,
 ) -> None:
     """The same as a Zarr store, which `xarray.open_datatree` reads; no more than one draw is held. Written whole or not at all.
@@ -144,7 +152,7 @@ def save_tree(
     check_new(path)
     beside = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex[:8]}")
     try:
-        _fill_all(OnDisk(beside), fits, data, splits, ways, layers, num_samples, seed)
+        _fill_all(OnDisk(beside), fits, data, splits, ways, layers, num_samples, prior, seed)
         zarr.consolidate_metadata(str(beside))
         beside.rename(path)
     finally:
@@ -157,8 +165,12 @@ def check_new(path: Path) -> None:
         raise ValueError(f"expected a new folder for the labelled results, but {path} exists: choose another name or remove it")
 
 
-def check(fits: Sequence[Fit], data: Data, splits: Sequence[str], ways: Sequence[How], layers: Sequence[str]) -> None:
+def check(
+    fits: Sequence[Fit], data: Data, splits: Sequence[str], ways: Sequence[How], layers: Sequence[str], prior: int = 0
+) -> None:
     """Raises ValueError, before any work, where these make no tree."""
+    if prior < 0:
+        raise ValueError(f"expected 0 or more draws of the prior, got {prior}")
     if not fits or not splits or not ways:
         raise ValueError(f"expected fits, splits and ways to predict, got {len(fits)}, {len(splits)} and {len(ways)} of them")
     for split in splits:
@@ -181,15 +193,16 @@ def _fill_all(
     ways: Sequence[How],
     layers: Sequence[str],
     num_samples: int,
+    prior: int,
     seed: int,
 ) -> None:
     chains = [fits] if isinstance(fits, Fit) else list(fits)
-    check(chains, data, splits, ways, layers)
+    check(chains, data, splits, ways, layers, prior)
     alone = len(splits) == len(ways) == 1
     for split in splits:
         for way in ways:
             under = "" if alone else f"{split}/{way}/"
-            _fill(sink, under, chains, data, split, way, layers, num_samples, seed)
+            _fill(sink, under, chains, data, split, way, layers, num_samples, prior, seed)
 
 
 class _Drawn:
@@ -217,22 +230,26 @@ def _fill(
     way: How,
     layers: Sequence[str],
     num_samples: int,
+    prior: int,
     seed: int,
 ) -> None:
     part = split_of(data, split)
     targets = part.y if data.num_classes is not None else data.in_units(part.y)
     every = len(fits[0].pairs.values) if way == "pairs" else num_samples if way == "redraw" else 1
     drawn = _Drawn(sink, under, len(fits), every)
-    axes = ["output"] if targets.dim() == 2 else [f"output_{axis}" for axis in range(targets.dim() - 1)]
-    rows = ("observation", *axes)
+    rows = ("observation", *_axes(targets))
     places, named = places_of(fits, layers)
     precise = any("likelihood.log_precision" in fit.pairs.states for fit in fits)
     _set_out(sink, under, drawn.size, data, targets, named, pairs=way == "pairs", posterior=precise or len(places) > 0)
     sink.make(f"{under}observed_data", "y", rows, targets.shape, str(targets.numpy().dtype))[...] = targets.numpy()
     sink.make(f"{under}constant_data", "row", rows[:1], (len(targets),), "int64")[...] = np.arange(len(targets))
+    if len(source := data.rows.get(split, ())) == len(targets):
+        sink.make(f"{under}constant_data", "source_row", rows[:1], (len(targets),), "int64")[...] = source
     if len(places):
         included = np.stack([np.isin(places, fit.topology.positions.cpu().numpy()) for fit in fits])
-        sink.make(f"{under}posterior", "included", ("chain", "weight"), included.shape, "bool")[...] = included
+        sink.make(f"{under}constant_data", "included", ("chain", "weight"), included.shape, "bool")[...] = included
+    if prior:
+        _fill_prior(sink, under, fits, data, part, (places, named), prior, seed)
     for chain, fit in enumerate(fits):
         fit.look_at(data)
         batches, stats = Batches(part.x, fit.topology.positions.device), _stats(fit)
@@ -251,11 +268,44 @@ def _fill(
             if len(places):
                 values = weights.detach()[torch.from_numpy(places)].cpu()
                 drawn.put(at, "posterior", "value", ("weight",), values)
-                drawn.put(at, "posterior", "keep", ("weight",), values != 0)
+                drawn.put(at, "posterior", "keep", ("weight",), (values != 0).to(torch.int8))  # of which ArviZ takes quantiles
             if "likelihood.log_precision" in state:
                 drawn.put(at, "posterior", "precision", (), _precision(state["likelihood.log_precision"], data))
             for name, value in stats[draw].items() if way == "pairs" else ():
                 drawn.put(at, "sample_stats", name, (), value)
+
+
+def _fill_prior(
+    sink: Sink,
+    under: str,
+    fits: Sequence[Fit],
+    data: Data,
+    part: Split,
+    active: tuple[NDArray[np.int64], Coordinates],
+    prior: int,
+    seed: int,
+) -> None:
+    """What every chain's network would have said before it was trained."""
+    drawn, (places, named) = _Drawn(sink, under, len(fits), prior), active
+    coordinates = {name: (name, np.arange(count)) for name, count in zip(DRAW, drawn.size, strict=True)}
+    rows = ("observation", *_axes(part.y))
+    sink.coordinates(f"{under}prior_predictive", {**coordinates, "observation": ("observation", np.arange(len(part.y)))})
+    if len(places):
+        sink.coordinates(f"{under}prior", {**coordinates, **named})
+    for chain, fit in enumerate(fits):
+        batches = Batches(part.x, fit.model.initial.device)
+        state = fit.pairs.state(-1)
+        for draw, weights in enumerate(of_fit(fit, draws=prior, seed=_seed(seed, chain))):
+            outcome = outcome_of(fit.model, weights, batches, state)
+            y = Mixture([outcome], data.target_shift, data.target_scale).draws(_seed(seed, chain, draw, 1))[0]
+            drawn.put((chain, draw), "prior_predictive", "y", rows, y if data.num_classes is None else y.long())
+            if len(places):
+                drawn.put((chain, draw), "prior", "value", ("weight",), weights[torch.from_numpy(places)].cpu())
+
+
+def _axes(y: Tensor) -> list[str]:
+    """What stands beside observation, where an example has several labels or targets."""
+    return ["output"] if y.dim() == 2 else [f"output_{axis}" for axis in range(y.dim() - 1)]
 
 
 def _set_out(
@@ -283,7 +333,7 @@ def _set_out(
         "predictions": {**drawn, **rows, **parameters},
         "log_likelihood": {**drawn, **rows},
         "observed_data": rows,
-        "constant_data": rows,
+        "constant_data": {**rows, **({"chain": drawn["chain"], **named} if named else {})},
         **({"sample_stats": drawn} if pairs else {}),
     }.items():
         sink.coordinates(under + group, own)
@@ -308,8 +358,8 @@ def _stats(fit: Fit) -> list[dict[str, float]]:
 
 
 def places_of(fits: Sequence[Fit], layers: Sequence[str]) -> tuple[NDArray[np.int64], Coordinates]:
-    """Positions in the flat vector that are active in one of the fits, of these layers, sorted; and their coordinates: layer, and
-    index within the layer's flattened tensor. Raises ValueError for a layer that there is not."""
+    """Positions in the flat vector that are active in one of the fits, of these layers, sorted; and their coordinates: these
+    places, layer, and index within the layer's flattened tensor. Raises ValueError for a layer that there is not."""
     model = fits[0].model
     known = [weight.name for weight in model.weights]
     if unknown := [name for name in layers if name not in known]:
@@ -325,4 +375,5 @@ def places_of(fits: Sequence[Fit], layers: Sequence[str]) -> tuple[NDArray[np.in
             index.append(own - starts[layer])
     if not places:
         return np.zeros(0, np.int64), {}
-    return np.concatenate(places), {"layer": ("weight", owners), "index": ("weight", np.concatenate(index))}
+    found = np.concatenate(places)
+    return found, {"weight": ("weight", found), "layer": ("weight", owners), "index": ("weight", np.concatenate(index))}

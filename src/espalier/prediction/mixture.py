@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from espalier.calibration.scores import LEVEL, SEED, Summary, summary_of
+from espalier.calibration.scores import LEVEL, SEED, Floats, Summary, summary_of
 from espalier.likelihoods import matched
 from espalier.prediction.predict import moment
 
@@ -72,20 +72,28 @@ class Mixture:
         Of targets `(n, d)` each is the mean over the d, the nll that of all jointly divided by d, and `rmse_by_output`,
         `crps_by_output` and `coverage_95_by_output` are the columns' own.
         """
-        target, log_prob = y.double().numpy(), self.log_prob(y).numpy()
-        count = int(np.clip(HELD // target.size, 256, NUM_DRAWS))
-        drawn = np.sort(self.sample(count, seed).numpy(), axis=0)
-        low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
-        error, crps = (target - self.centre(drawn)) ** 2, crps_of_draws(drawn, target)
-        covered = ((low <= target) & (target <= high)).astype(np.float64)
+        target = y.double().numpy()
+        own, covered = self.scores(y, level=level, seed=seed)
         if target.ndim == 1:
-            return summary_of({"rmse": error, "nll": -log_prob, "crps": crps}, covered, level=level, seed=seed)
+            return summary_of(own, covered, level=level, seed=seed)
+        error, crps, log_prob = own["rmse"], own["crps"], -own["nll"]
         rows = [scores.reshape(len(target), -1) for scores in (error, crps, covered)]
         scores = {"rmse": rows[0].mean(1), "nll": -log_prob / rows[0].shape[1], "crps": rows[1].mean(1)}
         names = ("rmse_by_output", "crps_by_output", f"coverage_{100 * level:g}_by_output")
         columns = [np.sqrt(rows[0].mean(0)), rows[1].mean(0), rows[2].mean(0)]
         found = summary_of(scores, rows[2].mean(1), level=level, seed=seed)
         return found | {name: column.tolist() for name, column in zip(names, columns, strict=True)}
+
+    def scores(self, y: Tensor, *, level: float = LEVEL, seed: int = SEED) -> tuple[dict[str, Floats], Floats]:
+        """What that is made of: `rmse` (squared errors) and `crps` `(n, ...)`, `nll` `(n,)`; and is the target within the central
+        `level`, `(n, ...)`?"""
+        target, log_prob = y.double().numpy(), self.log_prob(y).numpy()
+        count = int(np.clip(HELD // target.size, 256, NUM_DRAWS))
+        drawn = np.sort(self.sample(count, seed).numpy(), axis=0)
+        low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
+        error, crps = (target - self.centre(drawn)) ** 2, crps_of_draws(drawn, target)
+        covered = ((low <= target) & (target <= high)).astype(np.float64)
+        return {"rmse": error, "nll": -log_prob, "crps": crps}, covered
 
     def centre(self, drawn: NDArray[np.float64]) -> NDArray[np.float64]:
         """The mean `(n, ...)`; the median of sorted draws where a component has no finite mean (Cauchy)."""

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from espalier import store
 from espalier.calibration import CALIBRATORS, DRAW_CALIBRATORS, REGRESSION_CALIBRATORS
+from espalier.calibration.calibrators import Calibrator
 from espalier.contracts import Data
 from espalier.prediction import evaluation
 from espalier.prediction.fit import Fit, How
@@ -16,6 +20,10 @@ from espalier.prediction.mixture import Mixture
 FITTED_ON = "validation"
 PER_DRAW = "draws-"
 """Before the name of a calibrator of every draw by itself."""
+KEPT = "calibrators.json"
+"""What was fitted, in the folder of its run."""
+Parameters = dict[str, dict[str, Any]]
+"""`way + calibrator` -> its parameters by their name."""
 
 
 def names_of(data: Data) -> tuple[str, ...]:
@@ -45,7 +53,7 @@ def recalibrated(
     num_samples: int = 16,
     seed: int = 0,
     predicted: Mapping[How, Any] | None = None,
-) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+) -> tuple[dict[str, Any], Parameters]:
     """By `way + calibrator` what it predicts for a split, as `evaluation.predictions` gives it; and by the same name the fitted
     parameters, JSON-able. Fitted on the validation split, on predictions of the same way. predicted: what
     `evaluation.predictions` gives for the split, with these samples and this seed, where it is at hand.
@@ -55,39 +63,92 @@ def recalibrated(
     """
     check(data, split, names)
     ways = ways or fit.ways
-    options: dict[str, Any] = {"ways": ways, "num_samples": num_samples, "seed": seed}
-    found: dict[str, Any] = {}
-    kept: dict[str, dict[str, Any]] = {}
+    kept: Parameters = {}
     if not names:
-        return found, kept
+        return {}, kept
     fitted_on = evaluation.split_of(data, FITTED_ON)
-    seen = evaluation.predictions(fit, data, FITTED_ON, **options)
-    asked = predicted or evaluation.predictions(fit, data, split, **options)
+    seen = evaluation.predictions(fit, data, FITTED_ON, ways=ways, num_samples=num_samples, seed=seed)
     y = fitted_on.y.long().numpy() if data.num_classes is not None else data.in_units(fitted_on.y).numpy()
     for way in ways:
         if isinstance(seen[way], Mixture):
             raise ValueError("expected class probabilities or one normal target to calibrate, got another likelihood's mixture")
         for name in names:
-            told, parameter = _mapped(fit, data, split, way, name, seen[way], asked[way], y, num_samples, seed)
-            found[f"{way} + {name}"] = told
-            kept[f"{way} + {name}"] = parameter
-    return found, kept
+            known, arguments = _of(data, name, seen[way], fit, FITTED_ON, way, num_samples, seed)
+            kept[f"{way} + {name}"] = {known.parameter: known.fit(*arguments, y)}
+    return apply_kept(fit, data, split, kept, num_samples=num_samples, seed=seed, predicted=predicted), kept
 
 
-def _mapped(
-    fit: Fit, data: Data, split: str, way: How, name: str, seen: Any, asked: Any, y: Any, num_samples: int, seed: int
-) -> tuple[Any, dict[str, Any]]:
-    """Predictions of a split after one calibrator, and its parameters by their name."""
+def apply_kept(
+    fit: Fit,
+    data: Data,
+    split: str,
+    kept: Parameters,
+    *,
+    num_samples: int = 16,
+    seed: int = 0,
+    predicted: Mapping[How, Any] | None = None,
+) -> dict[str, Any]:
+    """What `way + calibrator` predicts for a split, with parameters as `recalibrated` returns them or `read_kept` reads them."""
+    ways = tuple(dict.fromkeys(_parted(arm)[0] for arm in kept))
+    asked = predicted or evaluation.predictions(fit, data, split, ways=ways, num_samples=num_samples, seed=seed)
+    found: dict[str, Any] = {}
+    for arm, parameters in kept.items():
+        way, name = _parted(arm)
+        known, arguments = _of(data, name, asked[way], fit, split, way, num_samples, seed)
+        told = known.apply(*arguments, parameters[known.parameter])
+        found[arm] = np.stack(told, -1) if data.num_classes is None else told
+    return found
+
+
+def read_kept(folder: Path, fit: Fit, data: Data) -> Parameters:
+    """The calibrators that `espalier evaluate --calibrate` left in a run's folder; none where there is no file.
+
+    Raises ValueError for a file that it did not write.
+    """
+    path = folder / KEPT
+    if not path.exists():
+        return {}
+    kept = store.read_json(path)
+    try:
+        for arm, parameters in kept.items():
+            way, name = _parted(arm)
+            if way not in fit.ways or name not in names_of(data) or set(parameters) != {_known(data, name).parameter}:
+                raise ValueError(arm)
+            told = _known(data, name).apply(*_even(data, name), *parameters.values())
+            if not np.isfinite(np.asarray(told, dtype=np.float64)).all():
+                raise ValueError(arm)
+    except (ValueError, AttributeError, TypeError, LookupError) as error:
+        raise ValueError(f"expected calibrators of this run in {path}, got others: it was altered, remove it") from error
+    return dict(kept)
+
+
+def _parted(arm: str) -> tuple[How, str]:
+    """`way + calibrator` as the two."""
+    way, _, name = arm.partition(" + ")
+    return way, name  # type: ignore[return-value]
+
+
+def _known(data: Data, name: str) -> Calibrator:
     if data.num_classes is None:
-        known = REGRESSION_CALIBRATORS[name]
-        parameter = known.fit(seen[..., 0], seen[..., 1], y)
-        return np.stack(known.apply(asked[..., 0], asked[..., 1], parameter), -1), {known.parameter: parameter}
+        return REGRESSION_CALIBRATORS[name]
+    return DRAW_CALIBRATORS[name.removeprefix(PER_DRAW)] if name.startswith(PER_DRAW) else CALIBRATORS[name]
+
+
+def _even(data: Data, name: str) -> tuple[NDArray[Any], ...]:
+    """A prediction that every calibrator of a data set takes: what its parameters are tried on."""
+    if data.num_classes is None:
+        return np.zeros((1, 1)), np.ones((1, 1))
+    even = np.full((1, data.num_classes), 1 / data.num_classes)
+    return (even[None] if name.startswith(PER_DRAW) else even,)
+
+
+def _of(
+    data: Data, name: str, said: Any, fit: Fit, split: str, way: How, num_samples: int, seed: int
+) -> tuple[Calibrator, tuple[NDArray[Any], ...]]:
+    """A calibrator, and the predictions that it takes: of a regression means and scales, of a draws' the draws."""
+    known = _known(data, name)
+    if data.num_classes is None:
+        return known, (said[..., 0], said[..., 1])
     if not name.startswith(PER_DRAW):
-        known = CALIBRATORS[name]
-        parameter = known.fit(seen, y)
-        return known.apply(asked, parameter), {known.parameter: parameter}
-    known = DRAW_CALIBRATORS[name.removeprefix(PER_DRAW)]
-    parts = [evaluation.split_of(data, part).x for part in (FITTED_ON, split)]
-    draws = [fit.predict(x, way, num_samples=num_samples, seed=seed).numpy() for x in parts]
-    parameter = known.fit(draws[0], y)
-    return known.apply(draws[1], parameter), {known.parameter: parameter}
+        return known, (said,)
+    return known, (fit.predict(evaluation.split_of(data, split).x, way, num_samples=num_samples, seed=seed).numpy(),)

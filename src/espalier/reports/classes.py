@@ -13,7 +13,8 @@ from espalier.calibration.selective import COVERAGE, RISK
 from espalier.pages import Block, Example, Figure, Gallery, Section, Table, Text
 from espalier.pictures import plots
 from espalier.pictures.data import Curve, Picture
-from espalier.reports.figures import figure, grid, image_of
+from espalier.reports import promises
+from espalier.reports.figures import figure, grid, image_of, reliability_rows
 from espalier.reports.look import Look
 from espalier.reports.tables import interval
 
@@ -50,11 +51,7 @@ def reliability(looks: Sequence[Look]) -> Section:
             f"{interval(scores['ece_15_interval'])}, of which {scores['ece_15_floor']:.4f} is what a calibrated net would show; "
             f"smooth ECE {smooth[0]:.4f} {interval(smooth[1])}; Spiegelhalter's z {test.statistic:.2f}, p {test.p_value:.3g}."
         )
-        bins = calibration.reliability(confidence, hit, calibration.NUM_BINS)
-        data = (
-            ["low", "high", "examples", "accuracy", "confidence"],
-            list(zip(bins.edges[:-1], bins.edges[1:], bins.counts, bins.accuracy, bins.confidence, strict=True)),
-        )
+        data = (["low", "high", "examples", "accuracy", "confidence"], reliability_rows(probs, look.labels))
         drawn = plots.png(plots.reliability({f"{look.name}: {look.way}": (probs, look.labels)}))
         blocks += [Text(said), Figure(drawn, f"Reliability of {look.name}", said, data)]
     return Section("Reliability", blocks, "reliability")
@@ -79,17 +76,25 @@ def selective(looks: Sequence[Look]) -> Section:
                     *(_with(found, key) for key in ("aurc", "augrc", "risk_at_coverage", "coverage_at_risk")),
                 ]
             )
+    certified = promises.promised(looks)
+    for own in certified:
+        if own.answered:
+            label = f"{own.look.name}, certified: at most {own.alpha:g}"
+            curves.append(Curve(label, [own.answered / len(own.look.labels)], [own.alpha], style="dots"))
     picture = Picture("Risk against coverage", "share of examples answered", "errors among them", tuple(curves))
     best = min(rows, key=lambda row: float(row[1].split()[0]))
     says = f"Errors fall as fewer examples are answered; the smallest area under the curve, {best[1]}, is that of {best[0]}."
     header = ["by", "AURC", "AUGRC", f"risk at {COVERAGE:.0%} coverage", f"coverage at {RISK:.0%} risk"]
     told = Text(
-        "The most uncertain examples are left unanswered first. Read off these examples, none of it is a guarantee: that is "
-        "what `espalier certify --risk selective` gives."
+        "The most uncertain examples are left unanswered first. Read off these examples, the curves are no guarantee: that is "
+        + (
+            "the certificate, for the network that it pruned, here as a point."
+            if certified
+            else "what `espalier certify --risk selective:T` gives."
+        )
     )
-    return Section(
-        "Selective prediction", [told, figure(picture, says), Table("Selective prediction", header, rows)], "selective"
-    )
+    blocks: list[Block] = [told, figure(picture, says), Table("Selective prediction", header, rows)]
+    return Section("Selective prediction", blocks + ([promises.table(certified)] if certified else []), "selective")
 
 
 def _with(found: Any, name: str) -> str:
@@ -171,8 +176,8 @@ def examples(look: Look) -> Section:
         "Most certain": np.argsort(unsure, kind="stable")[:SHOWN],
     }
     told = Text(
-        f"Probabilities are the mean over 16 masks of {look.name}, with the standard deviation between them; MI is the mutual "
-        "information of label and mask, in nats: what the masks disagree in."
+        f"Probabilities are the mean over {look.num_samples} masks of {look.name}, with the standard deviation between them; MI "
+        "is the mutual information of label and mask, in nats: what the masks disagree in."
     )
     return Section(
         "Examples",
@@ -189,7 +194,7 @@ def _most(scores: NDArray[np.float64]) -> NDArray[np.int64]:
 
 def _shown(look: Look, rows: NDArray[np.int64]) -> list[Example]:
     inputs, names = look.x(rows), look.named
-    draws = look.fit.predict(inputs, "redraw").numpy()
+    draws = look.fit.predict(inputs, "redraw", num_samples=look.num_samples).numpy()
     shown = []
     for place, row in enumerate(rows):
         mean, spread = draws[:, place].mean(0), draws[:, place].std(0)

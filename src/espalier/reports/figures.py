@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from espalier import calibration
 from espalier.pages import Figure
 from espalier.pictures import plots
 from espalier.pictures.data import Picture
@@ -38,6 +39,13 @@ def grid(
     header = [y, *(names or map(str, range(values.shape[1])))]
     rows = [[names[i] if names else i, *row] for i, row in enumerate(values.tolist())]
     return Figure(plots.png(drawn), title, says, (header, rows))
+
+
+def reliability_rows(probs: NDArray[np.float64], labels: NDArray[Any]) -> list[tuple[Any, ...]]:
+    """The bins of a reliability diagram: low, high, examples, accuracy, confidence."""
+    confidence, hit = np.clip(probs.max(1), 0, 1), probs.argmax(1) == labels
+    bins = calibration.reliability(confidence, hit, calibration.NUM_BINS)
+    return list(zip(bins.edges[:-1], bins.edges[1:], bins.counts, bins.accuracy, bins.confidence, strict=True))
 
 
 def image_of(x: NDArray[np.float32], shift: Any = None, scale: Any = None) -> bytes:

@@ -11,8 +11,9 @@ from espalier import __version__, calibration, pages, store
 from espalier.calibration.comparison import Scores
 from espalier.certificates import certificate
 from espalier.pages import Block, Details, Page, Section, Table, Text
-from espalier.reports import classes, targets, topology
+from espalier.reports import calibrators, classes, targets, topology
 from espalier.reports.look import Look
+from espalier.reports.promises import certificates_in
 from espalier.reports.tables import CLASSIFICATION, REGRESSION, TITLES, entry, interval, ways_of
 
 KEPT = ("versions", "data", "programs")
@@ -28,14 +29,18 @@ CITE = """\
 """
 
 
-def report(looks: Sequence[Look], extras: Sequence[Section] = ()) -> str:
-    """The whole document. Raises ValueError for runs that cannot stand beside each other."""
+def report(looks: Sequence[Look], extras: Sequence[Section] = (), calibrate: Sequence[str] = ()) -> str:
+    """The whole document. calibrate: calibrators that are fitted for it, in place of those that runs keep.
+
+    Raises ValueError for runs that cannot stand beside each other.
+    """
     check(looks)
     own = classes.sections(looks) if looks[0].classes else targets.sections(looks)
     sections = [
         headline(looks),
         *comparison(looks),
         *own,
+        *calibrators.sections(looks, calibrate),
         *extras,
         topology.topology(looks),
         topology.training(looks),
@@ -66,9 +71,9 @@ def check_free(path: Path) -> None:
         )
 
 
-def write(path: Path, looks: Sequence[Look], extras: Sequence[Section] = ()) -> None:
+def write(path: Path, looks: Sequence[Look], extras: Sequence[Section] = (), calibrate: Sequence[str] = ()) -> None:
     """The page as a file, atomically."""
-    store.write_bytes(path, report(looks, extras).encode())
+    store.write_bytes(path, report(looks, extras, calibrate).encode())
 
 
 def lead(looks: Sequence[Look]) -> str:
@@ -145,13 +150,11 @@ def certificates(looks: Sequence[Look]) -> list[Section]:
     """What the run was certified for."""
     blocks: list[Block] = []
     for look in looks:
-        for path in sorted(look.folder.glob("certificate*.json")):
-            facts = store.read_json(path)
-            if isinstance(facts, dict) and "lambda" in facts and "risks" in facts:
-                blocks += [
-                    Text(f"{look.name}: {certificate.sentence(facts)}"),
-                    Text(f"{path}; `espalier verify {path}` recomputes it.", "source"),
-                ]
+        for path, facts in certificates_in(look.folder).items():
+            blocks += [
+                Text(f"{look.name}: {certificate.sentence(facts)}"),
+                Text(f"{path}; `espalier verify {path}` recomputes it.", "source"),
+            ]
     return [Section("Certificate", blocks, "certificate")] if blocks else []
 
 

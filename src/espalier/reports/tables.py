@@ -42,3 +42,28 @@ def ways_of(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, A
     if len(ways) > 1 and all(own == next(iter(ways.values())) for own in ways.values()):
         return {"any": next(iter(ways.values()))}
     return ways
+
+
+def differ_sentence(found: Mapping[str, Any]) -> str:
+    """Do groups differ? They do where the smallest p-value times the number of tests is at most 0.05. found: what
+    `prediction.by_groups` says of one grouping and way to predict."""
+    said = "; ".join(f"{_TESTED[name]} p {p:.3g}" for name, p in found["differ"].items())
+    least = min(found["differ"].values())
+    count = len(found["differ"])
+    verdict = "Groups differ" if least * count <= 0.05 else "No difference between groups is shown"
+    gap = ""
+    if "gaps" in found:
+        name = "accuracy" if "accuracy" in found["gaps"] else "nll"
+        own = found["gaps"][name]
+        gap = (
+            f" Largest gap in {TITLES[name]}: {own['highest']} over {own['lowest']} by {own['value']:.4f} "
+            f"{interval(own['interval'])}."
+        )
+    return f"{verdict} ({count} permutation tests: {said}).{gap}"
+
+
+_TESTED = {
+    **TITLES,
+    "squared_error": "squared error",
+    "calibration": "over-confidence at equal confidence",
+}

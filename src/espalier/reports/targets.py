@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +11,7 @@ from scipy.special import ndtr
 from scipy.stats import binom
 
 from espalier import calibration
-from espalier.pages import Block, Section, Table, Text
+from espalier.pages import Block, Figure, Section, Table, Text
 from espalier.pictures.data import Curve, Picture
 from espalier.prediction.mixture import Mixture
 from espalier.reports.figures import figure
@@ -26,30 +26,39 @@ DRAWN = 2048
 
 def sections(looks: Sequence[Look]) -> list[Section]:
     """All of them, in their order."""
-    return [transform(looks), intervals(looks), residuals(looks), furthest(looks[0])]
+    told = [told_of(look.predicted["redraw"], look.labels) for look in looks]
+    return [transform(looks, told), intervals(looks, told), residuals(looks, told), furthest(looks[0], told[0])]
 
 
-def pit_of(look: Look) -> NDArray[np.float64]:
-    """The probability integral transform P(Y <= y_i) of every target under the run's predictive distribution (Dawid 1984):
-    uniform if it is right. Of a distribution without a closed form by draws, ties by halves."""
-    said, y = look.predicted["redraw"], look.labels
+class Told(NamedTuple):
+    """Of n targets and a predictive distribution. pit: the probability integral transform P(Y <= y_i) (Dawid 1984), uniform if it
+    is right. centre, wide: its mean and standard deviation. Of a distribution without a closed form by draws, ties by halves."""
+
+    pit: NDArray[np.float64]
+    centre: NDArray[np.float64]
+    wide: NDArray[np.float64]
+
+
+def told_of(said: Any, y: NDArray[Any]) -> Told:
+    """said: of one way to predict, as `evaluation.predictions` returns it."""
     if isinstance(said, Mixture):
         drawn = said.sample(DRAWN).numpy()
-        return np.asarray((drawn < y).mean(0) + 0.5 * (drawn == y).mean(0))
-    return np.asarray(ndtr((y - said[..., 0]) / said[..., 1]).mean(0))
+        pit = np.asarray((drawn < y).mean(0) + 0.5 * (drawn == y).mean(0))
+        return Told(pit, drawn.mean(0), drawn.std(0))
+    wide = np.sqrt(np.mean(said[..., 1] ** 2, 0) + said[..., 0].var(0))
+    return Told(np.asarray(ndtr((y - said[..., 0]) / said[..., 1]).mean(0)), said[..., 0].mean(0), wide)
 
 
-def transform(looks: Sequence[Look]) -> Section:
+def pit_figure(pits: Mapping[str, NDArray[np.float64]], title: str = "Probability integral transform") -> Figure:
+    """Their histograms, in the band of a uniform one."""
     curves, said = [], []
-    for look in looks:
-        pit = pit_of(look)
+    for name, pit in pits.items():
         counts = np.histogram(pit, BINS, (0, 1))[0]
         low, high = binom.ppf([0.025 / BINS, 1 - 0.025 / BINS], len(pit), 1 / BINS)
         outside = int(((counts < low) | (counts > high)).sum())
-        curves.append(Curve(look.name, (np.arange(BINS) + 0.5) / BINS, counts * BINS / len(pit), style="points"))
-        said.append(
-            f"{look.name}: {outside} of {BINS} bars are outside the band; sd of the PIT {pit.std():.3f} (0.289 if calibrated)."
-        )
+        curves.append(Curve(name, (np.arange(BINS) + 0.5) / BINS, counts * BINS / len(pit), style="points"))
+        wide = f"sd of the PIT {pit.std():.3f} (0.289 if calibrated)"
+        said.append(f"{name}: {outside} of {BINS} bars are outside the band; {wide}.")
     ends = np.array([0.0, 1.0])
     band = Curve(
         "uniform, 95 % for all bars",
@@ -58,20 +67,23 @@ def transform(looks: Sequence[Look]) -> Section:
         np.full(2, low * BINS / len(pit)),
         np.full(2, high * BINS / len(pit)),
     )
-    picture = Picture("Probability integral transform", "P(Y ≤ y)", "density", (band, *curves))
-    told = Text(
+    return figure(Picture(title, "P(Y ≤ y)", "density", (band, *curves)), " ".join(said))
+
+
+def transform(looks: Sequence[Look], told: Sequence[Told]) -> Section:
+    drawn = pit_figure({look.name: own.pit for look, own in zip(looks, told, strict=True)})
+    text = Text(
         "Where the predictive distributions are right, P(Y ≤ y) is uniform. A hump says that they are too wide, a trough too "
         "narrow, a slope that they are biased."
     )
-    return Section("Calibration of the distribution", [told, figure(picture, " ".join(said))], "pit")
+    return Section("Calibration of the distribution", [text, drawn], "pit")
 
 
-def intervals(looks: Sequence[Look]) -> Section:
+def intervals(looks: Sequence[Look], told: Sequence[Told]) -> Section:
     """How often central intervals hold the target."""
     curves: list[Curve] = [Curve("as promised", LEVELS, LEVELS, style="dashed")]
     rows: list[list[str]] = []
-    for look in looks:
-        pit = pit_of(look)
+    for look, (pit, _, _) in zip(looks, told, strict=True):
         held = np.array([int((np.abs(pit - 0.5) <= level / 2).sum()) for level in LEVELS])
         n = len(pit)
         low, high = calibration.clopper_pearson(held, n)
@@ -86,10 +98,9 @@ def intervals(looks: Sequence[Look]) -> Section:
     return Section("Coverage", [figure(picture, says), table], "coverage")
 
 
-def residuals(looks: Sequence[Look]) -> Section:
+def residuals(looks: Sequence[Look], told: Sequence[Told]) -> Section:
     blocks: list[Block] = []
-    for look in looks:
-        centre, wide = _moments(look)
+    for look, (_, centre, wide) in zip(looks, told, strict=True):
         rest = (look.labels - centre) / wide
         picture = Picture(
             f"Residuals of {look.name}",
@@ -107,19 +118,9 @@ def residuals(looks: Sequence[Look]) -> Section:
     return Section("Residuals", blocks, "residuals")
 
 
-def _moments(look: Look) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and standard deviation of the predictive distribution, by the draws of `redraw`."""
-    said = look.predicted["redraw"]
-    if isinstance(said, Mixture):
-        drawn = said.sample(DRAWN).numpy()
-        return drawn.mean(0), drawn.std(0)
-    centre = said[..., 0].mean(0)
-    return centre, np.sqrt(np.mean(said[..., 1] ** 2, 0) + said[..., 0].var(0))
-
-
-def furthest(look: Look) -> Section:
+def furthest(look: Look, told: Told) -> Section:
     """The examples that the run is most surprised by."""
-    centre, wide = _moments(look)
+    _, centre, wide = told
     rest = (look.labels - centre) / wide
     order = np.argsort(-np.abs(rest), kind="stable")[:SHOWN]
     epistemic = np.sqrt(look.unsure["epistemic_variance"])

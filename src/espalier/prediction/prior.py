@@ -1,0 +1,72 @@
+"""What was believed before any data: weights from the prior, on a topology or all of them, and what they say of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from espalier import nested
+from espalier.contracts import Rows, Topology
+from espalier.distributions.priors import FlatNormal
+from espalier.network import BayesianNetwork
+from espalier.prediction.fit import Fit
+from espalier.prediction.predict import Batches, outcome_of
+
+
+def prior_weights(
+    model: BayesianNetwork, topology: Topology | None = None, *, draws: int, scale: float | None = None, seed: int = 0
+) -> Iterator[Tensor]:
+    """Flat weight vectors `(num_weights,)` from `model.prior()`; torch's own stream does not move.
+
+    topology: the prior of a sparse net, its other weights exactly 0, as `fit.topology` is; None is the dense prior. scale:
+    another standard deviation than the model's own.
+
+    Raises ValueError for no draws, and for a topology of another network.
+    """
+    if draws < 1:
+        raise ValueError(f"expected at least 1 draw of the prior, got {draws}")
+    if topology is not None and topology.sizes != model.sizes:
+        raise ValueError(f"expected a topology over layers of {model.sizes} weights, got {topology.sizes}: use the model's own")
+    prior = model.prior() if scale is None else FlatNormal(scale, model.num_weights, model.initial)
+    return _weights(prior, topology, draws, seed)
+
+
+def _weights(prior: FlatNormal, topology: Topology | None, draws: int, seed: int) -> Iterator[Tensor]:
+    for number in range(draws):
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(int(np.random.SeedSequence([seed, number, 1]).generate_state(1)[0]))
+            weights = prior.sample()
+        if topology is not None:
+            positions = topology.positions.to(weights.device)
+            weights = torch.zeros_like(weights).index_copy(0, positions, weights[positions])
+        yield weights
+
+
+def prior_outcomes(
+    model: BayesianNetwork | Fit, x: Rows | Any, topology: Topology | None = None, *, draws: int, seed: int = 0
+) -> Iterator[dist.TorchDistribution]:
+    """The distribution of y given every row of x at each of the `prior_weights`, in the units that the network is trained in.
+
+    Of a fit they are those of `of_fit`. What has no prior (biases, normalisation, the likelihood's own parameters) stands where
+    the model has it, or where the training of the fit left it.
+    """
+    rows = x if isinstance(x, Batches) else Batches(nested.rows_of(x), _network(model).initial.device)
+    if isinstance(model, BayesianNetwork):
+        return (outcome_of(model, weights, rows) for weights in prior_weights(model, topology, draws=draws, seed=seed))
+    network, state = model.model, model.pairs.state(-1)
+    return (outcome_of(network, weights, rows, state) for weights in of_fit(model, topology, draws=draws, seed=seed))
+
+
+def of_fit(fit: Fit, topology: Topology | None = None, *, draws: int, seed: int = 0) -> Iterator[Tensor]:
+    """The `prior_weights` that a fit was trained under: of the scale that its record has, on its own topology, or another."""
+    scale = fit.record.get("prior_scale")
+    return prior_weights(fit.model, fit.topology if topology is None else topology, draws=draws, scale=scale, seed=seed)
+
+
+def _network(model: BayesianNetwork | Fit) -> BayesianNetwork:
+    return model if isinstance(model, BayesianNetwork) else model.model
