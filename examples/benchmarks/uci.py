@@ -93,27 +93,26 @@ def arm_of(cell: Cell) -> str:
 
 
 def work(grid: Grid, sets: Sequence[str], wanted: Sequence[str], data_dir: str | None, file: Path) -> None:
-    """Whatever is not in the file yet, networks first: one line a run, written when it is done."""
+    """Whatever is not in the file yet, one line a run, written when it is done; split by split, so that whenever it is stopped
+    all sets have about as many."""
     done = {json.loads(line)["key"] for line in lines_of(file)}
-    shared: dict[str, list[Cell]] = {}
+    shared: dict[tuple[int, str], dict[str, list[Cell]]] = {}
     for cell in grid.cells:
-        if cell.variant[0] in sets and cell.seed < SPLITS.get(cell.variant[0], 20):
-            shared.setdefault(cell.runs[0], []).append(cell)
-    for key, cells in shared.items():
-        if key not in done:
-            keep(file, key, trained(grid, cells, data_dir))
-    for arm in wanted:
-        for name in sets:
-            for split in {cell.seed: None for cells in shared.values() for cell in cells if cell.variant[0] == name}:
-                key = f"{arm}-{name}-{split}"
-                if key in done:
-                    continue
-                data = load_data(name, data_dir=data_dir, fold=split, validation=0.1, calibration=0.0)
-                start = time.process_time()
-                predicted = REFERENCES[arm](data, split)
-                if predicted is not None:
-                    seconds = time.process_time() - start
-                    keep(file, key, rows_of(name, split, {arm: predicted}, data, seconds=seconds))
+        name = cell.variant[0]
+        if name in sets and cell.seed < SPLITS.get(name, 20):
+            shared.setdefault((cell.seed, name), {}).setdefault(cell.runs[0], []).append(cell)
+    for split, name in sorted(shared, key=lambda point: point[0]):
+        for key, cells in shared[split, name].items():
+            if key not in done:
+                keep(file, key, trained(grid, cells, data_dir))
+        for arm in wanted:
+            if (key := f"{arm}-{name}-{split}") in done:
+                continue
+            data = load_data(name, data_dir=data_dir, fold=split, validation=0.1, calibration=0.0)
+            start = time.process_time()
+            predicted = REFERENCES[arm](data, split)
+            if predicted is not None:
+                keep(file, key, rows_of(name, split, {arm: predicted}, data, seconds=time.process_time() - start))
 
 
 def lines_of(file: Path) -> list[str]:

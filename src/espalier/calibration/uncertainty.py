@@ -48,9 +48,10 @@ def expected_entropy(draws: ArrayLike) -> Floats:
 
 def mutual_information(draws: ArrayLike) -> Floats:
     """H(mean) - mean H = 1/S sum_s KL(p_s, mean), `(n,)` in [0, log min(S, C)]: the epistemic part (Houlsby et al. 2011,
-    BALD). Computed as the latter, which cancels nothing and is never below 0."""
+    BALD). Computed as the latter, which cancels nothing and is never below 0; of equal draws 0, whatever their mean rounds to."""
     p = class_draws(draws)
-    return np.asarray(np.maximum(rel_entr(p, p.mean(0)).sum(-1).mean(0), 0.0))
+    found = np.maximum(rel_entr(p, p.mean(0)).sum(-1).mean(0), 0.0)
+    return np.where((p == p[0]).all((0, -1)), 0.0, found)
 
 
 def variation_ratio(draws: ArrayLike) -> Floats:

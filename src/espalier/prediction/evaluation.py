@@ -100,8 +100,9 @@ def score(predicted: Mapping[Way, Any], data: Data, split: str = "test") -> dict
 
 
 def _mean(draws: Iterator[Tensor]) -> Predictions:
-    """The average of the draws, one at a time."""
-    total, count = next(draws).double(), 1
+    """The average of the draws, one at a time; of equal draws exactly that draw, so that one network's ways are equal."""
+    mean, count = next(draws).double(), 1
     for draw in draws:
-        total, count = total + draw, count + 1
-    return (total / count).numpy()
+        count += 1
+        mean = mean + (draw - mean) / count
+    return mean.numpy()
