@@ -42,6 +42,7 @@ BENCHMARKS = {
     "confident_polyps.py": ["--help"],
     "criticism.py": ["--help"],
     "fashion.py": ["--help"],
+    "fashion_report.py": ["--help"],
     "power.py": ["--help"],
     "prune_further.py": ["--help"],
     "state_bytes.py": [],

@@ -74,6 +74,12 @@ def test_draws_that_agree_have_no_epistemic_part() -> None:
     np.testing.assert_allclose(UNCERTAINTIES["expected_entropy"](p), UNCERTAINTIES["predictive_entropy"](p), rtol=1e-12)
 
 
+def test_equal_draws_have_no_mutual_information_at_all_whatever_their_mean_rounds_to() -> None:
+    p = np.repeat(drawn(1, n=200, classes=10), 16, axis=0)
+    assert (p.mean(0) != p[0]).any()
+    assert not UNCERTAINTIES["mutual_information"](p).any()
+
+
 def test_the_variances_are_those_of_the_mixture() -> None:
     rng = np.random.default_rng(1)
     draws = np.stack([rng.normal(size=(3, 4)), rng.uniform(0.2, 2, size=(3, 4))], axis=-1)

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from espalier import calibration
+from espalier import Training, calibration
 from espalier.contracts import Split
+from espalier.inference import rigl
+from espalier.models import mlp
 from espalier.prediction.evaluation import SPLITS, evaluate, predictions, score, split_of
 from espalier.prediction.fit import WAYS
 from fitted import digits, regression, trained
@@ -24,6 +26,15 @@ def test_what_is_predicted_of_classes_is_the_mean_over_the_draws_of_each_way(nam
         assert probs.dtype == np.float64
         expected = fit.predict(data.test.x, way, num_samples=5, seed=3).double().mean(0).numpy()
         np.testing.assert_allclose(probs, expected, rtol=0, atol=1e-12)
+
+
+def test_the_ways_of_one_network_are_equal_to_the_last_bit() -> None:
+    """Case U1: sixteen equal draws were added up and divided, so that a report took one network for two."""
+    training = Training(epochs=1, batch_size=100, device="cpu")
+    fit = rigl.infer(mlp.model((1, 8, 8), 10, hidden=(20,)), digits(), sparsity=0.5, delta_t=2, training=training)
+    found = predictions(fit, digits(), num_samples=16)
+    for probs in found.values():
+        np.testing.assert_array_equal(probs, found["unmasked"])
 
 
 def test_every_split_is_evaluated_by_the_scores_of_calibration() -> None:

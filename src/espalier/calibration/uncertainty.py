@@ -53,7 +53,7 @@ def expected_entropy(draws: ArrayLike) -> Floats:
 
 def mutual_information(draws: ArrayLike) -> Floats:
     """H(mean) - mean H = 1/S sum_s KL(p_s, mean), `(n,)` in [0, log min(S, C)]: the epistemic part (Houlsby et al. 2011,
-    BALD). Computed as the latter, which cancels nothing and is never below 0."""
+    BALD). Computed as the latter, which cancels nothing and is never below 0; of equal draws 0, whatever their mean rounds to."""
     p = class_draws(draws)
     return np.asarray(np.maximum(rel_entr(p, np.clip(mean_of(p), 0, 1)).sum(-1).mean(0), 0.0))
 

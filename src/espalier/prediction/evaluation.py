@@ -100,9 +100,9 @@ def score(predicted: Mapping[Way, Any], data: Data, split: str = "test") -> dict
 
 
 def _mean(draws: Iterator[Tensor]) -> Predictions:
-    """The average of the draws, one at a time; of equal draws that draw, to the last digit."""
-    first, count = next(draws).double(), 1
-    beyond = torch.zeros_like(first)
+    """The average of the draws, one at a time; of equal draws exactly that draw, so that one network's ways are equal."""
+    mean, count = next(draws).double(), 1
     for draw in draws:
-        beyond, count = beyond + (draw.double() - first), count + 1
-    return (first + beyond / count).clamp_min(0).numpy()
+        count += 1
+        mean = mean + (draw - mean) / count
+    return mean.numpy()
