@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from clouds import WORDS, certified, fit
-from espalier import Split, runs
+from espalier import Split, runs, store
 from espalier.certificates import certificate, pvalues
 from espalier.certificates.certify import Settings, certify_fits, check_num_data, check_unseen
 from espalier.certificates.runs import load_pruned
@@ -138,6 +138,20 @@ def test_what_speaks_against_a_certificate_is_noted(run: Path) -> None:
     assert "1 other runs in the same folder were certified on these examples" in notes[1]
     assert f"**Note:** {notes[1]}" in (run / "certificate.md").read_text()
     assert all(check.holds for check in verify(run / "certificate.json"))
+
+
+def test_rows_that_the_drop_rate_was_found_on_are_named(tmp_path: Path) -> None:
+    run = tmp_path / "auto"
+    words = ["--model=mlp", "--hidden=[16]", "--inference=cigl", "--data=digits", "--epochs=8", "--delta-t=10", "--device=cpu"]
+    assert main(["fit", *words, "--out", str(run)]) == 0  # drop_rate auto is the default
+    notes = certificate.notes(certified(run))
+    rows = len(runs.data_of(run).validation.y)
+    assert notes == [f"The drop rate was found on {rows} rows of the validation split, none of which are certified on."]
+    assert all(check.holds for check in verify(run / "certificate.json"))
+    facts = store.check_signed(run / "certificate.json")
+    facts["circumstances"]["searched"] = 0
+    store.write_bytes(run / "certificate.json", store.canonical(store.signed(facts)).encode())
+    assert not all(check.holds for check in verify(run / "certificate.json"))
 
 
 def test_a_ledger_cannot_be_lost_alone_and_a_bit_of_it_is_not_a_second_look(

@@ -191,6 +191,10 @@ def notes(facts: dict[str, Any]) -> list[str]:
     found, said = facts["circumstances"], []
     if found.get("repeated"):
         said.append(f"{found['repeated']} of {facts['n']} calibration inputs equal a training input.")
+    if found.get("searched"):
+        said.append(
+            f"The drop rate was found on {found['searched']} rows of the validation split, none of which are certified on."
+        )
     if found.get("evaluated"):
         said.append(
             f"`espalier evaluate` has scored the {facts['split']} split before: a choice made after that is not covered."

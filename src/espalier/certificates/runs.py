@@ -96,7 +96,7 @@ def _certified(
         "asked": asked,
         "looks": [short(look) for look in before],
         "runs": [os.path.relpath(folder.resolve(), home.resolve()) for folder in folders],
-        "circumstances": _circumstances(folders, asked, repeated),
+        "circumstances": _circumstances(folders, asked, repeated, searched(fits)),
         "device": str(fits[0].topology.positions.device),
     }
     if facts["rejected"]:
@@ -163,17 +163,23 @@ def certified_run(facts: dict[str, Any], fits: Sequence[Fit]) -> str:
     return run
 
 
-def _circumstances(folders: Sequence[Path], asked: dict[str, Any], repeated: int) -> dict[str, Any]:
+def searched(fits: Sequence[Fit]) -> int:
+    """Validation rows, at most, on which a fit's drop rate was found."""
+    return max(int(fit.record.get("drop_rate", {}).get("validation_rows", 0)) for fit in fits)
+
+
+def _circumstances(folders: Sequence[Path], asked: dict[str, Any], repeated: int, looked: int) -> dict[str, Any]:
     """What speaks against the assumptions, as far as the files tell; `certificate.notes` says it in words.
 
-    repeated: calibration inputs that equal a training input. evaluated: has `espalier evaluate` scored the split before?
-    siblings: other runs beside that were certified on these examples. matplotlib: the version that drew the picture.
+    searched: validation rows that the drop rate was found on. repeated: calibration inputs that equal a training input.
+    evaluated: has `espalier evaluate` scored the split before? siblings: other runs beside that were certified on these examples. matplotlib: the version that drew the picture.
     """
     own = {folder.resolve() for folder in folders}
     around = {other.parent for folder in own for other in folder.parent.glob("*/looks.json")} - own
     others = [o for o in around if any(look["examples"] == asked["examples"] for look in looks_in(o))]
     return {
         "repeated": repeated,
+        "searched": looked,
         "evaluated": scored_before(folders, asked["settings"]["split"]),
         "siblings": len(others),
         "matplotlib": version("matplotlib"),

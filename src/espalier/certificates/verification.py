@@ -26,6 +26,7 @@ from espalier.certificates.runs import (
     picture,
     question,
     scored_before,
+    searched,
     short,
     ticket_of,
 )
@@ -189,8 +190,11 @@ def _page_of(facts: dict[str, Any]) -> str | None:
 def _circumstantial(facts: dict[str, Any], data: Data, split: str, fits: Sequence[Fit]) -> bool:
     """Is what the page says in passing what `certify` could have written?"""
     found = facts["circumstances"]
-    kinds = {"repeated": int, "evaluated": bool, "siblings": int, "matplotlib": str}
+    kinds = {"repeated": int, "searched": int, "evaluated": bool, "siblings": int, "matplotlib": str}
+    if isinstance(found, dict):  # older ones do not speak of a search, and there was none
+        found = {"searched": 0, **found}
     right = isinstance(found, dict) and {name: type(value) for name, value in found.items()} == kinds
+    right = right and found["searched"] == searched(fits)
     right = right and found["siblings"] >= 0 and bool(VERSION.fullmatch(found["matplotlib"]))
     run = certified_run(facts, fits) if facts["rejected"] else None
     right = right and isinstance(facts["device"], str) and bool(DEVICE.fullmatch(facts["device"]))
