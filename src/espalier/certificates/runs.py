@@ -172,7 +172,8 @@ def _circumstances(folders: Sequence[Path], asked: dict[str, Any], repeated: int
     """What speaks against the assumptions, as far as the files tell; `certificate.notes` says it in words.
 
     searched: validation rows that the drop rate was found on. repeated: calibration inputs that equal a training input.
-    evaluated: has `espalier evaluate` scored the split before? siblings: other runs beside that were certified on these examples. matplotlib: the version that drew the picture.
+    evaluated: has `espalier evaluate` scored the split before? siblings: other runs beside that were certified on these
+    examples. matplotlib: the version that drew the picture.
     """
     own = {folder.resolve() for folder in folders}
     around = {other.parent for folder in own for other in folder.parent.glob("*/looks.json")} - own
