@@ -54,6 +54,24 @@ def test_a_cell_is_what_its_runs_predict(done: tuple[Grid, Path, compare.Outcome
             assert arrays["hit"].mean() == expected["accuracy"]
 
 
+def test_the_rows_of_a_grid_are_read_once_and_others_anew(
+    done: tuple[Grid, Path, compare.Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid, out, _ = done
+    read_from, real = list[Path](), runs.data_of
+    monkeypatch.setattr(compare, "_READ", {})
+    monkeypatch.setattr(compare.runs, "data_of", lambda folder: (read_from.append(folder), real(folder))[1])
+    folders = [out / "runs" / name for name in grid.runs]
+    fits = [runs.load(folder) for folder in folders]
+    kept = [compare._data_of(folder, fit) for folder, fit in zip(folders, fits, strict=True)]
+    assert len(read_from) == len({runs.recipe_in(folder).options["train_size"] for folder in folders})
+    assert all(data.hashes == fit.record["data"]["hashes"] for data, fit in zip(kept, fits, strict=True))
+    fits[0].record["data"]["hashes"] = {**kept[0].hashes, "test": "others"}
+    compare._data_of(folders[0], fits[0])
+    assert len(compare._READ) == 1
+    assert read_from[-1] == folders[0]
+
+
 @pytest.mark.parametrize("name", ["vector", "beta"])
 def test_a_calibrator_of_many_numbers_is_kept_in_the_record_and_is_no_column(
     name: str, done: tuple[Grid, Path, compare.Outcome]

@@ -27,6 +27,7 @@ from espalier.contracts import Data, Split
 from espalier.data.streamed import selected
 from espalier.grids.grid import Cell, Grid
 from espalier.grids.workers import Failure, Workers
+from espalier.nested import plain
 from espalier.prediction import costs
 from espalier.prediction.evaluation import Predictions, predictions, split_of
 from espalier.prediction.fit import Fit
@@ -196,7 +197,7 @@ def score(out: Path, num_samples: int, split: str, cell: Cell) -> None:
     folders = [out / "runs" / name for name in cell.runs]
     with told():
         fits = [runs.load(folder) for folder in folders]
-        loaded = runs.data_of(folders[0])
+        loaded = _data_of(folders[0], fits[0])
     fits = [fit.to(find_device(fit.record["recipe"]["device"])) for fit in fits]
     if any(fit.record["data"]["hashes"] != loaded.hashes for fit in fits):
         raise ValueError("expected members of an ensemble that were trained on the same data")
@@ -240,6 +241,19 @@ def score(out: Path, num_samples: int, split: str, cell: Cell) -> None:
         "arrays": store.sha256(written.getvalue()),
     }
     store.write_bytes(path.with_name(f"{cell.name}.json"), store.canonical(store.signed(record)).encode())
+
+
+_READ: dict[str, Data] = {}
+"""The data of the last cell that this process scored: most cells of a grid are scored on the same, and reading takes longer."""
+
+
+def _data_of(folder: Path, fit: Fit) -> Data:
+    recipe = runs.recipe_in(folder)
+    key = store.canonical(plain([recipe.data, recipe.of("data"), fit.record["data"]["hashes"]]))
+    if key not in _READ:
+        _READ.clear()
+        _READ[key] = runs.data_of(folder)
+    return _READ[key]
 
 
 def _mean_prediction(fits: Sequence[Fit], loaded: Data, part: str, cell: Cell, num_samples: int) -> Predictions:
