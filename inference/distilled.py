@@ -62,6 +62,5 @@ def infer(
         watch=first,
     )  # fmt: skip
     return fit if not distill_epochs else distill(
-        fit, data, training=training, streams=streams, epochs=distill_epochs, learning_rate=distill_rate,
-        watch=first.next(),
+        fit, data, training=training, seed=seed, epochs=distill_epochs, learning_rate=distill_rate, watch=first.next()
     )  # fmt: skip

@@ -74,7 +74,7 @@ def trained(case: str, seed: int = 3, **changed: Any) -> Fit:
     schedule = schedules.rule(rule, 3, 30, 0.4)
     fit = train(model, guide, schedule, data(), training=training, streams=streams, average_from=0.8)
     if taught:
-        distill(fit, data(), training=training, streams=streams, epochs=taught, learning_rate=0.05)
+        distill(fit, data(), training=training, seed=seed, epochs=taught, learning_rate=0.05)
     return fit
 
 

@@ -19,7 +19,7 @@ from espalier.network import BayesianNetwork
 from espalier.prediction.fit import WAYS, Fit, Pair, Pairs
 from espalier.store import Bundle
 from espalier.topology.masks import initial
-from espalier.training.distillation import cross_entropy, distill
+from espalier.training.distillation import STREAM, cross_entropy, distill
 from espalier.training.options import Training
 from espalier.training.streams import Streams
 from rounding import close
@@ -93,7 +93,7 @@ def z_of(fit: Fit, stream: torch.Generator) -> Tensor:
 def once(fit: Fit, data: Data, rate: float = 0.1, seed: int = 5, epochs: int = 1, **options: Any) -> Fit:
     training = Training(batch_size=BATCH, device="cpu")
     return distill(
-        fit, data, training=training, streams=Streams(seed, CPU), epochs=epochs, learning_rate=rate, **options
+        fit, data, training=training, seed=seed, epochs=epochs, learning_rate=rate, **options
     )
 
 
@@ -103,7 +103,7 @@ def once(fit: Fit, data: Data, rate: float = 0.1, seed: int = 5, epochs: int = 1
 def test_one_step_of_distillation_has_the_gradient_of_the_cross_entropy(mask: str, rescale: bool) -> None:
     fit = masked_fit(mask=mask, rescale=rescale)
     replay, x = Replay(fit), toy().train.x
-    loss = replay.loss(x, replay.target(x, z_of(fit, Streams(5, CPU).mask)))
+    loss = replay.loss(x, replay.target(x, z_of(fit, Streams([5, STREAM], CPU).mask)))
     gradients = torch.autograd.grad(loss, replay.student)
     once(fit, toy())
     for after, before, gradient in zip(student_of(fit), replay.student, gradients, strict=True):
@@ -116,7 +116,7 @@ def test_one_step_of_distillation_has_the_gradient_of_the_cross_entropy(mask: st
 @pytest.mark.parametrize("mask", ["weight", "unit"])
 def test_distillation_is_nesterov_s_sgd_on_that_loss_under_a_cosine(mask: str) -> None:
     fit, data, epochs, rate = masked_fit(mask=mask), toy(5 * BATCH + 3), 4, 0.2
-    replay, streams = Replay(fit), Streams(5, CPU)
+    replay, streams = Replay(fit), Streams([5, STREAM], CPU)
     optimiser = torch.optim.SGD(replay.student, lr=1.0, momentum=0.9, nesterov=True)
     losses, taken, steps = [], 0, 20
     for _ in range(epochs):
@@ -288,7 +288,7 @@ def test_teacher_and_student_normalise_by_the_batch() -> None:
     student = [pair.draw(0).clone(), *(state[name].clone() for name in names)]
     for parameter in student:
         parameter.requires_grad_()
-    z = z_of(fit, Streams(5, CPU).mask)[topology.positions]
+    z = z_of(fit, Streams([5, STREAM], CPU).mask)[topology.positions]
     target = logits(pair.values * z, [state[name] for name in names]).softmax(-1)
     loss = -(target * logits(student[0], student[1:]).log_softmax(-1)).sum() / len(x)
     gradients = torch.autograd.grad(loss, student)
@@ -332,7 +332,7 @@ def test_a_regression_is_distilled_with_its_noise() -> None:
     student = [pair.draw(0).clone(), *(state[name].clone() for name in names)]
     for parameter in student:
         parameter.requires_grad_()
-    words = torch.empty(3, dtype=torch.int64).random_(-(2**63), None, generator=Streams(5, CPU).mask)
+    words = torch.empty(3, dtype=torch.int64).random_(-(2**63), None, generator=Streams([5, STREAM], CPU).mask)
     z = words.view(torch.int16)[:12] < round(65536 * P) - 32768
     gap = mean(pair.values * z, state[names[0]], state[names[1]]) - mean(*student[:3])
     tau_s, tau_t = student[3].exp(), state[names[2]].exp()
@@ -360,7 +360,7 @@ def test_a_one_logit_network_is_distilled_like_the_same_network_with_two() -> No
     pair = Pair(torch.randn(9), torch.rand(9) < P, copy.deepcopy(model.state_dict()))
     fit = Fit(model, topology, Pairs.of([pair]), keep_prob=P, rescale=False, record={}, history=[{"step": 0}])
     once(fit, toy(classes=2))
-    z = torch.empty(3, dtype=torch.int64).random_(-(2**63), None, generator=Streams(5, CPU).mask)
+    z = torch.empty(3, dtype=torch.int64).random_(-(2**63), None, generator=Streams([5, STREAM], CPU).mask)
     keep = z.view(torch.int16)[:9] < round(65536 * P) - 32768
 
     def logits(active: Tensor) -> Tensor:

@@ -19,8 +19,6 @@ from espalier.prediction import evaluate
 from espalier.prediction.fit import Fit
 from espalier.training.distillation import distill
 from espalier.training.options import Training
-from espalier.training.streams import Streams
-from toys import CPU
 from watches import Recorder
 
 pytestmark = pytest.mark.usefixtures("own_store")
@@ -92,7 +90,7 @@ def test_a_loaded_fit_is_distilled_like_the_one_that_was_saved(tmp_path: Path) -
     fit.save(tmp_path / "fit")
     loaded, x = Fit.load(tmp_path / "fit", plain_net(True)), digits().test.x[:50]
     for one in (fit, loaded):
-        distill(one, digits(), training=training, streams=Streams(5, CPU), epochs=1, learning_rate=0.1)
+        distill(one, digits(), training=training, seed=5, epochs=1, learning_rate=0.1)
     assert torch.equal(loaded.predict(x, "distilled"), fit.predict(x, "distilled"))
 
 

@@ -1,4 +1,4 @@
-"""`espalier fit` and `espalier resume`."""
+"""`espalier fit`, `resume` and `distil`."""
 
 from __future__ import annotations
 
@@ -77,6 +77,26 @@ def resume(words: list[str]) -> int:
         print(f"{arguments.run} is finished; nothing to do")
         return 0
     return _conclude(arguments.run, reached, arguments.json, arguments.data)
+
+
+def distil(words: list[str]) -> int:
+    parser = Parser(prog="espalier distil", description="Teach one sparse net what the masked ones of a finished run predict.")
+    parser.add_argument("run", type=Path, metavar="RUN", help="of the inference cigl (or distilled)")
+    parser.add_argument("--out", type=Path, required=True, metavar="NEW", help="new folder: the run, with the net in it")
+    parser.add_argument("--epochs", type=int, default=10, help="passes over the training inputs (default 10)")
+    parser.add_argument("--rate", type=float, default=0.05, help="peak of their learning rate (default 0.05)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object, and nothing else, on stdout")
+    parser.of_data()
+    arguments = parser.parse_args(words)
+
+    from espalier import runs
+    from espalier.cli.progress import Bar
+
+    trained = runs.recipe_in(arguments.run).options["epochs"]
+    with Bar(f"distil {arguments.run.name}", trained + arguments.epochs) as bar:
+        fit = runs.distil(arguments.run, arguments.out, epochs=arguments.epochs, learning_rate=arguments.rate,
+                          data_dir=arguments.data_dir, source=arguments.data, watch=bar)  # fmt: skip
+    return _conclude(arguments.out, fit, arguments.json, arguments.data)
 
 
 def _watching(recipe: Any, first: bool) -> Any:

@@ -14,6 +14,7 @@ from espalier import __version__
 COMMANDS = {
     "fit": "fit",
     "resume": "fit",
+    "distil": "fit",
     "evaluate": "evaluate",
     "report": "report",
     "compare": "compare",
@@ -32,6 +33,7 @@ Bayesian sparse training for networks that know what they don't know.
   espalier fit --model NAME --inference NAME --data NAME --out RUN   train; options come from the programs named
   espalier fit --config RECIPE.yaml --out RUN                        the same from a file; see examples/
   espalier resume RUN                                                go on with a run that was stopped
+  espalier distil RUN --out NEW                                      one pass that says what a run's masked nets say
   espalier evaluate RUN [RUN ...]                                    scores of every way to predict, with intervals
   espalier report RUN [RUN ...] --out page.html                      what they came to, in one page of pictures
   espalier compare GRID.yaml --out DIR                               methods x sparsities x seeds, with paired intervals

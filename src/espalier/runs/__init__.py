@@ -3,6 +3,7 @@
 lines.py     the one reader and writer of YAML, for recipes and grids
 recipes.py   a recipe: programs and options, from words and YAML
 folder.py    start, resume, load: a run folder
+teaching.py  a run that there is, distilled
 trust.py     whose code is run
 """
 
@@ -22,3 +23,4 @@ from espalier.runs.folder import tidy as tidy
 from espalier.runs.folder import versions as versions
 from espalier.runs.recipes import Recipe as Recipe
 from espalier.runs.recipes import resolve as resolve
+from espalier.runs.teaching import distil as distil

@@ -201,6 +201,11 @@ def _kept(recipe: Recipe, folder: Path, loaded: Data, model: BayesianNetwork, ke
     if distributed.rank():
         return fit
     keeper.begin()  # for an inference of the user's that has no use for a watch
+    return _conclude(fit, folder, loaded)
+
+
+def _conclude(fit: Fit, folder: Path, loaded: Data) -> Fit:
+    """Write down what was reached, the record last."""
     programs = [name for name in ("config.yaml", "model.py", "inference.py", INIT) if (folder / name).exists()]
     fit.record |= {
         "recipe": lines.read(folder / "config.yaml", "a recipe file"),

@@ -38,10 +38,12 @@ from espalier.training import distributed, objective, rates
 from espalier.training.batches import batches
 from espalier.training.loop import Info
 from espalier.training.options import MOST_EPOCHS, Training
-from espalier.training.streams import Streams
+from espalier.training.streams import Streams, find_device
 from espalier.training.train import validation_scores
 from espalier.training.watch import Silent, Watch
 
+STREAM = 12
+"""Of random numbers: those of a distillation do not depend on where the training's stand, so that it can begin later as well."""
 SHOWN, MASKS = 512, 8
 """Training rows and masks by which the end of distillation is compared with its beginning."""
 WORSE = 0.05
@@ -53,7 +55,7 @@ def distill(
     data: Data,
     *,
     training: Training,
-    streams: Streams,
+    seed: int,
     epochs: int,
     learning_rate: float,
     watch: Watch | None = None,
@@ -64,16 +66,22 @@ def distill(
     peak, of Nesterov SGD under a cosine. Raises ValueError for a fit without random masks, or a likelihood that is not
     categorical, Bernoulli or normal.
     """
-    check(fit.model, data, fit.keep_prob, epochs, learning_rate)
-    if epochs < 1:
-        raise ValueError(f"expected epochs of at least 1, got {epochs}: this training is over, with nothing left to weave into")
+    check_later(fit, data, epochs, learning_rate)
     fit.look_at(data)
+    streams = Streams([seed, STREAM], find_device(training.device))
     devices = [streams.device] if streams.device.type == "cuda" else []
     with (
         torch.random.fork_rng(devices),
         pyro.validation_enabled(False),
     ):  # a loss that is not finite gets our own sentence
         return _distill(fit, data, training, streams, epochs, learning_rate, watch or Silent())
+
+
+def check_later(fit: Fit, data: Data, epochs: int, learning_rate: float) -> None:
+    """Can this be distilled now? Raises ValueError where it cannot."""
+    check(fit.model, data, fit.keep_prob, epochs, learning_rate)
+    if epochs < 1:
+        raise ValueError(f"expected epochs of at least 1, got {epochs}: this training is over, with nothing left to weave into")
 
 
 @torch.no_grad()

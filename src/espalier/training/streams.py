@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ class Streams:
     train together, they alone differ.
     """
 
-    def __init__(self, seed: int, device: torch.device) -> None:
+    def __init__(self, seed: int | Sequence[int], device: torch.device) -> None:
         seeds = np.random.SeedSequence(seed).generate_state(5, np.uint64) >> np.uint64(1)
         self.device = device
         self.default = int(seeds[0])

@@ -1,0 +1,66 @@
+"""Claims about `espalier distil`: it ends where the training that distils from the start ends, and refuses what has no masks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from espalier import runs, store
+from espalier.cli.main import main
+from espalier.runs.recipes import resolve
+
+pytestmark = pytest.mark.usefixtures("own_store")
+WORDS = ["--data=digits", "--train-size=160", "--epochs=4", "--batch-size=16", "--delta-t=6", "--bn-batches=3", "--device=cpu",
+         "--learning-rate=0.05", "--augment=crop-flip", "--average-from=0.5", "--freeze=0.5", "--seed=3"]  # fmt: skip
+MLP = ["--model=mlp", "--hidden=[24]"]
+CONVOLUTIONS = ["--model=wide_resnet", "--depth=10", "--widen=1"]
+
+
+@pytest.mark.parametrize("words", [
+    [*MLP, "--drop-rate=0.2"], [*MLP, "--mask=unit", "--drop-rate=0.3", "--rescale"], [*MLP], [*CONVOLUTIONS, "--drop-rate=0.1"],
+], ids=["mlp", "units", "auto", "batch norm"])  # fmt: skip
+def test_it_ends_as_a_training_that_distils_from_the_start(words: list[str], tmp_path: Path) -> None:
+    assert main(["fit", "--inference=cigl", *words, *WORDS, "--out", str(tmp_path / "plain")]) == 0
+    assert main(["distil", str(tmp_path / "plain"), "--out", str(tmp_path / "later"), "--epochs=2", "--rate=0.1"]) == 0
+    taught = ["--inference=distilled", "--distill-epochs=2", "--distill-rate=0.1"]
+    assert main(["fit", *taught, *words, *WORDS, "--out", str(tmp_path / "whole")]) == 0
+    for name in ("fit.safetensors", "history.json", "config.yaml"):
+        assert (tmp_path / "later" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    records = [store.check_signed(tmp_path / name / "record.json") for name in ("later", "whole")]
+    assert records[0] == records[1]
+
+
+def test_a_run_that_learned_on_the_way_can_be_taught_anew(tmp_path: Path) -> None:
+    runs.start(resolve(["--inference=distilled", *MLP, "--drop-rate=0.2", *WORDS]), tmp_path / "woven")
+    before = (tmp_path / "woven" / "fit.safetensors").read_bytes()
+    fit = runs.distil(tmp_path / "woven", tmp_path / "anew", epochs=1)
+    assert "distilled" in runs.load(tmp_path / "anew").ways
+    assert fit.record["distilled"]["epochs"] == 1
+    assert (tmp_path / "woven" / "fit.safetensors").read_bytes() == before
+
+
+def test_what_cannot_be_distilled_is_refused_and_nothing_is_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = {
+        "rigl": (["--inference=rigl"], "expected a run of cigl or distilled, whose networks have random masks, got one of rigl"),
+        "pruned": (["--inference=cigl", "--rule=one-shot", "--drop-rate=0.2"], "but rule is one-shot"),
+        "tempered": (["--inference=cigl", "--kl-scale=0.5", "--drop-rate=0.2"], "but kl_scale is 0.5"),
+        "unmasked": (["--inference=cigl", "--drop-rate=0"], "expected a drop_rate above 0"),
+        "good": (["--inference=cigl", "--drop-rate=0.2"], ""),
+    }
+    new = ["--out", str(tmp_path / "new")]
+    for name, (words, sentence) in made.items():
+        own = [word for word in WORDS if "average" not in word or name != "rigl"]
+        runs.start(resolve([*words, *MLP, *own]), tmp_path / name)
+        if sentence:
+            assert main(["distil", str(tmp_path / name), *new]) == 2
+            assert sentence in capsys.readouterr().err
+    said = {"--epochs=0": "epochs of at least 1", "--rate=0": "a rate above 0"}
+    for word, sentence in said.items():
+        assert main(["distil", str(tmp_path / "good"), word, *new]) == 2
+        assert sentence in capsys.readouterr().err
+    assert main(["distil", str(tmp_path), *new]) == 2
+    assert "expected a run folder" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+    assert main(["distil", str(tmp_path / "good"), "--out", str(tmp_path / "rigl")]) == 2
+    assert "expected a new folder" in capsys.readouterr().err
