@@ -26,9 +26,11 @@ from espalier.topology import schedules
 from espalier.topology.masks import initial
 from espalier.training import distributed
 from espalier.training.distillation import distill
+from espalier.training.drop_rates import Found
 from espalier.training.options import Training
 from espalier.training.streams import Streams, find_device
 from espalier.training.train import train
+from espalier.training.woven import Woven
 
 BATCH, EPOCHS, EXAMPLES = 32, 8, 160  # of the whole: 5 steps an epoch, 40 in all
 MOVES = 9  # every third step before the freeze at 30
@@ -42,6 +44,7 @@ CASES: dict[str, dict[str, Any]] = {
     "batch norm": {"learning_rate": 0.05},
     "dropout": {"learning_rate": 0.05},
     "distilled": {"learning_rate": 0.2, "distill": 3},
+    "found and woven": {"learning_rate": 0.2, "followed": True},
 }
 
 
@@ -66,13 +69,15 @@ def data() -> Data:
 def trained(case: str, seed: int = 3, **changed: Any) -> Fit:
     """CigL in float64: 70 % sparse, one weight in five masked, nine moves."""
     options = {**CASES[case], **changed}
-    rule, taught = options.pop("rule", "rigl"), options.pop("distill", 0)
+    rule, taught, followed = options.pop("rule", "rigl"), options.pop("distill", 0), options.pop("followed", False)
     training = Training(**{"epochs": EPOCHS, "batch_size": BATCH, "device": "cpu", "bn_batches": 2, **options})
     streams = Streams(seed, find_device("cpu"))
     model = BayesianNetwork(network(case), prior_scale=0.5, num_data=EXAMPLES, weight_decay=1e-3)
     guide = MaskedGuide(model, initial(model.shapes, 0.7, generator=streams.topology), 0.8, generator=streams.mask)
     schedule = schedules.rule(rule, 3, 30, 0.4)
-    fit = train(model, guide, schedule, data(), training=training, streams=streams, average_from=0.8)
+    # A rate every fourth step, as of large batches, and a student in the last epochs.
+    followers = [Found(data(), 1280, 40, seed), Woven.of(training, data(), 0.8, 0.05)] if followed else []
+    fit = train(model, guide, schedule, data(), training=training, streams=streams, average_from=0.8, followers=followers)
     if taught:
         distill(fit, data(), training=training, seed=seed, epochs=taught, learning_rate=0.05)
     return fit
