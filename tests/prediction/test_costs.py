@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,7 @@ from espalier.store import Bundle
 from espalier.topology import codes, schedules
 from espalier.topology.masks import erk, initial, uniform
 from espalier.training import rates
+from espalier.training.drop_rates import period
 from espalier.training.loop import Loop
 from espalier.training.options import Training
 
@@ -260,6 +262,23 @@ def test_a_distilled_network_pays_for_its_teacher() -> None:
     more = 2 * 32 * 2 * 9 * (1 + 3) * sum(fit.topology.counts)  # a forward pass of the teacher, three of the student
     assert taught["train_flops"] - alone["train_flops"] == pytest.approx(more, rel=1e-9)
     assert taught["inference_flops"] == alone["inference_flops"]
+
+
+def test_a_network_taught_on_the_way_pays_for_itself_alone() -> None:
+    fit = fitted("distilled", training={"epochs": 5}, sparsity=0.8, average_from=0.6, freeze=0.6)
+    alone, taught = costs.costs(fit, "ticket"), costs.costs(fit, "distilled")
+    more = 2 * 32 * 2 * 9 * 3 * sum(fit.topology.counts)  # two epochs of nine steps
+    assert taught["train_flops"] - alone["train_flops"] == pytest.approx(more, rel=1e-9)
+
+
+def test_finding_the_drop_rate_is_paid_for() -> None:
+    fit = fitted("cigl", training={"epochs": 60}, sparsity=0.8, drop_rate="auto")
+    known = copy.copy(fit)
+    known.record = {name: fact for name, fact in fit.record.items() if name != "drop_rate"}
+    looks = 60 * 9 // period(32)
+    assert looks > 0
+    more = 2 * sum(fit.topology.counts) * looks * 2 * 4 * 128  # four draws at two rates, of 128 rows
+    assert costs.costs(fit)["train_flops"] - costs.costs(known)["train_flops"] == pytest.approx(more, rel=1e-9)
 
 
 def test_earlier_trainings_of_a_run_are_counted() -> None:

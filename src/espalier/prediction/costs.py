@@ -137,7 +137,7 @@ def costs(
 ) -> dict[str, float]:
     """What it cost to train the fit, and costs to predict with it in the way `how`; JSON-able.
 
-    train_flops: of the whole training, with what `how` needs of it (distillation, batch-norm statistics);
+    train_flops: of the whole training, with what `how` needs of it (distillation, the drop rate, batch-norm statistics);
     inference_flops: of one example, over all draws. state_bytes: the most that lasted from step to step of what training
     updates (values, positions, moments, other parameters and buffers). disk_bytes: of the tensors that predict this way,
     masks packed. NAME_relative: over the same for a dense network trained for as many steps as the last training.
@@ -149,11 +149,12 @@ def costs(
     batch = min(record["batch_size"], record["num_data"])
     units = sum(_work(phase, work, sizes) for phase in [*record.get("earlier", ()), own])
     sparse = work.sparse({name: own["active"][name] / size for name, size in sizes.items()})
-    student = record.get("distilled", {}).get("epochs", 0) if how == "distilled" else 0
-    units += (
-        4 * sparse * student * max(1, record["num_data"] // record["batch_size"])
-    )  # a masked teacher's forward pass, too
-    multiply_adds = batch * units + sparse * _statistics_examples(fit, how, num_samples)
+    student = record.get("distilled", {}) if how == "distilled" else {}
+    per_epoch = max(1, record["num_data"] // record["batch_size"])
+    # After training a masked teacher's forward pass, too; on the way that has been done.
+    units += sparse * (4 * student.get("epochs", 0) * per_epoch + 3 * student.get("woven_steps", 0))
+    looked = record.get("drop_rate", {}).get("forward_examples", 0)  # to find the drop rate
+    multiply_adds = batch * units + sparse * (looked + _statistics_examples(fit, how, num_samples))
     draws = 3 * own["mean_density"] * own["steps"] * sum(sizes.values()) if _is_random(fit) else 0.0
     averages = len(fit.pairs.values) * fit.topology.num_active
     passes = {"pairs": len(fit.pairs.values), "redraw": num_samples}.get(how, 1)

@@ -6,7 +6,9 @@ From the ticket's weights, on its frozen support, minimise over w
 
 with u the average over the collected pairs. Cross-entropy is linear in its first argument, so one draw of Z per step gives an
 unbiased gradient: the teacher costs a forward pass. It sees training inputs only, no labels and no held-out data. Sources:
-Korattikara et al. 2015, *Bayesian dark knowledge*; Bulo et al. 2016, *Dropout distillation*.
+Korattikara et al. 2015, *Bayesian dark knowledge*; Bulo et al. 2016, *Dropout distillation*. Related: Malinin et al. 2020,
+*Ensemble distribution distillation* (the spread of the draws too); Vejendla et al. 2025 (arXiv 2505.11731: a Bayesian language
+model on its training set alone). Ours: sparse, on the teacher's own support, a mask a step, at a rate found on the way.
 
 For a regression both are normal, and the cross-entropy teaches the one net the spread between the masked ones too, as far as
 its likelihood has a variance to learn. Each step is then taken in units of the student's own variance: the loss times it,

@@ -194,7 +194,9 @@ class Found:
         return {"drop_rate": 1 - effective_keep_prob(1 - self.state.rate)}
 
     def end(self, fit: Fit, data: Data) -> None:
-        fit.record["drop_rate"] = {"rule": "auto", "validation_rows": self.pool, "found": 1 - fit.keep_prob}
+        looked = self.steps // self.every * 2 * DRAWS * ROWS
+        own = {"rule": "auto", "validation_rows": self.pool, "found": 1 - fit.keep_prob, "forward_examples": looked}
+        fit.record["drop_rate"] = own
 
     def restore(self, saved: Bundle, model: BayesianNetwork, guide: MaskedGuide) -> None:
         phi, mean, square, taken = saved.facts["drop_rate"]

@@ -99,7 +99,8 @@ class Woven:
         with torch.random.fork_rng(devices):
             reached, ticket = (float("nan"),) * 2 if self.lost else settle(fit, data, self.student)
         if close_enough(reached, ticket):
-            hand_out(fit, self.student, {"epochs": 0, "learning_rate": self.learning_rate, "loss": self.told})
+            facts = {"epochs": 0, "woven_steps": self.student.taken, "learning_rate": self.learning_rate, "loss": self.told}
+            hand_out(fit, self.student, facts)
             return
         why = self.lost or (
             f"it ended farther from its teacher than the ticket, {reached:.4g} against {ticket:.4g} nats: lower the distill_rate"
