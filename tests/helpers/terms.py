@@ -48,7 +48,8 @@ def step(objective: Callable[..., Any], model: BayesianNetwork, guide: MaskedGui
     terms = objective(model, guide, x, y, nullcontext())
     every = [*guide.named_parameters(), *model.named_parameters()]
     found = {name: p.grad if p.grad is not None else torch.zeros_like(p) for name, p in every}
-    return {"loss": terms.loss, **terms._asdict(), **dict(model.named_buffers()), **found}
+    of_loss = {name: getattr(terms, name) for name in ("loss", "fit", "kl", "l2")}
+    return {**of_loss, **dict(model.named_buffers()), **found}
 
 
 def same(mine: dict[str, Tensor], theirs: dict[str, Tensor], eps: float = 1e-10) -> None:

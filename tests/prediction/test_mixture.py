@@ -216,7 +216,7 @@ def test_targets_that_cannot_come_from_the_likelihood_are_refused_before_trainin
     wrong = data.train.y.clone()
     wrong[7] = bad
     with pytest.raises(ValueError, match=says):
-        cigl.infer(net, data._replace(train=data.train._replace(y=wrong)), sparsity=0.5)
+        cigl.infer(net, data._replace(train=data.train._replace(y=wrong)), sparsity=0.5, drop_rate=0.1)
 
 
 def test_counts_that_were_standardised_are_refused_with_the_way_out() -> None:

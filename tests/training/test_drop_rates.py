@@ -21,7 +21,7 @@ from espalier.distributions import effective_keep_prob, prior_scale_of, weight_d
 from espalier.inference import cigl, distilled
 from espalier.topology import initial
 from espalier.training import drop_rates
-from espalier.training.drop_rates import HALF_WIDTH, Found, State, begin, init, loss_of, sides, step
+from espalier.training.drop_rates import HALF_WIDTH, Found, State, begin, init, loss_of, period, sides, step
 from fitted import digits
 from watches import Recorder
 
@@ -156,7 +156,11 @@ def test_a_training_finds_its_rate_and_says_so() -> None:
     rates = [row["drop_rate"] for row in fit.history]
     assert len(set(rates)) > 2
     assert fit.keep_prob == 1 - rates[-1]
-    assert fit.record["drop_rate"] == {"rule": "auto", "validation_rows": len(digits().validation.y), "found": rates[-1]}
+    steps = TRAINING.steps(digits())
+    assert fit.record["drop_rate"] == {
+        "rule": "auto", "validation_rows": len(digits().validation.y), "found": rates[-1],
+        "forward_examples": steps // period(128) * 2 * 4 * 128,
+    }  # fmt: skip
 
 
 def test_a_resumed_training_finds_the_same_rate() -> None:
