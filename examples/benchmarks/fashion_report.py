@@ -84,17 +84,6 @@ def interval(ends: Any) -> str:
     return f"[{ends[0]:.3f}, {ends[1]:.3f}]"
 
 
-def scores_of(p: NDArray[np.float64], y: NDArray[np.int64]) -> Scores:
-    """One seed `(1, n)`, as `calibration.differences` takes it."""
-    rows = (
-        calibration.accuracy_scores(p, y),
-        np.clip(p.max(1), 0, 1),
-        calibration.nll_scores(p, y),
-        calibration.brier_scores(p, y),
-    )
-    return Scores(*(np.asarray(each, dtype=np.float64)[None] for each in rows))
-
-
 def home(inside: Mapping[str, Draws], y: NDArray[np.int64]) -> str:
     rows = []
     for name, draws in inside.items():
@@ -141,7 +130,7 @@ def corrupted(
             for score, of in SCORES.items():
                 found[name]["scores"][score].append(of(p, y))
             if name != BASELINE and severity:
-                for score, each in calibration.differences(scores_of(p, y), scores_of(probs[BASELINE], y)).items():
+                for score, each in calibration.differences(Scores.of(p, y), Scores.of(probs[BASELINE], y)).items():
                     found[name]["verdicts"].setdefault(score, []).append(each.verdict)
     return found
 

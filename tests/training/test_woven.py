@@ -111,6 +111,13 @@ def test_a_student_that_runs_away_costs_no_training(rate: float, why: str) -> No
     assert torch.equal(fit.pairs.values, alone.pairs.values)
 
 
+def test_it_begins_when_the_topology_stands_still_within_an_epoch_too() -> None:
+    data, training = digits(), Training(epochs=2, batch_size=64, device="cpu")
+    per_epoch = training.steps_per_epoch(data)
+    assert Woven.of(training, data, 0.8, RATE).first == math.ceil(1.6 * per_epoch) >= training.step_at(0.8, data)
+    assert Woven.of(training, data, 0.5, RATE).first == per_epoch
+
+
 def test_without_an_epoch_to_learn_in_it_is_refused_before_any_work() -> None:
     with pytest.raises(ValueError, match=r"expected an average_from that leaves an epoch to distill in, got 1\.0 of 10"):
         fitted(average_from=1.0)

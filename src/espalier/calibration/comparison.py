@@ -40,6 +40,17 @@ class Scores(NamedTuple):
     nll: Floats
     brier: Floats
 
+    @classmethod
+    def of(cls, probs: Floats, labels: ArrayLike) -> Scores:
+        """Of one seed, `(1, n)`: predictive distributions `(n, C)` of class labels `(n,)`."""
+        scores = (
+            calibration.accuracy_scores(probs, labels),
+            np.clip(probs.max(1), 0, 1),
+            calibration.nll_scores(probs, labels),
+            calibration.brier_scores(probs, labels),
+        )
+        return cls(*(np.asarray(each, dtype=np.float64)[None] for each in scores))
+
 
 class Difference(NamedTuple):
     """One arm minus another in one score: `mean` over seeds, its two intervals, and what `crossed` decides.

@@ -191,9 +191,10 @@ def _circumstantial(facts: dict[str, Any], data: Data, split: str, fits: Sequenc
     """Is what the page says in passing what `certify` could have written?"""
     found = facts["circumstances"]
     kinds = {"repeated": int, "searched": int, "evaluated": bool, "siblings": int, "matplotlib": str}
-    if isinstance(found, dict):  # older ones do not speak of a search, and there was none
-        found = {"searched": 0, **found}
-    right = isinstance(found, dict) and {name: type(value) for name, value in found.items()} == kinds
+    if not isinstance(found, dict):
+        return False
+    found = {"searched": 0, **found}  # older ones do not speak of a search, and there was none
+    right = {name: type(value) for name, value in found.items()} == kinds
     right = right and found["searched"] == searched(fits)
     right = right and found["siblings"] >= 0 and bool(VERSION.fullmatch(found["matplotlib"]))
     run = certified_run(facts, fits) if facts["rejected"] else None

@@ -215,12 +215,7 @@ def score(out: Path, num_samples: int, split: str, cell: Cell) -> None:
         # One number is a column of the table; matrices and maps are kept in the record alone.
         (facts if isinstance(parameter, float) else fitted)[calibrator.parameter] = parameter
     p, y = probs[split], labels[split]
-    arrays = {
-        "hit": calibration.accuracy_scores(p, y),
-        "confidence": np.clip(p.max(1), 0, 1),
-        "nll": calibration.nll_scores(p, y),
-        "brier": calibration.brier_scores(p, y),
-    }
+    arrays = {name: rows[0] for name, rows in Scores.of(p, y)._asdict().items()}
     written = io.BytesIO()
     np.savez(written, **arrays)
     path = out / "cells" / cell.name

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from espalier import __version__, calibration, pages, store
 from espalier.calibration.comparison import Scores
 from espalier.certificates import certificate
@@ -114,7 +112,7 @@ def comparison(looks: Sequence[Look]) -> list[Section]:
     """Every run less the first, paired by example."""
     if len(looks) < 2 or not looks[0].classes:
         return []
-    arms = [scores_of(look) for look in looks]
+    arms = [Scores.of(look.probs, look.labels) for look in looks]
     rows = []
     for look, arm in zip(looks[1:], arms[1:], strict=True):
         for name, found in calibration.differences(arm, arms[0]).items():
@@ -132,18 +130,6 @@ def comparison(looks: Sequence[Look]) -> list[Section]:
     )
     table = Table(f"Difference from {looks[0].name}", ["run: score", "difference", "95 % interval", "verdict"], rows)
     return [Section("Comparison", [told, table], "comparison")]
-
-
-def scores_of(look: Look) -> Scores:
-    """The arm that a run is, one seed `(1, n)`."""
-    p, y = look.probs, look.labels
-    rows = (
-        calibration.accuracy_scores(p, y),
-        np.clip(p.max(1), 0, 1),
-        calibration.nll_scores(p, y),
-        calibration.brier_scores(p, y),
-    )
-    return Scores(*(np.asarray(each, dtype=np.float64)[None] for each in rows))
 
 
 def certificates(looks: Sequence[Look]) -> list[Section]:

@@ -142,7 +142,7 @@ def settle(fit: Fit, data: Data, student: Student) -> tuple[float, float]:
     the first training rows."""
     teacher = Teacher(fit)
     rows = to_device(data.train.x[torch.arange(min(SHOWN, len(data.train.y)))], fit.topology.positions.device)
-    student.match_precision(fit, teacher, rows)
+    student.match_precision(teacher, rows)
     fit.model.train()
     found = [teacher.distance(rows, *network) for network in (student.network(), teacher.ticket())]
     fit.model.eval()
@@ -250,13 +250,13 @@ class Student:
         return seen
 
     @torch.no_grad()
-    def match_precision(self, fit: Fit, teacher: Teacher, x: Any) -> None:
+    def match_precision(self, teacher: Teacher, x: Any) -> None:
         """Of a normal likelihood with one learned precision: its optimum, given the means at rows x."""
         learned = self.own.get("likelihood.log_precision")
         if learned is None or not isinstance(self.model.likelihood, Normal):
             return
         values, state = self.network()
-        stream, own = torch.Generator().manual_seed(0), plain(fit.model.outcome(fit.dense(values), x, _copied(state)))
+        stream, own = torch.Generator().manual_seed(0), plain(self.model.outcome(teacher.fit.dense(values), x, _copied(state)))
         spread = []
         for _ in range(MASKS):
             told = plain(teacher.says(x, stream))

@@ -12,6 +12,7 @@ after training in `examples/benchmarks/RESULTS.md`.
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
@@ -43,7 +44,8 @@ class Woven:
     @classmethod
     def of(cls, training: Training, data: Data, average_from: float, learning_rate: float) -> Woven:
         """One that begins where pairs are first collected. Raises ValueError where that leaves it no epoch."""
-        first = int(round(average_from * training.epochs, 9)) * training.steps_per_epoch(data)
+        # As `train` has it: within an epoch where that is no whole number of them, and the topology may move until then.
+        first = math.ceil(round(average_from * training.epochs, 9) * training.steps_per_epoch(data))
         if not first < training.steps(data):
             raise ValueError(
                 f"expected an average_from that leaves an epoch to distill in, got {average_from} of {training.epochs}: lower "
