@@ -17,7 +17,7 @@ from espalier.guides.masked import MaskedGuide
 from espalier.inference import cigl, distilled
 from espalier.prediction.fit import Fit
 from espalier.training import objective
-from espalier.training.woven import Woven
+from espalier.training.woven import BEGINS, Woven
 from fitted import digits
 from toys import net, toy
 
@@ -56,7 +56,7 @@ def test_it_is_nesterov_sgd_towards_the_masked_outputs_by_plain_torch(monkeypatc
     listener = Listener(monkeypatch)
     fit = fitted()
     steps = len(listener.heard)
-    assert steps == 2 * round(0.4 * EPOCHS)
+    assert steps == round(0.15 * 2 * EPOCHS)
     student = [tensor.clone().requires_grad_() for tensor in listener.began]
     momenta = [torch.zeros_like(tensor) for tensor in student]
     for number, (x, output) in enumerate(listener.heard, 1):
@@ -97,8 +97,8 @@ def test_by_pyro_it_learns_of_the_same_draws(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_the_history_says_how_far_it_is_from_its_teacher() -> None:
     rows = fitted().history
-    assert all("distill_loss" not in row for row in rows[:6])
-    losses = [row["distill_loss"] for row in rows[6:]]
+    assert all("distill_loss" not in row for row in rows[:8])
+    losses = [row["distill_loss"] for row in rows[8:]]
     assert all(0 < loss < math.log(3) + 0.5 for loss in losses)
 
 
@@ -114,12 +114,13 @@ def test_a_student_that_runs_away_costs_no_training(rate: float, why: str) -> No
 def test_it_begins_when_the_topology_stands_still_within_an_epoch_too() -> None:
     data, training = digits(), Training(epochs=2, batch_size=64, device="cpu")
     per_epoch = training.steps_per_epoch(data)
-    assert Woven.of(training, data, 0.8, RATE).first == math.ceil(1.6 * per_epoch) >= training.step_at(0.8, data)
-    assert Woven.of(training, data, 0.5, RATE).first == per_epoch
+    assert Woven.of(training, data, 0.9, RATE).first == math.ceil(1.8 * per_epoch) >= training.step_at(0.9, data)
+    for sooner in (0.5, BEGINS):
+        assert Woven.of(training, data, sooner, RATE).first == math.ceil(2 * BEGINS * per_epoch)
 
 
 def test_without_an_epoch_to_learn_in_it_is_refused_before_any_work() -> None:
-    with pytest.raises(ValueError, match=r"expected an average_from that leaves an epoch to distill in, got 1\.0 of 10"):
+    with pytest.raises(ValueError, match=r"expected an average_from that leaves steps to distill in, got 1\.0 of 10"):
         fitted(average_from=1.0)
 
 

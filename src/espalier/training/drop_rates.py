@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from espalier.contracts import Data
-from espalier.distributions.masked import effective_keep_prob
+from espalier.distributions.masked import LEVELS, effective_keep_prob
 from espalier.distributions.priors import prior_scale_of, weight_decay_of
 from espalier.guides.masked import MaskedGuide, input_units
 from espalier.likelihoods import matched
@@ -42,7 +42,8 @@ STREAM = 11
 START = 0.01
 FALLBACK = 0.1
 """CigL's own (Lei et al. 2023)."""
-LOWEST, HIGHEST = 0.0004, 0.5
+LOWEST, HIGHEST = 1 / LEVELS, 0.5
+"""From the least that can be drawn: where masks cost, even one weight in 2,500 does."""
 HALF_WIDTH = 0.06
 """Of the difference, in phi."""
 DRAWS, ROWS, POOL = 4, 128, 1000

@@ -1,6 +1,6 @@
 """The distilled net, taught while its teacher still trains: no epochs of its own, and no forward pass of the teacher's.
 
-From the epoch on that the topology stands still and pairs are collected, every training step has drawn a Z and computed what
+Late, when the topology stands still and pairs are collected, every training step has drawn a Z and computed what
 the network says of its batch under it. A second net on the same support takes a step towards just that, as in `distillation.py`:
 
     w <- w - rate * grad CE( softmax f(x; Z_t * u_t), softmax f(x; w) )
@@ -29,6 +29,9 @@ from espalier.training import rates
 from espalier.training.distillation import Diverged, Student, close_enough, hand_out, in_full, settle
 from espalier.training.options import Training
 
+BEGINS = 0.85
+"""The fraction of training after which there is enough to learn from. Earlier is no better and costs more: measured there too."""
+
 
 class Woven:
     """A student that follows a training. first: the last step before it begins, when the topology moves no more. steps: of the
@@ -43,12 +46,13 @@ class Woven:
 
     @classmethod
     def of(cls, training: Training, data: Data, average_from: float, learning_rate: float) -> Woven:
-        """One that begins where pairs are first collected. Raises ValueError where that leaves it no epoch."""
+        """One that begins at `BEGINS`, or later, where pairs are. Raises ValueError where that leaves it no step."""
         # As `train` has it: within an epoch where that is no whole number of them, and the topology may move until then.
-        first = math.ceil(round(average_from * training.epochs, 9) * training.steps_per_epoch(data))
+        begins = max(average_from, BEGINS)
+        first = math.ceil(round(begins * training.epochs, 9) * training.steps_per_epoch(data))
         if not first < training.steps(data):
             raise ValueError(
-                f"expected an average_from that leaves an epoch to distill in, got {average_from} of {training.epochs}: lower "
+                f"expected an average_from that leaves steps to distill in, got {average_from} of {training.epochs}: lower "
                 "it, or say distill_epochs"
             )
         return cls(first, training.steps(data), learning_rate, training.precision)
