@@ -14,6 +14,7 @@ plain_pyro.py   results of plain Pyro as an ArviZ DataTree
 loo.py          leave-one-out from one fit, where its draws are of a posterior; comparison; LOO-PIT
 recalibration.py  what a fit predicts after calibrators that were fitted on the validation split
 uncertainty.py  how uncertain of every row, by scores of the draws
+one_pass.py     what one network's logits say of its own ignorance
 costs.py        FLOPs of training and prediction, bytes of state and file
 """
 
@@ -48,6 +49,8 @@ from espalier.prediction.loo import leave_one_out as leave_one_out
 from espalier.prediction.loo import loo_pit as loo_pit
 from espalier.prediction.loo import psis_loo as psis_loo
 from espalier.prediction.mixture import Mixture as Mixture
+from espalier.prediction.one_pass import energy as energy
+from espalier.prediction.one_pass import information as information
 from espalier.prediction.plain_pyro import from_pyro as from_pyro
 from espalier.prediction.predict import parameters_of as parameters_of
 from espalier.prediction.predict import predictive as predictive

@@ -100,16 +100,22 @@ def moment(outcome: dist.TorchDistribution, name: Literal["mean", "stddev"]) -> 
     return found
 
 
-@torch.no_grad()
 def outcome_of(
     model: BayesianNetwork, weights: Tensor, x: Rows | Batches, state: Mapping[str, Tensor] | None = None
 ) -> dist.TorchDistribution:
     """The distribution of y given every row of x `(n, *shape)`, at one flat weight vector, in evaluation mode: on the CPU,
     in float64 from the network's output on, so that the tails of the likelihood keep their digits."""
+    return model.says(output_of(model, weights, x, state), state)
+
+
+@torch.no_grad()
+def output_of(
+    model: BayesianNetwork, weights: Tensor, x: Rows | Batches, state: Mapping[str, Tensor] | None = None
+) -> Any:
+    """What the network gives of every row of x, `(n, ...)`, there: what `outcome_of` hands to the likelihood."""
     batches = x if isinstance(x, Batches) else Batches(x, weights.device)
     with evaluating(model):
-        parts = [nested.each(_exact, model.evaluate(weights, batch, state)) for batch in batches]
-    return model.says(nested.each(_joined, *parts), state)
+        return nested.each(_joined, *(nested.each(_exact, model.evaluate(weights, batch, state)) for batch in batches))
 
 
 def _exact(part: Any) -> Any:

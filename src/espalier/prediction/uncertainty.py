@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from espalier import nested
 from espalier.calibration import REGRESSION_UNCERTAINTIES, UNCERTAINTIES
+from espalier.prediction import one_pass
 from espalier.prediction.fit import Fit, How
 
 HELD = 20_000_000
@@ -28,6 +29,8 @@ def uncertainties(
     """By name a score of every row of x `(n,)`, larger where less is known: see `calibration.UNCERTAINTIES`, and of a regression
     `calibration.REGRESSION_UNCERTAINTIES`.
 
+    way: of one network they are those of its one prediction, but for `distilled` of classes: what its masked networks would
+    disagree by is `one_pass.information`, and the expected entropy what that leaves of the total.
     names: which; None is all. Raises ValueError for a name that there is not.
     """
     known = REGRESSION_UNCERTAINTIES if fit.record.get("task") == "regression" else UNCERTAINTIES
@@ -36,9 +39,14 @@ def uncertainties(
     rows = nested.rows_of(x)
     first = fit.predict(rows[torch.arange(1)], way, num_samples=num_samples, seed=seed)
     size = max(1, HELD // first.numel())
-    found: dict[str, list[NDArray[np.float64]]] = {name: [] for name in names or known}
+    found: dict[str, list[NDArray[np.float64]]] = {name: [] for name in known}
     for part in torch.arange(len(rows)).split(size):
         draws = fit.predict(rows[part], way, num_samples=num_samples, seed=seed).numpy()
-        for name, scores in found.items():
-            scores.append(known[name](draws))
-    return {name: np.concatenate(scores) for name, scores in found.items()}
+        for name, pieces in found.items():
+            pieces.append(known[name](draws))
+    scores = {name: np.concatenate(pieces) for name, pieces in found.items()}
+    if way == "distilled" and one_pass.is_taught(fit):
+        scores["mutual_information"] = one_pass.information(fit, rows)
+        left = scores["predictive_entropy"] - scores["mutual_information"]
+        scores["expected_entropy"] = np.maximum(left, 0.0)
+    return {name: scores[name] for name in names or known}

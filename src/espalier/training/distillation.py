@@ -32,7 +32,7 @@ from espalier.contracts import Data
 from espalier.guides.masked import draw_mask
 from espalier.likelihoods import Normal, plain
 from espalier.network import BayesianNetwork, evaluating, under
-from espalier.prediction import batchnorm
+from espalier.prediction import batchnorm, one_pass
 from espalier.prediction.fit import Fit, State
 from espalier.prediction.predict import outcome_of, to_device
 from espalier.store import Bundle
@@ -133,7 +133,7 @@ def _distill(
             f"{ticket:.4g} nats: lower the distill_rate"
         )
     fit.history = [*fit.history, *history]
-    hand_out(fit, student, {"epochs": epochs, "learning_rate": learning_rate, "loss": history[-1]["loss"]})
+    hand_out(fit, data, student, {"epochs": epochs, "learning_rate": learning_rate, "loss": history[-1]["loss"]})
     return fit
 
 
@@ -154,11 +154,15 @@ def close_enough(reached: float, ticket: float) -> bool:
     return reached <= ticket + WORSE * max(1.0, abs(ticket))
 
 
-def hand_out(fit: Fit, student: Student, facts: dict[str, Any]) -> None:
-    """The student as the fit's way to predict `distilled`."""
+def hand_out(fit: Fit, data: Data, student: Student, facts: dict[str, Any]) -> None:
+    """The student as the fit's way to predict `distilled`; of classes, with what its logits say of the masks' disagreement."""
     fit.record |= {"distilled": facts}
     values, state = student.network()
     fit.student = (values, batchnorm.estimate(fit.model, fit.dense(values), state, fit.inputs) if fit.inputs else state)
+    if one_pass.has_level(fit.model):
+        rows = data.train.x[torch.arange(min(SHOWN, len(data.train.y)))]
+        draws = fit.predict(rows, "redraw", num_samples=MASKS)
+        facts["information"] = list(one_pass.fitted(one_pass.energy(fit, rows), draws))
 
 
 def cross_entropy(teacher: dist.TorchDistribution, student: dist.TorchDistribution) -> Tensor:

@@ -106,7 +106,7 @@ class Woven:
             reached, ticket = (float("nan"),) * 2 if self.lost else settle(fit, data, self.student)
         if close_enough(reached, ticket):
             facts = {"epochs": 0, "woven_steps": self.student.taken, "learning_rate": self.learning_rate, "loss": self.told}
-            hand_out(fit, self.student, facts)
+            hand_out(fit, data, self.student, facts)
             return
         why = self.lost or (
             f"it ended farther from its teacher than the ticket, {reached:.4g} against {ticket:.4g} nats: lower the distill_rate"
