@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from espalier.contracts import Data
-from espalier.guides import MaskedGuide
+from espalier.guides import Mask, MaskedGuide
 from espalier.network import BayesianNetwork
 from espalier.prediction import Fit
 from espalier.topology import initial, schedules
@@ -23,7 +23,7 @@ def infer(
     sparsity: Sparsity = 0.9,
     drop_rate: DropRate = "auto",
     rescale: bool = False,
-    mask: Literal["weight", "unit"] = "weight",
+    mask: Mask = "weight",
     rule: Literal["rigl", "set", "static", "gradual", "one-shot"] = "rigl",
     allocation: Allocation = "erk",
     start: Start = "random",
@@ -40,7 +40,8 @@ def infer(
     topology move; after `average_from` of training one pair (Z, u) per epoch, whose mean is the ticket.
 
     drop_rate: P(Z = 0), the paper's "mask sparsity", or auto: found on validation rows while training. rescale: weights are
-    Z * u / keep_prob instead of Z * u. mask: one Z per weight, or per input unit (Gal's dropout).
+    Z * u / keep_prob instead of Z * u. mask: one Z per weight, per input unit (Gal's dropout), or per filter of
+    a convolution.
     rule: how the topology moves; gradual and one-shot start dense and prune. kl_scale: tempering of the KL.
     """
     streams = Streams(seed, find_device(training.device))

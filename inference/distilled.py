@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from espalier.contracts import Data
-from espalier.guides import MaskedGuide
+from espalier.guides import Mask, MaskedGuide
 from espalier.network import BayesianNetwork
 from espalier.prediction import Fit
 from espalier.topology import initial, schedules
@@ -25,7 +25,7 @@ def infer(
     sparsity: Sparsity = 0.9,
     drop_rate: DropRate = "auto",
     rescale: bool = False,
-    mask: Literal["weight", "unit"] = "weight",
+    mask: Mask = "weight",
     rule: Literal["rigl", "set", "static"] = "rigl",
     allocation: Allocation = "erk",
     start: Start = "random",
@@ -43,7 +43,7 @@ def infer(
     step, without labels: in the last 15 % of training, or in epochs of its own. The way to predict `distilled` is one pass.
 
     drop_rate: P(Z = 0), or auto: found on validation rows while training. rescale: weights are Z * u / keep_prob instead of
-    Z * u. mask: one Z per weight, or per input unit.
+    Z * u. mask: one Z per weight, per input unit, or per filter of a convolution.
     rule: how the topology moves. distill_epochs: passes over the training inputs after training; 0: it
     learns on the way, at no pass of its own. distill_rate: peak of its learning rate.
     """

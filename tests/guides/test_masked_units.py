@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from budget import assert_mean, assert_rate
 from digits import digits
 from espalier import shelf, store
-from espalier.guides.masked import MaskedGuide, draw_mask, input_units
+from espalier.guides.masked import MaskedGuide, draw_mask, groups
 from espalier.network import BayesianNetwork
 from espalier.prediction.fit import Fit
 from espalier.topology import schedules
@@ -82,7 +82,7 @@ def units_by_loop(shapes: list[tuple[int, ...]]) -> list[int]:
 @pytest.mark.parametrize("sparsity", [0.0, 0.5])
 def test_units_are_numbered_through_the_layers(shapes: list[tuple[int, ...]], sparsity: float) -> None:
     topology = initial(shapes, sparsity, "uniform", generator=torch.Generator().manual_seed(0))
-    units, count = input_units(topology.positions, shapes)
+    units, count = groups(topology.positions, shapes, "unit")
     everything = units_by_loop(shapes)
     assert count == sum(shape[1] for shape in shapes) == max(everything) + 1
     assert units.tolist() == [everything[place] for place in topology.positions.tolist()]
@@ -108,7 +108,7 @@ def test_a_unit_is_what_its_input_reaches(name: str) -> None:
         (slope,) = torch.autograd.grad(layer(x).sum(), layer.weight)
         of[slope != 0] = channel
     assert (of >= 0).all()
-    units, count = input_units(torch.arange(layer.weight.numel()), [tuple(layer.weight.shape)])
+    units, count = groups(torch.arange(layer.weight.numel()), [tuple(layer.weight.shape)], "unit")
     assert count == shape[0]
     assert torch.equal(units, of.flatten())
 
@@ -247,7 +247,7 @@ def test_it_is_dropout_after_every_move_of_the_topology(name: str, rule: str) ->
 
 def test_a_mask_of_anything_else_is_refused() -> None:
     model, guide = case("mlp")
-    with pytest.raises(ValueError, match="expected a mask per weight or unit, got 'channel'"):
+    with pytest.raises(ValueError, match="expected a mask per weight, unit, filter, got 'channel'"):
         MaskedGuide(model, guide.topology, P, mask="channel")
 
 

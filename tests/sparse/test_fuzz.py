@@ -35,7 +35,7 @@ def guide_of(model: BayesianNetwork, choice: random.Random) -> MaskedGuide:
     topology = initial(model.shapes, choice.choice([0.8, 0.95]), allocation, generator=stream)
     if choice.random() < 0.3:
         return GaussianGuide(model, topology, kl_scale=choice.choice([1.0, 0.3]), generator=stream)
-    options = {"rescale": choice.random() < 0.5, "mask": choice.choice(["weight", "unit"])}
+    options = {"rescale": choice.random() < 0.5, "mask": choice.choice(["weight", "unit", "filter"])}
     return MaskedGuide(model, topology, choice.choice([1.0, 0.9]), generator=stream, **options)
 
 

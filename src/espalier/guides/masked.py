@@ -22,31 +22,41 @@ from espalier.network import BayesianNetwork
 from espalier.sparse import Layout, Tap, Unwritten
 from espalier.topology.masks import relocate
 
-Mask = Literal["weight", "unit"]
-"""What shares a Z: nothing, or all weights that leave the same input unit or channel (Gal & Ghahramani 2016)."""
+Mask = Literal["weight", "unit", "filter"]
+"""What shares a Z: nothing; all weights that leave the same input unit or channel (Gal & Ghahramani 2016); all of a convolution's
+filter, which is a channel dropped where it is made (Tompson et al. 2015, SpatialDropout), and elsewhere nothing."""
 
 
-def input_units(positions: Tensor, shapes: Sequence[tuple[int, ...]]) -> tuple[Tensor, int]:
-    """Of each weight at `positions` `(k,)` the unit it leaves, `(k,)`, numbered through the layers; and how many there are.
+def groups(positions: Tensor, shapes: Sequence[tuple[int, ...]], mask: Mask) -> tuple[Tensor, int] | None:
+    """What shares a Z: of each weight at `positions` `(k,)` its group, `(k,)`, numbered through the layers, and how many there
+    are; None where each has its own.
 
     A layer's shape is (outputs, inputs, ...), as torch's Linear and Conv have it where they have no groups.
     """
-    sizes = torch.tensor([math.prod(shape) for shape in shapes], device=positions.device)
-    inputs = torch.tensor([shape[1] for shape in shapes], device=positions.device)
-    kernel = torch.tensor([math.prod(shape[2:]) for shape in shapes], device=positions.device)
+    if mask == "weight":
+        return None
+    sizes, outputs, kernel = (
+        torch.tensor(found, device=positions.device)
+        for found in ([math.prod(s) for s in shapes], [s[0] for s in shapes], [math.prod(s[2:]) for s in shapes])
+    )
+    inputs = sizes // (outputs * kernel)
     layer = torch.bucketize(positions, sizes.cumsum(0), right=True)
     local = positions - (sizes.cumsum(0) - sizes)[layer]
-    units = local // kernel[layer] % inputs[layer] + (inputs.cumsum(0) - inputs)[layer]
-    return units, int(inputs.sum())
+    if mask == "unit":
+        return local // kernel[layer] % inputs[layer] + (inputs.cumsum(0) - inputs)[layer], int(inputs.sum())
+    filters = outputs * torch.tensor([len(shape) > 2 for shape in shapes], device=positions.device)
+    alone = filters[layer] == 0
+    filter_ = local // (inputs * kernel)[layer] + (filters.cumsum(0) - filters)[layer]
+    return torch.where(alone, filters.sum() + alone.cumsum(0) - 1, filter_), int(filters.sum() + alone.sum())
 
 
-def _check_units(model: BayesianNetwork) -> None:
-    """Raises ValueError where a masked tensor's second dimension is not the inputs that all of its outputs see."""
+def _check_shared(model: BayesianNetwork, mask: Mask) -> None:
+    """Raises ValueError where a masked tensor's first dimensions are not its outputs and the inputs that all of these see."""
     for weight in model.weights:
         owner = model.net.get_submodule(weight.name.rpartition(".")[0])
         if len(weight.shape) < 2 or getattr(owner, "groups", 1) > 1 or getattr(owner, "transposed", False):
             raise ValueError(
-                f"expected Linear layers and plain convolutions for mask unit, but {weight.name} of shape {weight.shape} "
+                f"expected Linear layers and plain convolutions for mask {mask}, but {weight.name} of shape {weight.shape} "
                 f"belongs to {type(owner).__name__}: choose mask weight, or leave that tensor dense"
             )
 
@@ -58,11 +68,11 @@ def draw_mask(
     keep_prob: float,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Z of the weights at `positions` `(k,)`, `(k,)` bool: independent, or shared by the weights of an input unit."""
-    if mask == "weight":
+    """Z of the weights at `positions` `(k,)`, `(k,)` bool: independent, or one for each of their `groups`."""
+    shared = groups(positions, shapes, mask)
+    if shared is None:
         return draw_keep(len(positions), keep_prob, positions.device, generator)
-    units, count = input_units(positions, shapes)
-    return draw_keep(count, keep_prob, positions.device, generator)[units]
+    return draw_keep(shared[1], keep_prob, positions.device, generator)[shared[0]]
 
 
 class MaskedGuide(PyroModule):
@@ -72,8 +82,8 @@ class MaskedGuide(PyroModule):
 
     keep_prob: P(Z = 1); the effective value of the 16-bit draw is kept. One draws nothing.
     rescale: component mean m = u / keep_prob instead of u, so that E[w] = u ("inverted dropout").
-    mask: 'weight', a Z for each active weight, or 'unit', one for all that leave the same input unit. The KL bound holds for
-        both: it is convex in the mixture, whatever the parts share.
+    mask: 'weight', a Z for each active weight; 'unit', one for all that leave the same input unit; 'filter', one for all of a
+        convolution's filter. The KL bound holds for each: it is convex in the mixture, whatever the parts share.
     kl_scale: the one tempering knob, a factor on the KL of the weights.
     generator: where Z is drawn from; None is torch's default, which `pyro.set_rng_seed` seeds.
 
@@ -99,9 +109,9 @@ class MaskedGuide(PyroModule):
         if not kl_scale > 0:
             raise ValueError(f"expected a kl_scale above 0, got {kl_scale}")
         if mask not in get_args(Mask):
-            raise ValueError(f"expected a mask per weight or unit, got {mask!r}")
-        if mask == "unit":
-            _check_units(model)
+            raise ValueError(f"expected a mask per {', '.join(get_args(Mask))}, got {mask!r}")
+        if mask != "weight":
+            _check_shared(model, mask)
         self.counts, self.sizes, self.shapes, self.mask = topology.counts, topology.sizes, model.shapes, mask
         self.keep_prob = effective_keep_prob(keep_prob)
         self.rescale, self.kl_scale, self.generator = rescale, kl_scale, generator

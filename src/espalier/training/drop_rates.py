@@ -25,7 +25,7 @@ from torch import Tensor
 from espalier.contracts import Data
 from espalier.distributions.masked import LEVELS, effective_keep_prob
 from espalier.distributions.priors import prior_scale_of, weight_decay_of
-from espalier.guides.masked import MaskedGuide, input_units
+from espalier.guides.masked import MaskedGuide, groups
 from espalier.likelihoods import matched
 from espalier.network import BayesianNetwork
 from espalier.prediction import batchnorm
@@ -174,14 +174,14 @@ class Found:
         rows = torch.randint(self.pool, (ROWS,), generator=self.generator)
         x, y = to_device(self.x[rows], device), self.y[rows].to(device)
         low, high = sides(self.state.phi)
-        units = input_units(guide.positions, guide.shapes) if guide.mask == "unit" else None
-        count = len(guide.values) if units is None else units[1]
+        shared = groups(guide.positions, guide.shapes, guide.mask)
+        count = len(guide.values) if shared is None else shared[1]
         logs: list[list[Tensor]] = [[], []]
         for _ in range(DRAWS):
             uniform = torch.rand(count, generator=self.generator).to(device)  # on the CPU: the same wherever the fit is
             for side, angle in enumerate((low, high)):
                 keep = uniform >= math.sin(angle) ** 2
-                values = guide.values * (keep if units is None else keep[units[0]])
+                values = guide.values * (keep if shared is None else keep[shared[0]])
                 weights = scatter(values, guide.positions, model.num_weights, guide.layout)
                 logs[side].append(log_likelihood(model, weights, x, y))
         below, above = (loss_of(torch.stack(side).double()).mean() for side in logs)
