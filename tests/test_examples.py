@@ -47,6 +47,7 @@ BENCHMARKS = {
     "gpu.py": ["--help"],
     "power.py": ["--help"],
     "prune_further.py": ["--help"],
+    "rate_trials.py": ["--help"],
     "state_bytes.py": [],
     "step_time.py": ["--help"],
     "uci.py": ["--help"],
