@@ -2,7 +2,7 @@
 
     python kill.py CONFIG FOLDER KILLS      prints one JSON object
 
-Each training is a fork of this process, which never computes itself, so that the twenty of them need not import torch.
+Each training is a fork of this process, which never computes itself, so that none of them need import torch.
 """
 
 from __future__ import annotations
