@@ -10,14 +10,15 @@ from numpy.typing import NDArray
 
 from espalier import nested
 from espalier.calibration import REGRESSION_UNCERTAINTIES, UNCERTAINTIES
-from espalier.prediction.fit import Fit, How
+from espalier.prediction.fit import How
+from espalier.prediction.predictor import Predictor
 
 HELD = 20_000_000
 """Numbers of all draws that are held at once."""
 
 
 def uncertainties(
-    fit: Fit,
+    fit: Predictor,
     x: object,
     way: How = "redraw",
     *,

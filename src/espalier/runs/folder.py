@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import inspect
 import platform
+from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -24,6 +25,7 @@ from espalier import data, shelf, store
 from espalier.contracts import Data
 from espalier.nested import plain
 from espalier.network import BayesianNetwork
+from espalier.prediction.ensemble import Ensemble
 from espalier.prediction.fit import PAIRS, Fit
 from espalier.runs import lines
 from espalier.runs.recipes import Recipe, read_config, resolve
@@ -131,6 +133,19 @@ def load(folder: str | Path, *, trust: bool = False) -> Fit:
     with told(trust):
         model = _model(recipe_in(folder), tuple(record["shape"]), record["num_outputs"], start=False)
     return Fit.load(folder, model)
+
+
+def ensemble(folders: Sequence[str | Path], *, trust: bool = False) -> Ensemble:
+    """The fits of several run folders as one predictor. Raises ValueError where they make none, and as `load` does."""
+    for folder in folders:
+        check_finished(folder)
+    return Ensemble([load(folder, trust=trust) for folder in folders])
+
+
+def name_of(folders: Sequence[str | Path]) -> str:
+    """What a run, or an ensemble of several, is called beside others."""
+    first = Path(folders[0]).resolve().name
+    return first if len(folders) == 1 else f"ensemble of {len(folders)} from {first}"
 
 
 def data_of(folder: str | Path, data_dir: str | None = None, source: str | None = None) -> Data:
