@@ -255,8 +255,9 @@ class Fit(Predictor):
                  "mask": self.mask}  # fmt: skip
         return Bundle(tensors, facts)
 
-    def save(self, folder: str | Path) -> None:
-        """Write `pairs/`, `fit.safetensors`, `history.json` and, last, `record.json` with their digests and a checksum.
+    def save(self, folder: str | Path) -> list[str]:
+        """Write `pairs/`, `fit.safetensors`, `history.json` and, last, `record.json` with their digests and a checksum. Returns
+        the digests of the pairs.
 
         Raises ValueError where the folder already holds a fit: nothing is overwritten.
         """
@@ -275,6 +276,7 @@ class Fit(Predictor):
         store.write_bytes(
             folder / "record.json", store.canonical(store.signed({**self.record, "files": files})).encode()
         )
+        return digests
 
     @classmethod
     def load(cls, folder: str | Path, model: BayesianNetwork) -> Fit:

@@ -228,8 +228,7 @@ def _conclude(fit: Fit, folder: Path, loaded: Data) -> Fit:
         **loaded.facts(),
         "versions": versions(),
     }
-    fit.save(folder)
-    kept = {store.name_of(digest) for digest in store.read_bundle(folder / "fit.safetensors").facts["pairs"]}
+    kept = {store.name_of(digest) for digest in fit.save(folder)}
     for path in (folder / PAIRS).iterdir():
         if path.name not in kept:
             path.unlink()  # of a training that another one followed, or that a kill cut short
