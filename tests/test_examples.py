@@ -46,6 +46,7 @@ BENCHMARKS = {
     "fashion_report.py": ["--help"],
     "gpu.py": ["--help"],
     "power.py": ["--help"],
+    "predictive_memory.py": ["--pairs", "2", "--rows", "40"],
     "prune_further.py": ["--help"],
     "rate_trials.py": ["--help"],
     "state_bytes.py": [],

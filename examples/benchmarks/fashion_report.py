@@ -3,8 +3,8 @@
     python examples/benchmarks/fashion_report.py --runs runs/fashion --data-dir DATA    (it resumes)
 
 The arms are ways to predict of runs that `espalier fit` left in RUNS: rigl, rigl-1 and rigl-2 (seeds 0, 1, 2), mcdp (drop rate
-0.2, distilled) and cigl (0.3); fashion-report.md has their commands. `espalier report` shows the same of runs; this
-script has what it has not, the ensemble, and cells lost to RigL. One seed: intervals and verdicts are over examples.
+0.2, distilled) and cigl (0.3); fashion-report.md has their commands. `espalier report` shows every way of each;
+this script one way an arm, and the cells that are lost to RigL. One seed: intervals and verdicts are over examples.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from espalier import Data, calibration, runs
 from espalier.calibration.comparison import Scores
 from espalier.data import out_of_distribution, shifted
 from espalier.data.corruptions import SEVERITIES, corruptions
-from espalier.prediction import Fit
+from espalier.prediction import Predictor
 
 Draws = NDArray[np.float64]
 """Class probabilities `(S, n, C)`."""
@@ -54,26 +54,28 @@ fit --inference rigl --seed 1 --out runs/fashion/rigl-1
 fit --inference rigl --seed 2 --out runs/fashion/rigl-2
 fit --inference distilled --drop-rate 0.2 --out runs/fashion/mcdp
 fit --inference cigl --drop-rate 0.3 --out runs/fashion/cigl
-espalier report runs/fashion/rigl runs/fashion/mcdp --ood mnist --corrupt all --out page.html
+espalier report runs/fashion/rigl runs/fashion/mcdp --ensemble runs/fashion/rigl runs/fashion/rigl-1 runs/fashion/rigl-2 \\
+                --ood mnist --corrupt all --out page.html
 python examples/benchmarks/fashion_report.py --runs runs/fashion --out runs/fashion-tables.md
 ```
 
 The arms: RigL; RigL + MC-DP, 16 masks of `mcdp`; CigL, the ticket of `cigl`; CigL distilled, the net of `mcdp`; the ensemble
-of the three RigL nets. Drop rates are those that `fashion-mlp-tune.yaml` chose on validation rows. The page shows runs, each
-with all its ways; it has no ensembles, so the tables are the script's. The other world is MNIST's 10,000 test digits; inside
-are the 10,000 test articles. An arm of one pass has no mutual information and no variation ratio, and its expected entropy
-is its predictive entropy.
+of the three RigL nets. Drop rates are those that `fashion-mlp-tune.yaml` chose on validation rows. The page shows runs and
+ensembles, each with all its ways; the tables are of one way each, and say what is lost to RigL. The other world is MNIST's
+10,000 test digits; inside are the 10,000 test articles. An arm of one pass has no mutual information and no variation ratio,
+and its expected entropy is its predictive entropy.
 """
 
 
 class Arm(NamedTuple):
-    """An arm's networks: fits of one way to predict."""
+    """One way to predict of a fit, or of an ensemble."""
 
-    fits: tuple[Fit, ...]
+    predictor: Predictor
     way: Any
 
     def draws(self, x: Any, num_samples: int) -> Draws:
-        return np.concatenate([fit.predict(x, self.way, num_samples=num_samples).numpy() for fit in self.fits])
+        found: Draws = self.predictor.predict(x, self.way, num_samples=num_samples).numpy()
+        return found
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -179,9 +181,11 @@ def main() -> None:
     parser.add_argument("--num-samples", type=int, default=16)
     parser.add_argument("--out", type=Path, default=Path("runs/fashion-tables.md"))
     arguments = parser.parse_args()
-    fits = {run: runs.load(arguments.runs / run) for run in dict.fromkeys(run for own, _ in ARMS.values() for run in own)}
     data = runs.data_of(arguments.runs / "rigl", arguments.data_dir)
-    arms = {name: Arm(tuple(fits[run] for run in own), way) for name, (own, way) in ARMS.items()}
+    folders = {name: [arguments.runs / run for run in own] for name, (own, _) in ARMS.items()}
+    arms = {
+        name: Arm(runs.ensemble(own) if len(own) > 1 else runs.load(own[0]), ARMS[name][1]) for name, own in folders.items()
+    }
     inside = {name: arm.draws(data.test.x, arguments.num_samples) for name, arm in arms.items()}
     clean = {name: draws.mean(0) for name, draws in inside.items()}
     folder = arguments.out.with_suffix("")

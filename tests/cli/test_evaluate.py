@@ -14,6 +14,7 @@ from sklearn.datasets import load_digits
 
 import espalier
 from commands import WAYS, fit, spoken
+from espalier import calibration
 from espalier.cli.main import main
 from places import ROOT
 
@@ -38,6 +39,31 @@ def test_json_is_one_object_with_every_score_and_its_interval(run: Path, capsys:
     capsys.readouterr()
     assert main(["evaluate", str(run), str(other), "--json"]) == 0
     assert set(json.loads(capsys.readouterr().out)["runs"]) == {str(run), str(other)}
+
+
+def test_an_ensemble_is_scored_beside_its_members(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = tmp_path / "other"
+    assert fit(other, "--hidden", "32,16", "--sparsity", "0.8", "--drop_rate", "0.2", "--rescale", "--seed", "1") == 0
+    capsys.readouterr()
+    words = ["evaluate", str(run), "--ensemble", str(run), str(other), "--num-samples", "2"]
+    before = sorted(path.name for path in run.iterdir())
+    assert main([*words, "--calibrate", "temperature", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["runs"]
+    assert list(found) == [str(run), "ensemble of 2 from run"]
+    own = found["ensemble of 2 from run"]
+    assert own["members"] == [str(run), str(other)]
+    assert own["num_active"] == 2 * found[str(run)]["num_active"]
+    data = espalier.runs.data_of(run)
+    naive = sum(espalier.load(folder).predict(data.test.x)[0].double().numpy() for folder in (run, other)) / 2
+    assert own["predict"]["ticket"]["nll"] == pytest.approx(calibration.nll(naive, data.test.y.numpy()), abs=1e-12)
+    assert own["predict"]["ticket + temperature"]["accuracy"] == own["predict"]["ticket"]["accuracy"]
+    assert not [path for path in other.iterdir() if path.name.startswith("evaluation")], "an ensemble has no folder"
+    assert main([*words, "--picture", str(tmp_path / "all.png")]) == 0
+    assert "ensemble of 2 from run  ticket" in capsys.readouterr().out
+    assert set(before) - {path.name for path in run.iterdir()} == set()
+    again = [*words, "--ensemble", str(run), str(other)]
+    assert "expected runs and ensembles of different names" in spoken(capsys, again)
+    assert "expected two members" in spoken(capsys, ["evaluate", str(run), "--ensemble", str(run)])
 
 
 def test_regression_reports_its_own_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
+from commands import fit, spoken
 from espalier.cli.main import main
 
 
@@ -32,6 +34,41 @@ def test_groups_and_calibrators_of_ones_choice_stand_on_the_page(
     capsys.readouterr()
     assert main([*words, "--by", str(file), "whole"]) == 2
     assert "which are half, got 'whole'" in capsys.readouterr().err
+
+
+def test_an_ensemble_is_one_more_arm(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page, other, elsewhere = tmp_path / "page.html", tmp_path / "seed-1", tmp_path / "elsewhere"
+    assert fit(other, "--hidden", "32,16", "--sparsity", "0.8", "--drop_rate", "0.2", "--rescale", "--seed", "1") == 0
+    assert fit(elsewhere, "--hidden", "32,16", "--split_seed", "1") == 0
+    capsys.readouterr()
+    words = ["report", str(run), "--ensemble", str(run), str(other), "--out", str(page), "--num-samples", "2"]
+    assert main([*words, "--replicates", "5", "--corrupt", "contrast", "--ood", str(_noise(tmp_path))]) == 0
+    text = page.read_text()
+    assert "ensemble of 2 from run: run, seed-1, whose predictions are averaged" in text
+    for way in ("ticket", "pairs", "redraw"):
+        assert text.count(f"ensemble of 2 from run: {way}") >= 2, "in the headline, and under corruption"
+    for said in ("ensemble of 2 from run (ticket): accuracy", "ensemble of 2 from run: confidence",
+                 "Classes: ensemble of 2 from run",
+                 "Scores of ensemble of 2 from run before and after", "ensemble of 2 from run: predictive entropy",
+                 "espalier fit --config config.yaml --out seed-1"):  # fmt: skip
+        assert said in text
+    for title in ("Checks of", "Input pixels of", "Residuals of"):
+        assert f"{title} ensemble" not in text, "it has no network of its own"
+    page.unlink()
+    for members, sentence in (
+        ([run, elsewhere], "trained on the same data, got other rows or splits in member 2"),
+        ([run, run], "expected members of an ensemble that differ, got one twice: member 2"),
+        ([run], "expected two members of an ensemble or more, got 1"),
+        ([run, tmp_path], "expected a run folder"),
+    ):
+        assert sentence in spoken(capsys, ["report", str(run), "--ensemble", *map(str, members), "--out", str(page)])
+        assert not page.exists()
+
+
+def _noise(folder: Path) -> Path:
+    random = np.random.default_rng(0)
+    np.savez(folder / "noise.npz", x=random.integers(0, 17, (40, 1, 8, 8)), y=np.arange(40) % 2)
+    return folder / "noise.npz"
 
 
 @pytest.mark.parametrize(

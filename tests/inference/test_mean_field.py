@@ -16,7 +16,8 @@ from budget import FALSE_ALARMS, assert_mean
 from digits import digits
 from espalier import shelf
 from espalier.network import BayesianNetwork
-from espalier.prediction.fit import WAYS, Fit, Pairs
+from espalier.prediction.fit import WAYS, Fit
+from espalier.prediction.pairs import Pairs
 from espalier.store import Bundle
 from espalier.topology import schedules
 from espalier.topology.masks import initial

@@ -14,6 +14,7 @@ from espalier.inference import rigl
 from espalier.models import mlp
 from espalier.prediction.evaluation import SPLITS, evaluate, predictions, score, split_of
 from espalier.prediction.fit import WAYS
+from espalier.prediction.predict import outcome_of, parameters_of
 from fitted import digits, regression, trained
 
 
@@ -35,6 +36,30 @@ def test_the_ways_of_one_network_are_equal_to_the_last_bit() -> None:
     found = predictions(fit, digits(), num_samples=16)
     for probs in found.values():
         np.testing.assert_array_equal(probs, found["unmasked"])
+
+
+@pytest.mark.parametrize(("name", "passes"), [("mlp-rigl", 1), ("conv-rigl", 1), ("mlp", 1 + 4 + 5 + 1 + 1)])
+def test_a_network_is_evaluated_once_however_many_ways_it_has(name: str, passes: int) -> None:
+    """And the bits are those of evaluating every draw of every way."""
+    (fit, _), data = trained(name), digits()
+    options = {"num_samples": 5, "seed": 3}
+    by_draw = {
+        way: [parameters_of(outcome_of(fit.model, weights, data.test.x, state)) for weights, state in fit.weights(way, **options)]
+        for way in fit.ways
+    }
+    rows: list[int] = []
+    last = [module for module in fit.model.net.modules() if isinstance(module, torch.nn.Linear)][-1]
+    hook = last.register_forward_hook(lambda module, x, y: rows.append(len(y)))
+    found = predictions(fit, data, **options)
+    hook.remove()
+    assert sum(rows) >= passes * len(data.test.y)
+    assert rows.count(len(data.test.y)) == passes
+    for way, draws in by_draw.items():
+        mean = draws[0].double()
+        for count, draw in enumerate(draws[1:], 2):
+            mean = mean + (draw - mean) / count
+        np.testing.assert_array_equal(found[way], mean.detach().numpy())
+        np.testing.assert_array_equal(fit.predict(data.test.x, way, **options), torch.stack(draws).detach())
 
 
 def test_every_split_is_evaluated_by_the_scores_of_calibration() -> None:

@@ -8,6 +8,7 @@ import torch
 from scipy.stats import norm
 
 from espalier.pages import Table
+from espalier.pictures import plots
 from espalier.prediction import Mixture
 from espalier.reports import targets
 from espalier.reports.look import Look
@@ -43,6 +44,18 @@ def test_coverage_counts_targets_in_central_intervals(regression: Look) -> None:
     pit = told(regression).pit
     for level, share in zip(targets.LEVELS, table.rows[0][1:], strict=True):
         assert float(str(share)) == pytest.approx(np.mean(np.abs(pit - 0.5) <= level / 2), abs=6e-4)
+
+
+def test_residuals_are_dots_that_nothing_joins_over_the_band_of_a_normals() -> None:
+    """They come in the order of the rows: joined they were a tangle."""
+    centre, rest = np.random.default_rng(0).normal(size=(2, 20_000))
+    band, dots = targets.residual_picture("line", centre, rest).curves
+    axes = plots.curves(targets.residual_picture("line", centre, rest)).axes[0]
+    assert [line.get_linestyle() for line in axes.lines] == ["-", "None"]
+    np.testing.assert_array_equal(np.asarray(axes.lines[1].get_xydata()), np.stack([centre, rest], 1))
+    inside = (np.asarray(band.low)[0] <= rest) & (rest <= np.asarray(band.high)[0])
+    assert abs(inside.mean() - 0.95) < 4 * np.sqrt(0.95 * 0.05 / len(rest))
+    assert dots.style == "dots"
 
 
 def test_the_farthest_example_is_the_largest_standardised_residual(regression: Look) -> None:

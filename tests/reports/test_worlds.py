@@ -8,6 +8,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from espalier.calibration import accuracy
+from espalier.contracts import Split
 from espalier.data.worlds import shifted
 from espalier.pages import Figure, Table
 from espalier.prediction import uncertainties
@@ -36,6 +37,25 @@ def test_corrupted_images_are_scored_by_severity(looks: list[Look]) -> None:
     x = [shifted(looks[0].data, kind, 3).x for kind in ("gaussian noise", "contrast")]
     by_hand = np.mean([accuracy(looks[0].fit.predict(each)[0].numpy(), looks[0].labels) for each in x])
     assert curve[3] == pytest.approx(by_hand)
+
+
+def test_runs_beside_each_other_are_as_if_they_were_alone(looks: list[Look]) -> None:
+    """Images are corrupted once for all runs that take the same inputs, and anew for one whose inputs are scaled otherwise."""
+    mean, sd = looks[0].data.input_scale
+    other = looks[0].data._replace(train=_halved(looks[0]), test=Split(looks[0].data.test.x / 2, looks[0].data.test.y))
+    scaled = looks[0]._replace(name="scaled", data=other._replace(input_scale=(mean, 2 * sd)))
+    assert worlds._by_inputs([*looks, scaled]) == [looks, [scaled]]
+    together = worlds.shift([*looks, scaled], ["contrast", "jpeg"], 2)
+    alone = [worlds.shift([look], ["contrast", "jpeg"], 2) for look in (*looks, scaled)]
+    for place in (1, 2, 3):
+        figure = together.blocks[place]
+        assert isinstance(figure, Figure)
+        assert figure.data is not None
+        assert figure.data[1] == [row for section in alone for row in section.blocks[place].data[1]]  # type: ignore[union-attr]
+
+
+def _halved(look: Look) -> Split:
+    return Split(look.data.train.x / 2, look.data.train.y)
 
 
 def test_what_cannot_be_corrupted_is_refused_before_any_work(looks: list[Look], regression: Look) -> None:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from espalier.contracts import Data, Split
 from espalier.network import BayesianNetwork
-from espalier.prediction.fit import WAYS, Fit, Pair, Pairs
+from espalier.prediction.fit import WAYS, Fit
+from espalier.prediction.pairs import Pair, Pairs
 from espalier.store import Bundle
 from espalier.topology.masks import initial
 from espalier.training.distillation import STREAM, cross_entropy, distill

@@ -7,6 +7,7 @@ its design effect (Kish 1965, sec. 5.4), by how much labels of one example err t
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -63,15 +64,9 @@ def clustered_summary(probs: ArrayLike, labels: ArrayLike, *, level: float = LEV
     out["adaptive_ece"] = scores.adaptive_ece(p, y)
     out["adaptive_ece_interval"] = _interval(confidence, hit, index, NUM_BINS, count, level, seed)
     out["classwise_ece"] = scores.classwise_ece(p, y)
-    if (classes := p.shape[1]) <= MANY_CLASSES:
-        own = 1 - (1 - level) / classes
-        ends = [
-            _interval(
-                p[:, c], (y == c).astype(np.float64), scores.equal_width(p[:, c], NUM_BINS), NUM_BINS, count, own, seed
-            )
-            for c in range(classes)
-        ]
-        out["classwise_ece_interval"] = np.mean(ends, 0).tolist()
+    if p.shape[1] <= MANY_CLASSES:
+        own = functools.partial(design_effect, num_bins=NUM_BINS, num_examples=count)
+        out["classwise_ece_interval"] = list(scores.classwise_ece_interval(p, y, NUM_BINS, level, seed, own))
     return out
 
 

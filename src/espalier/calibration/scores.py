@@ -265,20 +265,20 @@ def adaptive_ece_interval(
 
 
 def classwise_ece_interval(
-    probs: ArrayLike, labels: ArrayLike, num_bins: int = NUM_BINS, level: float = LEVEL, seed: int = SEED
-) -> Interval:
+    probs: ArrayLike, labels: ArrayLike, num_bins: int = NUM_BINS, level: float = LEVEL, seed: int = SEED,
+    effect: Callable[[Floats, Ints], Floats | float] = lambda residual, index: 1.0,
+) -> Interval:  # fmt: skip
     """A confidence interval for the population's `classwise_ece`: the mean of the classes' intervals, each at the level
-    1 - (1 - level) / C, so that all hold together (Bonferroni). Conservative, and slow beyond some twenty classes."""
+    1 - (1 - level) / C, so that all hold together (Bonferroni). Conservative, and slow beyond some twenty classes. effect: of
+    residuals and their bins, `gap_interval`'s."""
     p, y = classification(probs, labels)
     count = p.shape[1]
     own_level = 1 - (1 - level) / count
     num_worlds = max(NUM_WORLDS, int(16 / (1 - own_level)))  # eight worlds in either tail
-    ends = [
-        gap_interval(
-            p[:, c], (y == c).astype(float), equal_width(p[:, c], num_bins), num_bins, own_level, seed, num_worlds
-        )
-        for c in range(count)
-    ]
+    ends = []
+    for own, hit in zip(p.T, (y == np.arange(count)[:, None]).astype(float), strict=True):
+        index = equal_width(own, num_bins)
+        ends.append(gap_interval(own, hit, index, num_bins, own_level, seed, num_worlds, effect(hit - own, index)))
     return float(np.mean([low for low, _ in ends])), float(np.mean([high for _, high in ends]))
 
 

@@ -19,7 +19,8 @@ from espalier.contracts import Rows, Topology
 from espalier.guides.hierarchy import LayerSubsets
 from espalier.network import BayesianNetwork, under
 from espalier.prediction import batchnorm
-from espalier.prediction.fit import Fit, How, State
+from espalier.prediction.fit import Fit, How
+from espalier.prediction.pairs import State
 from espalier.prediction.predict import predictive
 from espalier.sparse import scatter
 from espalier.store import Bundle

@@ -11,7 +11,7 @@ from espalier.cli.parser import Parser, check_samples
 
 if TYPE_CHECKING:
     from espalier.contracts import Data
-    from espalier.prediction.fit import Fit
+    from espalier.prediction.predictor import Predictor
 
 
 def evaluate(words: list[str]) -> int:
@@ -23,6 +23,7 @@ def evaluate(words: list[str]) -> int:
     parser.of_device()
     parser.add_argument("--picture", type=Path, help="also draw the reliability of all runs side by side")
     parser.add_argument("--calibrate", nargs="+", default=[], metavar="NAME", help="also calibrated by maps fitted on validation")
+    parser.of_ensembles()
     parser.of_groups()
     parser.add_argument("--save", type=Path, metavar="DIR.zarr", help="also write all draws as labelled arrays, runs as chains")
     parser.add_argument("--ways", nargs="+", default=["pairs"], metavar="WAY", help="of --save: ways to predict (default: pairs)")
@@ -47,29 +48,36 @@ def evaluate(words: list[str]) -> int:
     for folder in arguments.run:
         runs.check_finished(folder)
     device = find_device(arguments.device)
-    results, panels = {}, {}
-    places = (arguments.data_dir, arguments.data)
-    loaded = [(runs.load(folder).to(device), runs.data_of(folder, *places)) for folder in arguments.run]
-    fits = [fit for fit, _ in loaded]
-    for _, data in loaded:
+    fits = [runs.load(folder) for folder in arguments.run]
+    predictors: list[Predictor] = [*fits, *(runs.ensemble(folders) for folders in arguments.ensemble)]
+    arms = [[folder] for folder in arguments.run] + arguments.ensemble
+    names = [str(folder) for folder in arguments.run] + [runs.name_of(folders) for folders in arguments.ensemble]
+    if len(set(names)) < len(names):
+        raise ValueError("expected runs and ensembles of different names: an ensemble has that of its first run, and its size")
+    loaded = [runs.data_of(folders[0], arguments.data_dir, arguments.data) for folders in arms]
+    for data in loaded:
         recalibration.check(data, arguments.split, arguments.calibrate)
         if columns:
             grouped.check(data, arguments.split)
             groupings.groups_of(data, arguments.split, columns, arguments.by[0])
     if arguments.save is not None:
-        if len(different := {data.hashes[arguments.split] for _, data in loaded}) > 1:
+        if len(different := {data.hashes[arguments.split] for data in loaded[: len(fits)]}) > 1:
             raise ValueError(f"expected runs of one {arguments.split} split for --save, got {len(different)} different ones")
-        labelled.check(fits, loaded[0][1], [arguments.split], arguments.ways, arguments.layers, arguments.prior)
-    for folder, (fit, data) in zip(arguments.run, loaded, strict=True):
+        labelled.check(fits, loaded[0], [arguments.split], arguments.ways, arguments.layers, arguments.prior)
+    results, panels = {}, {}
+    for name, folders, predictor, data in zip(names, arms, predictors, loaded, strict=True):
         groups = groupings.groups_of(data, arguments.split, columns) if columns else {}
-        results[str(folder)], ticket = scored(
-            folder, fit, data, arguments.split, arguments.num_samples, arguments.calibrate, groups
+        kept = folders[0] if len(folders) == 1 else None
+        results[name], ticket = scored(
+            kept, predictor.to(device), data, arguments.split, arguments.num_samples, arguments.calibrate, groups
         )
+        if kept is None:
+            results[name] |= {"run": name, "members": [str(folder) for folder in folders]}
         if data.num_classes is not None:
-            panels[f"{folder}: ticket"] = ticket
+            panels[f"{name}: ticket"] = ticket
     if arguments.save is not None:
         options = {"splits": [arguments.split], "ways": arguments.ways, "layers": arguments.layers, "prior": arguments.prior}
-        labelled.save_tree(arguments.save, fits, loaded[0][1], num_samples=arguments.num_samples, **options)
+        labelled.save_tree(arguments.save, fits, loaded[0], num_samples=arguments.num_samples, **options)
     if panels and arguments.picture:
         plots.save(plots.reliability(panels), arguments.picture)
     if arguments.json:
@@ -86,11 +94,11 @@ def evaluate(words: list[str]) -> int:
 
 
 def scored(
-    folder: Path, fit: Fit, data: Data, split: str, num_samples: int = 16, calibrate: Sequence[str] = (),
+    folder: Path | None, fit: Predictor, data: Data, split: str, num_samples: int = 16, calibrate: Sequence[str] = (),
     groups: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Any], Any]:  # fmt: skip
-    """Evaluate, and leave the numbers and the picture in the run folder, with the calibrators where some are fitted. groups: of
-    the split's rows, by name of the grouping. Also returns the ticket's predictions."""
+    """Evaluate, and leave the numbers and the picture in the run folder, with the calibrators where some are fitted; an ensemble
+    has none. groups: of the split's rows, by name of the grouping. Also returns the ticket's predictions."""
     from espalier import store
     from espalier.pictures import plots
     from espalier.prediction import evaluation, grouped, recalibration
@@ -102,13 +110,16 @@ def scored(
             fit, data, split, calibrate, num_samples=num_samples, predicted=predicted
         )
         scores["predict"] |= evaluation.score(mapped, data, split)
-        store.write_bytes(folder / recalibration.KEPT, store.canonical(parameters).encode())
+        if folder is not None:
+            store.write_bytes(folder / recalibration.KEPT, store.canonical(parameters).encode())
     if groups:
         main = {way: predicted[way] for way in grouped.main_ways(fit)}
         scores["by_group"] = grouped.by_groups(main, data, groups, split)
-    result = {"run": str(folder), "sparsity": 1 - fit.topology.density, **scores}
-    store.write_bytes(folder / f"evaluation-{split}.json", store.canonical({**result, "run": folder.name}).encode())
+    result = {"run": str(folder), "sparsity": 1 - scores["density"], **scores}
     labels = evaluation.split_of(data, split).y.numpy()
+    if folder is None:
+        return result, (predicted["ticket"], labels)
+    store.write_bytes(folder / f"evaluation-{split}.json", store.canonical({**result, "run": folder.name}).encode())
     if data.num_classes is not None:
         panels = {f"{folder.name}: {way}": (predicted[way], labels) for way in ("ticket", "redraw")}
         plots.save(plots.reliability(panels), folder / f"reliability-{split}.png")

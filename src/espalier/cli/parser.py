@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 MOST_SAMPLES = 10_000
@@ -33,6 +34,11 @@ class Parser(argparse.ArgumentParser):
     def of_samples(self, what: str = "fresh masks of `redraw`") -> None:
         """`num_samples`."""
         self.add_argument("--num-samples", type=int, default=16, help=f"{what} (default 16)")
+
+    def of_ensembles(self) -> None:
+        """`ensemble`: lists of folders."""
+        self.add_argument("--ensemble", type=Path, nargs="+", action="append", default=[], metavar="RUN", help="runs of the same "
+                          "data, other seeds say, predicted together as one more arm; may be given again")  # fmt: skip
 
     def of_groups(self) -> None:
         """`by`: a file and columns."""

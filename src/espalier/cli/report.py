@@ -9,6 +9,7 @@ from espalier.cli.parser import Parser, check_samples
 
 if TYPE_CHECKING:
     from espalier.contracts import Data
+    from espalier.prediction.predictor import Predictor
 
 
 def report(words: list[str]) -> int:
@@ -29,6 +30,7 @@ def report(words: list[str]) -> int:
         "--calibrate", nargs="+", default=[], metavar="NAME",
         help="calibrators fitted for the page (default: those that the run keeps, or a temperature)",
     )  # fmt: skip
+    parser.of_ensembles()
     parser.of_groups()
     parser.of_samples()
     parser.of_data()
@@ -39,7 +41,7 @@ def report(words: list[str]) -> int:
     from espalier.data import groupings
     from espalier.prediction import recalibration
     from espalier.reports import calibrators, groups, report, worlds
-    from espalier.reports.look import look_at
+    from espalier.reports.look import look_with, runs_of
     from espalier.training.streams import find_device
 
     check_samples(arguments.num_samples)
@@ -57,7 +59,9 @@ def report(words: list[str]) -> int:
         if columns:
             groupings.groups_of(own, arguments.split, columns, arguments.by[0])
 
-    looks = [look_at(folder, arguments.split, device=device, check=check, **options) for folder in arguments.run]
+    arms: list[tuple[list[Path], Predictor]] = [([folder], runs.load(folder)) for folder in arguments.run]
+    arms += [(folders, runs.ensemble(folders)) for folders in arguments.ensemble]
+    looks = [look_with(arm.to(device), folders, arguments.split, check=check, **options) for folders, arm in arms]
     report.check(looks)
     own = looks[0].data
     by = groupings.groups_of(own, arguments.split, columns) if columns else {}
@@ -67,7 +71,7 @@ def report(words: list[str]) -> int:
     worlds.check_shift(looks[0], kinds)
     others = {name: data.out_of_distribution(name, own, data_dir=arguments.data_dir) for name in arguments.ood}
     extras = groups.sections(looks, by)
-    extras += [worlds.criticism(looks, arguments.replicates)] if arguments.replicates else []
+    extras += [worlds.criticism(runs_of(looks), arguments.replicates)] if arguments.replicates else []
     extras += [worlds.other_world(looks, Path(name).stem, x, arguments.num_samples) for name, x in others.items()]
     extras += [worlds.shift(looks, kinds, arguments.num_samples)] if arguments.corrupt else []
     report.write(arguments.out, looks, extras, arguments.calibrate)

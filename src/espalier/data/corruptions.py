@@ -73,11 +73,11 @@ def _motion_blur(x: Image, form: tuple[float, float], unit: float, random: Rando
     steps = np.arange(2 * round(radius) + 1)
     weights = np.exp(-(steps**2) / (2 * sd**2))
     down, right = np.rint(steps * np.sin(angle)).astype(int), np.rint(steps * np.cos(angle)).astype(int)
-    rows, columns = np.arange(x.shape[1]), np.arange(x.shape[2])
+    (_, height, width), reach = x.shape, len(steps)
+    wide = np.pad(x, ((0, 0), (reach, reach), (0, reach)), "edge")
     total = np.zeros_like(x)
-    for weight, by, along in zip(weights / weights.sum(), down, right, strict=True):
-        taken = np.clip(rows + by, 0, len(rows) - 1)[:, None], np.clip(columns + along, 0, len(columns) - 1)
-        total += weight * x[:, *taken]
+    for weight, by, along in zip(weights / weights.sum(), reach + down, right, strict=True):
+        total += weight * wide[:, by : by + height, along : along + width]
     return total
 
 

@@ -29,8 +29,10 @@ from espalier.grids.grid import Cell, Grid
 from espalier.grids.workers import Failure, Workers
 from espalier.nested import plain
 from espalier.prediction import costs
+from espalier.prediction.ensemble import Ensemble
 from espalier.prediction.evaluation import Predictions, predictions, split_of
 from espalier.prediction.fit import Fit
+from espalier.prediction.predictor import Predictor
 from espalier.runs.recipes import Recipe
 from espalier.runs.trust import told
 from espalier.training.streams import find_device
@@ -199,12 +201,11 @@ def score(out: Path, num_samples: int, split: str, cell: Cell) -> None:
         fits = [runs.load(folder) for folder in folders]
         loaded = _data_of(folders[0], fits[0])
     fits = [fit.to(find_device(fit.record["recipe"]["device"])) for fit in fits]
-    if any(fit.record["data"]["hashes"] != loaded.hashes for fit in fits):
-        raise ValueError("expected members of an ensemble that were trained on the same data")
+    predictor = Ensemble(fits) if len(fits) > 1 else fits[0]
     for fit in fits:
-        _check_draws(fit, loaded, split, cell)  # and, where there is batch norm, gives the fit its training inputs
+        _check_draws(fit, loaded, split, cell)
     parts = [split, "train", *(["validation"] if cell.calibrate else [])]
-    probs = {part: _mean_prediction(fits, loaded, part, cell, num_samples) for part in parts}
+    probs = {part: _predicted(predictor, loaded, part, cell, num_samples) for part in parts}
     labels = {part: split_of(loaded, part).y.numpy()[: len(probs[part])] for part in parts}
     facts = cell_facts(fits, folders, cell, num_samples)
     fitted: dict[str, Any] = {}
@@ -251,12 +252,11 @@ def _data_of(folder: Path, fit: Fit) -> Data:
     return _READ[key]
 
 
-def _mean_prediction(fits: Sequence[Fit], loaded: Data, part: str, cell: Cell, num_samples: int) -> Predictions:
-    """What the cell predicts before any calibrator: the average over draws, and over members (Lakshminarayanan et al.
-    2017)."""
+def _predicted(predictor: Predictor, loaded: Data, part: str, cell: Cell, num_samples: int) -> Predictions:
+    """What the cell predicts before any calibrator: the average over draws, and over members."""
     way, short = cell.predict, _head(loaded, "train", TRAIN_ROWS)
-    each = [np.asarray(predictions(fit, short, part, ways=[way], num_samples=num_samples)[way]) for fit in fits]
-    return np.asarray(np.mean(each, axis=0))
+    found: Predictions = predictions(predictor, short, part, ways=[way], num_samples=num_samples)[way]
+    return found
 
 
 def _check_draws(fit: Fit, loaded: Data, split: str, cell: Cell) -> None:

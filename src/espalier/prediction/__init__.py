@@ -1,6 +1,9 @@
 """From a fit to predictive distributions and their scores.
 
 fit.py          Fit: collected pairs (Z, u), topology and record; six ways to predict
+pairs.py        the collected pairs (tested in test_fit.py)
+predictor.py    what can be asked of a fit, and of an ensemble (tested in test_fit.py)
+ensemble.py     several fits that predict together
 predict.py      one forward pass of all rows, in batches, at one weight vector
 batchnorm.py    statistics re-estimated for a weight vector
 evaluation.py   every way to predict, every score, with intervals
@@ -29,6 +32,7 @@ from espalier.prediction.criticism import posterior_check as posterior_check
 from espalier.prediction.criticism import predictive_check as predictive_check
 from espalier.prediction.criticism import prior_check as prior_check
 from espalier.prediction.datatree import to_datatree as to_datatree
+from espalier.prediction.ensemble import Ensemble as Ensemble
 from espalier.prediction.evaluation import SPLITS as SPLITS
 from espalier.prediction.evaluation import evaluate as evaluate
 from espalier.prediction.evaluation import predictions as predictions
@@ -37,8 +41,6 @@ from espalier.prediction.evaluation import split_of as split_of
 from espalier.prediction.fit import WAYS as WAYS
 from espalier.prediction.fit import Fit as Fit
 from espalier.prediction.fit import How as How
-from espalier.prediction.fit import Pair as Pair
-from espalier.prediction.fit import Pairs as Pairs
 from espalier.prediction.grouped import by_groups as by_groups
 from espalier.prediction.labelled import save_tree as save_tree
 from espalier.prediction.labelled import tree_of as tree_of
@@ -51,9 +53,12 @@ from espalier.prediction.loo import psis_loo as psis_loo
 from espalier.prediction.mixture import Mixture as Mixture
 from espalier.prediction.one_pass import energy as energy
 from espalier.prediction.one_pass import information as information
+from espalier.prediction.pairs import Pair as Pair
+from espalier.prediction.pairs import Pairs as Pairs
 from espalier.prediction.plain_pyro import from_pyro as from_pyro
 from espalier.prediction.predict import parameters_of as parameters_of
 from espalier.prediction.predict import predictive as predictive
+from espalier.prediction.predictor import Predictor as Predictor
 from espalier.prediction.prior import prior_outcomes as prior_outcomes
 from espalier.prediction.prior import prior_weights as prior_weights
 from espalier.prediction.recalibration import recalibrated as recalibrated

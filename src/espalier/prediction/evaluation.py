@@ -13,8 +13,9 @@ from torch.distributions import Normal
 
 from espalier import calibration
 from espalier.contracts import PARTS, Data, Split
-from espalier.prediction.fit import Fit, How
+from espalier.prediction.fit import How
 from espalier.prediction.mixture import Mixture
+from espalier.prediction.predictor import Predictor
 
 Predictions = NDArray[np.float64]
 Predicted = Any
@@ -34,7 +35,7 @@ def split_of(data: Data, name: str) -> Split:
 
 
 def predictions(
-    fit: Fit,
+    fit: Predictor,
     data: Data,
     split: str = "test",
     *,
@@ -43,18 +44,22 @@ def predictions(
     seed: int = 0,
 ) -> dict[How, Predicted]:
     """What every way predicts for a split: mean probabilities `(n, ..., C)`; all draws `(S, n, 2)`, means and standard
-    deviations, of a regression of one normal target; the `Mixture` of any other."""
+    deviations, of a regression of one normal target; the `Mixture` of any other. Of classes, ways that are one network are
+    evaluated once."""
     part, ways = split_of(data, split), ways or fit.ways
     fit.look_at(data)
     if data.num_classes is not None:
-        return {way: _mean(fit.draws(part.x, way, num_samples=num_samples, seed=seed)) for way in ways}
-    if part.y.dim() > 1 or not isinstance(next(fit.outcomes(part.x[torch.arange(1)], "mean")), Normal):
+        found: dict[How, Predicted] = {}
+        for way, same in fit.alike(ways).items():
+            found[way] = found[same] if same in found else _mean(fit.draws(part.x, way, num_samples=num_samples, seed=seed))
+        return found
+    if part.y.dim() > 1 or not all(isinstance(each, Normal) for each in fit.outcomes(part.x[torch.arange(1)], "mean")):
         return {way: fit.mixture(part.x, way, num_samples=num_samples, seed=seed) for way in ways}
     return {way: fit.predict(part.x, way, num_samples=num_samples, seed=seed).numpy() for way in ways}
 
 
 def evaluate(
-    fit: Fit,
+    fit: Predictor,
     data: Data,
     split: str = "test",
     *,
@@ -66,19 +71,20 @@ def evaluate(
 
     `predict[way]` holds accuracy, nll, brier, ece_10, ece_15 and others, each with `NAME_interval` beside it and the ECE
     floors; for regression rmse, nll, crps, coverage in the units of the data. See calibration/scores.py for their definitions.
-    predicted: what `predictions` returned, where it is at hand.
+    predicted: what `predictions` returned, where it is at hand. Of an ensemble, counts are sums over its members.
     """
     if predicted is None:
         predicted = predictions(fit, data, split, num_samples=num_samples)
     scores = score(predicted, data, split)
+    weights, active = (sum(getattr(own.topology, name) for own in fit.fits) for name in ("num_weights", "num_active"))
     return {
         "split": split,
         "num_examples": len(split_of(data, split).y),
         "num_samples": num_samples,
-        "num_weights": fit.topology.num_weights,
-        "num_active": fit.topology.num_active,
-        "density": fit.topology.density,
-        "num_pairs": len(fit.pairs.values),
+        "num_weights": weights,
+        "num_active": active,
+        "density": active / weights,
+        "num_pairs": sum(len(own.pairs.values) for own in fit.fits),
         "num_bins": calibration.NUM_BINS,
         "predict": scores,
     }

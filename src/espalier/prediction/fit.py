@@ -14,8 +14,9 @@ and, where there is one, in a sixth: `distilled`, one sparse net taught by the m
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice, repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 import pyro.distributions as dist
 import torch
@@ -26,12 +27,13 @@ from espalier.contracts import Data, Rows, Topology
 from espalier.guides.masked import Mask, draw_mask
 from espalier.network import BayesianNetwork, under
 from espalier.prediction import batchnorm
-from espalier.prediction.mixture import Mixture
-from espalier.prediction.predict import Batches, in_units, outcome_of, parameters_of
+from espalier.prediction.pairs import Pair, Pairs, State, gaussian
+from espalier.prediction.predict import Batches, outcome_of
+from espalier.prediction.predictor import Inputs, Predictor
 from espalier.sparse import Layout, scatter
 from espalier.store import Bundle
 from espalier.topology import codes
-from espalier.topology.masks import pack_bits, unpack_bits
+from espalier.topology.masks import pack_bits
 
 if TYPE_CHECKING:
     import xarray
@@ -41,78 +43,11 @@ WAYS: tuple[How, ...] = get_args(How)[:5]
 """What every fit has."""
 SINGLE: tuple[How, ...] = ("ticket", "mean", "unmasked")
 """The ways that are one network, and so have batch-norm statistics of their own."""
-State = dict[str, Tensor]
 PAIRS = "pairs"
 """The folder of a fit's pairs, a file each, named by its content: they are written once, when they are collected."""
-Inputs = tuple[Any, ...] | dict[str, Any]
-"""Of a network that takes several."""
 
 
-class Pair(NamedTuple):
-    """One draw of the variational posterior: (Z, u) of the active weights `(k,)` each, and what else the network has.
-
-    values: u. keep: Z, bool. state: the model's other parameters and buffers by name, with batch-norm statistics
-    re-estimated for this pair. scales: of a Gaussian guide, sigma; Z is all True then.
-    """
-
-    values: Tensor
-    keep: Tensor
-    state: State
-    scales: Tensor | None = None
-
-    def tensors(self) -> State:
-        """By the names that files have: the mask bit-packed, and left out where it keeps everything."""
-        found = {"values": self.values, **{f"state.{name}": tensor for name, tensor in self.state.items()}}
-        found |= {} if self.keep.all() else {"keep": pack_bits(self.keep)}
-        return found if self.scales is None else {**found, "scales": self.scales}
-
-    @classmethod
-    def of(cls, tensors: Mapping[str, Tensor]) -> Pair:
-        """The other way round."""
-        values = tensors["values"]
-        keep = unpack_bits(tensors["keep"], len(values)) if "keep" in tensors else torch.ones_like(values, dtype=torch.bool)
-        return cls(values, keep, under("state.", tensors), tensors.get("scales"))
-
-    def draw(self, index: int) -> Tensor:
-        """The active weights `(k,)`: Z * u, or the draw of N(u, sigma^2) that `index` decides."""
-        if self.scales is None:
-            return self.values * self.keep
-        return gaussian(self.values, self.scales, torch.Generator().manual_seed(index))
-
-
-class Pairs(NamedTuple):
-    """All collected pairs, stacked: values and keep `(P, k)`, states `(P, ...)`, scales `(P, k)` or None; see `Pair`."""
-
-    values: Tensor
-    keep: Tensor
-    states: State
-    scales: Tensor | None = None
-
-    @classmethod
-    def of(cls, pairs: Sequence[Pair]) -> Pairs:
-        states = {name: torch.stack([pair.state[name] for pair in pairs]) for name in pairs[0].state}
-        scales = [pair.scales for pair in pairs if pair.scales is not None]
-        values, keep = torch.stack([pair.values for pair in pairs]), torch.stack([pair.keep for pair in pairs])
-        return cls(values, keep, states, torch.stack(scales) if scales else None)
-
-    def pair(self, index: int) -> Pair:
-        scales = None if self.scales is None else self.scales[index]
-        return Pair(self.values[index], self.keep[index], self.state(index), scales)
-
-    def state(self, index: int) -> State:
-        return {name: tensor[index] for name, tensor in self.states.items()}
-
-    def mean_state(self) -> State:
-        """Averages of the floating-point states; counters as they were last."""
-        return {n: t.mean(0) if t.is_floating_point() else t[-1] for n, t in self.states.items()}
-
-
-def gaussian(mean: Tensor, scale: Tensor, generator: torch.Generator) -> Tensor:
-    """A draw of N(mean, scale^2) `(k,)`, its noise drawn on the CPU: the same wherever the fit is."""
-    return mean + scale * torch.randn(mean.shape, generator=generator, dtype=mean.dtype).to(mean.device)
-
-
-class Fit:
+class Fit(Predictor):
     """What `infer` returns.
 
     model, topology, pairs: see their classes. keep_prob, rescale, mask: the guide's. record: what was run, JSON-able.
@@ -155,36 +90,16 @@ class Fit:
             self.inputs = batchnorm.training_batches(data, batches, size, self.topology.positions.device)
 
     @property
+    def fits(self) -> tuple[Fit, ...]:
+        return (self,)
+
+    @property
     def ways(self) -> tuple[How, ...]:
-        """The ways to predict that this fit has."""
         return WAYS if self.student is None else (*WAYS, "distilled")
-
-    def predict(self, x: Rows | Inputs, how: How = "ticket", *, num_samples: int = 16, seed: int = 0) -> Tensor:
-        """Predictive draws `(S, n, C)` of class probabilities, on the CPU; average over the first dimension.
-
-        For regression `(S, n, 2)`: mean and standard deviation in the units of the data. S is 1 for `ticket`, `mean`
-        and `unmasked`, the number of collected pairs for `pairs`, and `num_samples` for `redraw`.
-        Raises ValueError for an unknown `how`, or for rows that the network does not take.
-        """
-        return torch.stack(list(self.draws(x, how, num_samples=num_samples, seed=seed)))
-
-    def draws(self, x: Rows | Inputs, how: How = "ticket", *, num_samples: int = 16, seed: int = 0) -> Iterator[Tensor]:
-        """`predict`, one draw `(n, C)` at a time: nothing of size S is held."""
-        shift, scale = self.record.get("target", (0.0, 1.0))
-        for outcome in self.outcomes(x, how, num_samples=num_samples, seed=seed):
-            parameters = parameters_of(outcome).detach()
-            yield in_units(parameters, shift, scale) if self.record.get("task") == "regression" else parameters
-
-    def mixture(self, x: Rows | Inputs, how: How = "pairs", *, num_samples: int = 16, seed: int = 0) -> Mixture:
-        """The posterior predictive of rows x: a mixture of the likelihood's own distributions, in the data's units."""
-        shift, scale = self.record.get("target", (0.0, 1.0))
-        return Mixture(list(self.outcomes(x, how, num_samples=num_samples, seed=seed)), shift, scale)
 
     def outcomes(
         self, x: Rows | Inputs, how: How = "ticket", *, num_samples: int = 16, seed: int = 0
     ) -> Iterator[dist.TorchDistribution]:
-        """The distribution of y given every row of x, one draw of the network at a time: float64, on the CPU; of a regression
-        in the units that the network was trained in."""
         if how not in self.ways:
             raise ValueError(f"expected one of {', '.join(self.ways)}, got {how!r}")
         if num_samples < 1:
@@ -195,31 +110,54 @@ class Fit:
             raise ValueError(f"expected rows of shape {shape or []}, got {given}")
         products = self.layout is not None and all(len(shape) == 2 for shape in self.model.shapes)
         batches = Batches(rows, self.topology.positions.device, across=products)
-        for weights, state in self.weights(how, num_samples=num_samples, seed=seed):
-            yield outcome_of(self.model, weights, batches, state)
+        one, count = self.is_one(how), {"pairs": len(self.pairs.values), "redraw": num_samples}.get(how, 1)
+        for weights, state in islice(self.weights(how, num_samples=num_samples, seed=seed), 1 if one else None):
+            yield from repeat(outcome_of(self.model, weights, batches, state), count if one else 1)
+
+    def is_one(self, how: How) -> bool:
+        """Are all draws of a way to predict the same network, bit for bit?"""
+        if how == "redraw":
+            return self.keep_prob == 1 and self.pairs.scales is None
+        return how != "pairs" or self.pairs.equal
+
+    def alike(self, ways: Sequence[How]) -> dict[How, How]:
+        known: dict[How, tuple[Tensor, State]] = {}
+        found: dict[How, How] = {}
+        for way in ways:
+            own = next(self.values(way, num_samples=1)) if self.is_one(way) else None
+            same = (other for other, network in known.items() if own is not None and _equal(own, network))
+            found[way] = next(same, way)
+            if own is not None and found[way] == way:
+                known[way] = own
+        return found
 
     def weights(self, how: How, *, num_samples: int = 16, seed: int = 0) -> Iterator[tuple[Tensor, State]]:
         """The flat dense weight vectors `(num_weights,)` that a way to predict evaluates, each with its other state."""
+        for values, state in self.values(how, num_samples=num_samples, seed=seed):
+            yield self.dense(values), state
+
+    def values(self, how: How, *, num_samples: int = 16, seed: int = 0) -> Iterator[tuple[Tensor, State]]:
+        """Of these vectors the active weights `(k,)`, each with its other state."""
         factor = 1 / self.keep_prob if self.rescale else 1.0
         last, state = self.pairs.values[-1], self.pairs.state(-1)
         if how == "ticket":
             averaged = (self.pairs.values * self.pairs.keep).mean(0) * factor
-            yield self.dense(averaged), {**self.pairs.mean_state(), **self.statistics[how]}
+            yield averaged, {**self.pairs.mean_state(), **self.statistics[how]}
         elif how == "mean":
-            yield self.dense(last * (self.keep_prob * factor)), {**state, **self.statistics[how]}
+            yield last * (self.keep_prob * factor), {**state, **self.statistics[how]}
         elif how == "unmasked":
-            yield self.dense(last), {**state, **self.statistics[how]}
+            yield last, {**state, **self.statistics[how]}
         elif how == "distilled" and self.student is not None:
             values, own = self.student
-            yield self.dense(values), own
+            yield values, own
         elif how == "pairs":
             for index in range(len(self.pairs.values)):
-                yield self.dense(self.pairs.pair(index).draw(index) * factor), self.pairs.state(index)
+                yield self.pairs.pair(index).draw(index) * factor, self.pairs.state(index)
         else:
             generator = torch.Generator().manual_seed(seed)  # on the CPU: the same masks wherever the fit is
             for _ in range(num_samples):
-                weights = self.dense(self._redrawn(generator) * factor)
-                yield weights, self._with_statistics(weights, state)
+                values = self._redrawn(generator) * factor
+                yield values, self._with_statistics(values, state)
 
     def _redrawn(self, generator: torch.Generator) -> Tensor:
         """The last u under a fresh Z, or a fresh draw of N(u, sigma^2)."""
@@ -252,8 +190,7 @@ class Fit:
         options: dict[str, Any] = {"layers": layers, "num_samples": num_samples, "prior": prior, "seed": seed}
         return tree_of(self, data, splits=splits, ways=ways, **options)
 
-    def to(self, device: str | torch.device) -> Fit:
-        """The same fit on another device, moved in place."""
+    def to(self, device: str | torch.device) -> Self:
         self.model.to(device)
         self.topology = self.topology._replace(positions=self.topology.positions.to(device))
         states = {name: tensor.to(device) for name, tensor in self.pairs.states.items()}
@@ -284,20 +221,20 @@ class Fit:
             self._layout = positions, Layout.where_worthwhile(positions, counts, self.model.shapes)
         return self._layout[1]
 
-    def _with_statistics(self, weights: Tensor, state: State) -> State:
+    def _with_statistics(self, values: Tensor, state: State) -> State:
         if self.record.get("batchnorm") == "running" or not batchnorm.has_batchnorm(self.model):
             return state
         if not self.inputs:
             raise ValueError("expected training inputs for batch-norm statistics of fresh masks: set fit.inputs first")
-        return batchnorm.estimate(self.model, weights, state, self.inputs)
+        return batchnorm.estimate(self.model, self.dense(values), state, self.inputs)
 
     def _estimate_statistics(self) -> dict[str, State]:
         """Batch-norm buffers of the three single networks."""
         self.statistics = {how: {} for how in SINGLE}
         result: dict[str, State] = {}
         for how in SINGLE:
-            weights, state = next(self.weights(how))
-            estimated = self._with_statistics(weights, state)
+            values, state = next(self.values(how))
+            estimated = self._with_statistics(values, state)
             result[how] = {name: tensor for name, tensor in estimated.items() if tensor is not state[name]}
         return result
 
@@ -318,8 +255,9 @@ class Fit:
                  "mask": self.mask}  # fmt: skip
         return Bundle(tensors, facts)
 
-    def save(self, folder: str | Path) -> None:
-        """Write `pairs/`, `fit.safetensors`, `history.json` and, last, `record.json` with their digests and a checksum.
+    def save(self, folder: str | Path) -> list[str]:
+        """Write `pairs/`, `fit.safetensors`, `history.json` and, last, `record.json` with their digests and a checksum. Returns
+        the digests of the pairs.
 
         Raises ValueError where the folder already holds a fit: nothing is overwritten.
         """
@@ -338,6 +276,7 @@ class Fit:
         store.write_bytes(
             folder / "record.json", store.canonical(store.signed({**self.record, "files": files})).encode()
         )
+        return digests
 
     @classmethod
     def load(cls, folder: str | Path, model: BayesianNetwork) -> Fit:
@@ -383,6 +322,16 @@ class Fit:
             statistics=statistics,
             student=student,
         )
+
+
+def _equal(one: tuple[Tensor, State], other: tuple[Tensor, State]) -> bool:
+    """The same network, bit for bit?"""
+    (values, state), (theirs, their_state) = one, other
+    return (
+        torch.equal(values, theirs)
+        and state.keys() == their_state.keys()
+        and all(torch.equal(tensor, their_state[name]) for name, tensor in state.items())
+    )
 
 
 def _is_of_pairs(name: str) -> bool:

@@ -11,14 +11,15 @@ from numpy.typing import NDArray
 from espalier import calibration
 from espalier.contracts import Data
 from espalier.prediction.evaluation import split_of
-from espalier.prediction.fit import Fit, How
+from espalier.prediction.fit import How
 from espalier.prediction.mixture import Mixture
+from espalier.prediction.predictor import Predictor
 
 KEPT = ("num_examples", "accuracy", "nll", "brier", "ece_15", "ece_15_floor", "rmse", "crps", "coverage_95")
 """Of a summary, what is told of a group; each with its interval."""
 
 
-def main_ways(fit: Fit) -> tuple[How, ...]:
+def main_ways(fit: Predictor) -> tuple[How, ...]:
     """Of all ways to predict, the one network that the fit is about, and the posterior predictive."""
     return ("distilled" if "distilled" in fit.ways else "ticket"), "redraw"
 

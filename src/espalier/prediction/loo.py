@@ -124,7 +124,7 @@ def leave_one_out(fit: Fit, data: Data, how: How = "redraw", *, num_samples: int
             f"expected {MIN_DRAWS} or more draws for leave-one-out, got {count} of {how!r}: take how='redraw' with more "
             f"num_samples, or {WAY_OUT}"
         )
-    if fit.pairs.scales is None and how == "redraw" and fit.keep_prob == 1:
+    if fit.is_one(how):
         raise ValueError(f"expected draws of a posterior, got {count} equal networks (no mask, no Gaussian guide): {WAY_OUT}")
     fit.look_at(data)
     drawn = fit.mixture(data.train.x, how, num_samples=num_samples, seed=seed)

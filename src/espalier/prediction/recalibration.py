@@ -14,8 +14,9 @@ from espalier.calibration import CALIBRATORS, DRAW_CALIBRATORS, REGRESSION_CALIB
 from espalier.calibration.calibrators import Calibrator
 from espalier.contracts import Data
 from espalier.prediction import evaluation
-from espalier.prediction.fit import Fit, How
+from espalier.prediction.fit import How
 from espalier.prediction.mixture import Mixture
+from espalier.prediction.predictor import Predictor
 
 FITTED_ON = "validation"
 PER_DRAW = "draws-"
@@ -44,7 +45,7 @@ def check(data: Data, split: str, names: Sequence[str]) -> None:
 
 
 def recalibrated(
-    fit: Fit,
+    fit: Predictor,
     data: Data,
     split: str,
     names: Sequence[str],
@@ -79,7 +80,7 @@ def recalibrated(
 
 
 def apply_kept(
-    fit: Fit,
+    fit: Predictor,
     data: Data,
     split: str,
     kept: Parameters,
@@ -100,7 +101,7 @@ def apply_kept(
     return found
 
 
-def read_kept(folder: Path, fit: Fit, data: Data) -> Parameters:
+def read_kept(folder: Path, fit: Predictor, data: Data) -> Parameters:
     """The calibrators that `espalier evaluate --calibrate` left in a run's folder; none where there is no file.
 
     Raises ValueError for a file that it did not write.
@@ -143,7 +144,7 @@ def _even(data: Data, name: str) -> tuple[NDArray[Any], ...]:
 
 
 def _of(
-    data: Data, name: str, said: Any, fit: Fit, split: str, way: How, num_samples: int, seed: int
+    data: Data, name: str, said: Any, fit: Predictor, split: str, way: How, num_samples: int, seed: int
 ) -> tuple[Calibrator, tuple[NDArray[Any], ...]]:
     """A calibrator, and the predictions that it takes: of a regression means and scales, of a draws' the draws."""
     known = _known(data, name)

@@ -11,14 +11,15 @@ from numpy.typing import NDArray
 from espalier import nested
 from espalier.calibration import REGRESSION_UNCERTAINTIES, UNCERTAINTIES
 from espalier.prediction import one_pass
-from espalier.prediction.fit import Fit, How
+from espalier.prediction.fit import How
+from espalier.prediction.predictor import Predictor
 
 HELD = 20_000_000
 """Numbers of all draws that are held at once."""
 
 
 def uncertainties(
-    fit: Fit,
+    fit: Predictor,
     x: object,
     way: How = "redraw",
     *,
@@ -45,8 +46,9 @@ def uncertainties(
         for name, pieces in found.items():
             pieces.append(known[name](draws))
     scores = {name: np.concatenate(pieces) for name, pieces in found.items()}
-    if way == "distilled" and one_pass.is_taught(fit):
-        scores["mutual_information"] = one_pass.information(fit, rows)
+    if way == "distilled" and all(map(one_pass.is_taught, fit.fits)):
+        # Of several such networks: within each and between them, by the chain rule.
+        scores["mutual_information"] += np.mean([one_pass.information(own, rows) for own in fit.fits], 0)
         left = scores["predictive_entropy"] - scores["mutual_information"]
         scores["expected_entropy"] = np.maximum(left, 0.0)
     return {name: scores[name] for name in names or known}

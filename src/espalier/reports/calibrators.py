@@ -13,7 +13,7 @@ from espalier.prediction import evaluation, recalibration
 from espalier.prediction.grouped import main_ways
 from espalier.prediction.mixture import Mixture
 from espalier.reports.figures import reliability_rows
-from espalier.reports.look import Look
+from espalier.reports.look import Look, runs_of
 from espalier.reports.tables import REGRESSION, TITLES, entry, interval
 from espalier.reports.targets import pit_figure, told_of
 
@@ -46,7 +46,7 @@ def sections(looks: Sequence[Look], names: Sequence[str] = ()) -> list[Section]:
 
 def _of_run(look: Look, names: Sequence[str]) -> list[Block]:
     one = look.scores[look.way] == look.scores["redraw"]  # a network without masks
-    ways = main_ways(look.fit)[: 1 if one else 2]
+    ways = main_ways(look.predictor)[: 1 if one else 2]
     mapped, source = _mapped(look, names, ways)
     if not mapped:
         return []
@@ -70,15 +70,15 @@ def _mapped(look: Look, names: Sequence[str], ways: Sequence[Any]) -> tuple[dict
     options: dict[str, Any] = {"num_samples": look.num_samples, "predicted": look.predicted}
     if any(isinstance(said, Mixture) for said in look.predicted.values()) or look.split == recalibration.FITTED_ON:
         return {}, ""
-    kept = {} if names else recalibration.read_kept(look.folder, look.fit, look.data)
+    kept = {} if names or not runs_of([look]) else recalibration.read_kept(look.folder, look.fit, look.data)
     of_ways = {arm: own for arm, own in kept.items() if arm.partition(" + ")[0] in ways}
     if of_ways:
-        found = recalibration.apply_kept(look.fit, look.data, look.split, of_ways, **options)
+        found = recalibration.apply_kept(look.predictor, look.data, look.split, of_ways, **options)
         return found, f"as `espalier evaluate --calibrate` fitted and kept them in {recalibration.KEPT}."
     if not len(look.data.validation.y):
         return {}, ""
     wanted = names or default(look.data)
-    found = recalibration.recalibrated(look.fit, look.data, look.split, wanted, ways=ways, **options)[0]
+    found = recalibration.recalibrated(look.predictor, look.data, look.split, wanted, ways=ways, **options)[0]
     return found, f"fitted for this page on {len(look.data.validation.y):,} validation examples."
 
 

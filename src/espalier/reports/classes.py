@@ -15,7 +15,7 @@ from espalier.pictures import plots
 from espalier.pictures.data import Curve, Picture
 from espalier.reports import promises
 from espalier.reports.figures import figure, grid, image_of, reliability_rows
-from espalier.reports.look import Look
+from espalier.reports.look import Look, runs_of
 from espalier.reports.tables import interval
 
 SHOWN = 8
@@ -76,7 +76,7 @@ def selective(looks: Sequence[Look]) -> Section:
                     *(_with(found, key) for key in ("aurc", "augrc", "risk_at_coverage", "coverage_at_risk")),
                 ]
             )
-    certified = promises.promised(looks)
+    certified = promises.promised(runs_of(looks))
     for own in certified:
         if own.answered:
             label = f"{own.look.name}, certified: at most {own.alpha:g}"
@@ -194,7 +194,7 @@ def _most(scores: NDArray[np.float64]) -> NDArray[np.int64]:
 
 def _shown(look: Look, rows: NDArray[np.int64]) -> list[Example]:
     inputs, names = look.x(rows), look.named
-    draws = look.fit.predict(inputs, "redraw", num_samples=look.num_samples).numpy()
+    draws = look.predictor.predict(inputs, "redraw", num_samples=look.num_samples).numpy()
     shown = []
     for place, row in enumerate(rows):
         mean, spread = draws[:, place].mean(0), draws[:, place].std(0)

@@ -19,7 +19,7 @@ def sections(looks: Sequence[Look], groups: Mapping[str, Any]) -> list[Section]:
     """One for each grouping. groups: by its name the group of every row of the split `(n,)`."""
     found = []
     for look in looks:
-        predicted = {way: look.predicted[way] for way in main_ways(look.fit)}
+        predicted = {way: look.predicted[way] for way in main_ways(look.predictor)}
         found.append(by_groups(predicted, look.data, groups, look.split))
     return [_of_column(looks, column, place, [own[column] for own in found]) for place, column in enumerate(groups)]
 

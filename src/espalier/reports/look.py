@@ -1,8 +1,8 @@
-"""A run as the report sees it: the fit, its data, and what every way to predict came to on one split."""
+"""A run, or an ensemble of runs, as the report sees it: its data, and what every way to predict came to on one split."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,16 +17,17 @@ from espalier.calibration.uncertainty import mean_of
 from espalier.contracts import Data
 from espalier.prediction import evaluation
 from espalier.prediction.fit import Fit, How
+from espalier.prediction.predictor import Predictor
 from espalier.prediction.uncertainty import HELD, uncertainties
 
 
 class Look(NamedTuple):
-    """predicted: as `evaluation.predictions` returns it. scores: of every way, as `evaluation.evaluate` has them. unsure: by name
-    the uncertainty of every example, from the draws of `redraw`."""
+    """folders: of the run, or of the members. predicted: as `evaluation.predictions` returns it. scores: of every way, as
+    `evaluation.evaluate` has them. unsure: by name the uncertainty of every example, from the draws of `redraw`."""
 
     name: str
-    folder: Path
-    fit: Fit
+    folders: tuple[Path, ...]
+    predictor: Predictor
     data: Data
     split: str
     predicted: Mapping[How, Any]
@@ -34,6 +35,18 @@ class Look(NamedTuple):
     unsure: Mapping[str, NDArray[np.float64]]
     num_samples: int = 16
     """Of `redraw`."""
+
+    @property
+    def folder(self) -> Path:
+        """Of a run."""
+        (folder,) = self.folders
+        return folder
+
+    @property
+    def fit(self) -> Fit:
+        """Of a run."""
+        (fit,) = self.predictor.fits
+        return fit
 
     @property
     def way(self) -> How:
@@ -66,6 +79,11 @@ class Look(NamedTuple):
         return evaluation.split_of(self.data, self.split).x[torch.from_numpy(rows)]
 
 
+def runs_of(looks: Sequence[Look]) -> list[Look]:
+    """Those that are a run: an ensemble has no topology, history or certificate of its own."""
+    return [look for look in looks if len(look.folders) == 1]
+
+
 def look_at(
     folder: Path,
     split: str = "test",
@@ -74,42 +92,54 @@ def look_at(
     source: str | None = None,
     num_samples: int = 16,
     device: torch.device | str = "cpu",
+) -> Look:
+    """Read a finished run and predict a split with it. Raises ValueError where the report has no words for its targets."""
+    fit = runs.load(folder).to(device)
+    return look_with(fit, (folder,), split, data_dir=data_dir, source=source, num_samples=num_samples)
+
+
+def look_with(
+    predictor: Predictor,
+    folders: Sequence[Path],
+    split: str = "test",
+    *,
+    data_dir: str | None = None,
+    source: str | None = None,
+    num_samples: int = 16,
     check: Callable[[Data], object] = lambda data: None,
 ) -> Look:
-    """Read a finished run and predict a split with it. check: what else shall hold of its data, before any work.
-
-    Raises ValueError where the report has no words for its targets.
-    """
-    runs.check_finished(folder)
-    fit, data = runs.load(folder).to(device), runs.data_of(folder, data_dir, source)
+    """Predict a split with the fit of a run, or with the ensemble of several. folders: theirs. check: what else shall hold of the
+    data, before any work. Raises ValueError as `look_at` does."""
+    data = runs.data_of(folders[0], data_dir, source)
     part = evaluation.split_of(data, split)
     if part.y.dim() > 1:
         raise ValueError(
-            f"expected a run of one label or target an example, but {folder} has {tuple(part.y.shape[1:])} of them: use "
+            f"expected a run of one label or target an example, but {folders[0]} has {tuple(part.y.shape[1:])} of them: use "
             "espalier evaluate"
         )
     check(data)
-    predicted, unsure = _predicted(fit, data, split, num_samples)
-    scores = evaluation.evaluate(fit, data, split, num_samples=num_samples, predicted=predicted)["predict"]
-    return Look(folder.resolve().name, folder, fit, data, split, predicted, scores, unsure, num_samples)
+    predicted, unsure = _predicted(predictor, data, split, num_samples)
+    scores = evaluation.evaluate(predictor, data, split, num_samples=num_samples, predicted=predicted)["predict"]
+    return Look(runs.name_of(folders), tuple(folders), predictor, data, split, predicted, scores, unsure, num_samples)
 
 
 def _predicted(
-    fit: Fit, data: Data, split: str, num_samples: int
+    predictor: Predictor, data: Data, split: str, num_samples: int
 ) -> tuple[dict[How, Any], dict[str, NDArray[np.float64]]]:
     """What every way predicts, and the uncertainties of `redraw`, from the same draws where all of them can be held."""
     x = evaluation.split_of(data, split).x
     if data.num_classes is None:
-        predicted = evaluation.predictions(fit, data, split, num_samples=num_samples)
+        predicted = evaluation.predictions(predictor, data, split, num_samples=num_samples)
         draws = predicted["redraw"]
         if isinstance(draws, np.ndarray):
             return predicted, {name: score(draws) for name, score in REGRESSION_UNCERTAINTIES.items()}
-        return predicted, uncertainties(fit, x, num_samples=num_samples)
-    if num_samples * len(x) * data.num_classes > HELD:
-        predicted = evaluation.predictions(fit, data, split, num_samples=num_samples)
-        return predicted, uncertainties(fit, x, num_samples=num_samples)
-    others: list[How] = [way for way in fit.ways if way != "redraw"]
-    predicted = evaluation.predictions(fit, data, split, ways=others, num_samples=num_samples)
-    draws = fit.predict(x, "redraw", num_samples=num_samples).numpy()
-    ordered: dict[How, Any] = {way: mean_of(draws) if way == "redraw" else predicted[way] for way in fit.ways}
-    return ordered, {name: score(draws) for name, score in UNCERTAINTIES.items()}
+        return predicted, uncertainties(predictor, x, num_samples=num_samples)
+    if len(predictor.fits) * num_samples * len(x) * data.num_classes > HELD:
+        predicted = evaluation.predictions(predictor, data, split, num_samples=num_samples)
+        return predicted, uncertainties(predictor, x, num_samples=num_samples)
+    others: list[How] = [way for way in predictor.ways if way != "redraw"]
+    predicted = evaluation.predictions(predictor, data, split, ways=others, num_samples=num_samples)
+    draws = predictor.predict(x, "redraw", num_samples=num_samples).numpy()
+    same = predictor.alike([*others, "redraw"])["redraw"]  # one network's ways are equal, in the last digit too
+    predicted["redraw"] = mean_of(draws) if same == "redraw" else predicted[same]
+    return {way: predicted[way] for way in predictor.ways}, {name: score(draws) for name, score in UNCERTAINTIES.items()}

@@ -10,7 +10,7 @@ from espalier.calibration.comparison import Scores
 from espalier.certificates import certificate
 from espalier.pages import Block, Details, Page, Section, Table, Text
 from espalier.reports import calibrators, classes, targets, topology
-from espalier.reports.look import Look
+from espalier.reports.look import Look, runs_of
 from espalier.reports.promises import certificates_in
 from espalier.reports.tables import CLASSIFICATION, REGRESSION, TITLES, entry, interval, ways_of
 
@@ -33,16 +33,15 @@ def report(looks: Sequence[Look], extras: Sequence[Section] = (), calibrate: Seq
     Raises ValueError for runs that cannot stand beside each other.
     """
     check(looks)
-    own = classes.sections(looks) if looks[0].classes else targets.sections(looks)
+    own, arms = runs_of(looks), classes.sections(looks) if looks[0].classes else targets.sections(looks)
     sections = [
         headline(looks),
         *comparison(looks),
-        *own,
+        *arms,
         *calibrators.sections(looks, calibrate),
         *extras,
-        topology.topology(looks),
-        topology.training(looks),
-        *certificates(looks),
+        *([topology.topology(own), topology.training(own)] if own else []),
+        *certificates(own),
         provenance(looks),
     ]
     names = ", ".join(look.name for look in looks)
@@ -56,7 +55,7 @@ def check(looks: Sequence[Look]) -> None:
     if len({look.data.hashes.get(look.split) for look in looks}) > 1:
         raise ValueError(f"expected runs of one {looks[0].split} split, got different ones: report on them apart")
     if len({look.name for look in looks}) < len(looks):
-        raise ValueError("expected folders of different names: a page tells runs apart by them")
+        raise ValueError("expected folders of different names: a page tells runs and ensembles apart by them")
 
 
 def check_free(path: Path) -> None:
@@ -75,9 +74,13 @@ def write(path: Path, looks: Sequence[Look], extras: Sequence[Section] = (), cal
 
 
 def lead(looks: Sequence[Look]) -> str:
-    """What was run, in a sentence for every run."""
+    """What was run, in a sentence for every run and ensemble."""
     said = []
     for look in looks:
+        if len(look.folders) > 1:
+            members = ", ".join(folder.resolve().name for folder in look.folders)
+            said.append(f"{look.name}: {members}, whose predictions are averaged in every way that all of them have.")
+            continue
         recipe, topology_ = look.fit.record.get("recipe", {}), look.fit.topology
         said.append(
             f"{look.name}: {recipe.get('model', 'a network')} trained by {recipe.get('inference', 'an inference')} on "
@@ -109,7 +112,7 @@ def headline(looks: Sequence[Look]) -> Section:
 
 
 def comparison(looks: Sequence[Look]) -> list[Section]:
-    """Every run less the first, paired by example."""
+    """Every run, and every ensemble, less the first, paired by example."""
     if len(looks) < 2 or not looks[0].classes:
         return []
     arms = [Scores.of(look.probs, look.labels) for look in looks]
@@ -125,7 +128,7 @@ def comparison(looks: Sequence[Look]) -> list[Section]:
                 ]
             )
     told = Text(
-        f"Each run less {looks[0].name} ({looks[0].way}), on the same examples. One run of each: the interval is over "
+        f"Each less {looks[0].name} ({looks[0].way}), on the same examples. One run, or ensemble, of each: the interval is over "
         "examples and does not know how other seeds would come out; `espalier compare` does."
     )
     table = Table(f"Difference from {looks[0].name}", ["run: score", "difference", "95 % interval", "verdict"], rows)
@@ -147,12 +150,12 @@ def certificates(looks: Sequence[Look]) -> list[Section]:
 def provenance(looks: Sequence[Look]) -> Section:
     """All that is needed to do it again."""
     blocks: list[Block] = []
-    for look in looks:
-        record = look.fit.record
+    members = [(folder.resolve(), fit) for look in looks for folder, fit in zip(look.folders, look.predictor.fits, strict=True)]
+    for folder, fit in dict(members).items():
         blocks += [
-            Text(f"{look.name}: espalier fit --config config.yaml --out {look.name}"),
-            Details(f"config.yaml of {look.name}", (look.folder / "config.yaml").read_text(encoding="utf-8")),
-            Details(f"Versions and hashes of {look.name}", store.canonical({key: record.get(key) for key in KEPT})),
+            Text(f"{folder.name}: espalier fit --config config.yaml --out {folder.name}"),
+            Details(f"config.yaml of {folder.name}", (folder / "config.yaml").read_text(encoding="utf-8")),
+            Details(f"Versions and hashes of {folder.name}", store.canonical({key: fit.record.get(key) for key in KEPT})),
         ]
     blocks += [Details("How to cite", CITE % __version__)]
     return Section("How it was made", blocks, "provenance")

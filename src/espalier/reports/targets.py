@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr
+from scipy.special import ndtr, ndtri
 from scipy.stats import binom
 
 from espalier import calibration
@@ -102,12 +102,7 @@ def residuals(looks: Sequence[Look], told: Sequence[Told]) -> Section:
     blocks: list[Block] = []
     for look, (_, centre, wide) in zip(looks, told, strict=True):
         rest = (look.labels - centre) / wide
-        picture = Picture(
-            f"Residuals of {look.name}",
-            "predicted",
-            "(target - predicted) / sd",
-            (Curve("examples", centre, rest, style="points"),),
-        )
+        picture = residual_picture(look.name, centre, rest)
         slope = np.corrcoef(wide, np.abs(look.labels - centre))[0, 1] if wide.std() > 0 else 0.0
         says = (
             f"{look.name}: standardised residuals have mean {rest.mean():.2f} and sd {rest.std():.2f} (0 and 1 if right); "
@@ -116,6 +111,14 @@ def residuals(looks: Sequence[Look], told: Sequence[Told]) -> Section:
         blocks.append(figure(picture, says))
         blocks.append(Text(says))
     return Section("Residuals", blocks, "residuals")
+
+
+def residual_picture(name: str, centre: NDArray[np.float64], rest: NDArray[np.float64]) -> Picture:
+    """Standardised residuals over predictions, each a dot by itself, and where 95 % of a normal distribution's lie."""
+    ends, wide = np.array([centre.min(), centre.max()]), np.full(2, ndtri(0.975))
+    normal = Curve("95 % of a normal's", ends, np.zeros(2), -wide, wide)
+    examples = Curve("examples", centre, rest, style="dots")
+    return Picture(f"Residuals of {name}", "predicted", "(target - predicted) / sd", (normal, examples))
 
 
 def furthest(look: Look, told: Told) -> Section:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from espalier import calibration
 from espalier.contracts import Data, Split
 from espalier.data.corruptions import SEVERITIES, corruptions
-from espalier.data.worlds import shifted
+from espalier.data.worlds import levels_of, shifted
 from espalier.pages import Block, Figure, Section, Table, Text
 from espalier.pictures import plots
 from espalier.pictures.data import Curve, Picture
@@ -32,7 +33,7 @@ def other_world(looks: Sequence[Look], name: str, x: object, num_samples: int) -
     rows: list[list[str]] = []
     best: tuple[float, str] = (0.0, "")
     for look in looks:
-        outside = uncertainties(look.fit, x, num_samples=num_samples)
+        outside = uncertainties(look.predictor, x, num_samples=num_samples)
         for score, inside in look.unsure.items():
             if not inside.any() and not outside[score].any():
                 continue  # one network has no draws that differ
@@ -71,18 +72,17 @@ def _with(look: Look, part: Split) -> Data:
 def shift(looks: Sequence[Look], names: Sequence[str], num_samples: int) -> Section:
     """Corrupted images of the split, in five severities: scores of every way to predict, the mean over the corruptions."""
     kinds = list(names) if list(names) != ["all"] else list(corruptions(looks[0].data.shape[0]))
-    found: dict[str, dict[str, list[list[float]]]] = {}
-    for look in looks:
-        for severity in SEVERITIES:
-            for kind in kinds:
-                data = _with(look, shifted(look.data, kind, severity, look.split))
-                predicted = evaluation.predictions(look.fit, data, look.split, num_samples=num_samples)
+    found: dict[str, dict[str, list[list[float]]]] = {
+        f"{look.name}: {way}": {name: [[] for _ in (0, *SEVERITIES)] for name in SCORES} for look in looks for way in look.scores
+    }
+    for alike in _by_inputs(looks):
+        for severity, kind in product(SEVERITIES, kinds):
+            part = shifted(alike[0].data, kind, severity, alike[0].split)
+            for look in alike:
+                predicted = evaluation.predictions(look.predictor, _with(look, part), look.split, num_samples=num_samples)
                 for way, probs in predicted.items():
-                    scores = found.setdefault(f"{look.name}: {way}", {})
                     for name, score in SCORES.items():
-                        scores.setdefault(name, [[] for _ in (0, *SEVERITIES)])[severity].append(
-                            score(probs, look.labels)
-                        )
+                        found[f"{look.name}: {way}"][name][severity].append(score(probs, look.labels))
     for look in looks:
         for arm, own in look.scores.items():
             for name, by_severity in found[f"{look.name}: {arm}"].items():
@@ -98,6 +98,15 @@ def shift(looks: Sequence[Look], names: Sequence[str], num_samples: int) -> Sect
         says = f"{label} against severity; at severity 5 the best is {best} with {worst[best]:.3f}."
         blocks.append(figure(Picture(f"{label} under corruption", "severity", label, curves), says))
     return Section("Corrupted images", blocks, "corruptions")
+
+
+def _by_inputs(looks: Sequence[Look]) -> list[list[Look]]:
+    """The looks whose networks take the same inputs: a page has equal rows, which may be standardised otherwise."""
+    found: dict[tuple[Any, ...], list[Look]] = {}
+    for look in looks:
+        mean, sd, white = levels_of(look.data)
+        found.setdefault((look.data.shape, mean.tobytes(), sd.tobytes(), white), []).append(look)
+    return list(found.values())
 
 
 def criticism(looks: Sequence[Look], replicates: int = REPLICATES) -> Section:

@@ -13,8 +13,10 @@ from espalier.nested import plain as plain
 from espalier.runs.folder import CHECKPOINT as CHECKPOINT
 from espalier.runs.folder import check_finished as check_finished
 from espalier.runs.folder import data_of as data_of
+from espalier.runs.folder import ensemble as ensemble
 from espalier.runs.folder import finished as finished
 from espalier.runs.folder import load as load
+from espalier.runs.folder import name_of as name_of
 from espalier.runs.folder import recipe_in as recipe_in
 from espalier.runs.folder import repeat as repeat
 from espalier.runs.folder import resume as resume

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import inspect
 import platform
+from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -24,6 +25,7 @@ from espalier import data, shelf, store
 from espalier.contracts import Data
 from espalier.nested import plain
 from espalier.network import BayesianNetwork
+from espalier.prediction.ensemble import Ensemble
 from espalier.prediction.fit import PAIRS, Fit
 from espalier.runs import lines
 from espalier.runs.recipes import Recipe, read_config, resolve
@@ -133,6 +135,19 @@ def load(folder: str | Path, *, trust: bool = False) -> Fit:
     return Fit.load(folder, model)
 
 
+def ensemble(folders: Sequence[str | Path], *, trust: bool = False) -> Ensemble:
+    """The fits of several run folders as one predictor. Raises ValueError where they make none, and as `load` does."""
+    for folder in folders:
+        check_finished(folder)
+    return Ensemble([load(folder, trust=trust) for folder in folders])
+
+
+def name_of(folders: Sequence[str | Path]) -> str:
+    """What a run, or an ensemble of several, is called beside others."""
+    first = Path(folders[0]).resolve().name
+    return first if len(folders) == 1 else f"ensemble of {len(folders)} from {first}"
+
+
 def data_of(folder: str | Path, data_dir: str | None = None, source: str | None = None) -> Data:
     """The data of a run, cut as they were. data_dir: where named sets lie now. source: where the run's own file or folder has
     moved. Raises ValueError where they are not the same rows any more."""
@@ -213,8 +228,7 @@ def _conclude(fit: Fit, folder: Path, loaded: Data) -> Fit:
         **loaded.facts(),
         "versions": versions(),
     }
-    fit.save(folder)
-    kept = {store.name_of(digest) for digest in store.read_bundle(folder / "fit.safetensors").facts["pairs"]}
+    kept = {store.name_of(digest) for digest in fit.save(folder)}
     for path in (folder / PAIRS).iterdir():
         if path.name not in kept:
             path.unlink()  # of a training that another one followed, or that a kill cut short

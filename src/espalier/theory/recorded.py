@@ -16,7 +16,8 @@ from espalier import calibration, data, shelf
 from espalier.distributions.masked import effective_keep_prob
 from espalier.guides.masked import MaskedGuide
 from espalier.network import BayesianNetwork
-from espalier.prediction.fit import Fit, How, Pairs, State
+from espalier.prediction.fit import Fit, How
+from espalier.prediction.pairs import Pairs, State
 from espalier.store import Bundle
 from espalier.topology import schedules
 from espalier.topology.masks import initial

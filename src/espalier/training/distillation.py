@@ -33,7 +33,8 @@ from espalier.guides.masked import draw_mask
 from espalier.likelihoods import Normal, plain
 from espalier.network import BayesianNetwork, evaluating, under
 from espalier.prediction import batchnorm, one_pass
-from espalier.prediction.fit import Fit, State
+from espalier.prediction.fit import Fit
+from espalier.prediction.pairs import State
 from espalier.prediction.predict import outcome_of, to_device
 from espalier.store import Bundle
 from espalier.training import distributed, objective, rates

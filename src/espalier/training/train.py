@@ -20,8 +20,9 @@ from espalier.contracts import Data, Schedule
 from espalier.guides.masked import MaskedGuide
 from espalier.network import BayesianNetwork, under
 from espalier.prediction import batchnorm
-from espalier.prediction.fit import Fit, Pair, Pairs
+from espalier.prediction.fit import Fit
 from espalier.prediction.mixture import Mixture
+from espalier.prediction.pairs import Pair, Pairs
 from espalier.prediction.predict import outcome_of, parameters_of
 from espalier.sparse import scatter
 from espalier.store import Bundle

@@ -1,0 +1,98 @@
+"""Several fits of the same data that predict together: an even mixture of all their draws (Lakshminarayanan et al. 2017)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Self, final
+
+import pyro.distributions as dist
+import torch
+
+from espalier.contracts import Data, Rows
+from espalier.prediction.fit import Fit, How
+from espalier.prediction.predictor import Inputs, Predictor
+
+
+@final
+class Ensemble(Predictor):
+    """Members that differ in their seeds, say. It predicts in every way that all of them have, by all draws of the first, then of
+    the second: a draw is held at a time. `pairs` is a way of members with equally many alone, that none counts for more.
+
+    Raises ValueError for fewer than two, for one that is there twice, and for members of other data, cut or scaled otherwise.
+    """
+
+    def __init__(self, fits: Sequence[Fit]) -> None:
+        check_members(fits)
+        self._fits = tuple(fits)
+        self.record = {name: self.fits[0].record.get(name) for name in ("task", "target", "shape", "data")}
+
+    def __repr__(self) -> str:
+        return f"Ensemble({', '.join(map(repr, self.fits))})"
+
+    @property
+    def fits(self) -> tuple[Fit, ...]:
+        return self._fits
+
+    @property
+    def ways(self) -> tuple[How, ...]:
+        uneven = len({len(fit.pairs.values) for fit in self.fits}) > 1
+        shared = set.intersection(*(set(fit.ways) for fit in self.fits)) - ({"pairs"} if uneven else set())
+        return tuple(way for fit in self.fits[:1] for way in fit.ways if way in shared)
+
+    def to(self, device: str | torch.device) -> Self:
+        for fit in self.fits:
+            fit.to(device)
+        return self
+
+    def look_at(self, data: Data) -> None:
+        for fit in self.fits:
+            fit.look_at(data)
+
+    def alike(self, ways: Sequence[How]) -> Mapping[How, How]:
+        by_member = [fit.alike(ways) for fit in self.fits]
+        first: dict[tuple[How, ...], How] = {}
+        return {way: first.setdefault(tuple(own[way] for own in by_member), way) for way in ways}
+
+    def outcomes(
+        self, x: Rows | Inputs, how: How = "ticket", *, num_samples: int = 16, seed: int = 0
+    ) -> Iterator[dist.TorchDistribution]:
+        if how not in self.ways:
+            raise ValueError(f"expected one of {', '.join(self.ways)}, which all members have, got {how!r}")
+        for fit in self.fits:
+            yield from fit.outcomes(x, how, num_samples=num_samples, seed=seed)
+
+
+def check_members(fits: Sequence[Fit]) -> None:
+    """Raises ValueError where these make no ensemble."""
+    if len(fits) < 2:
+        raise ValueError(f"expected two members of an ensemble or more, got {len(fits)}")
+    first, *others = (_seen(fit.record) for fit in fits)
+    for place, other in enumerate(others, 2):
+        if other != first:
+            what = next(name for name, value in other.items() if value != first[name])
+            raise ValueError(
+                f"expected members of an ensemble that were trained on the same data, got other {what} in member {place}: "
+                "choose runs that differ in their seeds, say"
+            )
+    for place, fit in enumerate(fits):
+        if any(_twins(fit, other) for other in fits[:place]):
+            raise ValueError(f"expected members of an ensemble that differ, got one twice: member {place + 1}")
+
+
+def _seen(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a record, what a network took for its data."""
+    data = record.get("data", {})
+    return {
+        "tasks": record.get("task"),
+        "rows or splits": data.get("hashes"),
+        "classes": (record.get("num_outputs"), data.get("classes")),
+        "shapes of inputs": record.get("shape"),
+        "standardisation": (record.get("target"), record.get("recipe", {}).get("standardise")),
+    }
+
+
+def _twins(one: Fit, other: Fit) -> bool:
+    """The same draws of the same weights?"""
+    pairs = (one.pairs, other.pairs)
+    parts = zip((one.topology.positions, *(pairs[0][:2])), (other.topology.positions, *(pairs[1][:2])), strict=True)
+    return all(torch.equal(a.cpu(), b.cpu()) for a, b in parts)
