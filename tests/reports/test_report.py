@@ -27,6 +27,18 @@ def test_the_page_says_what_was_run_and_how_to_do_it_again(looks: list[Look], pa
     assert looks[0].fit.record["data"]["hashes"]["test"] in text
 
 
+def test_a_rate_that_was_found_is_said_and_one_next_to_none_is_a_reason_not_to(looks: list[Look], distilled_look: Look) -> None:
+    rate = distilled_look.fit.record["drop_rate"]["found"]
+    assert report.rate_found(looks[0]) == "", "a rate that was given"
+    assert report.rate_found(distilled_look).endswith(f"validation rows while training: {rate:.2g}.")
+    record = distilled_look.fit.record
+    try:
+        distilled_look.fit.record = {**record, "drop_rate": {**record["drop_rate"], "found": 2**-16}}
+        assert "1.5e-05. That is next to none: masks cost more here" in report.rate_found(distilled_look)
+    finally:
+        distilled_look.fit.record = record
+
+
 def test_the_comparison_is_that_of_the_second_run_less_the_first(looks: list[Look], page: str) -> None:
     difference = looks[1].scores["ticket"]["accuracy"] - looks[0].scores["ticket"]["accuracy"]
     assert re.search(rf"rigl \(ticket\): accuracy</th><td>{re.escape(f'{difference:+.4f}')}</td>", page)

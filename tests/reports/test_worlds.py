@@ -11,7 +11,7 @@ from espalier.calibration import accuracy
 from espalier.contracts import Split
 from espalier.data.worlds import shifted
 from espalier.pages import Figure, Table
-from espalier.prediction import uncertainties
+from espalier.prediction import information, uncertainties
 from espalier.reports import worlds
 from espalier.reports.look import Look
 
@@ -26,6 +26,15 @@ def test_another_world_is_told_by_every_uncertainty(looks: list[Look]) -> None:
     assert str(rows["cigl: predictive entropy"][1]).startswith(f"{auroc:.3f}")
     assert "cigl: mutual information" in rows
     assert "rigl: mutual information" not in rows, "one network has none"
+
+
+def test_a_distilled_network_tells_another_world_in_one_pass(distilled_look: Look) -> None:
+    noise = torch.randn(60, *distilled_look.data.shape, generator=torch.Generator().manual_seed(0))
+    section = worlds.other_world([distilled_look], "noise", noise, 4)
+    rows = {row[0]: row for row in next(block for block in section.blocks if isinstance(block, Table)).rows}
+    inside, outside = (information(distilled_look.fit, x) for x in (distilled_look.data.test.x, noise))
+    auroc = roc_auc_score(np.repeat([0, 1], [len(inside), len(outside)]), np.concatenate([inside, outside]))
+    assert str(rows["distilled: mutual information, one pass"][1]).startswith(f"{auroc:.3f}")
 
 
 def test_corrupted_images_are_scored_by_severity(looks: list[Look]) -> None:

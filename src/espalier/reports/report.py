@@ -16,6 +16,8 @@ from espalier.reports.tables import CLASSIFICATION, REGRESSION, TITLES, entry, i
 
 KEPT = ("versions", "data", "programs")
 """Of a record, what says where numbers came from."""
+LITTLE = 0.001
+"""A drop rate at which a mask is hardly one."""
 MADE = "<footer>Made by Espalier."
 CITE = """\
 @software{espalier, title = {Espalier: Bayesian sparse training for networks that know what they don't know}, version = {%s}}
@@ -106,8 +108,23 @@ def headline(looks: Sequence[Look]) -> Section:
             else "Scores are in the units of the target."
         )
     )
-    return Section(
-        "Every way to predict", [told, Table("Scores", ["run: way", *(TITLES[name] for name in names)], rows)], "scores"
+    rates = [Text(sentence) for look in runs_of(looks) if (sentence := rate_found(look))]
+    scores = Table("Scores", ["run: way", *(TITLES[name] for name in names)], rows)
+    return Section("Every way to predict", [told, *rates, scores], "scores")
+
+
+def rate_found(look: Look) -> str:
+    """What a search for the drop rate came to, and what that says of the run; nothing of a rate that was given."""
+    found = look.fit.record.get("drop_rate")
+    if not found:
+        return ""
+    said = f"{look.name}: the drop rate was found on {found['validation_rows']:,} validation rows while training: {found['found']:.2g}."
+    if found["found"] > LITTLE:
+        return said
+    return (
+        f"{said} That is next to none: masks cost more here than they give, as they do where a network is far from fitting its "
+        "training rows, and in small regressions. The draws hardly differ, and what they disagree by says little; RigL is the "
+        "same network at less work."
     )
 
 

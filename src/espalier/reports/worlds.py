@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from espalier import calibration
 from espalier.contracts import Data, Split
@@ -33,8 +34,9 @@ def other_world(looks: Sequence[Look], name: str, x: object, num_samples: int) -
     rows: list[list[str]] = []
     best: tuple[float, str] = (0.0, "")
     for look in looks:
-        outside = uncertainties(look.predictor, x, num_samples=num_samples)
-        for score, inside in look.unsure.items():
+        outside = {**uncertainties(look.predictor, x, num_samples=num_samples), **_in_one_pass(look, x)}
+        own = {**look.unsure, **_in_one_pass(look, evaluation.split_of(look.data, look.split).x)}
+        for score, inside in own.items():
             if not inside.any() and not outside[score].any():
                 continue  # one network has no draws that differ
             found = calibration.detection_summary(inside, outside[score])
@@ -51,6 +53,14 @@ def other_world(looks: Sequence[Look], name: str, x: object, num_samples: int) -
         [Text(says), Table(f"Detection of {name}", ["by", *DETECTED.values()], rows)],
         f"world-{name}",
     )
+
+
+def _in_one_pass(look: Look, x: object) -> dict[str, NDArray[np.float64]]:
+    """What the distilled network's own pass says that its masked teachers would disagree by."""
+    if not look.classes or look.way != "distilled":
+        return {}
+    found = uncertainties(look.predictor, x, "distilled", names=["mutual_information"])
+    return {"mutual information, one pass": found["mutual_information"]}
 
 
 def check_shift(look: Look, names: Sequence[str]) -> None:
