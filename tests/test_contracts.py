@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from espalier import BayesianNetwork, Training
-from espalier.contracts import PARTS, Data, Move, Split, Topology
+from espalier.contracts import PARTS, Data, Move, Split, Topology, dtype_of, stand_ins
 from espalier.inference import dense
+from espalier.nested import Together
 
 
 def data(num_classes: int | None) -> Data:
@@ -91,3 +92,25 @@ def test_new_inputs_of_any_size_are_scaled() -> None:
     made = Data("made", part, part, part, part, (3,), None, input_scale=(mean, sd))
     x = torch.tensor([[-1.7e308, 1e-300, 5.0]], dtype=torch.float64)
     torch.testing.assert_close(made.inputs(x), torch.tensor([[-2.0, 1.0, 2.5]]))
+
+
+def test_facts_say_how_inputs_are_scaled_and_in_what_dtype_the_network_takes_them() -> None:
+    x, by = torch.zeros(4, 2), (torch.tensor([1.5, -2.0]).double(), torch.tensor([0.25, 3.0]).double())
+    part = Split(x, torch.zeros(4))
+    made = Data("made", part, part, part, part, (2,), None, input_scale=by)
+    assert made.facts()["inputs"] == {"dtype": "float32", "mean": [1.5, -2.0], "sd": [0.25, 3.0]}
+    whole = Split(torch.zeros(4, 2, dtype=torch.int64), torch.zeros(4))
+    assert Data("made", whole, whole, whole, whole, (2,), None).facts()["inputs"] == {"dtype": "int64"}
+    both = Split(Together({"a": x, "b": whole.x}), torch.zeros(4))
+    scales = {"a": by, "b": None}
+    of_two = Data("made", both, both, both, both, {"a": (2,), "b": (2,)}, None, input_scale=scales).facts()
+    assert of_two["inputs"] == {"a": {"dtype": "float32", "mean": [1.5, -2.0], "sd": [0.25, 3.0]}, "b": {"dtype": "int64"}}
+    assert json.loads(json.dumps(of_two)) == of_two
+    made_up = stand_ins(of_two, 5)
+    assert made_up["a"].shape == made_up["b"].shape == (5, 2)
+    assert (made_up["a"].dtype, made_up["b"].dtype) == (torch.float32, torch.int64)
+    assert made_up["a"].std() > 0.1
+    assert torch.equal(stand_ins(of_two, 5)["a"], made_up["a"])
+    assert stand_ins({"shape": [3]}, 2).shape == (2, 3)  # of an older record
+    with pytest.raises(ValueError, match="expected the name of a dtype, got 'load'"):
+        dtype_of("load")

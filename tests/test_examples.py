@@ -26,6 +26,12 @@ SCRIPTS: dict[str, tuple[dict[str, Any], Any]] = {
         {"replicates": 100},
         lambda found: found["constant noise: spread over input"] < 0.03 < found["growing noise: spread over input"],
     ),
+    "deploy.py": (
+        {"epochs": 10},
+        lambda found: found["accuracy"] > 0.9
+        and max(found[name] for name in ("from the fit", "without its zeros", "in the table", "onnxruntime")) < 1e-5
+        and found["bytes"] < 0.2 * found["bytes of a dense one"],
+    ),
     "out_of_distribution.py": ({"epochs": 15, "num_samples": 8}, lambda found: found["redraw predictive_entropy"] > 0.75),
     "report.py": ({"epochs": 3, "replicates": 5}, lambda page: page.read_text().count("<h2") > 10),
     "selective.py": ({"epochs": 15}, lambda found: found["redraw 80 %"] < found["redraw all"]),
@@ -49,6 +55,7 @@ BENCHMARKS = {
     "predictive_memory.py": ["--pairs", "2", "--rows", "40"],
     "prune_further.py": ["--help"],
     "rate_trials.py": ["--help"],
+    "sparse_inference.py": ["--width", "256", "--batch", "32", "--rounds", "2", "--threads", "1"],
     "state_bytes.py": [],
     "step_time.py": ["--help"],
     "uci.py": ["--help"],

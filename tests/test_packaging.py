@@ -41,7 +41,7 @@ def test_the_wheel_holds_the_programs_and_finds_them_without_a_checkout(tmp_path
 def test_the_public_names_are_these() -> None:
     assert set(dir(espalier)) == {
         "BayesianNetwork", "Data", "Fit", "MaskedGuide", "Split", "Topology", "Training",
-        "load", "load_data", "load_program", "train",
+        "export", "from_pretrained", "load", "load_data", "load_program", "push_to_hub", "train",
     }  # fmt: skip
     for name in dir(espalier):
         assert getattr(espalier, name).__doc__, name

@@ -15,6 +15,7 @@ training       the loop and its options               references                
 inference      the shelf of methods                   runs                               recipes and run folders
 grids          methods x sparsities x seeds           certificates                       pruning that is certified
 theory         every claim, checked                   reports                            a run in one page
+deployment     a network where its users work: folders, hubs, ONNX
 cli            `espalier ...`
 """
 
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from espalier.contracts import Split as Split
     from espalier.contracts import Topology as Topology
     from espalier.data.sets import load as _load_data
+    from espalier.deployment.export import export as export
+    from espalier.deployment.hub import push_to_hub as push_to_hub
+    from espalier.deployment.pretrained import from_pretrained as from_pretrained
     from espalier.guides.masked import MaskedGuide as MaskedGuide
     from espalier.network import BayesianNetwork as BayesianNetwork
     from espalier.prediction.fit import Fit as Fit
@@ -46,6 +50,9 @@ __getattr__, __dir__ = lazily(
     {
         "contracts": "Data Split Topology",
         "data": "load:load_data",
+        "deployment.export": "export",
+        "deployment.hub": "push_to_hub",
+        "deployment.pretrained": "from_pretrained",
         "guides": "MaskedGuide",
         "network": "BayesianNetwork",
         "prediction": "Fit",

@@ -7,7 +7,7 @@ exchange is here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -130,8 +130,39 @@ class Data(NamedTuple):
             "num_outputs": self.num_outputs,
             "task": "regression" if self.num_classes is None else "classification",
             "target": nested.plain((self.target_shift, self.target_scale)),
+            "inputs": self.preparation(),
             "data": {"name": self.name, "rows": rows, "hashes": self.hashes} | ({"classes": stand_for} if stand_for else {}),
         }
+
+    def preparation(self) -> Any:
+        """How `inputs` scales, and the dtype that the network takes: `{"dtype", "mean", "sd"}`, or a dict or list of such."""
+
+        def of(_: Sequence[int], row: Tensor, by: tuple[Tensor, Tensor] | None) -> dict[str, Any]:
+            scale = {} if by is None else {"mean": by[0].tolist(), "sd": by[1].tolist()}
+            return {"dtype": str(row.dtype).removeprefix("torch."), **scale}
+
+        scales = self.input_scale or nested.by_shape(lambda _: None, self.shape)
+        return nested.plain(nested.by_shape(of, self.shape, self.train.x[torch.arange(1)], scales))
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """By its name, `float32` say. Raises ValueError where none has it."""
+    found = getattr(torch, name, None)
+    if not isinstance(found, torch.dtype):
+        raise ValueError(f"expected the name of a dtype, got {name!r}")
+    return found
+
+
+def stand_ins(facts: Mapping[str, Any], count: int, seed: int = 0) -> Any:
+    """Made-up inputs `(count, *shape)`, as the network of a record takes them: standard normal numbers, whole ones all 0."""
+    stream = torch.Generator().manual_seed(seed)
+
+    def of(shape: Sequence[int], own: Mapping[str, Any] | None) -> Tensor:
+        dtype = dtype_of((own or {}).get("dtype", "float32"))
+        drawn = torch.randn(count, *shape, generator=stream)
+        return drawn.to(dtype) if dtype.is_floating_point else torch.zeros(count, *shape, dtype=dtype)
+
+    return nested.by_shape(of, facts["shape"], facts.get("inputs") or nested.by_shape(lambda _: None, facts["shape"]))
 
 
 class Topology(NamedTuple):

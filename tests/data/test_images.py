@@ -185,6 +185,14 @@ def test_the_transparent_entry_of_a_palette_is_a_colour_and_no_warning(tmp_path:
     np.testing.assert_array_equal(pixels(tmp_path / "a.png", 4)[:, 0, 0], RED)
 
 
+def test_the_scale_that_is_kept_is_the_one_that_is_used(images: Path) -> None:
+    d = data.load(str(images), image_size=8)
+    levels = torch.stack([d.test.x.dataset[row] for row in d.test.x.rows])
+    assert levels.dtype == torch.uint8
+    assert torch.allclose(d.inputs(levels), d.test.x[torch.arange(len(levels))], atol=1e-6)
+    assert d.facts()["inputs"]["mean"] == pytest.approx([255 * 0.485, 255 * 0.456, 255 * 0.406])
+
+
 # ------------------------------------------------------------------------------------------------ parts
 
 

@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from espalier import shelf
 from espalier.prediction.fit import WAYS
+from espalier.sparse import SparseLinear
 from espalier.topology import codes
 from fitted import (
     CIGL,
@@ -19,6 +21,7 @@ from fitted import (
     trained,
     zeros_but,
 )
+from shelved import untrained
 
 # The five ways
 
@@ -156,3 +159,17 @@ def test_regression_predicts_means_and_scales_in_the_user_s_units() -> None:
     ticket = fit.predict(x, "ticket")[0]
     torch.testing.assert_close(ticket[:, 0], mean.double(), rtol=1e-5, atol=1e-3)
     torch.testing.assert_close(ticket[:, 1], scale.double().expand(len(x)), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("sparse", [True, "auto"])
+def test_a_ticket_without_its_zeros_says_what_the_dense_one_says(sparse: bool | str) -> None:
+    data = digits()
+    fit = untrained(shelf.load("models", "mlp")((1, 8, 8), 10, hidden=(256, 256)), data)
+    for how in ("ticket", "distilled"):
+        dense, lean = fit.ticket(how), fit.ticket(how, sparse=sparse)
+        assert [isinstance(part, SparseLinear) for part in lean] == [False, True, False, True, False, False]
+        assert not lean.training
+        with torch.no_grad():
+            torch.testing.assert_close(lean(data.test.x), dense(data.test.x), rtol=0, atol=TOLERANCE)
+    with pytest.raises(ValueError, match="but no Linear layer of this one would gain: leave it dense"):
+        trained("mlp")[0].ticket(sparse=True)

@@ -7,6 +7,8 @@ evaluate.py   evaluate
 report.py     report
 compare.py    compare
 certify.py    certify, verify
+export.py     export
+predict.py    predict
 theory.py     theory
 shelves.py    models, inferences, data
 progress.py   bars: the loss, the density, the time left

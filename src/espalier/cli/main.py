@@ -20,6 +20,8 @@ COMMANDS = {
     "compare": "compare",
     "certify": "certify",
     "verify": "certify",
+    "export": "export",
+    "predict": "predict",
     "theory": "theory",
     "data": "shelves",
     "models": "shelves",
@@ -39,6 +41,8 @@ Bayesian sparse training for networks that know what they don't know.
   espalier compare GRID.yaml --out DIR                               methods x sparsities x seeds, with paired intervals
   espalier certify RUN --risk error --alpha 0.03 --delta 0.05        prune as far as the calibration split can certify
   espalier verify CERTIFICATE                                        recompute a certificate: does it still hold?
+  espalier export RUN --to FOLDER                                    a network to deploy: weights, configuration, model card
+  espalier predict FOLDER --data X --out predictions.csv             what it, or a run, says of new rows
   espalier theory                                                    check every claim behind the method; a page of pictures
   espalier models | inferences | data                                what there is
   espalier data get NAME                                             download a public data set

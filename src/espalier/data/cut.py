@@ -84,10 +84,17 @@ def as_data(
         target_scale=tuple(sd.tolist()) if several else float(sd[0]),
         hashes={part: _hash(*of) for part, of in parts.items()},
         classes=raw.classes,
-        input_scale=None if scale is None else (torch.from_numpy(scale[0]), torch.from_numpy(scale[1])),
+        input_scale=_scale_of(raw, scale),
         rows={part: rows if source is raw else len(raw.y) + rows for part, (source, rows) in parts.items()},
         source_rows=len(raw.y) + (0 if test is None else len(test.y)),
     )
+
+
+def _scale_of(raw: Raw, scale: tuple[Array, Array] | None) -> tuple[Tensor, Tensor] | None:
+    """Mean and sd by which the inputs are standardised, if they are."""
+    if isinstance(raw.x, Streamed):
+        return raw.x.scale
+    return None if scale is None else (torch.from_numpy(scale[0]), torch.from_numpy(scale[1]))
 
 
 class Mapped:

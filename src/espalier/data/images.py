@@ -119,6 +119,12 @@ class ImageRows(Streamed):
         for row in self.rows:
             yield os.fsencode(f"{self.dataset.names[row]}\0{self.dataset.sizes[row]}\n")
 
+    @property
+    def scale(self) -> tuple[Tensor, Tensor]:
+        """Of levels from 0 to 255."""
+        mean, sd = (255 * torch.tensor(values, dtype=torch.float64) for values in (_IMAGENET_MEAN, _IMAGENET_SD))
+        return mean, sd
+
     def finish(self, batch: Tensor) -> Tensor:
         mean, sd = (torch.tensor(values)[:, None, None] for values in (_IMAGENET_MEAN, _IMAGENET_SD))
         return (batch / 255 - mean) / sd
@@ -148,6 +154,22 @@ def folder(root: Path, image_size: int = 224, workers: int | None = None) -> Raw
     rows = dict(zip(found, np.split(np.arange(len(names))[None], ends[:-1], axis=1), strict=True))
     published = rows if "train" in rows else {}
     return Raw(ImageRows(files, workers=workers), np.array(labels), len(classes), published, tuple(classes))
+
+
+def files_below(root: Path, image_size: int) -> ImageFiles:
+    """All images below a folder, by name. Raises ValueError where there are none, and for a file that cannot be read."""
+    names = sorted(
+        path.relative_to(root).as_posix()
+        for path in root.rglob("*")
+        if path.suffix.lower() in _SUFFIXES and not path.name.startswith(".")
+    )
+    if not names:
+        raise ValueError(f"{_shown(root)} holds no images: expected {', '.join(sorted(_SUFFIXES))}")
+    sizes = [_size(root / name) for name in names]
+    for name in names:
+        with _opened(root / name):
+            pass
+    return ImageFiles(root, names, sizes, image_size)
 
 
 def _parts(root: Path) -> dict[str, Path]:

@@ -230,7 +230,7 @@ def npz(path: Path) -> Raw:
     arrays = archives.arrays(path, ["x", "y", *filter(None, own.values())])
     y, classes = targets(arrays["y"], None, f"y of {path}")
     published = {part: np.atleast_2d(arrays[name]) for part, name in own.items() if name}
-    return Raw(_channels_first(path, arrays["x"]), y, len(classes) or None, published, classes)
+    return Raw(channels_first(path, arrays["x"]), y, len(classes) or None, published, classes)
 
 
 def one_of(where: Path, names: Sequence[str], found: Sequence[str]) -> str | None:
@@ -246,7 +246,8 @@ def channels_of(x: Array) -> Literal["first", "last"] | None:
     return None if first == last else ("first" if first else "last")
 
 
-def _channels_first(path: Path, x: Array) -> Array:
+def channels_first(path: Path, x: Array) -> Array:
+    """Inputs of a file in the shapes that `npz` takes, channels first. Raises ValueError for others."""
     if x.ndim == 2 and x.dtype.kind in "biuf":
         return x
     if x.ndim == 3 and x.dtype == np.uint8:

@@ -68,6 +68,11 @@ class Streamed:
         if self.digests is not None:
             yield self.digests[self.rows].tobytes()
 
+    @property
+    def scale(self) -> tuple[Tensor, Tensor] | None:
+        """Mean and sd by which inputs are standardised after they are decoded; None: they are not."""
+        return None
+
     def finish(self, batch: Tensor) -> Tensor:
         """A batch of what the dataset gives as what the network takes: float32, or whole numbers as they are."""
         return batch.float() if batch.is_floating_point() else batch

@@ -22,15 +22,17 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+import espalier
 from espalier import nested, store
-from espalier.contracts import Data, Rows, Topology
+from espalier.contracts import Data, Rows, Topology, stand_ins
 from espalier.guides.masked import Mask, draw_mask
 from espalier.network import BayesianNetwork, under
 from espalier.prediction import batchnorm
 from espalier.prediction.pairs import Pair, Pairs, State, gaussian
 from espalier.prediction.predict import Batches, outcome_of
 from espalier.prediction.predictor import Inputs, Predictor
-from espalier.sparse import Layout, scatter
+from espalier.sparse import Layout, Sparse, scatter, sparsified
+from espalier.sparse.layout import MIN_ROWS
 from espalier.store import Bundle
 from espalier.topology import codes
 from espalier.topology.masks import pack_bits
@@ -167,10 +169,15 @@ class Fit(Predictor):
         positions = self.topology.positions.cpu()
         return last * draw_mask(positions, self.model.shapes, self.mask, self.keep_prob, generator).to(last.device)
 
-    def ticket(self, how: How = "ticket") -> nn.Module:
-        """The averaged (or the `distilled`) sparse network as a plain dense `nn.Module` with zeros, in evaluation mode."""
+    def ticket(self, how: How = "ticket", *, sparse: Sparse = False) -> nn.Module:
+        """The averaged (or the `distilled`) sparse network as a plain dense `nn.Module` with zeros, in evaluation mode; `sparse`:
+        without the zeros of its Linear layers, on the CPU (`sparsified`)."""
         weights, state = next(self.weights(how))
-        return self.model.network(weights, state).eval()
+        return sparsified(self.model.network(weights, state).eval(), stand_ins(self.record, MIN_ROWS), sparse)
+
+    def export(self, folder: str | Path, data: Data | None = None, **options: Any) -> Path:
+        """A folder to deploy: weights, how to build the network, a model card; see `espalier.export`."""
+        return espalier.export(self, folder, data, **options)
 
     def to_datatree(
         self,

@@ -83,6 +83,21 @@ def _is_right(computed: Callable[[Tensor], Any], weights: Unwritten, module: nn.
     return len(mine) == len(theirs) and all(_is_close(*pair) for pair in zip(mine, theirs, strict=True))
 
 
+def agree(one: nn.Module, other: nn.Module, x: Any) -> bool:
+    """Does one network run on inputs x, and say what the other says, up to rounding, in evaluation mode?"""
+    arguments, keywords = nested.arguments(x)
+    said = []
+    for net in (other, one):
+        try:
+            with evaluating(net), unmoved(net):
+                said.append(nested.leaves(net(*arguments, **keywords)))
+        except Exception:
+            if net is other:
+                raise
+            return False
+    return len(said[0]) == len(said[1]) and all(_is_close(*pair) for pair in zip(said[1], said[0], strict=True))
+
+
 def _is_close(mine: Any, theirs: Any) -> bool:
     """Up to rounding, of tensors; of what else a network may say, nothing is known."""
     if not isinstance(mine, Tensor) or not isinstance(theirs, Tensor):

@@ -1,0 +1,150 @@
+"""A deployed network as a program that needs no Espalier: of `torch.export`, and ONNX, which onnxruntime checks beforehand."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from espalier import nested, store
+from espalier.contracts import stand_ins
+from espalier.deployment.pretrained import Deployed
+from espalier.sparse import SparseLinear
+
+CLOSE = 1e-5
+"""How far onnxruntime may be from torch: of probabilities, and of a regression per standard deviation of the target."""
+ROWS = 5
+"""Of the check, another number than the program was traced with."""
+TRACED = 3
+
+
+def to_program(module: Deployed, path: str | Path | None = None) -> torch.export.ExportedProgram:
+    """The module, preprocessing and all, as a `torch.export` program of any number of rows; written to `path` (`.pt2`) where
+    one is given. Inputs are float32, whole numbers where the network takes those.
+
+    Raises ValueError for a network that torch cannot export, and a file that is there.
+    """
+    if path is not None:
+        _check_new(path, ".pt2")
+    program = _traced(module)
+    if path is not None:
+        written = io.BytesIO()
+        with _quiet():
+            torch.export.save(program, written)
+        store.write_bytes(Path(path), written.getvalue())
+    return program
+
+
+def to_onnx(module: Deployed, path: str | Path) -> float:
+    """The module, preprocessing and all, as ONNX, with its classes in the metadata (`classes`, JSON). Returns the largest
+    difference between onnxruntime and torch on rows of the check.
+
+    Raises ValueError for a network that cannot be exported, for a difference above 1e-5 and a file that is there, RuntimeError
+    without onnx, onnxscript and onnxruntime.
+    """
+    _check_new(path, ".onnx")
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise RuntimeError(f"expected onnx, onnxscript and onnxruntime, but {error}: pip install 'espalier[onnx]'") from error
+    program = _without_idle_squeezes(_traced(module))
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    with _quiet():
+        try:
+            made = torch.onnx.export(program, (), dynamo=True, verbose=False)
+            assert made is not None
+            made.model.metadata_props["classes"] = json.dumps(module.classes)
+            made.model.graph.outputs[0].name = "said"
+            content = made.model_proto.SerializeToString()
+            session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # an operator that the exporter or the runtime does not know
+            raise ValueError(f"expected a network that ONNX has operators for, but {_first_line(error)}") from error
+    apart = _apart(module, session)
+    if not apart <= CLOSE:
+        raise ValueError(f"expected onnxruntime within {CLOSE:g} of torch, got a difference of {apart:.3g}: nothing was written")
+    store.write_bytes(Path(path), content)
+    return apart
+
+
+def examples(module: Deployed, count: int, seed: int = 0) -> Any:
+    """Made-up rows as a user has them: of the mean and sd that inputs are scaled by."""
+    config = module.config
+
+    def raw(shape: Any, drawn: Tensor, own: dict[str, Any]) -> Tensor:
+        if "mean" not in own:
+            return drawn
+        mean, sd = (torch.tensor(own[name]).view(-1, *[1] * (len(shape) - 1)) for name in ("mean", "sd"))
+        return (drawn * sd + mean).float()
+
+    return nested.by_shape(raw, config["shape"], stand_ins(config, count, seed), config["inputs"])
+
+
+def _traced(module: Deployed) -> torch.export.ExportedProgram:
+    if any(isinstance(part, SparseLinear) for part in module.modules()):
+        raise ValueError("expected a network with its zeros written out to export: from_pretrained(..., sparse=False)")
+    rows = examples(module, TRACED)
+    dynamic = nested.each(lambda _: {0: torch.export.Dim.DYNAMIC}, rows)
+    with _quiet():
+        try:
+            return torch.export.export(module, (rows,), dynamic_shapes=(dynamic,))
+        except Exception as error:  # whatever a network of the user's may do that cannot be traced
+            raise ValueError(f"expected a network that torch.export can trace, but {_first_line(error)}") from error
+
+
+def _without_idle_squeezes(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """A squeeze of a dimension that is not 1 does nothing in torch; the exporter hands it on to ONNX, where it is an error."""
+    graph = program.graph_module.graph
+    for node in [node for node in graph.nodes if node.target is torch.ops.aten.squeeze.dim]:
+        source, dim = node.args
+        size = source.meta["val"].shape[dim]
+        if isinstance(size, int) and size != 1:
+            node.replace_all_uses_with(source)
+            graph.erase_node(node)
+    program.graph_module.recompile()
+    return program
+
+
+def _apart(module: Deployed, session: Any) -> float:
+    rows = examples(module, ROWS, seed=1)
+    fed = {put.name: leaf.numpy() for put, leaf in zip(session.get_inputs(), nested.leaves(rows), strict=True)}
+    theirs = session.run(None, fed)[0]
+    with torch.no_grad():
+        mine = module(rows)
+    unit = module.scale.unsqueeze(-1) if module.config["task"] == "regression" else torch.ones(())
+    if tuple(mine.shape) != theirs.shape:
+        return float("inf")
+    return float(((mine - torch.from_numpy(theirs)) / unit).abs().max())
+
+
+def _check_new(path: str | Path, suffix: str) -> None:
+    there = Path(path).exists()
+    if there or Path(path).suffix != suffix:
+        raise ValueError(f"expected the name of a new {suffix} file, got {path}" + (", which exists" if there else ""))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Warnings and log lines of the exporters are about themselves."""
+    logger = logging.getLogger("torch.onnx")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(before)
+
+
+def _first_line(error: Exception) -> str:
+    return next((line for line in str(error).strip().splitlines() if line.strip()), type(error).__name__)[:300]
