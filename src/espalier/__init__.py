@@ -15,6 +15,7 @@ training       the loop and its options               references                
 inference      the shelf of methods                   runs                               recipes and run folders
 grids          methods x sparsities x seeds           certificates                       pruning that is certified
 theory         every claim, checked                   reports                            a run in one page
+adapters       scikit-learn, Optuna, TensorBoard, Lightning, a torch loop of one's own
 cli            `espalier ...`
 """
 

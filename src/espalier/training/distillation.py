@@ -125,7 +125,7 @@ def _distill(
         with distributed.synchronised(fit.model.net, streams.device):
             for x, _ in batches(data, training, streams):
                 losses.append(student.learn(x, teacher.says(x, streams.mask), fit.dense))
-                watch.on_step(Info(student.taken, losses[-1], -losses[-1], torch.zeros(()), 0))
+                watch.on_step(Info(before["step"] + student.taken, losses[-1], -losses[-1], torch.zeros(()), 0))
         row = {"epoch": number, "step": before["step"] + student.taken, "loss": float(torch.stack(losses).mean()),
                "learning_rate": student.rate(student.taken), "density": fit.topology.density, "exchanged": 0}  # fmt: skip
         history.append(row | _validate(fit, data, *student.network()))

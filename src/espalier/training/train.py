@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from espalier import calibration
-from espalier.contracts import Data, Schedule
+from espalier.contracts import Data, Schedule, Topology
 from espalier.guides.masked import MaskedGuide
 from espalier.network import BayesianNetwork, under
 from espalier.prediction import batchnorm
@@ -217,6 +217,18 @@ def _restore(saved: Bundle, loop: Loop, streams: Streams, data: Data) -> tuple[l
     return saved.facts["history"], pairs, saved.facts.get("stopped", "")
 
 
+def topology_facts(model: BayesianNetwork, topology: Topology) -> dict[str, Any]:
+    """What a record keeps of the weights, JSON-able."""
+    layers = zip(model.weights, topology.counts, strict=True)
+    return {
+        "num_data": model.num_data,
+        "num_weights": topology.num_weights,
+        "num_active": topology.num_active,
+        "density": topology.density,
+        "layers": [{"name": weight.name, "shape": weight.shape, "active": active} for weight, active in layers],
+    }
+
+
 def _fit(
     model: BayesianNetwork,
     guide: MaskedGuide,
@@ -229,14 +241,7 @@ def _fit(
     topology = guide.topology
     record = {
         **data.facts(),
-        "num_data": model.num_data,
-        "num_weights": topology.num_weights,
-        "num_active": topology.num_active,
-        "density": topology.density,
-        "layers": [
-            {"name": weight.name, "shape": weight.shape, "active": active}
-            for weight, active in zip(model.weights, topology.counts, strict=True)
-        ],
+        **topology_facts(model, topology),
         "keep_prob": guide.keep_prob,
         "rescale": guide.rescale,
         "mask": guide.mask,
