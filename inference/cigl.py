@@ -10,7 +10,7 @@ from espalier.network import BayesianNetwork
 from espalier.prediction import Fit
 from espalier.topology import initial, schedules
 from espalier.topology.options import Allocation, DeltaT, DropFraction, Freeze, Sparsity, Start
-from espalier.training import Streams, Training, Watch, find_device, prepare
+from espalier.training import Streams, Training, Watches, find_device, prepare
 from espalier.training.drop_rates import DropRate, begin
 from espalier.training.options import AverageFrom, Seed
 from espalier.training.train import train
@@ -34,7 +34,7 @@ def infer(
     kl_scale: float = 1.0,
     training: Training = Training(),  # noqa: B008 - frozen
     seed: Seed = 0,
-    watch: Watch | None = None,
+    watch: Watches = None,
 ) -> Fit:
     """Algorithm 1: at every step a fresh Z ~ Bernoulli(1 - drop_rate) on the active weights; every `delta_t` steps a
     topology move; after `average_from` of training one pair (Z, u) per epoch, whose mean is the ticket.

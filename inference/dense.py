@@ -7,7 +7,7 @@ from espalier.guides import MaskedGuide
 from espalier.network import BayesianNetwork
 from espalier.prediction import Fit
 from espalier.topology import initial, schedules
-from espalier.training import Streams, Training, Watch, find_device, prepare
+from espalier.training import Streams, Training, Watches, find_device, prepare
 from espalier.training.options import Seed
 from espalier.training.train import train
 
@@ -18,7 +18,7 @@ def infer(
     *,
     training: Training = Training(),  # noqa: B008 - frozen
     seed: Seed = 0,
-    watch: Watch | None = None,
+    watch: Watches = None,
 ) -> Fit:
     """Train all weights: the same loop at sparsity 0."""
     streams = Streams(seed, find_device(training.device))

@@ -10,7 +10,7 @@ from espalier.network import BayesianNetwork
 from espalier.prediction import Fit
 from espalier.topology import initial, schedules
 from espalier.topology.options import Allocation, DeltaT, DropFraction, Freeze, Sparsity, Start
-from espalier.training import Phase, Streams, Training, Watch, find_device, prepare
+from espalier.training import Phase, Streams, Training, Watches, find_device, prepare
 from espalier.training.distillation import check, distill
 from espalier.training.drop_rates import DropRate, begin
 from espalier.training.options import AverageFrom, Seed
@@ -37,7 +37,7 @@ def infer(
     distill_rate: float = 0.05,
     training: Training = Training(),  # noqa: B008 - frozen
     seed: Seed = 0,
-    watch: Watch | None = None,
+    watch: Watches = None,
 ) -> Fit:
     """CigL's Algorithm 1, and one net on the same support that learns what the masked ones predict, a fresh mask at every
     step, without labels: in the last 15 % of training, or in epochs of its own. The way to predict `distilled` is one pass.

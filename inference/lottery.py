@@ -14,7 +14,7 @@ from espalier.prediction import Fit
 from espalier.prediction.costs import trained
 from espalier.topology import ALLOCATIONS, initial, magnitude_topology, schedules
 from espalier.topology.options import Allocation, Sparsity
-from espalier.training import Phase, Streams, Training, Watch, find_device, prepare
+from espalier.training import Phase, Streams, Training, Watches, find_device, prepare
 from espalier.training.options import AverageFrom, Seed
 from espalier.training.train import train
 
@@ -31,7 +31,7 @@ def infer(
     average_from: AverageFrom = 0.8,
     training: Training = Training(),  # noqa: B008 - frozen
     seed: Seed = 0,
-    watch: Watch | None = None,
+    watch: Watches = None,
 ) -> Fit:
     """`rounds` prunings, each followed by a whole training from the rewound weights: rounds + 1 trainings in all. After
     round i the density is (1 - sparsity)^(i / rounds); every round keeps the largest |u| of each layer.

@@ -10,7 +10,7 @@ from espalier.network import BayesianNetwork
 from espalier.prediction import Fit
 from espalier.topology import initial, schedules
 from espalier.topology.options import Allocation, DeltaT, DropFraction, Freeze, Sparsity, Start
-from espalier.training import Streams, Training, Watch, find_device, prepare
+from espalier.training import Streams, Training, Watches, find_device, prepare
 from espalier.training.options import AverageFrom, Seed
 from espalier.training.train import train
 
@@ -31,7 +31,7 @@ def infer(
     kl_scale: float = 1.0,
     training: Training = Training(),  # noqa: B008 - frozen
     seed: Seed = 0,
-    watch: Watch | None = None,
+    watch: Watches = None,
 ) -> Fit:
     """w = mu + sigma * noise on the active weights, both learned; RigL's moves, with a drop score that may look at sigma.
 

@@ -8,7 +8,7 @@ from espalier.network import BayesianNetwork
 from espalier.prediction import Fit
 from espalier.topology import initial, schedules
 from espalier.topology.options import Allocation, DeltaT, DropFraction, Freeze, Sparsity, Start
-from espalier.training import Streams, Training, Watch, find_device, prepare
+from espalier.training import Streams, Training, Watches, find_device, prepare
 from espalier.training.options import Seed
 from espalier.training.train import train
 
@@ -25,7 +25,7 @@ def infer(
     freeze: Freeze = 0.75,
     training: Training = Training(),  # noqa: B008 - frozen
     seed: Seed = 0,
-    watch: Watch | None = None,
+    watch: Watches = None,
 ) -> Fit:
     """Every `delta_t` steps until `freeze` of training, exchange a cosine-decayed fraction of each layer's weights.
 

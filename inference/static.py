@@ -8,7 +8,7 @@ from espalier.network import BayesianNetwork
 from espalier.prediction import Fit
 from espalier.topology import initial, schedules
 from espalier.topology.options import Allocation, Sparsity, Start
-from espalier.training import Streams, Training, Watch, find_device, prepare
+from espalier.training import Streams, Training, Watches, find_device, prepare
 from espalier.training.options import Seed
 from espalier.training.train import train
 
@@ -22,7 +22,7 @@ def infer(
     start: Start = "random",
     training: Training = Training(),  # noqa: B008 - frozen
     seed: Seed = 0,
-    watch: Watch | None = None,
+    watch: Watches = None,
 ) -> Fit:
     """Train the weights of one fixed sparse topology.
 

@@ -35,10 +35,16 @@ SCRIPTS: dict[str, tuple[dict[str, Any], Any]] = {
     "out_of_distribution.py": ({"epochs": 15, "num_samples": 8}, lambda found: found["redraw predictive_entropy"] > 0.75),
     "report.py": ({"epochs": 3, "replicates": 5}, lambda page: page.read_text().count("<h2") > 10),
     "selective.py": ({"epochs": 15}, lambda found: found["redraw 80 %"] < found["redraw all"]),
+    "estimators.py": ({"epochs": 20}, lambda found: found["sparse Bayesian"] < 0.3 and found["coverage"] > 0.85),
     "inclusion.py": ({"steps": 80}, lambda found: (found > 0.95).sum() > 30 and abs(float(found.sum()) - 355) < 0.1),
+    "own_loop.py": ({"epochs": 20}, lambda found: min(found.values()) > 0.9),
     "own_network.py": ({"epochs": 25}, lambda found: min(found.values()) > 0.9),
     "plain_pyro.py": ({"steps": 600}, lambda error: error < 0.2),
     "polyps.py": ({"data": blobs(), "epochs": 6, "channels": (8, 16), "learning_rate": 0.01}, lambda dice: dice > 0.6),
+    "tune.py": (
+        {"trials": 10, "epochs": 8},
+        lambda study: {"COMPLETE", "PRUNED"} == {trial.state.name for trial in study.trials} and study.best_value < 1,
+    ),
     "regression.py": ({"epochs": 150}, lambda found: found["rmse"] < 0.2 and found["outside"] > found["inside"]),
 }
 # Benchmark -> arguments that make it small.

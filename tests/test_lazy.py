@@ -11,7 +11,7 @@ import pytest
 
 from places import ROOT
 
-LAZY = {"espalier": "src/espalier/__init__.py", "espalier.certificates": "src/espalier/certificates/__init__.py"}
+LAZY = {name: f"src/{name.replace('.', '/')}/__init__.py" for name in ("espalier", "espalier.adapters", "espalier.certificates")}
 """Every package whose names are loaded lazily."""
 
 

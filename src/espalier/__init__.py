@@ -16,6 +16,7 @@ inference      the shelf of methods                   runs                      
 grids          methods x sparsities x seeds           certificates                       pruning that is certified
 theory         every claim, checked                   reports                            a run in one page
 deployment     a network where its users work: folders, hubs, ONNX
+adapters       scikit-learn, Optuna, TensorBoard, Lightning, a torch loop of one's own
 cli            `espalier ...`
 """
 

@@ -236,3 +236,6 @@ class Schedule(NamedTuple):
     """Does the topology move at this step, in place of the optimiser's step?"""
     move: Callable[[Topology, Evidence], Move]
     """The exchange of weights at a step that is due."""
+    reached: int = 0
+    """From this step on there are as many active weights as were asked for: later than 0 where it prunes. A training may end
+    no sooner."""

@@ -187,10 +187,10 @@ def test_the_meter_counts_through_kills_and_several_trainings(tmp_path: Path) ->
         meter = compare.Meter(path)
         for row in ({"epoch": 1, "step": 3}, {"epoch": 2, "step": 6}):
             for _ in range(3):
-                meter.step(None)
+                meter.on_step(None)
             time.sleep(0.01)
-            meter.epoch(row, lambda: None)
-        meter.step(None)  # of an epoch that is never over
+            meter.on_epoch(row)
+        meter.on_step(None)  # of an epoch that is never over
     found = json.loads(path.read_text())
     assert (found["epoch"], found["step"]) == (4, 12)
     assert 0.04 <= found["seconds"] < 1

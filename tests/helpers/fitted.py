@@ -5,7 +5,6 @@ import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from espalier.network import BayesianNetwork
 from espalier.prediction.fit import Fit
 from espalier.store import Bundle
 from espalier.training.options import Training
+from espalier.training.watch import Watch
 
 TOLERANCE = 2e-5  # float32, in another order
 EPOCHS, BATCH, PAIRS = 8, 64, 4
@@ -50,20 +50,17 @@ def conv_net() -> nn.Module:
     )
 
 
-class Notes:
+class Notes(Watch):
     """A watch that keeps the checkpoint of every epoch."""
 
     def __init__(self) -> None:
         self.checkpoints: list[Bundle] = []
         self.steps = 0
 
-    def resume(self) -> None:
-        return None
-
-    def step(self, info: object) -> None:
+    def on_step(self, info: object) -> None:
         self.steps += 1
 
-    def epoch(self, row: Mapping[str, Any], checkpoint: Callable[[], Bundle]) -> None:
+    def keep(self, checkpoint: Callable[[], Bundle]) -> None:
         self.checkpoints.append(copy.deepcopy(checkpoint()))
 
 

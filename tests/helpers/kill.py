@@ -24,17 +24,17 @@ torch.set_num_threads(1)
 from espalier import runs  # noqa: E402
 from espalier.runs.recipes import resolve  # noqa: E402
 from espalier.training.loop import Info  # noqa: E402
-from espalier.training.watch import Silent  # noqa: E402
+from espalier.training.watch import Watch  # noqa: E402
 from hashed import hashes  # noqa: E402
 
 
-class Reporter(Silent):
+class Reporter(Watch):
     """Tells the parent process which step was just taken."""
 
     def __init__(self, board: mmap.mmap) -> None:
         self.board = board
 
-    def step(self, info: Info) -> None:
+    def on_step(self, info: Info) -> None:
         self.board[:4] = info.step.to_bytes(4, "little")
 
 

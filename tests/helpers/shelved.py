@@ -13,7 +13,8 @@ from espalier import data, shelf
 from espalier.contracts import Data
 from espalier.network import BayesianNetwork, copied
 from espalier.prediction import batchnorm
-from espalier.prediction.fit import Fit, Pair, Pairs
+from espalier.prediction.fit import Fit
+from espalier.prediction.pairs import Pair, Pairs
 from espalier.topology.masks import initial
 
 ROWS, KEEP, SEED = 80, 0.9, 3

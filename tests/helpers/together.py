@@ -31,6 +31,7 @@ from espalier.training.options import Training
 from espalier.training.streams import Streams, find_device
 from espalier.training.train import train
 from espalier.training.woven import Woven
+from watches import Ending
 
 BATCH, EPOCHS, EXAMPLES = 32, 8, 160  # of the whole: 5 steps an epoch, 40 in all
 MOVES = 9  # every third step before the freeze at 30
@@ -45,6 +46,7 @@ CASES: dict[str, dict[str, Any]] = {
     "dropout": {"learning_rate": 0.05},
     "distilled": {"learning_rate": 0.2, "distill": 3},
     "found and woven": {"learning_rate": 0.2, "followed": True},
+    "ended": {"learning_rate": 0.2, "ended": 7},
 }
 
 
@@ -70,6 +72,7 @@ def trained(case: str, seed: int = 3, **changed: Any) -> Fit:
     """CigL in float64: 70 % sparse, one weight in five masked, nine moves."""
     options = {**CASES[case], **changed}
     rule, taught, followed = options.pop("rule", "rigl"), options.pop("distill", 0), options.pop("followed", False)
+    last = options.pop("ended", 0)
     training = Training(**{"epochs": EPOCHS, "batch_size": BATCH, "device": "cpu", "bn_batches": 2, **options})
     streams = Streams(seed, find_device("cpu"))
     model = BayesianNetwork(network(case), prior_scale=0.5, num_data=EXAMPLES, weight_decay=1e-3)
@@ -77,7 +80,9 @@ def trained(case: str, seed: int = 3, **changed: Any) -> Fit:
     schedule = schedules.rule(rule, 3, 30, 0.4)
     # A rate every fourth step, as of large batches, and a student in the last epochs.
     followers = [Found(data(), 1280, 40, seed), Woven.of(training, data(), 0.8, 0.05)] if followed else []
-    fit = train(model, guide, schedule, data(), training=training, streams=streams, average_from=0.8, followers=followers)
+    ending = Ending(last) if distributed.rank() == distributed.size() - 1 else None  # one process says it, all do it
+    fit = train(model, guide, schedule, data(), training=training, streams=streams, average_from=0.8, followers=followers,
+                watch=ending)  # fmt: skip
     if taught:
         distill(fit, data(), training=training, seed=seed, epochs=taught, learning_rate=0.05)
     return fit

@@ -1,17 +1,16 @@
-"""Watches of a training: one keeps every checkpoint, one ends the work as a kill would."""
+"""Watches of a training: one keeps every checkpoint, one ends it, one ends the work as a kill would."""
 
 from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from espalier.store import Bundle
-from espalier.training.watch import Silent
+from espalier.training.watch import Row, Watch
 
 
-class Recorder(Silent):
+class Recorder(Watch):
     """Keeps every checkpoint, after an empty one for the start; starts from one."""
 
     def __init__(self, start: Bundle | None = None) -> None:
@@ -20,26 +19,36 @@ class Recorder(Silent):
     def resume(self) -> Bundle | None:
         return self.start
 
-    def step(self, info: object) -> None:
+    def on_step(self, info: object) -> None:
         self.steps += 1
 
-    def epoch(self, row: Mapping[str, Any], checkpoint: Callable[[], Bundle]) -> None:
+    def keep(self, checkpoint: Callable[[], Bundle]) -> None:
         tensors, facts = checkpoint()
         self.checkpoints.append(Bundle(copy.deepcopy(tensors), json.loads(json.dumps(facts))))  # as a file holds them
 
 
-class Killed(Silent):
+class Ending(Watch):
+    """Ends the training after an epoch."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def on_epoch(self, row: Row) -> str | None:
+        return f"it was to end after {self.epoch}" if row["epoch"] == self.epoch else None
+
+
+class Killed(Watch):
     """A watch that ends the work after a step, or within an epoch's end, as a kill would; and counts."""
 
     def __init__(self, step: int = 0, epoch: int = 0) -> None:
         self.at, self.seen = (step, epoch), [0, 0]
 
-    def step(self, info: object) -> None:
+    def on_step(self, info: object) -> None:
         self.seen[0] += 1
         if self.seen[0] == self.at[0]:
             raise KeyboardInterrupt
 
-    def epoch(self, row: Mapping[str, Any], checkpoint: Callable[[], Bundle]) -> None:
+    def keep(self, checkpoint: Callable[[], Bundle]) -> None:
         self.seen[1] += 1
         if self.seen[1] == self.at[1]:
             raise KeyboardInterrupt

@@ -7,9 +7,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -21,7 +20,7 @@ from espalier.cli.main import main
 from espalier.runs.recipes import resolve
 from espalier.store import Bundle
 from espalier.training.options import Training
-from espalier.training.watch import Silent
+from espalier.training.watch import Watch
 from hashed import hashes
 from places import HELPERS, PROGRAM
 from watches import Recorder
@@ -135,8 +134,8 @@ def test_every_part_of_the_checkpoint_is_needed(recipe_file: Path, part: str) ->
 def test_an_altered_checkpoint_is_refused(recipe_file: Path, tmp_path: Path) -> None:
     recipe, folder = resolve(["--config", str(recipe_file), "--epochs", "2", "--freeze", "0"]), tmp_path / "run"
 
-    class Stop(Silent):
-        def epoch(self, row: Mapping[str, Any], checkpoint: Callable[[], Bundle]) -> None:
+    class Stop(Watch):
+        def keep(self, checkpoint: Callable[[], Bundle]) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -133,7 +133,7 @@ def test_distillation_is_nesterov_s_sgd_on_that_loss_under_a_cosine(mask: str) -
     once(fit, data, rate, epochs=epochs)
     for mine, theirs in zip(student_of(fit), replay.student, strict=True):
         close(mine, theirs)
-    assert [row["epoch"] for row in fit.history] == [1, 31, 32, 33, 34]  # after the 30 epochs of Training's default
+    assert [row["epoch"] for row in fit.history] == [1, 2, 3, 4, 5]  # on from its training
     assert [row["step"] for row in fit.history] == [5, 10, 15, 20, 25]
     for number, row in enumerate(fit.history[1:]):
         assert row["loss"] == pytest.approx(sum(losses[5 * number : 5 * number + 5]) / 5, rel=1e-10)

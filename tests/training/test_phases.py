@@ -13,18 +13,18 @@ pytestmark = pytest.mark.usefixtures("own_store")
 def test_a_phase_without_a_watch_has_nothing_to_resume() -> None:
     first = Phase()
     assert first.resume() is None
-    first.epoch({}, lambda: Bundle({"a": torch.ones(1)}, {"n": 1}))
+    first.keep(lambda: Bundle({"a": torch.ones(1)}, {"n": 1}))
     assert first.next().resume() is None
 
 
 def test_a_checkpoint_of_a_later_phase_holds_the_last_of_the_earlier_ones() -> None:
     watch = Recorder()
     first = Phase(watch)
-    first.epoch({}, lambda: Bundle({"a": torch.ones(1)}, {"n": 1}))
+    first.keep(lambda: Bundle({"a": torch.ones(1)}, {"n": 1}))
     second = first.next()
-    second.epoch({}, lambda: Bundle({"a": torch.zeros(2)}, {"n": 2}))
+    second.keep(lambda: Bundle({"a": torch.zeros(2)}, {"n": 2}))
     third = second.next()
-    third.epoch({}, lambda: Bundle({"a": torch.full((3,), 3.0)}, {"n": 3}))
+    third.keep(lambda: Bundle({"a": torch.full((3,), 3.0)}, {"n": 3}))
     tensors, facts = watch.checkpoints[-1]
     assert {name: len(tensor) for name, tensor in tensors.items()} == {"a": 1, "next.a": 2, "next.next.a": 3}
     assert facts == {"n": 1, "next": {"n": 2, "next": {"n": 3}}}
@@ -42,5 +42,5 @@ def test_a_checkpoint_of_a_later_phase_holds_the_last_of_the_earlier_ones() -> N
     one.resume()
     two = one.next()
     two.resume()
-    two.next().epoch({}, lambda: Bundle({"a": torch.zeros(4)}, {"n": 4}))
+    two.next().keep(lambda: Bundle({"a": torch.zeros(4)}, {"n": 4}))
     assert again.checkpoints[-1].facts == {"n": 1, "next": {"n": 2, "next": {"n": 4}}}

@@ -14,9 +14,9 @@ from espalier.prediction.fit import Fit
 from espalier.runs.recipes import resolve
 from espalier.store import Bundle
 from espalier.training.options import Training
-from espalier.training.watch import Checkpoints, Silent, Watch
+from espalier.training.watch import Checkpoints, Several, Watch
 from hashed import hashes
-from watches import Killed, Recorder
+from watches import Ending, Killed, Recorder
 
 EPOCHS, PER_EPOCH = 4, 10
 
@@ -34,16 +34,17 @@ def same(one: Fit, other: Fit) -> bool:
 
 def test_every_watch_sees_every_step_and_epoch_and_changes_nothing() -> None:
     recorder, counter = Recorder(), Killed()
-    fits = [trained(watch) for watch in (None, Silent(), recorder, counter)]
+    fits = [trained(watch) for watch in (None, Watch(), recorder, counter)]
     assert all(same(fits[0], fit) for fit in fits[1:])
     assert recorder.steps == EPOCHS * PER_EPOCH
     assert len(recorder.checkpoints) == 1 + EPOCHS
     assert counter.seen == [EPOCHS * PER_EPOCH, EPOCHS]
 
 
-def test_the_silent_watch_starts_from_nothing_and_asks_for_no_checkpoint() -> None:
-    assert Silent().resume() is None
-    Silent().epoch({}, lambda: pytest.fail("nobody wants it"))
+def test_the_plain_watch_starts_from_nothing_asks_for_no_checkpoint_and_ends_nothing() -> None:
+    assert Watch().resume() is None
+    Watch().keep(lambda: pytest.fail("nobody wants it"))
+    assert Watch().on_epoch({}) is None
 
 
 @pytest.mark.parametrize("kill", [{"step": 5}, {"step": 17}, {"epoch": 2}, {"step": 39}])
@@ -128,3 +129,17 @@ def test_a_long_run_writes_little_more_than_its_fit(tmp_path: Path, monkeypatch:
     assert len(fit.pairs.values) == 200
     size = sum(path.stat().st_size for path in (tmp_path / "run").rglob("*.safetensors"))
     assert sum(written) <= 1.2 * size
+
+
+def test_several_watches_all_look_on_and_the_first_reason_counts(tmp_path: Path) -> None:
+    one, other = Recorder(), Recorder(Bundle({}, {"step": 3}))
+    several = Several([one, Ending(2), other, Several([Ending(2)])])
+    assert several.resume() == Bundle({}, {"step": 3})
+    assert several.on_epoch({"epoch": 1}) is None
+    assert several.on_epoch({"epoch": 2}) == "it was to end after 2"
+    several.on_step(None)  # type: ignore[arg-type]
+    several.keep(lambda: Bundle({}, {"step": 4}))
+    assert (one.steps, other.steps) == (1, 1)
+    assert one.checkpoints[1:] == other.checkpoints[1:] == [Bundle({}, {"step": 4})]
+    with pytest.raises(ValueError, match=r"expected espalier.training.Watch objects, got builtin_function_or_method: make"):
+        trained([print, lambda row: None])  # type: ignore[list-item]

@@ -20,6 +20,7 @@ def fit(words: list[str]) -> int:
     own.add_argument("--out", type=Path, metavar="RUN", help="new folder for the run")
     own.add_argument("--checkpoint-every", type=float, default=30.0, metavar="SECONDS",
                      help="at least so long between checkpoints: what a kill may cost (default 30)")  # fmt: skip
+    _of_logs(own)
     own.add_argument("--json", action="store_true", help="print one JSON object, and nothing else, on stdout")
     own.add_argument("--print-config", "--print_config", action="store_true", help="print what would run, and stop")
     own.add_argument("-h", "--help", action="store_true")
@@ -37,8 +38,9 @@ def fit(words: list[str]) -> int:
         return 0
     if mine.out is None:
         raise ValueError("expected --out RUN, a new folder for the run")
+    logs = _logs(mine.log)
     with distributed.joined() as first, _watching(recipe, first) as bar:
-        reached = runs.start(recipe, mine.out, bar, every=mine.checkpoint_every)
+        reached = runs.start(recipe, mine.out, [bar, *logs] if first else None, every=mine.checkpoint_every)
     return _conclude(mine.out, reached, mine.json) if first else 0
 
 
@@ -61,16 +63,19 @@ def resume(words: list[str]) -> int:
     parser.add_argument("run", type=Path)
     parser.of_source()
     parser.add_argument("--checkpoint-every", type=float, default=30.0, metavar="SECONDS", help="as of fit")
+    _of_logs(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object, and nothing else, on stdout")
     arguments = parser.parse_args(words)
 
     from espalier import runs
     from espalier.training import distributed
 
+    logs = _logs(arguments.log)
     with distributed.joined() as first:
         finished = runs.finished(arguments.run)
         with nullcontext() if finished else _watching(runs.recipe_in(arguments.run), first) as bar:
-            reached = runs.resume(arguments.run, bar, source=arguments.data, every=arguments.checkpoint_every)
+            watches = [bar, *logs] if bar is not None else None
+            reached = runs.resume(arguments.run, watches, source=arguments.data, every=arguments.checkpoint_every)
     if not first:
         return 0
     if finished and not arguments.json:
@@ -97,6 +102,19 @@ def distil(words: list[str]) -> int:
         fit = runs.distil(arguments.run, arguments.out, epochs=arguments.epochs, learning_rate=arguments.rate,
                           data_dir=arguments.data_dir, source=arguments.data, watch=bar)  # fmt: skip
     return _conclude(arguments.out, fit, arguments.json, arguments.data)
+
+
+def _of_logs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--log", action="append", default=[], metavar="KIND:PLACE",
+                        help="the history as csv:FILE or tensorboard:DIR too; may be said several times")  # fmt: skip
+
+
+def _logs(places: list[str]) -> list[Any]:
+    if not places:
+        return []
+    from espalier.adapters.listeners import log_to
+
+    return [log_to(place) for place in places]
 
 
 def _watching(recipe: Any, first: bool) -> Any:

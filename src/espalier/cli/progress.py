@@ -23,8 +23,8 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from espalier.store import Bundle
 from espalier.training.loop import Info
+from espalier.training.watch import Watch
 
 REFRESH = 20
 """Steps between two readings of the loss: each one waits for the device."""
@@ -118,7 +118,7 @@ def comparing(
             watcher.join()
 
 
-class Bar:
+class Bar(Watch):
     """A watch that draws a progress bar on stderr; on a pipe or a log, ten to twenty lines in all. Use as a context manager."""
 
     def __init__(self, title: str, epochs: int, console: Console | None = None) -> None:
@@ -146,16 +146,13 @@ class Bar:
     def __exit__(self, *error: object) -> None:
         self.progress.stop()
 
-    def resume(self) -> Bundle | None:
-        return None
-
-    def step(self, info: Info) -> None:
+    def on_step(self, info: Info) -> None:
         self.moves += info.grown > 0
         self.first = self.first or info.step
         if info.step % REFRESH == 0:
             self._show(float(info.loss), self.done + self._part_of_epoch(info.step))
 
-    def epoch(self, row: Mapping[str, Any], checkpoint: Callable[[], Bundle]) -> None:
+    def on_epoch(self, row: Mapping[str, Any]) -> None:
         self.done, self.first = row["epoch"], row["step"] + 1
         self.per_epoch = row["step"] / row["epoch"]
         self.last = _validation(row) + f"density {row['density']:.4f}  "

@@ -36,7 +36,7 @@ from espalier.prediction.predictor import Predictor
 from espalier.runs.recipes import Recipe
 from espalier.runs.trust import told
 from espalier.training.streams import find_device
-from espalier.training.watch import EVERY, Silent, check_every
+from espalier.training.watch import EVERY, Watch, check_every
 
 WRITTEN = ("table.md", "cells.csv", "differences.csv", "grid.yaml", "cells.parquet")
 """What tells the folder of a grid."""
@@ -146,7 +146,7 @@ def check_data(grid: Grid) -> None:
 
 
 # --- Runs ---------------------------------------------------------------------------------------------------------
-class Meter(Silent):
+class Meter(Watch):
     """Writes down, after every epoch, how far a run is: epochs, steps and the seconds they took, through all that stopped
     it. A run of several trainings counts them all."""
 
@@ -154,11 +154,11 @@ class Meter(Silent):
         self.path, self.began, self.steps, self.epochs = path, 0.0, 0, 0
         self.before = store.read_json(path) if path.is_file() else {"epoch": 0, "step": 0, "seconds": 0.0}
 
-    def step(self, info: Any) -> None:
+    def on_step(self, info: Any) -> None:
         self.began = self.began or time.perf_counter()
         self.steps += 1
 
-    def epoch(self, row: Mapping[str, Any], checkpoint: Callable[[], Any]) -> None:
+    def on_epoch(self, row: Mapping[str, Any]) -> None:
         self.epochs += 1
         new = {"epoch": self.epochs, "step": self.steps, "seconds": time.perf_counter() - self.began}
         facts = {name: self.before[name] + value for name, value in new.items()}

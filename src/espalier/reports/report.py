@@ -118,7 +118,8 @@ def rate_found(look: Look) -> str:
     found = look.fit.record.get("drop_rate")
     if not found:
         return ""
-    said = f"{look.name}: the drop rate was found on {found['validation_rows']:,} validation rows while training: {found['found']:.2g}."
+    rows = f"{found['validation_rows']:,} validation rows"
+    said = f"{look.name}: the drop rate was found on {rows} while training: {found['found']:.2g}."
     if found["found"] > LITTLE:
         return said
     return (

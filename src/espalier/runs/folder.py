@@ -33,13 +33,13 @@ from espalier.runs.trust import told
 from espalier.store import Bundle
 from espalier.training import distributed
 from espalier.training.options import Training
-from espalier.training.watch import EVERY, Checkpoints, Silent, Watch
+from espalier.training.watch import EVERY, Checkpoints, Watches
 
 CHECKPOINT = "checkpoint.safetensors"
 INIT = "init.safetensors"
 
 
-def start(recipe: Recipe, folder: str | Path, watch: Watch | None = None, *, every: float = EVERY) -> Fit:
+def start(recipe: Recipe, folder: str | Path, watch: Watches = None, *, every: float = EVERY) -> Fit:
     """Run a recipe into a new folder. Raises ValueError where the folder exists: nothing is overwritten.
 
     every: seconds between checkpoints, at least.
@@ -83,7 +83,7 @@ def finished(folder: str | Path) -> bool:
 
 
 def resume(
-    folder: str | Path, watch: Watch | None = None, *, source: str | None = None, every: float = EVERY
+    folder: str | Path, watch: Watches = None, *, source: str | None = None, every: float = EVERY
 ) -> Fit:
     """Go on with a killed run, bit for bit, from its last checkpoint or from the seed. A finished one is loaded. source: where
     its data have moved."""
@@ -99,7 +99,7 @@ def resume(
         return _run(recipe, folder, loaded, model, watch, every)
 
 
-def repeat(recipe: Recipe, loaded: Data, folder: Path, watch: Watch | None = None) -> Fit:
+def repeat(recipe: Recipe, loaded: Data, folder: Path, watch: Watches = None) -> Fit:
     """Run a recipe into a new folder, on data that are at hand."""
     return _run(recipe, folder, loaded, _model(recipe, loaded.shape, loaded.num_outputs), watch, EVERY, new=True)
 
@@ -176,7 +176,7 @@ def _checked_record(folder: Path) -> dict[str, Any]:
 class RunWatch(Checkpoints):
     """Checkpoints in a run folder, which is made when training begins, and this process's own while `held` is."""
 
-    def __init__(self, recipe: Recipe, folder: Path, inner: Watch, every: float, new: bool) -> None:
+    def __init__(self, recipe: Recipe, folder: Path, inner: Watches, every: float, new: bool) -> None:
         super().__init__(folder / CHECKPOINT, inner, every=every, pairs=folder / PAIRS)
         self.recipe, self.folder, self.new, self.held = recipe, folder, new, ExitStack()
 
@@ -198,11 +198,11 @@ def _run(
     folder: Path,
     loaded: Data,
     model: BayesianNetwork,
-    watch: Watch | None,
+    watch: Watches,
     every: float,
     new: bool = False,
 ) -> Fit:
-    keeper = RunWatch(recipe, folder, watch or Silent(), every, new)
+    keeper = RunWatch(recipe, folder, watch, every, new)
     with keeper.held:
         return _kept(recipe, folder, loaded, model, keeper)
 

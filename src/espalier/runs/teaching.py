@@ -12,7 +12,7 @@ from espalier.runs.recipes import Recipe, options
 from espalier.training.distillation import check_later, distill
 from espalier.training.options import Training
 from espalier.training.streams import find_device
-from espalier.training.watch import Watch
+from espalier.training.watch import Watches
 
 
 def distil(
@@ -23,7 +23,7 @@ def distil(
     learning_rate: float = 0.05,
     data_dir: str | None = None,
     source: str | None = None,
-    watch: Watch | None = None,
+    watch: Watches = None,
 ) -> Fit:
     """A new run folder `out`: the fit of `folder` with a sixth way to predict, `distilled`.
 

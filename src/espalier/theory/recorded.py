@@ -18,14 +18,13 @@ from espalier.guides.masked import MaskedGuide
 from espalier.network import BayesianNetwork
 from espalier.prediction.fit import Fit, How
 from espalier.prediction.pairs import Pairs, State
-from espalier.store import Bundle
 from espalier.topology import schedules
 from espalier.topology.masks import initial
 from espalier.training.loop import Info
 from espalier.training.options import Training, prepare
 from espalier.training.streams import Streams, find_device
 from espalier.training.train import train
-from espalier.training.watch import Silent
+from espalier.training.watch import Watch
 
 Floats = NDArray[np.float64]
 
@@ -40,7 +39,7 @@ MEASURES: dict[str, Callable[..., float]] = {
 }
 
 
-class Recorder(Silent):
+class Recorder(Watch):
     """Watches u and Z of every step after `first`: aligned covariances, moments of u, and for each epoch's last step u and
     the other parameters as they were before it."""
 
@@ -52,7 +51,7 @@ class Recorder(Silent):
         self.last = self.moved = guide.values.detach().clone()
         self.state = self._state()
 
-    def step(self, info: Info) -> None:
+    def on_step(self, info: Info) -> None:
         u = self.guide.values.detach().clone()
         self.previous = self.last, self.state
         moved = u.double() - self.last.double()
@@ -66,7 +65,7 @@ class Recorder(Silent):
             self.sum, self.squares = self.sum + u, self.squares + u.double().square()
         self.last, self.moved, self.state = u, moved, self._state()
 
-    def epoch(self, row: Mapping[str, Any], checkpoint: Callable[[], Bundle]) -> None:
+    def on_epoch(self, row: Mapping[str, Any]) -> None:
         if self.own:
             self.before.append(self.previous)
 

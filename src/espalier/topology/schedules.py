@@ -120,13 +120,15 @@ def gradual(counts: Sequence[int], delta_t: int, last: int, *, drop: DropScore =
         left = [k + round((size - k) * rest) for k, size in zip(counts, topology.sizes, strict=True)]
         return prune(topology, drop(evidence), left)
 
-    return Schedule(last=last, due=lambda step: step % delta_t == 0 and step <= end, move=move)
+    return Schedule(last=last, due=lambda step: step % delta_t == 0 and step <= end, move=move, reached=end)
 
 
 def one_shot(counts: Sequence[int], at: int, *, drop: DropScore = magnitude) -> Schedule:
     """Magnitude pruning in one move at step `at`, from a dense start; what follows is fine-tuning (Han et al. 2015)."""
     at = max(1, at)
-    return Schedule(last=at + 1, due=lambda step: step == at, move=lambda topology, e: prune(topology, drop(e), counts))
+    return Schedule(
+        last=at + 1, due=lambda step: step == at, move=lambda topology, e: prune(topology, drop(e), counts), reached=at
+    )
 
 
 RULES = ("rigl", "set", "static", "gradual", "one-shot")

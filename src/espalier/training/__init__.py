@@ -8,7 +8,8 @@ options.py        Training: how long, how fast, where; `prepare`: the prior that
 batches.py        the batches of an epoch: shuffled, shared, augmented, softened
 rates.py          learning rates by step
 streams.py        the device, and random numbers by purpose
-watch.py          who looks on: a bar, a file of checkpoints, a run folder
+watch.py          who looks on, and may end it: a bar, a log, a file of checkpoints, a run folder
+stopping.py       patience on a score of the validation split
 phases.py         several trainings in one run that resumes bit for bit
 distillation.py   the posterior predictive, taught to one network
 woven.py          the same, while the training still runs
@@ -25,8 +26,9 @@ from espalier.training.loop import Loop as Loop
 from espalier.training.options import Training as Training
 from espalier.training.options import prepare as prepare
 from espalier.training.phases import Phase as Phase
+from espalier.training.stopping import EarlyStopping as EarlyStopping
 from espalier.training.streams import Streams as Streams
 from espalier.training.streams import find_device as find_device
 from espalier.training.watch import Checkpoints as Checkpoints
-from espalier.training.watch import Silent as Silent
 from espalier.training.watch import Watch as Watch
+from espalier.training.watch import Watches as Watches

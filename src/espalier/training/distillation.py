@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pyro
@@ -41,9 +42,10 @@ from espalier.training import distributed, objective, rates
 from espalier.training.batches import batches
 from espalier.training.loop import Info
 from espalier.training.options import MOST_EPOCHS, Training
+from espalier.training.stopping import ending
 from espalier.training.streams import Streams, find_device
 from espalier.training.train import validation_scores
-from espalier.training.watch import Silent, Watch
+from espalier.training.watch import Watch, Watches, as_one
 
 STREAM = 12
 """Of random numbers: those of a distillation do not depend on where the training's stand, so that it can begin later as well."""
@@ -61,7 +63,7 @@ def distill(
     seed: int,
     epochs: int,
     learning_rate: float,
-    watch: Watch | None = None,
+    watch: Watches = None,
 ) -> Fit:
     """Add the distilled network to `fit`, as its way to predict `distilled`; returns the same fit.
 
@@ -77,7 +79,7 @@ def distill(
         torch.random.fork_rng(devices),
         pyro.validation_enabled(False),
     ):  # a loss that is not finite gets our own sentence
-        return _distill(fit, data, training, streams, epochs, learning_rate, watch or Silent())
+        return _distill(fit, data, training, streams, epochs, learning_rate, as_one(watch))
 
 
 def check_later(fit: Fit, data: Data, epochs: int, learning_rate: float) -> None:
@@ -110,23 +112,26 @@ def _distill(
     student = Student(fit.model, values, state, rates.cosine(learning_rate, epochs * training.steps_per_epoch(data)))
     fit.model.train()  # batch norm by the batch, for teacher and student alike
     history: list[dict[str, Any]] = []
+    stopped, before = "", fit.history[-1]
     streams.seed_default()
     saved = watch.resume()
     if saved is not None:
-        history = saved.facts["history"]
+        history, stopped = saved.facts["history"], saved.facts.get("stopped", "")
         student.restore(saved)
         streams.restore(under("stream.", saved.tensors))
-    for _ in range(len(history), epochs):
-        losses, number = [], training.epochs + len(history) + 1
+    watch.on_begin(history)
+    while len(history) < epochs and not stopped:
+        losses, number = [], before["epoch"] + len(history) + 1
         streams.part_ways(number)
         with distributed.synchronised(fit.model.net, streams.device):
             for x, _ in batches(data, training, streams):
                 losses.append(student.learn(x, teacher.says(x, streams.mask), fit.dense))
-                watch.step(Info(student.taken, losses[-1], -losses[-1], torch.zeros(()), 0))
-        row = {"epoch": number, "step": fit.history[-1]["step"] + student.taken, "loss": float(torch.stack(losses).mean()),
+                watch.on_step(Info(before["step"] + student.taken, losses[-1], -losses[-1], torch.zeros(()), 0))
+        row = {"epoch": number, "step": before["step"] + student.taken, "loss": float(torch.stack(losses).mean()),
                "learning_rate": student.rate(student.taken), "density": fit.topology.density, "exchanged": 0}  # fmt: skip
         history.append(row | _validate(fit, data, *student.network()))
-        watch.epoch(history[-1], lambda: _checkpoint(student, streams, history))
+        stopped = distributed.first_said(watch.on_epoch(history[-1]))
+        watch.keep(partial(_checkpoint, student, streams, history, stopped))
     reached, ticket = settle(fit, data, student)
     if not close_enough(reached, ticket):
         raise RuntimeError(
@@ -134,7 +139,8 @@ def _distill(
             f"{ticket:.4g} nats: lower the distill_rate"
         )
     fit.history = [*fit.history, *history]
-    hand_out(fit, data, student, {"epochs": epochs, "learning_rate": learning_rate, "loss": history[-1]["loss"]})
+    facts = {"epochs": len(history), "learning_rate": learning_rate, "loss": history[-1]["loss"]}
+    hand_out(fit, data, student, facts | ending(history, stopped, epochs))
     return fit
 
 
@@ -298,10 +304,10 @@ def in_full(leaf: Any) -> Any:
     return leaf.float() if isinstance(leaf, Tensor) and leaf.dtype in (torch.bfloat16, torch.float16) else leaf
 
 
-def _checkpoint(student: Student, streams: Streams, history: list[dict[str, Any]]) -> Bundle:
+def _checkpoint(student: Student, streams: Streams, history: list[dict[str, Any]], stopped: str) -> Bundle:
     tensors, facts = student.bundle()
     tensors |= {f"stream.{name}": state for name, state in streams.state().items()}
-    return Bundle(tensors, {**facts, "history": history})
+    return Bundle(tensors, {**facts, "history": history, "stopped": stopped})
 
 
 def _copied(state: State) -> State:

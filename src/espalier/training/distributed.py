@@ -102,6 +102,15 @@ def barrier() -> None:
         distributed.all_reduce(torch.zeros(1))
 
 
+def first_said(sentence: str | None) -> str:
+    """What the first process that says anything says, the same in all of them; empty where none does."""
+    everyone: list[str | None] = [sentence]
+    if size() > 1:
+        everyone = [None] * size()
+        distributed.all_gather_object(everyone, sentence)
+    return next((said for said in everyone if said), "")
+
+
 def mean(tensor: Tensor) -> Tensor:
     """The average of a tensor over the processes, the same bits in each."""
     if size() == 1:

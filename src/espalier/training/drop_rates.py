@@ -195,7 +195,7 @@ class Found:
         return {"drop_rate": 1 - effective_keep_prob(1 - self.state.rate)}
 
     def end(self, fit: Fit, data: Data) -> None:
-        looked = self.steps // self.every * 2 * DRAWS * ROWS
+        looked = fit.history[-1]["step"] // self.every * 2 * DRAWS * ROWS
         own = {"rule": "auto", "validation_rows": self.pool, "found": 1 - fit.keep_prob, "forward_examples": looked}
         fit.record["drop_rate"] = own
 

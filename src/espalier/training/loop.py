@@ -14,7 +14,7 @@ from espalier.network import BayesianNetwork, under
 from espalier.prediction.fit import Fit
 from espalier.store import Bundle
 from espalier.topology import codes
-from espalier.topology.masks import united
+from espalier.topology.masks import relocate, united
 from espalier.training import distributed, objective, rates
 
 
@@ -88,6 +88,7 @@ class Loop:
         self.taken = 0
         self.ever = guide.topology
         """All weights that were active at one time."""
+        self.source: Tensor | None = None
         for follower in followers:
             follower.begin(model, guide)
 
@@ -107,14 +108,14 @@ class Loop:
             raise RuntimeError(
                 f"the loss stopped being finite at step {self.taken}: lower the learning_rate or add warmup"
             )
-        grown = 0
+        grown, self.source = 0, None
         if moving:
             gradient = distributed.mean(self.guide.gradient())
             evidence = Evidence(self.taken, self.guide.values.data, gradient, self.topology_stream, self.guide.scales())
             move = self.schedule.move(self.guide.topology, evidence)
             self.guide.move(move, self.optimizer)
             self.ever = united(self.ever, self.guide.topology)
-            grown = move.num_grown
+            grown, self.source = move.num_grown, move.source
         else:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.learning_rate(self.taken)
@@ -123,6 +124,13 @@ class Loop:
         for follower in self.followers:
             follower.after(self.taken, x, terms.output, self.model, self.guide)
         return Info(self.taken, seen, terms.kl + terms.l2 - seen, terms.kl, grown, moving, active)
+
+    @property
+    def keep(self) -> Tensor:
+        """Z of the last step `(k,)`, of the weights that are active after it; of one that has just grown, and is zero, it says
+        nothing."""
+        assert self.guide.keep is not None
+        return self.guide.keep if self.source is None else relocate(self.guide.keep, self.source) | (self.source < 0)
 
     def state(self) -> Bundle:
         """Everything that the next step depends on, but for the random streams."""

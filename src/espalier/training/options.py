@@ -52,6 +52,7 @@ class Training:
     Beta(alpha, alpha) weight by which pairs of examples and their labels are mixed (Zhang et al. 2018), 0 is none.
     precision: float32, or bf16 autocast. bn_batches: training batches that batch-norm statistics are re-estimated on.
     batchnorm: re-estimate for every weight vector that predicts, or running (what training left, as an ablation).
+    patience: epochs without a lower validation NLL after which training ends, 0 is never.
     """
 
     epochs: int = 30
@@ -71,6 +72,7 @@ class Training:
     precision: Literal["float32", "bf16"] = "float32"
     bn_batches: int = 16
     batchnorm: Literal["re-estimate", "running"] = "re-estimate"
+    patience: int = 0
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self)).items():
@@ -84,6 +86,8 @@ class Training:
         for name, most in (("epochs", MOST_EPOCHS), ("batch_size", 10**7), ("bn_batches", 10**5)):
             if not 1 <= getattr(self, name) <= most:
                 raise ValueError(f"expected {name} of at least 1 and at most {most:,}, got {getattr(self, name)}")
+        if self.patience < 0:
+            raise ValueError(f"expected patience of 0 or more epochs, got {self.patience}: 0 trains to the end")
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"expected a learning_rate above 0, got {self.learning_rate}")
         if not 0 < self.decay_factor <= 1:

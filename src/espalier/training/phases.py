@@ -7,20 +7,19 @@ train(..., watch=first.next())
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from espalier.network import under
 from espalier.store import Bundle
 from espalier.training.loop import Info
-from espalier.training.watch import Silent, Watch
+from espalier.training.watch import Row, Watch, Watches, as_one
 
 
-class Phase:
+class Phase(Watch):
     """The watch of one training of several. It is the inner watch's, but for what later phases put into checkpoints."""
 
-    def __init__(self, inner: Watch | None = None) -> None:
-        self.inner = inner or Silent()
+    def __init__(self, inner: Watches = None) -> None:
+        self.inner = as_one(inner)
         self._saved: Bundle | None = None
         self._last: Callable[[], Bundle] | None = None
 
@@ -33,12 +32,18 @@ class Phase:
         self._last = lambda: Bundle(own, facts)
         return self._last()
 
-    def step(self, info: Info) -> None:
-        self.inner.step(info)
+    def on_begin(self, history: Sequence[Row]) -> None:
+        self.inner.on_begin(history)
 
-    def epoch(self, row: Mapping[str, Any], checkpoint: Callable[[], Bundle]) -> None:
+    def on_step(self, info: Info) -> None:
+        self.inner.on_step(info)
+
+    def on_epoch(self, row: Row) -> str | None:
+        return self.inner.on_epoch(row)
+
+    def keep(self, checkpoint: Callable[[], Bundle]) -> None:
         self._last = checkpoint
-        self.inner.epoch(row, checkpoint)
+        self.inner.keep(checkpoint)
 
     def next(self) -> Phase:
         """The watch of the phase that follows. Call it when this one is over."""
@@ -58,7 +63,7 @@ class Phase:
         return Bundle({**own.tensors, **tensors}, {**own.facts, "next": later.facts})
 
 
-class _Continued:
+class _Continued(Watch):
     """Between a phase and the one before it."""
 
     def __init__(self, before: Phase) -> None:
@@ -67,8 +72,14 @@ class _Continued:
     def resume(self) -> Bundle | None:
         return self.before.following()
 
-    def step(self, info: Info) -> None:
-        self.before.inner.step(info)
+    def on_begin(self, history: Sequence[Row]) -> None:
+        self.before.inner.on_begin(history)
 
-    def epoch(self, row: Mapping[str, Any], checkpoint: Callable[[], Bundle]) -> None:
-        self.before.inner.epoch(row, lambda: self.before.joined(checkpoint()))
+    def on_step(self, info: Info) -> None:
+        self.before.inner.on_step(info)
+
+    def on_epoch(self, row: Row) -> str | None:
+        return self.before.inner.on_epoch(row)
+
+    def keep(self, checkpoint: Callable[[], Bundle]) -> None:
+        self.before.inner.keep(lambda: self.before.joined(checkpoint()))

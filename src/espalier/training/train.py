@@ -1,12 +1,13 @@
 """The one loop: steps, pairs collected at the end of late epochs, a checkpoint at every epoch.
 
-for each epoch:  for each batch:  Loop.step   ->  collect a pair (Z, u)  ->  watch.epoch (history, checkpoint)
+for each epoch:  for each batch:  Loop.step   ->  watch.on_epoch (may end it)  ->  collect a pair (Z, u)  ->  checkpoint
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from espalier import calibration
-from espalier.contracts import Data, Schedule
+from espalier.contracts import Data, Schedule, Topology
 from espalier.guides.masked import MaskedGuide
 from espalier.network import BayesianNetwork, under
 from espalier.prediction import batchnorm
@@ -30,8 +31,9 @@ from espalier.training import distributed
 from espalier.training.batches import batches
 from espalier.training.loop import Follower, Info, Loop
 from espalier.training.options import Training
+from espalier.training.stopping import EarlyStopping, check_patience, ending
 from espalier.training.streams import Streams
-from espalier.training.watch import Silent, Watch
+from espalier.training.watch import Watches, as_one
 
 
 def train(
@@ -44,16 +46,19 @@ def train(
     streams: Streams,
     average_from: float = 1.0,
     followers: Sequence[Follower] = (),
-    watch: Watch | None = None,
+    watch: Watches = None,
 ) -> Fit:
     """Train the guide and return its fit.
 
     followers: go along, and leave their traces in the history and the fit (the drop rate that is found, a student).
     A pair (Z, u, other parameters) is collected at the end of every epoch after the fraction `average_from` of training,
-    and of the last epoch in any case. Raises ValueError, before any work, where averaging would start while the topology
+    and of the last epoch in any case: of the one, too, at whose end `training.patience` is over or a watch ends it. (Where a
+    pruning rule has not reached its sparsity then, training goes on until it has.)
+    Raises ValueError, before any work, where averaging would start while the topology
     still moves, and RuntimeError where the loss stops being finite (the last checkpoint stays).
     """
-    watch = watch or Silent()
+    check_patience(training.patience, data)
+    watch = as_one([as_one(watch), EarlyStopping(training.patience)] if training.patience else watch)
     per_epoch, steps = training.steps_per_epoch(data), training.steps(data)
     first = round(average_from * training.epochs, 9)
     if not 0 <= average_from <= 1:
@@ -81,6 +86,7 @@ def train(
         inputs = batchnorm.training_batches(data, training.bn_batches, training.batch_size, streams.device)
     pairs: list[Pair] = []
     history: list[dict[str, Any]] = []
+    stopped = ""
     devices = [streams.device] if streams.device.type == "cuda" else []
     # A parameter store of our own: Pyro's global one would hand this guide the values of the last one of its name.
     with (
@@ -94,34 +100,39 @@ def train(
         streams.seed_default()
         saved = watch.resume()
         if saved is not None:
-            history, pairs = _restore(saved, loop, streams, data)
-        distributed.check_alike({**_checkpoint(loop, streams, history, pairs, data).tensors, **data.hashes})
+            history, pairs, stopped = _restore(saved, loop, streams, data)
+        distributed.check_alike({**_checkpoint(loop, streams, history, pairs, stopped, data).tensors, **data.hashes})
+        watch.on_begin(history)
         model.train()
-        for epoch in range(len(history) + 1, training.epochs + 1):
-            infos = []
+        over = len(history) == training.epochs or (stopped != "" and loop.taken >= schedule.reached)
+        while not over:
+            infos, epoch = [], len(history) + 1
             streams.part_ways(epoch)
             with distributed.synchronised(model.net, streams.device):
                 for x, y in batches(data, training, streams):
                     infos.append(loop.step(x, y))
-                    watch.step(infos[-1])
-            if epoch > first or epoch == training.epochs:
-                pairs.append(_collect(model, guide, training, inputs, len(pairs)))
+                    watch.on_step(infos[-1])
             history.append(_row(epoch, infos, loop, data))
-            watch.epoch(history[-1], lambda: _checkpoint(loop, streams, history, pairs, data))
+            stopped = stopped or distributed.first_said(watch.on_epoch(history[-1]))
+            over = epoch == training.epochs or (stopped != "" and loop.taken >= schedule.reached)
+            if epoch > first or over:
+                pairs.append(_collect(loop, training, inputs, len(pairs)))
+            watch.keep(partial(_checkpoint, loop, streams, history, pairs, stopped, data))
         distributed.check_alike(loop.state().tensors)
     model.eval()  # so that evaluating it leaves the batch-norm buffers alone
     fit = _fit(model, guide, data, training, history, pairs, inputs)
+    fit.record |= ending(history, stopped, training.epochs)
     for follower in followers:
         follower.end(fit, data)
     return fit
 
 
 @torch.no_grad()
-def _collect(model: BayesianNetwork, guide: MaskedGuide, training: Training, inputs: list[Tensor], index: int) -> Pair:
+def _collect(loop: Loop, training: Training, inputs: list[Tensor], index: int) -> Pair:
     """The pair at an epoch's end: Z of the last step with u after it, and the other parameters and statistics."""
-    assert guide.keep is not None
+    model, guide = loop.model, loop.guide
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    pair = Pair(guide.values.data.clone(), guide.keep.clone(), state, guide.scales())
+    pair = Pair(guide.values.data.clone(), loop.keep.clone(), state, guide.scales())
     if training.batchnorm == "re-estimate":
         weights = scatter(pair.draw(index) * guide.scale, guide.positions, model.num_weights)
         pair = pair._replace(state=batchnorm.estimate(model, weights, state, inputs))
@@ -182,16 +193,18 @@ def validation_scores(outcome: dist.TorchDistribution, data: Data) -> dict[str, 
     return scores
 
 
-def _checkpoint(loop: Loop, streams: Streams, history: list[dict[str, Any]], pairs: list[Pair], data: Data) -> Bundle:
+def _checkpoint(
+    loop: Loop, streams: Streams, history: list[dict[str, Any]], pairs: list[Pair], stopped: str, data: Data
+) -> Bundle:
     """All that a training is: continuing from it gives the same bits as never having stopped."""
     tensors, facts = loop.state()
     tensors |= {f"stream.{name}": state for name, state in streams.state().items()}
     for index, pair in enumerate(pairs):
         tensors |= {f"pair.{index}.{name}": tensor for name, tensor in pair.tensors().items()}
-    return Bundle(tensors, {**facts, "history": history, "pairs": len(pairs), "data": data.hashes})
+    return Bundle(tensors, {**facts, "history": history, "pairs": len(pairs), "stopped": stopped, "data": data.hashes})
 
 
-def _restore(saved: Bundle, loop: Loop, streams: Streams, data: Data) -> tuple[list[dict[str, Any]], list[Pair]]:
+def _restore(saved: Bundle, loop: Loop, streams: Streams, data: Data) -> tuple[list[dict[str, Any]], list[Pair], str]:
     if saved.facts.get("data", data.hashes) != data.hashes:
         raise ValueError(
             f"expected the data that the checkpoint was made on, but {data.name} holds other rows: begin anew"
@@ -202,7 +215,19 @@ def _restore(saved: Bundle, loop: Loop, streams: Streams, data: Data) -> tuple[l
     for index in range(saved.facts["pairs"]):
         own = {name: tensor.to(streams.device) for name, tensor in under(f"pair.{index}.", saved.tensors).items()}
         pairs.append(Pair.of(own))
-    return saved.facts["history"], pairs
+    return saved.facts["history"], pairs, saved.facts.get("stopped", "")
+
+
+def topology_facts(model: BayesianNetwork, topology: Topology) -> dict[str, Any]:
+    """What a record keeps of the weights, JSON-able."""
+    layers = zip(model.weights, topology.counts, strict=True)
+    return {
+        "num_data": model.num_data,
+        "num_weights": topology.num_weights,
+        "num_active": topology.num_active,
+        "density": topology.density,
+        "layers": [{"name": weight.name, "shape": weight.shape, "active": active} for weight, active in layers],
+    }
 
 
 def _fit(
@@ -217,14 +242,7 @@ def _fit(
     topology = guide.topology
     record = {
         **data.facts(),
-        "num_data": model.num_data,
-        "num_weights": topology.num_weights,
-        "num_active": topology.num_active,
-        "density": topology.density,
-        "layers": [
-            {"name": weight.name, "shape": weight.shape, "active": active}
-            for weight, active in zip(model.weights, topology.counts, strict=True)
-        ],
+        **topology_facts(model, topology),
         "keep_prob": guide.keep_prob,
         "rescale": guide.rescale,
         "mask": guide.mask,

@@ -1,12 +1,12 @@
-"""Who looks at a long training."""
+"""Who looks at a long training, and may end it: a bar, a log, early stopping, a file of checkpoints, a run folder."""
 
 from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 from torch import Tensor
 
@@ -17,32 +17,77 @@ from espalier.training.loop import Info
 
 EVERY = 30.0
 """Seconds between checkpoints."""
+Row = Mapping[str, Any]
+"""An epoch's line of the history: its number, the steps so far, means of the loss, the validation split's scores."""
 
 
-class Watch(Protocol):
-    """Who looks at a long training: a progress bar, a run folder. `Silent` looks at nothing."""
+class Watch:
+    """Who looks at a long training. This one looks at nothing; yours is a subclass that says what it wants to hear of:
+
+        class Printer(Watch):
+            def on_epoch(self, row):
+                print(row["epoch"], row["validation_nll"])
+
+    `infer(..., watch=Printer())`, or a list of several. None of them changes what a training computes, but for its end.
+    """
 
     def resume(self) -> Bundle | None:
         """The checkpoint to continue from, if there is one."""
 
-    def step(self, info: Info) -> None:
+    def on_begin(self, history: Sequence[Row]) -> None:
+        """Before the first step, with the rows that are there already: none of a new training. Once for each training where an
+        inference has several."""
+
+    def on_step(self, info: Info) -> None:
         """After every step."""
 
-    def epoch(self, row: Mapping[str, Any], checkpoint: Callable[[], Bundle]) -> None:
-        """After every epoch, with its row of the history."""
+    def on_epoch(self, row: Row) -> str | None:
+        """After every epoch, with its row of the history. A sentence that says why ends the training here, as if this epoch were
+        its last; it stands in the record."""
+
+    def keep(self, checkpoint: Callable[[], Bundle]) -> None:
+        """After that, with what makes a checkpoint."""
 
 
-class Silent:
-    """The watch that looks at nothing."""
+Watches: TypeAlias = Watch | Sequence[Watch] | None
+"""One, several or none."""
+
+
+def as_one(watch: Watches) -> Watch:
+    """One watch that is all of them."""
+    if isinstance(watch, Watch):
+        return watch
+    return Several(watch) if watch else Watch()
+
+
+class Several(Watch):
+    """All look on, in their order; the first that ends the training is the one that is named."""
+
+    def __init__(self, watches: Sequence[Watch]) -> None:
+        for watch in watches:
+            if not isinstance(watch, Watch):
+                raise ValueError(f"expected espalier.training.Watch objects, got {type(watch).__name__}: make it a subclass")
+        self.watches = watches
 
     def resume(self) -> Bundle | None:
-        return None
+        found = [bundle for bundle in [watch.resume() for watch in self.watches] if bundle is not None]
+        return found[0] if found else None
 
-    def step(self, info: Info) -> None:
-        return None
+    def on_begin(self, history: Sequence[Row]) -> None:
+        for watch in self.watches:
+            watch.on_begin(history)
 
-    def epoch(self, row: Mapping[str, Any], checkpoint: Callable[[], Bundle]) -> None:
-        return None
+    def on_step(self, info: Info) -> None:
+        for watch in self.watches:
+            watch.on_step(info)
+
+    def on_epoch(self, row: Row) -> str | None:
+        reasons = [watch.on_epoch(row) for watch in self.watches]
+        return next((reason for reason in reasons if reason), None)
+
+    def keep(self, checkpoint: Callable[[], Bundle]) -> None:
+        for watch in self.watches:
+            watch.keep(checkpoint)
 
 
 def check_every(seconds: float) -> None:
@@ -51,21 +96,21 @@ def check_every(seconds: float) -> None:
         raise ValueError(f"expected 0 or more seconds between checkpoints, got {seconds:g}")
 
 
-class Checkpoints:
+class Checkpoints(Watch):
     """The watch that writes a checkpoint to one file at the end of an epoch, and goes on from it where there is one.
 
     `infer(..., watch=Checkpoints("mine.safetensors"))`, killed and called again, ends in the bits of a run that was never
     stopped; remove the file and `mine.pairs` afterwards. Of several processes the first one writes, and all read.
 
-    inner: another watch, a progress bar say, that looks on. every: seconds between checkpoints, at least: what a kill may
+    inner: other watches, a progress bar say, that look on. every: seconds between checkpoints, at least: what a kill may
     cost; 0 is every epoch. pairs: the folder for collected pairs, which are written once, a file each.
     """
 
     def __init__(
-        self, path: str | Path, inner: Watch | None = None, *, every: float = EVERY, pairs: Path | None = None
+        self, path: str | Path, inner: Watches = None, *, every: float = EVERY, pairs: Path | None = None
     ) -> None:
         check_every(every)
-        self.path, self.inner, self.every = Path(path), inner or Silent(), every
+        self.path, self.inner, self.every = Path(path), as_one(inner), every
         self.pairs = pairs or self.path.with_suffix(".pairs")
         self.written: dict[str, str] = {}
         self.last = time.monotonic()
@@ -87,14 +132,20 @@ class Checkpoints:
             tensors |= {f"{key}.{name}": tensor for name, tensor in own.items()}
         return saved._replace(tensors=tensors)
 
-    def step(self, info: Info) -> None:
-        self.inner.step(info)
+    def on_begin(self, history: Sequence[Row]) -> None:
+        self.inner.on_begin(history)
 
-    def epoch(self, row: Mapping[str, Any], checkpoint: Callable[[], Bundle]) -> None:
+    def on_step(self, info: Info) -> None:
+        self.inner.on_step(info)
+
+    def on_epoch(self, row: Row) -> str | None:
+        return self.inner.on_epoch(row)
+
+    def keep(self, checkpoint: Callable[[], Bundle]) -> None:
         if distributed.rank() == 0 and time.monotonic() - self.last >= self.every:
             self._write(checkpoint())
             self.last = time.monotonic()
-        self.inner.epoch(row, checkpoint)
+        self.inner.keep(checkpoint)
 
     def _write(self, bundle: Bundle) -> None:
         """New pairs first, each in its file; then the rest, with their digests."""

@@ -100,7 +100,9 @@ class Woven:
     def end(self, fit: Fit, data: Data) -> None:
         """Hand the student out, unless it is farther from the masked networks than their ticket: then it is said, and the fit has
         all but that."""
-        assert self.student is not None
+        if self.student is None:  # its training was ended before
+            self._regret(f"its training ended at step {fit.history[-1]['step']}, and it would have begun at {self.first + 1}")
+            return
         devices = [fit.topology.positions.device] if fit.topology.positions.is_cuda else []
         with torch.random.fork_rng(devices):
             reached, ticket = (float("nan"),) * 2 if self.lost else settle(fit, data, self.student)
@@ -111,7 +113,10 @@ class Woven:
         why = self.lost or (
             f"it ended farther from its teacher than the ticket, {reached:.4g} against {ticket:.4g} nats: lower the distill_rate"
         )
-        warnings.warn(f"the fit has no distilled net: {why}", stacklevel=2)
+        self._regret(why)
+
+    def _regret(self, why: str) -> None:
+        warnings.warn(f"the fit has no distilled net: {why}", stacklevel=3)
 
     def _born(self, model: BayesianNetwork, guide: MaskedGuide) -> Student:
         """As the mean network of the moment."""
