@@ -203,7 +203,7 @@ def score(out: Path, num_samples: int, split: str, cell: Cell) -> None:
     fits = [fit.to(find_device(fit.record["recipe"]["device"])) for fit in fits]
     predictor = Ensemble(fits) if len(fits) > 1 else fits[0]
     for fit in fits:
-        _check_draws(fit, loaded, split, cell)
+        _check_draws(fit, cell)
     parts = [split, "train", *(["validation"] if cell.calibrate else [])]
     probs = {part: _predicted(predictor, loaded, part, cell, num_samples) for part in parts}
     labels = {part: split_of(loaded, part).y.numpy()[: len(probs[part])] for part in parts}
@@ -259,13 +259,10 @@ def _predicted(predictor: Predictor, loaded: Data, part: str, cell: Cell, num_sa
     return found
 
 
-def _check_draws(fit: Fit, loaded: Data, split: str, cell: Cell) -> None:
+def _check_draws(fit: Fit, cell: Cell) -> None:
     """Are several draws asked of what is one network? Known for sure only once there is a fit."""
-    way = cell.predict
-    if way in DRAWN:
-        found = predictions(fit, _head(loaded, split, 8), split, ways=[way, "unmasked"], num_samples=2)
-        if np.array_equal(found[way], found["unmasked"]):
-            raise ValueError(f"expected draws that differ for predict {way}, but this fit is one network: `unmasked`")
+    if cell.predict in DRAWN and fit.is_one(cell.predict):
+        raise ValueError(f"expected draws that differ for predict {cell.predict}, but this fit is one network: `unmasked`")
 
 
 def _head(loaded: Data, part: str, count: int) -> Data:
