@@ -195,7 +195,8 @@ class MaskedGuide(PyroModule):
 
     def move(self, move: Move, *optimizers: torch.optim.Optimizer) -> None:
         """Stand on another topology: values and every optimiser moment travel with their weight, grown ones are 0."""
-        for name, old in list(self.named_parameters()):
+        for name in self.lengthwise():
+            old = self.get_parameter(name)
             moved = relocate(old.data, move.source)
             moved[move.source < 0] = self.grown(name)
             for optimizer in optimizers:
@@ -219,7 +220,7 @@ class MaskedGuide(PyroModule):
 
     def lengthwise(self) -> dict[str, Tensor]:
         """All that there is one of for every active weight, `(k,)` each."""
-        return {name: parameter.data for name, parameter in self.named_parameters()}
+        return {name: parameter.data for name, parameter in self.named_parameters() if parameter.dim()}
 
     def _replace(self, name: str, old: Tensor, new: nn.Parameter, *optimizers: torch.optim.Optimizer) -> None:
         """A parameter of another length: autograd remembers the shape of the old one for as long as a graph of it lives."""
