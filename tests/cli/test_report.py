@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import re
 from pathlib import Path
 
 import numpy as np
@@ -45,8 +47,12 @@ def test_an_ensemble_is_one_more_arm(run: Path, tmp_path: Path, capsys: pytest.C
     assert main([*words, "--replicates", "5", "--corrupt", "contrast", "--ood", str(_noise(tmp_path))]) == 0
     text = page.read_text()
     assert "ensemble of 2 from run: run, seed-1, whose predictions are averaged" in text
+    drawn = re.search(r'download="accuracy-under-corruption.csv" href="data:text/csv;base64,([^"]+)"', text)
+    assert drawn
+    corrupted = base64.b64decode(drawn[1]).decode()
     for way in ("ticket", "pairs", "redraw"):
-        assert text.count(f"ensemble of 2 from run: {way}") >= 2, "in the headline, and under corruption"
+        assert f"ensemble of 2 from run: {way}</th>" in text
+        assert corrupted.count(f"ensemble of 2 from run: {way},") == 6, "severities 0 to 5"
     for said in ("ensemble of 2 from run (ticket): accuracy", "ensemble of 2 from run: confidence",
                  "Classes: ensemble of 2 from run",
                  "Scores of ensemble of 2 from run before and after", "ensemble of 2 from run: predictive entropy",
@@ -55,6 +61,7 @@ def test_an_ensemble_is_one_more_arm(run: Path, tmp_path: Path, capsys: pytest.C
     for title in ("Checks of", "Input pixels of", "Residuals of"):
         assert f"{title} ensemble" not in text, "it has no network of its own"
     page.unlink()
+    capsys.readouterr()
     for members, sentence in (
         ([run, elsewhere], "trained on the same data, got other rows or splits in member 2"),
         ([run, run], "expected members of an ensemble that differ, got one twice: member 2"),
@@ -67,7 +74,7 @@ def test_an_ensemble_is_one_more_arm(run: Path, tmp_path: Path, capsys: pytest.C
 
 def _noise(folder: Path) -> Path:
     random = np.random.default_rng(0)
-    np.savez(folder / "noise.npz", x=random.integers(0, 17, (40, 1, 8, 8)), y=np.arange(40) % 2)
+    np.savez(folder / "noise.npz", x=random.integers(0, 17, (40, 8, 8)).astype(np.uint8), y=np.arange(40) % 2)
     return folder / "noise.npz"
 
 
