@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
+
+import yaml
 
 import espalier
 from places import ROOT
@@ -49,6 +52,21 @@ def test_the_public_names_are_these() -> None:
 
 def test_the_version_is_the_projects() -> None:
     assert f'version = "{espalier.__version__}"' in (ROOT / "pyproject.toml").read_text()
+
+
+def test_the_citation_is_of_this_version_and_names_the_method() -> None:
+    said = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert said["version"] == espalier.__version__
+    assert said["license"] == "Apache-2.0"
+    assert "Rigged Lottery" in said["references"][0]["title"]
+
+
+def test_every_place_that_the_guide_to_contributing_names_is_there() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    places = re.findall(r"`((?:src|models|inference|tests|docs)/[\w/.]+)", text) + re.findall(r"\]\(([\w/.]+)\)", text)
+    assert len(places) > 10
+    for place in places:
+        assert (ROOT / place).exists(), place
 
 
 def test_type_checkers_see_the_programs_and_their_options(tmp_path: Path) -> None:
