@@ -24,6 +24,7 @@ def infer(
     drop_rate: DropRate = "auto",
     rescale: bool = False,
     mask: Mask = "weight",
+    num_particles: int = 1,
     rule: Literal["rigl", "set", "static", "gradual", "one-shot"] = "rigl",
     allocation: Allocation = "erk",
     start: Start = "random",
@@ -41,7 +42,7 @@ def infer(
 
     drop_rate: P(Z = 0), the paper's "mask sparsity", or auto: found on validation rows while training. rescale: weights are
     Z * u / keep_prob instead of Z * u. mask: one Z per weight, per input unit (Gal's dropout), or per filter of
-    a convolution.
+    a convolution. num_particles: masks a step.
     rule: how the topology moves; gradual and one-shot start dense and prune. kl_scale: tempering of the KL.
     """
     streams = Streams(seed, find_device(training.device))
@@ -52,8 +53,9 @@ def infer(
     if rule in schedules.PRUNING:
         topology = initial(model.shapes, 0.0, generator=streams.topology)
     guide = MaskedGuide(
-        model, topology, keep_prob, rescale=rescale, mask=mask, kl_scale=kl_scale, generator=streams.mask
-    )
+        model, topology, keep_prob, rescale=rescale, mask=mask, kl_scale=kl_scale, num_particles=num_particles,
+        generator=streams.mask,
+    )  # fmt: skip
     return train(
         model, guide, schedule, data, training=training, streams=streams, average_from=average_from, followers=followers,
         watch=watch,

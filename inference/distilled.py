@@ -26,6 +26,7 @@ def infer(
     drop_rate: DropRate = "auto",
     rescale: bool = False,
     mask: Mask = "weight",
+    num_particles: int = 1,
     rule: Literal["rigl", "set", "static"] = "rigl",
     allocation: Allocation = "erk",
     start: Start = "random",
@@ -43,7 +44,7 @@ def infer(
     step, without labels: in the last 15 % of training, or in epochs of its own. The way to predict `distilled` is one pass.
 
     drop_rate: P(Z = 0), or auto: found on validation rows while training. rescale: weights are Z * u / keep_prob instead of
-    Z * u. mask: one Z per weight, per input unit, or per filter of a convolution.
+    Z * u. mask: one Z per weight, per input unit, or per filter of a convolution. num_particles: masks a step.
     rule: how the topology moves. distill_epochs: passes over the training inputs after training; 0: it
     learns on the way, at no pass of its own. distill_rate: peak of its learning rate.
     """
@@ -52,7 +53,9 @@ def infer(
     model = prepare(model, data, training, keep_prob=keep_prob, rescale=rescale)
     check(model, data, keep_prob, distill_epochs, distill_rate)
     topology = initial(model.shapes, sparsity, allocation, start, model.initial, streams.topology)
-    guide = MaskedGuide(model, topology, keep_prob, rescale=rescale, mask=mask, generator=streams.mask)
+    guide = MaskedGuide(
+        model, topology, keep_prob, rescale=rescale, mask=mask, num_particles=num_particles, generator=streams.mask
+    )
     schedule = schedules.rule(rule, delta_t, training.step_at(freeze, data), drop_fraction)
     if not distill_epochs:
         followers.append(Woven.of(training, data, average_from, distill_rate))

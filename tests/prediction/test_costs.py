@@ -88,6 +88,7 @@ def test_a_period_of_rigl_is_evcis_formula() -> None:
     period = training_work(f_s, f_d, delta_t + 1, growths=1) / (delta_t + 1)
     assert period == pytest.approx((3 * f_s * delta_t + 2 * f_s + f_d) / (delta_t + 1), rel=1e-14)
     assert training_work(f_s, f_d, 5) == pytest.approx(5 * 3 * f_s)
+    assert training_work(f_s, f_d, 10, growths=2, particles=4, moves=2) == pytest.approx(3 * (8 * 4 + 2) * f_s + 2 * (f_d - f_s))
 
 
 # ---------------------------------------------------------------------------------------------------- another counter
@@ -267,7 +268,7 @@ def test_a_distilled_network_pays_for_its_teacher() -> None:
 def test_a_network_taught_on_the_way_pays_for_itself_alone() -> None:
     fit = fitted("distilled", training={"epochs": 5}, sparsity=0.8, average_from=0.6, freeze=0.6)
     alone, taught = costs.costs(fit, "ticket"), costs.costs(fit, "distilled")
-    more = 2 * 32 * 2 * 9 * 3 * sum(fit.topology.counts)  # two epochs of nine steps
+    more = 2 * 32 * 6 * 3 * sum(fit.topology.counts)  # of five epochs of nine steps the last 15 %
     assert taught["train_flops"] - alone["train_flops"] == pytest.approx(more, rel=1e-9)
 
 

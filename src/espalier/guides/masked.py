@@ -22,6 +22,7 @@ from espalier.network import BayesianNetwork
 from espalier.sparse import Layout, Tap, Unwritten
 from espalier.topology.masks import relocate
 
+MOST_PARTICLES = 1000
 Mask = Literal["weight", "unit", "filter"]
 """What shares a Z: nothing; all weights that leave the same input unit or channel (Gal & Ghahramani 2016); all of a convolution's
 filter, which is a channel dropped where it is made (Tompson et al. 2015, SpatialDropout), and elsewhere nothing."""
@@ -85,6 +86,8 @@ class MaskedGuide(PyroModule):
     mask: 'weight', a Z for each active weight; 'unit', one for all that leave the same input unit; 'filter', one for all of a
         convolution's filter. The KL bound holds for each: it is convex in the mixture, whatever the parts share.
     kl_scale: the one tempering knob, a factor on the KL of the weights.
+    num_particles: draws of Z that a step of our loop averages the likelihood of its batch over, each at the price of a step; a
+        move of the topology looks at one. (Under Pyro's own SVI it is the ELBO's.)
     generator: where Z is drawn from; None is torch's default, which `pyro.set_rng_seed` seeds.
 
     values: parameter u `(k,)`. positions: buffer `(k,)`. keep: the last Z drawn, `(k,)`.
@@ -101,9 +104,12 @@ class MaskedGuide(PyroModule):
         rescale: bool = False,
         mask: Mask = "weight",
         kl_scale: float = 1.0,
+        num_particles: int = 1,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
+        if not 1 <= num_particles <= MOST_PARTICLES:
+            raise ValueError(f"expected num_particles of 1 to {MOST_PARTICLES}, masks a step, got {num_particles}")
         if topology.sizes != model.sizes:
             raise ValueError(f"expected a topology over layers of {model.sizes} weights, got {topology.sizes}")
         if not kl_scale > 0:
@@ -115,6 +121,7 @@ class MaskedGuide(PyroModule):
         self.counts, self.sizes, self.shapes, self.mask = topology.counts, topology.sizes, model.shapes, mask
         self.keep_prob = effective_keep_prob(keep_prob)
         self.rescale, self.kl_scale, self.generator = rescale, kl_scale, generator
+        self.num_particles = num_particles
         self.register_buffer("positions", topology.positions.to(model.initial.device, copy=True))
         self.values = nn.Parameter(model.initial[self.positions].clone())
         self.keep: Tensor | None = None

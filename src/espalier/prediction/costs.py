@@ -101,13 +101,17 @@ def _multiply_adds(operator: Any, args: Sequence[Any], out: Any) -> tuple[int, S
     return 0, ()
 
 
-def training_work(sparse: float, dense: float, steps: int, *, growths: int = 0, excess: float = 0.0) -> float:
+def training_work(
+    sparse: float, dense: float, steps: int, *, growths: int = 0, excess: float = 0.0, particles: int = 1, moves: int = 0
+) -> float:
     """Multiply-adds per example of a batch in `steps` steps, of which `growths` moves look at the dense gradient.
 
     sparse, dense: f_S and f_D. One growth in delta_t + 1 steps is RigL's (3 f_S delta_t + 2 f_S + f_D) / (delta_t + 1) a
     step; none is SET's and static training's 3 f_S.
     excess: of f_D - f_S, how much was left above f_S, on average over the steps, where a dense start is pruned: 3 E[f].
+    particles: masks a step, of all but the moves.
     """
+    steps = particles * (steps - moves) + moves
     return 3 * steps * (sparse + excess * (dense - sparse)) + growths * (dense - sparse)
 
 
@@ -127,6 +131,8 @@ def trained(fit: Fit, *, random_growth: bool | None = None) -> dict[str, Any]:
     return {
         "steps": sum(lengths),
         "growths": sum(row["moves"] for row in rows) if grew else 0,
+        "moves": sum(row["moves"] for row in rows),
+        "particles": fit.record.get("num_particles", 1),
         "mean_density": sum(n * row["mean_density"] for n, row in zip(lengths, rows, strict=True)) / sum(lengths),
         "active": {weight.name: count for weight, count in zip(fit.model.weights, fit.topology.counts, strict=True)},
     }
@@ -155,7 +161,7 @@ def costs(
     units += sparse * (4 * student.get("epochs", 0) * per_epoch + 3 * student.get("woven_steps", 0))
     looked = record.get("drop_rate", {}).get("forward_examples", 0)  # to find the drop rate
     multiply_adds = batch * units + sparse * (looked + _statistics_examples(fit, how, num_samples))
-    draws = 3 * own["mean_density"] * own["steps"] * sum(sizes.values()) if _is_random(fit) else 0.0
+    draws = 3 * own["mean_density"] * own["steps"] * own["particles"] * sum(sizes.values()) if _is_random(fit) else 0.0
     averages = len(fit.pairs.values) * fit.topology.num_active
     passes = {"pairs": len(fit.pairs.values), "redraw": num_samples}.get(how, 1)
     state, dense_state = _state_bytes(fit, own["mean_density"])
@@ -189,7 +195,8 @@ def _work(phase: Mapping[str, Any], work: Forward, sizes: Mapping[str, int]) -> 
     densities = {name: phase["active"][name] / size for name, size in sizes.items()}
     last = sum(phase["active"].values()) / sum(sizes.values())
     excess = max(0.0, phase["mean_density"] - last) / (1 - last) if last < 1 else 0.0
-    return training_work(work.sparse(densities), work.dense, phase["steps"], growths=phase["growths"], excess=excess)
+    many = {"particles": phase.get("particles", 1), "moves": phase.get("moves", 0)}  # older records have one
+    return training_work(work.sparse(densities), work.dense, phase["steps"], growths=phase["growths"], excess=excess, **many)
 
 
 def _is_random(fit: Fit) -> bool:

@@ -2,7 +2,7 @@
 
 Pyro's is the definition, and the way of programs that are not ours. Where both are, the same loss
 
-    L = (1/b) sum_i -log p(y_i | x_i, w) + kl_scale KL(q || prior) / N + L2,        w ~ q once
+    L = (1/b) sum_i -log p(y_i | x_i, w) + kl_scale KL(q || prior) / N + L2,        w ~ q once, or the mean of several draws
 
 is written down: one forward and one backward pass of the first term, and the gradients of the other two, which are linear
 or known, added to what it leaves. Same Z, same loss, same gradient; no trace, and no density that the ELBO would not use.
@@ -50,8 +50,8 @@ class _Alone(Messenger):
 
 
 class Terms(NamedTuple):
-    """-log-likelihood, KL (times kl_scale) and L2: nats per example, without their graphs. output: of the network, where it is
-    known; without its graph too."""
+    """-log-likelihood, KL (times kl_scale) and L2: nats per example, without their graphs. output: of the network under the last
+    draw, where it is known; without its graph too."""
 
     fit: Tensor
     kl: Tensor
@@ -88,10 +88,11 @@ def _is_as_written(program: BayesianNetwork | MaskedGuide) -> bool:
 
 
 def by_pyro(model: BayesianNetwork, guide: MaskedGuide, x: Any, y: Tensor, autocast: AbstractContextManager[Any]) -> Terms:
-    """The terms of one draw, their gradient added to the parameters'."""
+    """The terms of a step's draws, their gradient added to the parameters'."""
     num_data = model.num_data or len(y)
     with autocast:
-        loss = TraceMeanField_ELBO().differentiable_loss(model, guide, x, y) / num_data
+        elbo = TraceMeanField_ELBO(num_particles=particles_of(guide))
+        loss = elbo.differentiable_loss(model, guide, x, y) / num_data
     loss.backward()
     with torch.no_grad():
         kl = guide.kl_scale * kl_divergence(guide.distribution(), model.prior()) / num_data
@@ -108,14 +109,22 @@ def closed_form(
 ) -> Terms:
     """The same."""
     num_data = model.num_data or len(y)
-    with autocast, _Alone():
-        output = model.evaluate(guide.draw(), x)
-        fit = negative_log_likelihood(model, output, y)
-    if fit.requires_grad:
-        fit.backward()
+    particles, found = particles_of(guide), []
+    for _ in range(particles):
+        with autocast, _Alone():
+            output = model.evaluate(guide.draw(), x)
+            fit = negative_log_likelihood(model, output, y) / particles
+        if fit.requires_grad:
+            fit.backward()
+        found.append(fit.detach())
     kl = _with_gradient_of_kl(model, guide, num_data)
     l2 = _with_gradient_of_l2(model) if model.weight_decay else torch.zeros_like(kl)
-    return Terms(fit.detach(), kl, l2, nested.each(_without_graph, output))
+    return Terms(torch.stack(found).sum(), kl, l2, nested.each(_without_graph, output))
+
+
+def particles_of(guide: MaskedGuide) -> int:
+    """Draws of a step; a move of the topology looks at the gradient of one."""
+    return 1 if guide.tapped else guide.num_particles
 
 
 def _without_graph(leaf: Any) -> Any:

@@ -246,6 +246,7 @@ def _fit(
         "keep_prob": guide.keep_prob,
         "rescale": guide.rescale,
         "mask": guide.mask,
+        "num_particles": guide.num_particles,
         "kl_scale": guide.kl_scale,
         "prior_scale": model.prior_scale,
         "weight_decay": model.weight_decay,
