@@ -51,9 +51,10 @@ def evaluate(words: list[str]) -> int:
     fits = [runs.load(folder) for folder in arguments.run]
     predictors: list[Predictor] = [*fits, *(runs.ensemble(folders) for folders in arguments.ensemble)]
     arms = [[folder] for folder in arguments.run] + arguments.ensemble
-    names = [str(folder) for folder in arguments.run] + [runs.name_of(folders) for folders in arguments.ensemble]
-    if len(set(names)) < len(names):
-        raise ValueError("expected runs and ensembles of different names: an ensemble has that of its first run, and its size")
+    together = [runs.name_of(folders) for folders in arguments.ensemble]
+    names = [str(folder) for folder in arguments.run] + together
+    if len(set(together)) < len(together) or set(together) & set(names[: len(fits)]):
+        raise ValueError("expected ensembles of different names: one has that of its first run, and its size")
     loaded = [runs.data_of(folders[0], arguments.data_dir, arguments.data) for folders in arms]
     for data in loaded:
         recalibration.check(data, arguments.split, arguments.calibrate)

@@ -173,7 +173,8 @@ class Fit(Predictor):
         """The averaged (or the `distilled`) sparse network as a plain dense `nn.Module` with zeros, in evaluation mode; `sparse`:
         without the zeros of its Linear layers, on the CPU (`sparsified`)."""
         weights, state = next(self.weights(how))
-        return sparsified(self.model.network(weights, state).eval(), stand_ins(self.record, MIN_ROWS), sparse)
+        net = self.model.network(weights, state).eval()
+        return net if sparse is False else sparsified(net, stand_ins(self.record, MIN_ROWS), sparse)
 
     def export(self, folder: str | Path, data: Data | None = None, **options: Any) -> Path:
         """A folder to deploy: weights, how to build the network, a model card; see `espalier.export`."""

@@ -20,12 +20,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize
 
+from espalier import nested
 from espalier.calibration.uncertainty import mutual_information
 from espalier.contracts import Rows
 from espalier.likelihoods import Categorical
 from espalier.network import BayesianNetwork
 from espalier.prediction.fit import Fit, How
 from espalier.prediction.predict import output_of
+from espalier.prediction.predictor import Inputs
 
 ONE_NETWORK: tuple[How, ...] = ("ticket", "mean", "unmasked", "distilled")
 LEAST = 1e-12
@@ -49,7 +51,7 @@ def has_level(model: BayesianNetwork) -> bool:
     return type(model.likelihood) is Categorical
 
 
-def energy(fit: Fit, x: Rows, way: How = "distilled") -> NDArray[np.float64]:
+def energy(fit: Fit, x: Rows | Inputs, way: How = "distilled") -> NDArray[np.float64]:
     """Of every row of x `(n,)`, nats: larger where less is known. way: one of a single network.
 
     Raises ValueError for a way of several networks, or a likelihood other than `categorical`.
@@ -60,7 +62,7 @@ def energy(fit: Fit, x: Rows, way: How = "distilled") -> NDArray[np.float64]:
             f"{', '.join(ONE_NETWORK)} of a categorical likelihood"
         )
     weights, state = next(fit.weights(way))
-    found: NDArray[np.float64] = -output_of(fit.model, weights, x, state).logsumexp(-1).numpy()
+    found: NDArray[np.float64] = -output_of(fit.model, weights, nested.rows_of(x), state).logsumexp(-1).numpy()
     return found
 
 
@@ -87,7 +89,7 @@ def is_taught(fit: Fit) -> bool:
     return "information" in fit.record.get("distilled", {})
 
 
-def information(fit: Fit, x: Rows) -> NDArray[np.float64]:
+def information(fit: Fit, x: Rows | Inputs) -> NDArray[np.float64]:
     """Of every row of x `(n,)`, nats: what the masked networks that taught the distilled one would disagree by.
 
     Raises ValueError for a fit without a distilled network of classes.
