@@ -180,8 +180,9 @@ def rows_of(file: Path) -> list[dict[str, Any]]:
 
 def said(values: Sequence[float]) -> str:
     """Mean and standard error over seeds."""
-    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
-    return f"{statistics.fmean(values):.3f} ± {error:.3f}"
+    if len(values) == 1:
+        return f"{values[0]:.3f}"
+    return f"{statistics.fmean(values):.3f} ± {statistics.stdev(values) / len(values) ** 0.5:.3f}"
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
