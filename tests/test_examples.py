@@ -88,7 +88,11 @@ def image_folder(root: Path) -> Path:
     return root
 
 
-@pytest.mark.parametrize("name", RECIPES)
+SLOW = {"cifar10-resnet50-cigl.yaml"}
+"""What another recipe of the same network tries in the gate."""
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in RECIPES])
 def test_the_recipe_runs_on_small_data_of_its_kind(name: str, tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     words = ["fit", "--config", str(EXAMPLES / name), "--out", str(tmp_path / "run"), "--epochs", "1", "--batch-size", "12"]
