@@ -41,7 +41,7 @@ HALF_WIDTH = 0.06
 class LearnedGuide(MaskedGuide):
     """`MaskedGuide` whose P(Z = 1) is learned: train it by `CoupledELBO`, under any optimiser.
 
-    keep_prob: where it starts, in (0, 1). Read, it is the one in force, to a 16th bit; set, it moves the parameter.
+    keep_prob: where it starts, in (0, 1); afterwards that of the last draw, of 16 bits.
     angle: parameter phi, a scalar; P(Z = 0) = sin^2 phi.
     Raises ValueError for a keep_prob of 1, at which the derivative is 0, and for `rescale`, whose values would depend on it.
     """

@@ -37,16 +37,18 @@ def uncertainties(
     known = REGRESSION_UNCERTAINTIES if fit.record.get("task") == "regression" else UNCERTAINTIES
     if unknown := [name for name in names or () if name not in known]:
         raise ValueError(f"expected uncertainties of {', '.join(known)}, got {unknown[0]!r}")
+    taught = way == "distilled" and all(map(one_pass.is_taught, fit.fits))
+    needed = [*(names or known), *(("mutual_information", "predictive_entropy") if taught else ())]
     rows = nested.rows_of(x)
     first = fit.predict(rows[torch.arange(1)], way, num_samples=num_samples, seed=seed)
     size = max(1, HELD // first.numel())
-    found: dict[str, list[NDArray[np.float64]]] = {name: [] for name in known}
+    found: dict[str, list[NDArray[np.float64]]] = {name: [] for name in needed}
     for part in torch.arange(len(rows)).split(size):
         draws = fit.predict(rows[part], way, num_samples=num_samples, seed=seed).numpy()
         for name, pieces in found.items():
             pieces.append(known[name](draws))
     scores = {name: np.concatenate(pieces) for name, pieces in found.items()}
-    if way == "distilled" and all(map(one_pass.is_taught, fit.fits)):
+    if taught:
         # Of several such networks: within each and between them, by the chain rule.
         scores["mutual_information"] += np.mean([one_pass.information(own, rows) for own in fit.fits], 0)
         left = scores["predictive_entropy"] - scores["mutual_information"]

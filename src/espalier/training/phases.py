@@ -7,19 +7,18 @@ train(..., watch=first.next())
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from espalier.network import under
 from espalier.store import Bundle
-from espalier.training.loop import Info
-from espalier.training.watch import Row, Watch, Watches, as_one
+from espalier.training.watch import Around, Watches
 
 
-class Phase(Watch):
+class Phase(Around):
     """The watch of one training of several. It is the inner watch's, but for what later phases put into checkpoints."""
 
     def __init__(self, inner: Watches = None) -> None:
-        self.inner = as_one(inner)
+        super().__init__(inner)
         self._saved: Bundle | None = None
         self._last: Callable[[], Bundle] | None = None
 
@@ -31,15 +30,6 @@ class Phase(Watch):
         facts = {key: value for key, value in self._saved.facts.items() if key != "next"}
         self._last = lambda: Bundle(own, facts)
         return self._last()
-
-    def on_begin(self, history: Sequence[Row]) -> None:
-        self.inner.on_begin(history)
-
-    def on_step(self, info: Info) -> None:
-        self.inner.on_step(info)
-
-    def on_epoch(self, row: Row) -> str | None:
-        return self.inner.on_epoch(row)
 
     def keep(self, checkpoint: Callable[[], Bundle]) -> None:
         self._last = checkpoint
@@ -63,23 +53,15 @@ class Phase(Watch):
         return Bundle({**own.tensors, **tensors}, {**own.facts, "next": later.facts})
 
 
-class _Continued(Watch):
+class _Continued(Around):
     """Between a phase and the one before it."""
 
     def __init__(self, before: Phase) -> None:
+        super().__init__(before.inner)
         self.before = before
 
     def resume(self) -> Bundle | None:
         return self.before.following()
 
-    def on_begin(self, history: Sequence[Row]) -> None:
-        self.before.inner.on_begin(history)
-
-    def on_step(self, info: Info) -> None:
-        self.before.inner.on_step(info)
-
-    def on_epoch(self, row: Row) -> str | None:
-        return self.before.inner.on_epoch(row)
-
     def keep(self, checkpoint: Callable[[], Bundle]) -> None:
-        self.before.inner.keep(lambda: self.before.joined(checkpoint()))
+        self.inner.keep(lambda: self.before.joined(checkpoint()))

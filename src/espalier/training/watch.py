@@ -90,13 +90,35 @@ class Several(Watch):
             watch.keep(checkpoint)
 
 
+class Around(Watch):
+    """A watch around others, which hear of everything: what it does not do itself is theirs to do."""
+
+    def __init__(self, inner: Watches = None) -> None:
+        self.inner = as_one(inner)
+
+    def resume(self) -> Bundle | None:
+        return self.inner.resume()
+
+    def on_begin(self, history: Sequence[Row]) -> None:
+        self.inner.on_begin(history)
+
+    def on_step(self, info: Info) -> None:
+        self.inner.on_step(info)
+
+    def on_epoch(self, row: Row) -> str | None:
+        return self.inner.on_epoch(row)
+
+    def keep(self, checkpoint: Callable[[], Bundle]) -> None:
+        self.inner.keep(checkpoint)
+
+
 def check_every(seconds: float) -> None:
     """Raises ValueError for what is no time between checkpoints."""
     if not 0 <= seconds < float("inf"):
         raise ValueError(f"expected 0 or more seconds between checkpoints, got {seconds:g}")
 
 
-class Checkpoints(Watch):
+class Checkpoints(Around):
     """The watch that writes a checkpoint to one file at the end of an epoch, and goes on from it where there is one.
 
     `infer(..., watch=Checkpoints("mine.safetensors"))`, killed and called again, ends in the bits of a run that was never
@@ -110,7 +132,8 @@ class Checkpoints(Watch):
         self, path: str | Path, inner: Watches = None, *, every: float = EVERY, pairs: Path | None = None
     ) -> None:
         check_every(every)
-        self.path, self.inner, self.every = Path(path), as_one(inner), every
+        super().__init__(inner)
+        self.path, self.every = Path(path), every
         self.pairs = pairs or self.path.with_suffix(".pairs")
         self.written: dict[str, str] = {}
         self.last = time.monotonic()
@@ -131,15 +154,6 @@ class Checkpoints(Watch):
             own = store.added_bundle(self.pairs, digest).tensors
             tensors |= {f"{key}.{name}": tensor for name, tensor in own.items()}
         return saved._replace(tensors=tensors)
-
-    def on_begin(self, history: Sequence[Row]) -> None:
-        self.inner.on_begin(history)
-
-    def on_step(self, info: Info) -> None:
-        self.inner.on_step(info)
-
-    def on_epoch(self, row: Row) -> str | None:
-        return self.inner.on_epoch(row)
 
     def keep(self, checkpoint: Callable[[], Bundle]) -> None:
         if distributed.rank() == 0 and time.monotonic() - self.last >= self.every:
@@ -163,7 +177,6 @@ class Checkpoints(Watch):
 
 _PAIR = re.compile(r"((?:next\.)*pair\.\d+)\.")
 """Of a tensor of a checkpoint: which pair it belongs to, of this training or of a later one (`phases.py`)."""
-
 
 
 def _digest(bundle: Bundle) -> str:
