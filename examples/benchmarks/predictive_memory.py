@@ -5,8 +5,8 @@
 A fit of as many pairs as asked for is made by as many steps of `cigl` on noise, a pair after each, and saved; where the folder
 holds one, it is taken. A new process of one thread then reads it and says what `predictions(fit, data, ways=["pairs"])` holds
 at its peak above the imports, and how long it takes over PAIRS plain forward passes of the dense network, of which one is timed
-before, one between two pairs in the middle and one after. Weights and images are as good as random: neither figure depends on
-them.
+before, one between two pairs in the middle and one after (CPU seconds of one thread: a clock would count who else is on the
+machine). Weights and images are as good as random: neither figure depends on them.
 """
 
 from __future__ import annotations
@@ -70,10 +70,10 @@ def measure(folder: Path, rows: int) -> None:
 
     @torch.no_grad()
     def plain() -> None:
-        start = time.perf_counter()
+        start = time.process_time()
         for batch in data.test.x.split(BATCH):
             dense(to_device(batch, torch.device("cpu")))
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
         print(f"one plain pass: {seconds[-1]:.1f} s", flush=True)
 
     def interleaved(*arguments: Any, **options: Any) -> Iterator[Any]:
@@ -86,13 +86,13 @@ def measure(folder: Path, rows: int) -> None:
     plain()
     alone = resident("VmHWM")
     drawn, fit.weights = fit.weights, interleaved  # type: ignore[method-assign]
-    start = time.perf_counter()
+    start = time.process_time()
     predictions(fit, data, ways=["pairs"])
-    taken = time.perf_counter() - start - seconds[1]
+    taken = time.process_time() - start - seconds[1]
     peak = resident("VmHWM")
     plain()
     print(f"\ntorch {torch.__version__}, one thread, {pairs} pairs, {rows:,} images; MiB above the imports' {imports:.0f}\n")
-    print("| fit and images held | peak of a plain pass | peak over all pairs | time ÷ plain passes | plain passes, s |")
+    print("| fit and images held | peak of a plain pass | peak over all pairs | CPU time ÷ plain passes | plain passes, CPU s |")
     print("|---|---|---|---|---|")
     memory = " | ".join(f"{mib - imports:.0f}" for mib in (held, alone, peak))
     passes = ", ".join(f"{each:.1f}" for each in seconds)
