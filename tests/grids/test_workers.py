@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import functools
 import json
 import os
@@ -23,14 +22,10 @@ from espalier import runs, store
 from espalier.grids import compare, report
 from espalier.grids.grid import expand, read
 from espalier.grids.workers import Cluster, workers
+from hashed import timeless
 from lines import CIGL, LINES, RIGL, InThisProcess, write
 from places import HELPERS
 from written import write_mnist
-
-
-def timeless(path: Path) -> list[dict[str, str]]:
-    with path.open() as file:
-        return [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in csv.DictReader(file)]
 
 
 def fits(out: Path) -> dict[str, str]:

@@ -17,7 +17,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 from espalier.cli.main import main
-from hashed import hashes
+from hashed import hashes, timeless
 from race import FIT, GRID, a_run
 
 LONGER = ["--epochs", "10", "--average-from", "0.5", "--freeze", "0.4", "--delta-t", "3", "--checkpoint-every", "0"]
@@ -65,10 +65,12 @@ def whole(folder: Path, name: str) -> tuple[dict[str, str], float]:
 
 
 def left(out: Path) -> dict[str, str]:
-    """Every file that does not hold times or the folder's own name."""
-    own = ("progress.json", "cells.csv", "evaluation-validation.json", "reliability-validation.png")
-    found = {name: digest for name, digest in hashes(out).items() if not name.endswith(own) and "/cells/" not in f"/{name}"}
-    return found
+    """Every file that does not hold times or the folder's own name; of the table of a grid, all else."""
+    own = ("progress.json", "cells.csv", "cells.parquet", "evaluation-validation.json", "reliability-validation.png")
+    found = {
+        name: digest for name, digest in hashes(out).items() if not name.endswith(own) and "/cells/" not in f"/{name}"
+    }
+    return found | {"table": json.dumps(timeless(table)) for table in out.glob("cells.csv")}
 
 
 def run(folder: Path, kills: int, name: str) -> dict[str, object]:
