@@ -1,18 +1,20 @@
 """Time of one training step through the Pyro guide, divided by a plain dense torch step; batch 128, one run.
 
-    python examples/benchmarks/step_time.py [CELL ...] [--rounds 15] [--threads 2] [--device cuda] [--bf16] [--pyro]
+    python examples/benchmarks/step_time.py [CELL ...] [--rounds 15] [--threads 2] [--device cuda] [--bf16] [--pyro] [--compile]
 
 A cell is `mlp-512`, `mlp-2048`, `lenet`, `wide_resnet`. Arms take turns of at least 50 ms each, so that whatever else the machine
 does falls on all of them, and what is shown is the median of the ratios within a turn. The floor is the dense arm against
 itself. All arms use SGD with Nesterov momentum; the dense one is the plain network with cross-entropy; `masked` is what
 released code does, a mask multiplied into the gradient and one drawn over all weights. --pyro adds our step through
-`TraceMeanField_ELBO`, the definition that the closed form is tested against. --bf16: all arms under bf16 autocast.
+`TraceMeanField_ELBO`, the definition that the closed form is tested against. --bf16: all arms under bf16 autocast. --compile adds
+the dense step and ours through torch.compile, and says how long compiling took.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Callable
 
@@ -88,10 +90,12 @@ def our_step(
     x: torch.Tensor,
     y: torch.Tensor,
     *,
-    closed: bool,
+    closed: bool = True,
     bf16: bool,
+    compile: bool = False,
 ) -> Step:
     model = build()
+    model.compiled = "training" if compile else "no"
     model.num_data, model.weight_decay = 45000, 5e-4
     guide = MaskedGuide(model, initial(model.shapes, sparsity), keep_prob)
     loop = Loop(model, guide, schedules.static(), rates.constant(0.01), precision="bf16" if bf16 else "float32")
@@ -99,7 +103,7 @@ def our_step(
     return lambda: loop.step(x, y)
 
 
-def arms(cell: str, device: torch.device, *, pyro_too: bool, bf16: bool) -> dict[str, Step]:
+def arms(cell: str, device: torch.device, *, pyro_too: bool, bf16: bool, compile: bool) -> dict[str, Step]:
     name, shape, options, sparsities = CELLS[cell]
     program = shelf.load("models", name)
     x, y = to_device(torch.randn(128, *shape), device), torch.randint(0, 10, (128,)).to(device)
@@ -114,10 +118,18 @@ def arms(cell: str, device: torch.device, *, pyro_too: bool, bf16: bool) -> dict
     result["dense torch, again"] = dense_step(model.network(model.initial), x, y, bf16=bf16)
     result["90% sparse, masked"] = masked_step(model, 0.9, x, y, bf16=bf16)
     for sparsity in sparsities:
-        result[f"{sparsity:.0%} sparse, RigL"] = our_step(build, sparsity, 1.0, x, y, closed=True, bf16=bf16)
-        result[f"{sparsity:.0%} sparse, CigL"] = our_step(build, sparsity, 0.9, x, y, closed=True, bf16=bf16)
+        result[f"{sparsity:.0%} sparse, RigL"] = our_step(build, sparsity, 1.0, x, y, bf16=bf16)
+        result[f"{sparsity:.0%} sparse, CigL"] = our_step(build, sparsity, 0.9, x, y, bf16=bf16)
         if pyro_too:
             result[f"{sparsity:.0%} sparse, CigL by Pyro"] = our_step(build, sparsity, 0.9, x, y, closed=False, bf16=bf16)
+    if compile:
+        ours = our_step(build, sparsities[0], 0.9, x, y, bf16=bf16, compile=True)
+        result["dense torch, compiled"] = dense_step(torch.compile(model.network(model.initial)), x, y, bf16=bf16)
+        result[f"{sparsities[0]:.0%} sparse, CigL, compiled"] = ours
+        for label in [*result][-2:]:
+            start = time.perf_counter()
+            result[label]()
+            print(f"{cell}, {label}: {time.perf_counter() - start:.0f} s to compile", file=sys.stderr, flush=True)
     return result
 
 
@@ -140,6 +152,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--pyro", action="store_true")
+    parser.add_argument("--compile", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     device = find_device(arguments.device)
@@ -148,7 +161,7 @@ def main() -> None:
     print("| net | arm | median ms | ÷ dense | quartiles |\n|---|---|---|---|---|")
     with pyro.get_param_store().scope(), pyro.validation_enabled(False):
         for cell in arguments.cells:
-            steps = arms(cell, device, pyro_too=arguments.pyro, bf16=arguments.bf16)
+            steps = arms(cell, device, pyro_too=arguments.pyro, bf16=arguments.bf16, compile=arguments.compile)
             times: dict[str, list[float]] = {label: [] for label in steps}
             for number in range(arguments.rounds + 2):
                 for label, step in steps.items():

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils import parametrize
 
-from espalier import nested
+from espalier import compiled, nested
 from espalier.distributions.priors import FlatNormal
 from espalier.likelihoods import (
     LIKELIHOODS,
@@ -122,6 +122,7 @@ class BayesianNetwork(PyroModule):
         self.net = _without(net, {name for weight in self.weights for name in weight.names})
         self._aliases = _aliases(self.net)
         self._unwritten: dict[bool, bool] = {}
+        self.compiled: compiled.Compiled = "no"
         self.likelihood, self.output = likelihood_of(likelihood), output
         self.prior_scale = prior_scale
         self.num_data = num_data
@@ -159,7 +160,10 @@ class BayesianNetwork(PyroModule):
 
         `state` stands in for the model's other parameters and buffers, by the names of its `state_dict`.
         """
-        if isinstance(weights, Unwritten) and not trial.is_right(self._tried, weights, x, self.net, self._unwritten):
+        if isinstance(weights, Unwritten) and (
+            compiled.is_due(self.compiled, self.net)
+            or not trial.is_right(self._tried, weights, x, self.net, self._unwritten)
+        ):
             weights = weights.dense()
         found = self._computed(weights, x, state)
         return nested.each(_single, found if self.output is None else _picked(found, self.output))
@@ -167,8 +171,10 @@ class BayesianNetwork(PyroModule):
     def _computed(self, weights: Tensor, x: Any, state: Mapping[str, Tensor] | None = None) -> Any:
         arguments, keywords = nested.arguments(x)
         tensors, net = self.unflatten(weights), self.net  # which Pyro looks through, so before it holds any weights
+        own = {name: tensor for name, tensor in under("net.", state or {}).items() if name not in self._aliases}
+        if compiled.is_due(self.compiled, net):
+            return compiled.call(net, {**own, **tensors}, arguments, keywords)
         if state is not None:
-            own = {name: tensor for name, tensor in under("net.", state).items() if name not in self._aliases}
             return functional_call(net, {**own, **tensors}, arguments, keywords)
         # Without other tensors to put in their places, what `functional_call` does is a tenth of its price.
         slots = [_owner(net, name) for name in tensors]
@@ -276,15 +282,11 @@ class BayesianNetwork(PyroModule):
         if broken:
             raise ValueError(f"expected finite weights, but {broken[0]} in the file holds NaN or infinity")
         if missing:
-            raise ValueError(
-                f"expected every tensor of the network, but {', '.join(missing[:3])} is missing from the file"
-            )
+            raise ValueError(f"expected every tensor of the network, but {', '.join(missing[:3])} is missing from the file")
         net.load_state_dict(tensors, strict=False)
         parameters = dict(net.named_parameters(remove_duplicate=False))
         self.initial = torch.cat([parameters[weight.name].detach().reshape(-1) for weight in self.weights])
-        self.net.load_state_dict(
-            {k: v for k, v in net.state_dict().items() if k in self.net.state_dict()}, strict=False
-        )
+        self.net.load_state_dict({k: v for k, v in net.state_dict().items() if k in self.net.state_dict()}, strict=False)
 
 
 def _maskable_weights(net: nn.Module, patterns: Sequence[str] | None) -> Iterator[Weight]:
@@ -297,9 +299,7 @@ def _maskable_weights(net: nn.Module, patterns: Sequence[str] | None) -> Iterato
     plain = dict(net.named_parameters(remove_duplicate=False))
     for name, parameter in plain.items():
         if isinstance(parameter, nn.parameter.UninitializedParameter):
-            raise ValueError(
-                f"expected an initialised network, but {name} has no shape yet: call the network once first"
-            )
+            raise ValueError(f"expected an initialised network, but {name} has no shape yet: call the network once first")
     if patterns is None:
         chosen = [name for name in candidates if name in plain and plain[name].requires_grad]
         left = [name for name in candidates if name not in plain]

@@ -67,6 +67,17 @@ def test_an_ensemble_is_scored_beside_its_members(run: Path, tmp_path: Path, cap
     assert "expected two members" in spoken(capsys, ["evaluate", str(run), "--ensemble", str(run)])
 
 
+def test_compiled_networks_score_the_same_in_every_way(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = []
+    for words in [], ["--compile"]:
+        torch._dynamo.utils.counters.clear()
+        assert main(["evaluate", str(run), "--split", "validation", "--num-samples", "2", "--json", *words]) == 0
+        found.append(json.loads(capsys.readouterr().out)["predict"])
+        assert (torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0) == bool(words)
+    for way, scores in found[0].items():
+        assert found[1][way]["nll"] == pytest.approx(scores["nll"], rel=1e-5)
+
+
 def test_regression_reports_its_own_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     random = np.random.default_rng(0)
     x = random.normal(size=(300, 4))

@@ -23,6 +23,7 @@ def evaluate(words: list[str]) -> int:
     parser.of_device()
     parser.add_argument("--picture", type=Path, help="also draw the reliability of all runs side by side")
     parser.add_argument("--calibrate", nargs="+", default=[], metavar="NAME", help="also calibrated by maps fitted on validation")
+    parser.add_argument("--compile", action="store_true", help="networks by torch.compile: of many draws and rows, where it pays")
     parser.of_ensembles()
     parser.of_groups()
     parser.add_argument("--save", type=Path, metavar="DIR.zarr", help="also write all draws as labelled arrays, runs as chains")
@@ -50,6 +51,9 @@ def evaluate(words: list[str]) -> int:
     device = find_device(arguments.device)
     fits = [runs.load(folder) for folder in arguments.run]
     predictors: list[Predictor] = [*fits, *(runs.ensemble(folders) for folders in arguments.ensemble)]
+    if arguments.compile:
+        for fit in (fit for predictor in predictors for fit in predictor.fits):
+            fit.model.compiled = "prediction"
     arms = [[folder] for folder in arguments.run] + arguments.ensemble
     together = [runs.name_of(folders) for folders in arguments.ensemble]
     names = [str(folder) for folder in arguments.run] + together
