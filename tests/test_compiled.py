@@ -24,7 +24,10 @@ from espalier.training.options import Training
 from espalier.training.watch import Checkpoints, Watches
 from watches import Killed
 
-pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++ on a CPU")
+pytestmark = [
+    pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++ on a CPU"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),  # of torch, about what it traces and how it keeps it
+]
 
 
 class Exact(nn.Module):
@@ -66,7 +69,6 @@ def trained(compile: bool, watch: Watches = None) -> Fit:
     return cigl.infer(model(), digits(), training=training, seed=1, watch=watch, **options)
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch looks at what it traces
 def test_a_compiled_training_is_the_training_and_one_program_through_masks_and_moves(tmp_path: Path) -> None:
     fit, eager = trained(True), trained(False)
     assert programs() == 1

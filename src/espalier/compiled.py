@@ -36,7 +36,7 @@ def call(net: nn.Module, tensors: Mapping[str, Tensor], arguments: Sequence[Any]
     try:
         return _program()(net, dict(tensors), tuple(arguments), dict(keywords))
     except torch._dynamo.exc.TorchDynamoException as error:
-        why = str(error).strip().split("\n")[0]
+        why = str(getattr(error, "inner_exception", error)).strip().split("\n")[0]
         raise RuntimeError(
             f"expected a network and a machine that torch.compile can work with, but {why}: do without compile"
         ) from error
