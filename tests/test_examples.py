@@ -65,6 +65,7 @@ BENCHMARKS = {
     "state_bytes.py": [],
     "step_time.py": ["--help"],
     "uci.py": ["--help"],
+    "versions.py": ["--help"],
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -39,6 +40,11 @@ def test_the_wheel_holds_the_programs_and_finds_them_without_a_checkout(tmp_path
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True, text=True)
     assert "wide_resnet" in done.stdout
     assert "cigl" in done.stdout
+    fit = [sys.executable, "-m", "espalier", "fit", "--config", str(ROOT / "examples" / "digits-rigl.yaml")]
+    fit += ["--epochs", "1", "--delta-t", "10", "--out", "run"]
+    told = subprocess.run(fit, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path / "installed")}, capture_output=True)
+    assert told.returncode == 0, told.stderr
+    assert (tmp_path / "run" / "fit.safetensors").exists()
 
 
 def test_the_public_names_are_these() -> None:
