@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--at", type=Path, required=True, help="folder of environments, which are kept, outside the checkout")
     parser.add_argument("--lowest", action="store_true")
     parser.add_argument("--jobs", default="2", help="of pytest")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     if (uv := shutil.which("uv")) is None:
         parser.error("expected uv on the path: pip install uv")
     python = installed(uv, arguments.python, arguments.at.resolve(), lowest=arguments.lowest)
