@@ -122,6 +122,17 @@ def test_a_logger_of_lightning_is_told_every_epoch(tmp_path: Path) -> None:
     assert [row["validation_nll"] for row in found] == [pytest.approx(row["validation_nll"]) for row in fitted.history]
 
 
+def test_mlflow_has_every_number_of_every_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mlflow = pytest.importorskip("mlflow", reason="no MLflow here: pip install mlflow-skinny")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    mlflow.set_tracking_uri((tmp_path / "tracked").as_uri())
+    with mlflow.start_run() as run:
+        fitted = trained(Metrics(mlflow.log_metrics))
+    for name in ("loss", "validation_nll"):
+        found = mlflow.tracking.MlflowClient().get_metric_history(run.info.run_id, name)
+        assert [(each.step, each.value) for each in found] == [(row["epoch"], row[name]) for row in fitted.history]
+
+
 def test_only_what_is_a_finite_number_is_drawn() -> None:
     assert numbers({"a": 1, "b": float("nan"), "c": "word", "d": 0.5, "e": [1]}) == {"a": 1.0, "d": 0.5}
 
