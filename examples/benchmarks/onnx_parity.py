@@ -4,8 +4,8 @@
 
 A fit of one epoch of `cigl` at 90 % on noise of the shape that the model is for; its ticket is exported as a folder, read back
 and written as ONNX. Apart: the largest difference of a probability, of a regression per standard deviation of its target, over
-rows that the exporter has not seen, by as many as are asked for and by one alone. Time: onnxruntime's of these rows over that of the
-dense torch module on as many threads, median of 7 turns, one run.
+rows that the exporter has not seen, by as many as are asked for and by one alone. Time: onnxruntime's of these rows over that of
+the dense torch module on as many threads, median of 7 turns, one run.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ def done(words: Sequence[str | Path], folder: Path = ROOT) -> str:
 
 def installed(uv: str, python: str, at: Path, *, lowest: bool) -> Path:
     """The interpreter of an environment that holds the wheel and all that its tests need."""
-    environment = at / f"{python}{'-lowest' if lowest else ''}"
+    environment = at / f"{python.strip(os.sep).replace(os.sep, '-')}{'-lowest' if lowest else ''}"
     done([uv, "venv", "--quiet", "--allow-existing", "--python", python, environment])
     own = environment / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     with tempfile.TemporaryDirectory() as folder:
