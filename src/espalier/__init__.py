@@ -7,7 +7,8 @@ calibration    scores with intervals; no torch        contracts.py, store.py, sh
 topology       the mask M and its schedules           data, pictures                     sets; plots as data
 sparse         weights that are not written out       pages                              what people read, as HTML
 distributions  priors, masked weights, subsets
-likelihoods.py from an output to the distribution of y compiled.py     a network's call by torch.compile
+maskable.py    which tensors are masked               compiled.py    a network's call by torch.compile
+likelihoods.py from an output to the distribution of y losses.py      from an output to another loss
 network.py     the model
 guides         q(weights | topology): Z is drawn      models                             the shelf of networks
 prediction     Fit, ways to predict, scores, costs

@@ -8,12 +8,9 @@ never edited. Biases and normalisation stay parameters, point estimates with an 
 from __future__ import annotations
 
 import copy
-import fnmatch
-import math
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import pyro
 import pyro.distributions as dist
@@ -21,7 +18,6 @@ import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.utils import parametrize
 
 from espalier import compiled, nested
 from espalier.distributions.priors import FlatNormal
@@ -34,6 +30,9 @@ from espalier.likelihoods import (
     matched,
     said_by_gpytorch,
 )
+from espalier.losses import Loss
+from espalier.maskable import Weight as Weight
+from espalier.maskable import maskable_weights, owner_of
 from espalier.sparse import Unwritten, trial
 from espalier.sparse.trial import evaluating as evaluating
 
@@ -41,35 +40,9 @@ Net = TypeVar("Net", bound=nn.Module)
 Output = str | int | Callable[[Any], Any]
 """Which part of a network's output is the likelihood's: a key, a place, or a function of it."""
 
-_LINEAR_OR_CONV = (
-    nn.Linear,
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-)
-
-
 def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors whose names begin with `prefix`, without it."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-class Weight(NamedTuple):
-    """A maskable tensor: its names in the network (several where it is tied) and its shape."""
-
-    names: tuple[str, ...]
-    shape: tuple[int, ...]
-
-    @property
-    def name(self) -> str:
-        return self.names[0]
-
-    @property
-    def size(self) -> int:
-        return math.prod(self.shape)
 
 
 class BayesianNetwork(PyroModule):
@@ -110,7 +83,7 @@ class BayesianNetwork(PyroModule):
         super().__init__()
         if prior_scale is not None and not prior_scale > 0:
             raise ValueError(f"expected a prior_scale above 0, got {prior_scale}: it is a standard deviation")
-        self.weights = tuple(_maskable_weights(net, maskable))
+        self.weights = tuple(maskable_weights(net, maskable))
         self.sizes = tuple(weight.size for weight in self.weights)
         self.shapes = tuple(weight.shape for weight in self.weights)
         parameters = dict(net.named_parameters(remove_duplicate=False))
@@ -123,6 +96,7 @@ class BayesianNetwork(PyroModule):
         self._aliases = _aliases(self.net)
         self._unwritten: dict[bool, bool] = {}
         self.compiled: compiled.Compiled = "no"
+        self.loss: Loss | None = None
         self.likelihood, self.output = likelihood_of(likelihood), output
         self.prior_scale = prior_scale
         self.num_data = num_data
@@ -136,11 +110,16 @@ class BayesianNetwork(PyroModule):
     def forward(self, x: Any, y: Tensor | None = None) -> Tensor:
         """The Pyro program. x: `(n, *shape)`, y: `(n, ...)` or None to sample it. Returns y.
 
-        Labels may be soft, probabilities `(n, C)`: site `y` is then the factor sum_c y_c log p_c (a Gibbs posterior).
+        Labels may be soft, probabilities `(n, C)`: site `y` is then the factor sum_c y_c log p_c (a Gibbs posterior). Where the
+        model has another `loss`, it is the factor -loss.
         """
         weights, rows = pyro.sample("weights", self.prior()), nested.num_rows(x)
         if self.weight_decay:
             pyro.factor("l2", -self.l2() * (self.num_data or rows))
+        if self.loss is not None and y is not None:
+            with pyro.plate("data", rows), pyro.poutine.scale(scale=(self.num_data or rows) / rows):
+                pyro.factor("y", -self.loss(self.evaluate(weights, x), y))
+            return y
         outcome = self.outcome(weights, x)
         if y is not None:
             y = matched(y, outcome)
@@ -177,7 +156,7 @@ class BayesianNetwork(PyroModule):
         if state is not None:
             return functional_call(net, {**own, **tensors}, arguments, keywords)
         # Without other tensors to put in their places, what `functional_call` does is a tenth of its price.
-        slots = [_owner(net, name) for name in tensors]
+        slots = [owner_of(net, name) for name in tensors]
         try:
             for (owner, attribute), tensor in zip(slots, tensors.values(), strict=True):
                 owner._parameters[attribute] = tensor  # type: ignore[assignment]
@@ -242,7 +221,7 @@ class BayesianNetwork(PyroModule):
         for weight in self.weights:
             parameter = nn.Parameter(tensors[weight.name].clone())
             for name in weight.names:
-                owner, attribute = _owner(net, name)
+                owner, attribute = owner_of(net, name)
                 setattr(owner, attribute, parameter)
         own = {name: tensor for name, tensor in under("net.", state or {}).items() if name not in self._aliases}
         net.load_state_dict(own, strict=False)  # a second name may still hold what `state` replaced under the first
@@ -289,60 +268,6 @@ class BayesianNetwork(PyroModule):
         self.net.load_state_dict({k: v for k, v in net.state_dict().items() if k in self.net.state_dict()}, strict=False)
 
 
-def _maskable_weights(net: nn.Module, patterns: Sequence[str] | None) -> Iterator[Weight]:
-    """The tensors to mask, in the network's order; tied names are gathered under the first."""
-    candidates = {
-        f"{prefix}.weight".lstrip("."): module
-        for prefix, module in net.named_modules()
-        if isinstance(module, _LINEAR_OR_CONV)
-    }
-    plain = dict(net.named_parameters(remove_duplicate=False))
-    for name, parameter in plain.items():
-        if isinstance(parameter, nn.parameter.UninitializedParameter):
-            raise ValueError(f"expected an initialised network, but {name} has no shape yet: call the network once first")
-    if patterns is None:
-        chosen = [name for name in candidates if name in plain and plain[name].requires_grad]
-        left = [name for name in candidates if name not in plain]
-        if left:
-            warnings.warn(f"{', '.join(left)} stay dense: a parametrised weight cannot be masked", stacklevel=3)
-    else:
-        known = list(dict.fromkeys([*plain, *candidates]))
-        chosen = [name for name in known if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
-        for name in chosen:
-            _refuse_unmaskable(net, name, plain)
-    if not chosen:
-        wanted = "a Linear or Conv layer" if patterns is None else f"a tensor that matches {' or '.join(patterns)}"
-        raise ValueError(f"expected a network with {wanted}; its parameters are {', '.join(plain) or 'none'}")
-    names: dict[int, list[str]] = {}
-    slots: set[tuple[int, str]] = set()
-    for name, parameter in plain.items():
-        owner, attribute = _owner(net, name)
-        if (id(owner), attribute) not in slots:  # a layer that stands in two places has two names and one slot
-            names.setdefault(id(parameter), []).append(name)
-        slots.add((id(owner), attribute))
-    for key in dict.fromkeys(id(plain[name]) for name in chosen):
-        yield Weight(tuple(names[key]), tuple(plain[names[key][0]].shape))
-
-
-def _refuse_unmaskable(net: nn.Module, name: str, plain: Mapping[str, nn.Parameter]) -> None:
-    owner, attribute = _owner(net, name)
-    if name not in plain:
-        raise ValueError(f"{name} cannot be masked: it is parametrised; leave it dense")
-    if (
-        isinstance(owner, nn.RNNBase)
-        or parametrize.is_parametrized(owner)
-        or type(owner).__name__ == "ParametrizationList"
-    ):
-        raise ValueError(f"{name} cannot be masked: its {type(owner).__name__} keeps a second copy; leave it dense")
-    if not plain[name].is_floating_point():
-        raise ValueError(f"{name} cannot be masked: it has dtype {plain[name].dtype}, not a floating one")
-
-
-def _owner(net: nn.Module, name: str) -> tuple[nn.Module, str]:
-    path, _, attribute = name.rpartition(".")
-    return net.get_submodule(path), attribute
-
-
 def _aliases(net: nn.Module) -> frozenset[str]:
     """Second names of parameters and buffers: `functional_call` wants every tensor once."""
     everything = [*net.named_parameters(remove_duplicate=False), *net.named_buffers(remove_duplicate=False)]
@@ -376,7 +301,7 @@ def _without(net: nn.Module, names: set[str]) -> nn.Module:
     """A copy of the network that holds no maskable tensors: they would be dead weight in a parameter store."""
     stripped = copied(net)
     for name in names:
-        owner, attribute = _owner(stripped, name)
+        owner, attribute = owner_of(stripped, name)
         owner.register_parameter(attribute, None)
     return stripped
 

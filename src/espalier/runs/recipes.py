@@ -222,9 +222,9 @@ def _fields() -> list[Option]:
 
 
 def _plain(hint: Any) -> Any:
-    """What a command line can say of a type: of `str | Path | None` a string, of words or a callable the words."""
+    """What a command line can say of a type: of `str | Path | None` a string, of words or a callable the words, or a string."""
     if any(typing.get_origin(part) is Callable for part in typing.get_args(hint)):
-        return typing.Literal[words_of(hint)]
+        return typing.Literal[words_of(hint)] if words_of(hint) else str
     return str | None if Path in typing.get_args(hint) else hint
 
 

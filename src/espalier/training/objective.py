@@ -137,7 +137,9 @@ def cast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
 
 
 def negative_log_likelihood(model: BayesianNetwork, output: Any, y: Tensor) -> Tensor:
-    """-log p(y | output), the mean over the batch, nats. Labels may be soft."""
+    """-log p(y | output), the mean over the batch, nats; or the model's own loss. Labels may be soft."""
+    if model.loss is not None:
+        return model.loss(output, y).sum() / len(y)
     if type(model.likelihood) is Categorical:
         logits = output
         soft = y.is_floating_point()

@@ -11,11 +11,11 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from espalier import nested
+from espalier import losses, nested
 from espalier.contracts import Data
 from espalier.data.streamed import seeded
 from espalier.distributions.priors import prior_scale_of, weight_decay_of
-from espalier.likelihoods import plain
+from espalier.likelihoods import Categorical, plain
 from espalier.network import BayesianNetwork, copied, evaluating
 from espalier.prediction.mixture import check_support
 from espalier.prediction.predict import to_device
@@ -48,6 +48,8 @@ class Training:
     augment: none, or crop-flip (pad by an eighth, crop at random, flip). In Python also a callable of yours, from a batch
     `(b, *shape)` on the device to one like it; its draws from torch, NumPy and `random` are seeded. device: auto, cpu,
     cuda, cuda:1.
+    loss: what pulls the weights, in place of the likelihood: gradient-decay:B[:WARMUP], dro:TEMPERATURE, dro-released:TEMPERATURE
+    (`espalier.losses`). In Python also a function of yours, `(logits, labels, progress) -> (m,)`.
     label_smoothing: mass that a label gives away to all classes alike (Szegedy et al. 2016). mixup: alpha of the
     Beta(alpha, alpha) weight by which pairs of examples and their labels are mixed (Zhang et al. 2018), 0 is none.
     precision: float32, or bf16 autocast. bn_batches: training batches that batch-norm statistics are re-estimated on.
@@ -67,6 +69,7 @@ class Training:
     decay_factor: float = 0.5
     weight_decay: float | None = None
     augment: Literal["none", "crop-flip"] | Callable[[Tensor], Tensor] = "none"
+    loss: str | Callable[[Tensor, Tensor, float], Tensor] = losses.LIKELIHOOD
     label_smoothing: float = 0.0
     mixup: float = 0.0
     device: str = "auto"
@@ -100,6 +103,8 @@ class Training:
             raise ValueError(
                 f"expected label_smoothing in [0, 1) and mixup of 0 or more, got {self.label_smoothing} and {self.mixup}"
             )
+        if losses.named(self.loss) is not None and (self.label_smoothing or self.mixup):
+            raise ValueError("expected hard labels for a loss other than the likelihood: leave label_smoothing and mixup at 0")
         if self.weight_decay is not None and not self.weight_decay > 0:
             raise ValueError(
                 f"expected a weight_decay above 0, got {self.weight_decay}: it is the precision of the prior"
@@ -180,6 +185,10 @@ def prepare(
     if data.num_classes is None and (training.label_smoothing or training.mixup):
         raise ValueError(f"expected labels to smooth or to mix, but {data.name} has real-valued targets")
     _check_fit(model, data, soft=bool(training.label_smoothing or training.mixup))
+    loss = losses.named(training.loss)
+    if loss is not None and not isinstance(model.likelihood, Categorical):
+        said = type(model.likelihood).__name__
+        raise ValueError(f"expected the categorical likelihood for loss {training.loss}, got {said}: leave loss at likelihood")
     if callable(training.augment):
         augmented(training.augment, data.train.x[torch.arange(min(2, len(data.train.y)))], 0, 0)
     model = copied(model)
@@ -194,6 +203,7 @@ def prepare(
             f"expected a prior that float64 can hold, got scale {model.prior_scale:g} and weight_decay {model.weight_decay:g}"
         )
     model.compiled = "training" if training.compile else "no"
+    model.loss = None if loss is None else losses.Loss(training.loss, loss, training.steps(data))
     return model.to(find_device(training.device))  # type: ignore[no-any-return]
 
 

@@ -70,6 +70,7 @@ def train(
         )
     distributed.check_shares(min(training.batch_size, len(data.train.y)), model.num_data)
     guide.to(streams.device)
+    followers = followers if model.loss is None else [*followers, model.loss]
     loop = Loop(
         model,
         guide,
