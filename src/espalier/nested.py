@@ -18,7 +18,7 @@ def each(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
         for key, value in found.items():
             same[key] = value  # type: ignore[index]
         return same
-    if isinstance(tree, tuple | list):
+    if isinstance(tree, (tuple, list)):
         values = [each(function, *leaves) for leaves in zip(tree, *others, strict=True)]
         return type(tree)(*values) if hasattr(tree, "_fields") else type(tree)(values)
     return function(tree, *others)
@@ -45,7 +45,7 @@ def plain(value: Any) -> Any:
     """Only what YAML and JSON can say: mappings as dicts, tuples as lists."""
     if isinstance(value, Mapping):
         return {key: plain(item) for key, item in value.items()}
-    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def by_shape(function: Callable[..., Any], shape: Any, *others: Any) -> Any:
@@ -61,7 +61,7 @@ def arguments(tree: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """How a network is called on inputs: a tensor as `net(x)`, a tuple as `net(*x)`, a dict as `net(**x)`."""
     if isinstance(tree, Mapping):
         return (), dict(tree)
-    return (tuple(tree), {}) if isinstance(tree, tuple | list) else ((tree,), {})
+    return (tuple(tree), {}) if isinstance(tree, (tuple, list)) else ((tree,), {})
 
 
 class Together:
