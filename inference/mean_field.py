@@ -8,9 +8,10 @@ from espalier.contracts import Data
 from espalier.guides import GaussianGuide
 from espalier.network import BayesianNetwork
 from espalier.prediction import Fit
-from espalier.topology import initial, schedules
+from espalier.topology import DROP_SCORES, initial, schedules
 from espalier.topology.options import Allocation, DeltaT, DropFraction, Freeze, Sparsity, Start
 from espalier.training import Streams, Training, Watches, find_device, prepare
+from espalier.training.annealing import KLWarmup
 from espalier.training.options import AverageFrom, Seed
 from espalier.training.train import train
 
@@ -21,7 +22,9 @@ def infer(
     *,
     sparsity: Sparsity = 0.9,
     noise_scale: float = 0.01,
-    drop_score: Literal["magnitude", "snr", "snr-magnitude"] = "snr-magnitude",
+    drop_score: Literal[
+        "magnitude", "mean-magnitude", "snr", "snr-magnitude", "mean-exponential", "snr-exponential", "bayes-factor"
+    ] = "snr-magnitude",
     allocation: Allocation = "erk",
     start: Start = "random",
     delta_t: DeltaT = 100,
@@ -29,20 +32,24 @@ def infer(
     freeze: Freeze = 0.75,
     average_from: AverageFrom = 0.8,
     kl_scale: float = 1.0,
+    kl_warmup: float = 0.0,
     training: Training = Training(),  # noqa: B008 - frozen
     seed: Seed = 0,
     watch: Watches = None,
 ) -> Fit:
     """w = mu + sigma * noise on the active weights, both learned; RigL's moves, with a drop score that may look at sigma.
 
-    noise_scale: where every sigma starts. drop_score: |mu|, |mu| / sigma, or E|w| / sd|w|. kl_scale: tempering of the KL.
+    noise_scale: where every sigma starts. drop_score: |mu|, E|w|, |mu| / sigma, E|w| / sd|w|, the last two of e^|w|, or the
+    Bayes factor for w = 0 (`espalier.topology.scores`). kl_scale: tempering of the KL. kl_warmup: fraction of training over which
+    it rises from 0.
     """
     streams = Streams(seed, find_device(training.device))
     model = prepare(model, data, training)
     topology = initial(model.shapes, sparsity, allocation, start, model.initial, streams.topology)
     guide = GaussianGuide(model, topology, noise_scale=noise_scale, kl_scale=kl_scale, generator=streams.mask)
     last = training.step_at(freeze, data)
-    schedule = schedules.rigl(delta_t, last, drop_fraction, schedules.DROP_SCORES[drop_score])
+    schedule = schedules.rigl(delta_t, last, drop_fraction, DROP_SCORES[drop_score])
     return train(
-        model, guide, schedule, data, training=training, streams=streams, average_from=average_from, watch=watch
-    )
+        model, guide, schedule, data, training=training, streams=streams, average_from=average_from, watch=watch,
+        followers=[KLWarmup(kl_warmup, training.steps(data))] if kl_warmup else [],
+    )  # fmt: skip

@@ -21,7 +21,7 @@ from espalier import shelf
 from espalier.contracts import Evidence, Move, Schedule, Topology
 from espalier.guides.gaussian import GaussianGuide
 from espalier.network import BayesianNetwork
-from espalier.topology import schedules
+from espalier.topology import schedules, scores
 from espalier.topology.masks import initial
 from espalier.training import rates
 from espalier.training.loop import Loop
@@ -179,7 +179,7 @@ class Recorded:
 @pytest.mark.parametrize("kind", ["sgd", "adam"])
 def test_a_grown_weight_starts_at_zero_with_the_first_noise_and_no_moments(kind: str) -> None:
     model, guide = case(noise_scale=0.03)
-    recorded = Recorded(schedules.rigl(5, 100, 0.6, schedules.snr))
+    recorded = Recorded(schedules.rigl(5, 100, 0.6, scores.snr))
     loop = Loop(model, guide, recorded.schedule, rates.constant(0.05), optimizer=kind)
     for step in range(1, 5):
         loop.step(*batch_of(step))

@@ -3,7 +3,7 @@
 import copy
 import functools
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ from espalier.network import BayesianNetwork
 from espalier.prediction.fit import WAYS, Fit
 from espalier.prediction.pairs import Pairs
 from espalier.store import Bundle
-from espalier.topology import schedules
+from espalier.topology import DROP_SCORES
 from espalier.topology.masks import initial
 from espalier.training.options import Training
 from tiny import net
@@ -140,7 +140,9 @@ def test_a_resumed_training_gives_the_same_fit_and_needs_the_scales(epoch: int) 
 
 
 def test_the_drop_score_that_is_named_is_used() -> None:
-    seen = {name: run(drop_score=name, noise_scale=0.3).topology.positions.tolist() for name in schedules.DROP_SCORES}
-    assert set(seen) == {"magnitude", "snr", "snr-magnitude"}
-    assert seen["magnitude"] != seen["snr"] == seen["snr-magnitude"]  # see the test of their ranking
+    seen = {name: run(drop_score=name, noise_scale=0.3).topology.positions.tolist() for name in DROP_SCORES}
+    assert {*get_args(get_type_hints(shelf.load("inference", "mean_field"))["drop_score"])} == set(seen)
+    assert seen["snr"] == seen["snr-magnitude"]  # see the test of their ranking
+    apart = ("magnitude", "mean-magnitude", "snr", "snr-exponential")  # the others are near one of these, of weights near 0
+    assert len({tuple(seen[name]) for name in apart}) == len(apart)
     assert run(noise_scale=0.3).topology.positions.tolist() == seen["snr-magnitude"]

@@ -3,6 +3,7 @@
 masks.py       allocation (ERK, uniform), initial topologies, drop and grow, bits
 codes.py       a topology as few bytes: its gaps
 schedules.py   when it moves and on what evidence: RigL, SET, static, gradual, one-shot
+scores.py      which active weights go first: magnitude, signal to noise, Bayes factor
 options.py     the options of a topology that programs share (tested in ../runs/test_recipes.py)
 """
 
@@ -17,7 +18,6 @@ from espalier.topology.masks import magnitude_topology as magnitude_topology
 from espalier.topology.masks import prune as prune
 from espalier.topology.masks import random_topology as random_topology
 from espalier.topology.masks import uniform as uniform
-from espalier.topology.schedules import DROP_SCORES as DROP_SCORES
 from espalier.topology.schedules import RULES as RULES
 from espalier.topology.schedules import drop_and_grow_every as drop_and_grow_every
 from espalier.topology.schedules import gradual as gradual
@@ -26,3 +26,4 @@ from espalier.topology.schedules import rigl as rigl
 from espalier.topology.schedules import rule as rule
 from espalier.topology.schedules import set_ as set_
 from espalier.topology.schedules import static as static
+from espalier.topology.scores import DROP_SCORES as DROP_SCORES

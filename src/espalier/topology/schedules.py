@@ -13,41 +13,10 @@ from torch import Tensor
 
 from espalier.contracts import Evidence, Move, Schedule, Topology
 from espalier.topology.masks import drop_and_grow, prune
+from espalier.topology.scores import DropScore, magnitude
 
-DropScore = Callable[[Evidence], Tensor]
-"""`(k,)`, one score per active weight: the smallest are dropped."""
 GrowScore = Callable[[Evidence], Tensor]
 """`(num_weights,)`, one score per weight: the largest among the inactive grow."""
-
-
-def magnitude(evidence: Evidence) -> Tensor:
-    """|u|: ranked on the unmasked value, so that a weight is not dropped for having been masked at this step."""
-    return evidence.values.abs()
-
-
-def snr(evidence: Evidence) -> Tensor:
-    """|mu| / sigma of a Gaussian guide's weight (Graves 2011; Blundell et al. 2015). Raises ValueError without sigma."""
-    return evidence.values.abs() / _scales(evidence)
-
-
-def snr_of_magnitude(evidence: Evidence) -> Tensor:
-    """E|w| / sd|w| of the folded normal |w|, w ~ N(mu, sigma^2): SSVI's score (Li et al. 2024, sec. 4.2)."""
-    mu, sigma = evidence.values.abs().double(), _scales(evidence).double()
-    ratio = mu / sigma
-    mean = sigma * math.sqrt(2 / math.pi) * torch.exp(-ratio.square() / 2) + mu * torch.erf(ratio / math.sqrt(2))
-    variance = (mu.square() + sigma.square() - mean.square()).clamp(min=torch.finfo(torch.float64).tiny)
-    return mean / variance.sqrt()
-
-
-def _scales(evidence: Evidence) -> Tensor:
-    if evidence.scales is None:
-        raise ValueError(
-            "expected a guide that learns standard deviations for this score: use mean_field, or magnitude"
-        )
-    return evidence.scales
-
-
-DROP_SCORES: dict[str, DropScore] = {"magnitude": magnitude, "snr": snr, "snr-magnitude": snr_of_magnitude}
 
 
 def gradient(evidence: Evidence) -> Tensor:
