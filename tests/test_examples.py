@@ -57,6 +57,7 @@ BENCHMARKS = {
     "fashion.py": ["--help"],
     "fashion_report.py": ["--help"],
     "gpu.py": ["--help"],
+    "growth.py": ["--help"],
     "onnx_parity.py": ["logistic", "--rows", "4"],
     "power.py": ["--help"],
     "predictive_memory.py": ["--pairs", "2", "--rows", "40"],
