@@ -4,9 +4,9 @@
 
 Axes: `width`, `density`, `depth`, `batch` of a training step; `draws`, `pairs` of predictions. Every point is a process of its
 own on one thread: CPU milliseconds (median of turns; a clock would count who else is on the machine), and MiB at the peak above
-the imports. An MLP 784-w-...-w-10 at 98 % sparsity, width 2048, two hidden layers, batch 128, but for what an axis says. Slopes are
-of log time and log memory over the log of the axis, least squares over the last three points; where a constant still counts they
-are below what they tend to.
+the imports. An MLP 784-w-...-w-10 at 98 % sparsity, width 2048, two hidden layers, batch 128, but for what an axis says. Slopes
+are of log time and log memory over the log of the axis, least squares over the last three points; where a constant still counts
+they are below what they tend to.
 """
 
 from __future__ import annotations
