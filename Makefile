@@ -28,7 +28,7 @@ lint: $(VENV)/installed
 
 # One thread a worker, as above.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal --durations 25 -m "not slow"
 
 # Strict: a broken link or name fails. The variable quiets a banner of the theme about a future MkDocs.
 docs: $(VENV)/installed
