@@ -53,8 +53,9 @@ def seconds(call: Callable[[], object]) -> float:
 
 def row(model: str, rows: int, folder: Path) -> str:
     data, rng = noise(model), np.random.default_rng(1)
+    torch.manual_seed(0)
     program = shelf.load("models", model)(data.shape, data.num_outputs)
-    training = Training(epochs=1, batch_size=16, learning_rate=0.02, device="cpu")
+    training = Training(epochs=1, batch_size=16, learning_rate=0.005, device="cpu")
     fit = cigl.infer(program, data, sparsity=0.9, drop_rate=0.1, delta_t=2, freeze=0.5, average_from=0.5, training=training)
     module = espalier.from_pretrained(fit.export(folder / model, program={"model": model}))
     to_onnx(module, folder / f"{model}.onnx")
