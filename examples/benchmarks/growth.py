@@ -85,7 +85,7 @@ def prediction_of(point: Point) -> tuple[Callable[[], object], int]:
     options: dict[str, Any] = {"sparsity": 1 - point.density, "drop_rate": 0.1, "rule": "static", "average_from": 0.0}
     fit = cigl.infer(model_of(point), data, training=training, **options)
     x, how = torch.randn(500, *SHAPE), HOW[point.pairs > 0]
-    return lambda: [draw.shape for draw in fit.draws(x, how, num_samples=point.draws)], fit.topology.num_active
+    return lambda: [draw.shape for draw in fit.draws(x, how, num_samples=max(1, point.draws))], fit.topology.num_active
 
 
 def resident(name: str) -> float:
