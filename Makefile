@@ -36,6 +36,7 @@ docs: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(BIN)/python examples/benchmarks/step_time.py
+	$(BIN)/python examples/benchmarks/growth.py
 	$(BIN)/python examples/benchmarks/state_bytes.py
 
 # On a machine with a CUDA device, whose build of torch is installed already (docs/gpus.md); what is cut off goes on next time.
