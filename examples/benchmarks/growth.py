@@ -14,16 +14,15 @@ from __future__ import annotations
 import argparse
 import math
 import multiprocessing
-import re
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from predictive_memory import resident
 
 from espalier import Training, shelf
 from espalier.data import from_arrays
@@ -86,12 +85,6 @@ def prediction_of(point: Point) -> tuple[Callable[[], object], int]:
     fit = cigl.infer(model_of(point), data, training=training, **options)
     x, how = torch.randn(500, *SHAPE), HOW[point.pairs > 0]
     return lambda: [draw.shape for draw in fit.draws(x, how, num_samples=max(1, point.draws))], fit.topology.num_active
-
-
-def resident(name: str) -> float:
-    told = re.search(rf"{name}:\s+(\d+)", Path("/proc/self/status").read_text(encoding="utf-8"))
-    assert told is not None
-    return int(told[1]) / 1024
 
 
 def measured(point: Point) -> tuple[float, float, int]:

@@ -61,6 +61,7 @@ def arguments(tree: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """How a network is called on inputs: a tensor as `net(x)`, a tuple as `net(*x)`, a dict as `net(**x)`."""
     if isinstance(tree, Mapping):
         return (), dict(tree)
+    # Not `tuple | list`, here as in all that a network's forward calls: torch.export of 2.6 cannot trace a union.
     return (tuple(tree), {}) if isinstance(tree, (tuple, list)) else ((tree,), {})
 
 
