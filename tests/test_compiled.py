@@ -20,7 +20,7 @@ from espalier.inference import cigl
 from espalier.network import BayesianNetwork
 from espalier.prediction.fit import Fit
 from espalier.topology.masks import random_topology
-from espalier.training.options import Training
+from espalier.training.options import Training, prepare
 from espalier.training.watch import Checkpoints, Watches
 from watches import Killed
 
@@ -116,7 +116,10 @@ def test_only_the_calls_that_are_meant_are_compiled() -> None:
 
 def test_what_cannot_be_compiled_is_refused_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="expected a network of plain modules to compile"):
-        compiled.call(pyro.nn.PyroModule[nn.Linear](2, 2), {}, (torch.ones(1, 2),), {})
+        compiled.check(pyro.nn.PyroModule[nn.Linear](2, 2))
+    with pytest.raises(ValueError, match="expected a network of plain modules to compile"):  # and before any work
+        own = BayesianNetwork(pyro.nn.PyroModule[nn.Sequential](nn.Flatten(), nn.Linear(64, 10)))
+        prepare(own, digits(), Training(compile=True))
     import torch._inductor.config as inductor
 
     monkeypatch.setattr(inductor.cpp, "cxx", ("no-such-compiler",))

@@ -26,13 +26,16 @@ def is_due(compiled: Compiled, net: nn.Module) -> bool:
     return torch.is_grad_enabled() if compiled == "training" else compiled == "prediction" and not net.training
 
 
-def call(net: nn.Module, tensors: Mapping[str, Tensor], arguments: Sequence[Any], keywords: Mapping[str, Any]) -> Any:
-    """`functional_call`, compiled; networks of one build share the program. Random draws are eager torch's own.
-
-    Raises ValueError for a network with Pyro sites, and RuntimeError where torch.compile cannot work here.
-    """
+def check(net: nn.Module) -> None:
+    """Raises ValueError for a network with Pyro sites of its own: looked at once, not at every call."""
     if any(isinstance(part, PyroModule) for part in net.modules()):
         raise ValueError("expected a network of plain modules to compile, got one with PyroModules: train it without compile")
+
+
+def call(net: nn.Module, tensors: Mapping[str, Tensor], arguments: Sequence[Any], keywords: Mapping[str, Any]) -> Any:
+    """`functional_call`, compiled, of a network that `check` lets pass; those of one build share the program. Random draws are
+    eager torch's own. Raises RuntimeError where torch.compile cannot work here.
+    """
     try:
         return _program()(net, dict(tensors), tuple(arguments), dict(keywords))
     except torch._dynamo.exc.TorchDynamoException as error:

@@ -33,7 +33,7 @@ def evaluate(words: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object, and nothing else, on stdout")
     arguments = parser.parse_args(words)
 
-    from espalier import runs
+    from espalier import compiled, runs
     from espalier.cli.tables import group_tables, score_table
     from espalier.data import groupings
     from espalier.pictures import plots
@@ -53,6 +53,7 @@ def evaluate(words: list[str]) -> int:
     predictors: list[Predictor] = [*fits, *(runs.ensemble(folders) for folders in arguments.ensemble)]
     if arguments.compile:
         for fit in (fit for predictor in predictors for fit in predictor.fits):
+            compiled.check(fit.model.net)
             fit.model.compiled = "prediction"
     arms = [[folder] for folder in arguments.run] + arguments.ensemble
     together = [runs.name_of(folders) for folders in arguments.ensemble]

@@ -11,7 +11,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from espalier import losses, nested
+from espalier import compiled, losses, nested
 from espalier.contracts import Data
 from espalier.data.streamed import seeded
 from espalier.distributions.priors import prior_scale_of, weight_decay_of
@@ -185,6 +185,8 @@ def prepare(
     if data.num_classes is None and (training.label_smoothing or training.mixup):
         raise ValueError(f"expected labels to smooth or to mix, but {data.name} has real-valued targets")
     _check_fit(model, data, soft=bool(training.label_smoothing or training.mixup))
+    if training.compile:
+        compiled.check(model.net)
     loss = losses.named(training.loss)
     if loss is not None and not isinstance(model.likelihood, Categorical):
         said = type(model.likelihood).__name__
