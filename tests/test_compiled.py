@@ -117,8 +117,8 @@ def test_only_the_calls_that_are_meant_are_compiled() -> None:
 def test_what_cannot_be_compiled_is_refused_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="expected a network of plain modules to compile"):
         compiled.check(pyro.nn.PyroModule[nn.Linear](2, 2))
+    own = BayesianNetwork(pyro.nn.PyroModule[nn.Sequential](nn.Flatten(), nn.Linear(64, 10)))
     with pytest.raises(ValueError, match="expected a network of plain modules to compile"):  # and before any work
-        own = BayesianNetwork(pyro.nn.PyroModule[nn.Sequential](nn.Flatten(), nn.Linear(64, 10)))
         prepare(own, digits(), Training(compile=True))
     import torch._inductor.config as inductor
 
