@@ -6,7 +6,7 @@ nested.py      tensors in tuples and dicts
 calibration    scores with intervals; no torch        contracts.py, store.py, shelf.py   words, files, programs by name
 topology       the mask M and its schedules           data, pictures                     sets; plots as data
 sparse         weights that are not written out       pages                              what people read, as HTML
-distributions  priors, masked weights, subsets
+followers.py   where a method hooks into the loop     distributions  priors, masked weights, subsets
 maskable.py    which tensors are masked               compiled.py    a network's call by torch.compile
 likelihoods.py from an output to the distribution of y losses.py      from an output to another loss
 network.py     the model

@@ -9,12 +9,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from espalier.followers import Follower
 from espalier.store import Bundle
+
+if TYPE_CHECKING:
+    from espalier.contracts import Data
+    from espalier.guides.masked import MaskedGuide
+    from espalier.network import BayesianNetwork
+    from espalier.prediction.fit import Fit
 
 Function = Callable[[Tensor, Tensor, float], Tensor]
 LIKELIHOOD = "likelihood"
@@ -102,7 +109,7 @@ def named(spec: str | Function) -> Function | None:
         raise ValueError(f"expected a loss {form}, got {spec!r}: {why}") from error
 
 
-class Loss:
+class Loss(Follower):
     """One loss of one training of `steps` steps, which it follows: its state is in the checkpoints."""
 
     def __init__(self, spec: str | Function, function: Function, steps: int) -> None:
@@ -122,20 +129,11 @@ class Loss:
             raise ValueError(f"expected loss {self.name} to give one number for each of {y.numel()} labels, got {of}")
         return each.view(len(y), -1).sum(1)
 
-    def begin(self, model: Any, guide: Any) -> None:
-        """Nothing to do: it is the model's."""
-
-    def after(self, taken: int, x: Any, output: Any, model: Any, guide: Any) -> None:
+    def after(self, taken: int, x: Any, output: Any, model: BayesianNetwork, guide: MaskedGuide) -> None:
         self.taken = taken
 
-    def row(self) -> Mapping[str, float]:
-        return {}
-
-    def bundle(self) -> Bundle:
-        return Bundle({}, {})
-
-    def restore(self, saved: Bundle, model: Any, guide: Any) -> None:
+    def restore(self, saved: Bundle, model: BayesianNetwork, guide: MaskedGuide) -> None:
         self.taken = saved.facts["step"]
 
-    def end(self, fit: Any, data: Any) -> None:
+    def end(self, fit: Fit, data: Data) -> None:
         fit.record["loss"] = self.name

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from espalier.contracts import Data
+from espalier.followers import Follower
 from espalier.guides.masked import MaskedGuide
 from espalier.network import BayesianNetwork
 from espalier.prediction.fit import Fit
 from espalier.store import Bundle
 
 
-class KLWarmup:
+class KLWarmup(Follower):
     """kl_scale * min(1, t / rise) at step t: linear over the fraction `warmup` of `steps`, then the guide's own.
 
     Raises ValueError for a warmup outside [0, 1].
@@ -34,9 +35,6 @@ class KLWarmup:
 
     def row(self) -> Mapping[str, float]:
         return {"kl_scale": self.now}
-
-    def bundle(self) -> Bundle:
-        return Bundle({}, {})
 
     def restore(self, saved: Bundle, model: BayesianNetwork, guide: MaskedGuide) -> None:
         self.after(saved.facts["step"], None, None, model, guide)

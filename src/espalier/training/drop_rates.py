@@ -25,6 +25,7 @@ from torch import Tensor
 from espalier.contracts import Data
 from espalier.distributions.masked import LEVELS, effective_keep_prob
 from espalier.distributions.priors import prior_scale_of, weight_decay_of
+from espalier.followers import Follower
 from espalier.guides.masked import MaskedGuide, groups
 from espalier.likelihoods import matched
 from espalier.network import BayesianNetwork
@@ -34,7 +35,6 @@ from espalier.prediction.predict import to_device
 from espalier.sparse import scatter
 from espalier.store import Bundle
 from espalier.training import distributed
-from espalier.training.loop import Follower
 from espalier.training.options import Training
 
 STREAM = 11
@@ -135,7 +135,7 @@ def begin(
     return effective_keep_prob(1 - found.state.rate), [found]
 
 
-class Found:
+class Found(Follower):
     """The rate of one training. data: whose validation split is looked at. batch_size: of the training; steps: of all of it."""
 
     def __init__(self, data: Data, batch_size: int, steps: int, seed: int) -> None:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from espalier.contracts import Data, Evidence, Schedule
+from espalier.contracts import Evidence, Schedule
+from espalier.followers import Follower
 from espalier.guides.masked import MaskedGuide
 from espalier.network import BayesianNetwork, under
-from espalier.prediction.fit import Fit
 from espalier.store import Bundle
 from espalier.topology import codes
 from espalier.topology.masks import relocate, united
@@ -34,29 +34,6 @@ class Info(NamedTuple):
     """Was the step a topology move?"""
     active: int = 0
     """Active weights that the step computed with."""
-
-
-class Follower(Protocol):
-    """What goes along with a training: it is told of every step, and its state is in the checkpoints."""
-
-    def begin(self, model: BayesianNetwork, guide: MaskedGuide) -> None:
-        """Before the first step."""
-
-    def after(self, taken: int, x: Any, output: Any, model: BayesianNetwork, guide: MaskedGuide) -> None:
-        """After step `taken`, on x. output: what the network said of x under the step's draw, without its graph; None where
-        only Pyro has seen it."""
-
-    def row(self) -> Mapping[str, float]:
-        """What the history keeps of the epoch that ends."""
-
-    def bundle(self) -> Bundle:
-        """What its next step depends on, under names of its own."""
-
-    def restore(self, saved: Bundle, model: BayesianNetwork, guide: MaskedGuide) -> None:
-        """Go on from there."""
-
-    def end(self, fit: Fit, data: Data) -> None:
-        """Leave in the fit what is to stay."""
 
 
 class Loop:
@@ -120,6 +97,8 @@ class Loop:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.learning_rate(self.taken)
             distributed.average_gradients(self.optimizer)
+            for follower in self.followers:
+                follower.before(self.taken, x, y, self.model, self.guide)
             self.optimizer.step()
         for follower in self.followers:
             follower.after(self.taken, x, terms.output, self.model, self.guide)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from espalier import calibration
 from espalier.contracts import Data, Schedule, Topology
+from espalier.followers import Follower
 from espalier.guides.masked import MaskedGuide
 from espalier.network import BayesianNetwork, under
 from espalier.prediction import batchnorm
@@ -29,7 +30,7 @@ from espalier.sparse import scatter
 from espalier.store import Bundle
 from espalier.training import distributed
 from espalier.training.batches import batches
-from espalier.training.loop import Follower, Info, Loop
+from espalier.training.loop import Info, Loop
 from espalier.training.options import Training
 from espalier.training.stopping import EarlyStopping, check_patience, ending
 from espalier.training.streams import Streams

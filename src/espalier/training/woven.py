@@ -20,6 +20,7 @@ import torch
 
 from espalier import nested
 from espalier.contracts import Data
+from espalier.followers import Follower
 from espalier.guides.masked import MaskedGuide
 from espalier.network import BayesianNetwork, under
 from espalier.prediction.fit import Fit
@@ -33,7 +34,7 @@ BEGINS = 0.85
 """The fraction of training after which there is enough to learn from. Earlier is no better and costs more: measured there too."""
 
 
-class Woven:
+class Woven(Follower):
     """A student that follows a training. first: the last step before it begins, when the topology moves no more. steps: of the
     whole training. learning_rate: its peak, of Nesterov SGD under a cosine."""
 
@@ -56,9 +57,6 @@ class Woven:
                 "it, or say distill_epochs"
             )
         return cls(first, training.steps(data), learning_rate, training.precision)
-
-    def begin(self, model: BayesianNetwork, guide: MaskedGuide) -> None:
-        """There is nobody to learn from yet."""
 
     def after(self, taken: int, x: Any, output: Any, model: BayesianNetwork, guide: MaskedGuide) -> None:
         if taken <= self.first or self.lost:
