@@ -144,7 +144,7 @@ def tiny(num_classes: int | None = 3) -> Data:
 
 def fitted(name: str, data: Data, seed: int = 0) -> tuple[BayesianNetwork, Fit]:
     infer, net = shelf.load("inference", name), network(data)
-    options = {"sparsity": 0.5, "delta_t": 2, "drop_rate": 0.2, "distill_epochs": 1}
+    options = {"sparsity": 0.5, "delta_t": 2, "drop_rate": 0.2, "distill_epochs": 1, "refit_epochs": 2}
     options = {key: value for key, value in options.items() if key in inspect.signature(infer).parameters}
     training = Training(epochs=2, batch_size=16, learning_rate=0.05, device="cpu")
     return net, infer(net, data, training=training, seed=seed, **options)

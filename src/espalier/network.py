@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from espalier import compiled, nested
-from espalier.distributions.priors import FlatNormal
+from espalier.distributions.priors import FlatNormal, MixtureNormal
 from espalier.likelihoods import (
     LIKELIHOODS,
     Likelihood,
@@ -97,6 +97,7 @@ class BayesianNetwork(PyroModule):
         self._unwritten: dict[bool, bool] = {}
         self.compiled: compiled.Compiled = "no"
         self.loss: Loss | None = None
+        self.mixture: MixtureNormal | None = None
         self.likelihood, self.output = likelihood_of(likelihood), output
         self.prior_scale = prior_scale
         self.num_data = num_data
@@ -130,8 +131,10 @@ class BayesianNetwork(PyroModule):
             drawn: Tensor = pyro.sample("y", outcome.to_event(len(outcome.batch_shape) - 1), obs=y)
         return drawn
 
-    def prior(self) -> FlatNormal:
-        """N(0, prior_scale^2) over the flat weight vector."""
+    def prior(self) -> FlatNormal | MixtureNormal:
+        """N(0, prior_scale^2) over the flat weight vector, or the `mixture` where there is one."""
+        if self.mixture is not None:
+            return self.mixture
         return FlatNormal(1.0 if self.prior_scale is None else self.prior_scale, self.num_weights, self.initial)
 
     def evaluate(self, weights: Tensor, x: Any, state: Mapping[str, Tensor] | None = None) -> Any:

@@ -1,6 +1,6 @@
 """Distributions over the network's weights as one flat vector, and over topologies.
 
-priors.py     the prior N(0, scale^2), and the weight decay that it is
+priors.py     the prior N(0, scale^2), and the weight decay that it is; a mixture of slab and spike
 masked.py     values times a Bernoulli keep, scattered: what the guide samples, and its KL bound
 gaussian.py   a learned standard deviation for every active weight
 subsets.py    KSubset: P(M) over subsets of fixed size, exact at any size
@@ -14,6 +14,7 @@ from espalier.distributions.masked import draw_keep as draw_keep
 from espalier.distributions.masked import effective_keep_prob as effective_keep_prob
 from espalier.distributions.masked import kl_bound as kl_bound
 from espalier.distributions.priors import FlatNormal as FlatNormal
+from espalier.distributions.priors import MixtureNormal as MixtureNormal
 from espalier.distributions.priors import prior_scale_of as prior_scale_of
 from espalier.distributions.priors import weight_decay_of as weight_decay_of
 from espalier.distributions.subsets import KSubset as KSubset

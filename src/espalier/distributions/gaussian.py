@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributions import register_kl
 
 from espalier.distributions.masked import Scattered
-from espalier.distributions.priors import FlatNormal
+from espalier.distributions.priors import FlatNormal, MixtureNormal
 from espalier.sparse import Layout
 
 
@@ -56,3 +56,12 @@ def _kl_gaussian_flat(q: GaussianWeights, p: FlatNormal) -> Tensor:
     squares = torch.dot(q.mean_value, q.mean_value) + torch.dot(q.scale, q.scale)
     constant = len(q.scale) * (math.log(p.scale) - 0.5)
     return 0.5 * squares / p.scale**2 - q.scale.log().sum() + constant
+
+
+@register_kl(GaussianWeights, MixtureNormal)
+def _kl_gaussian_mixture(q: GaussianWeights, p: MixtureNormal) -> Tensor:
+    """sum over active weights of -ln sigma - ln(2 pi e) / 2 - ln pi(w), w one draw of N(mu, sigma^2) of its own: unbiased for
+    the KL, of which there is no closed form (Blundell et al. 2015, eq. 2). In nats."""
+    noise = torch.randn(q.scale.shape, generator=q._generator, dtype=q.scale.dtype, device=q.scale.device)
+    entropy = q.scale.log().sum() + len(q.scale) * 0.5 * math.log(2 * math.pi * math.e)
+    return -entropy - p.log_density(q.mean_value + q.scale * noise).sum()

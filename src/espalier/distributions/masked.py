@@ -18,7 +18,7 @@ from pyro.infer import ELBO, TraceMeanField_ELBO
 from torch import Tensor
 from torch.distributions import constraints, register_kl
 
-from espalier.distributions.priors import FlatNormal, unbatched
+from espalier.distributions.priors import FlatNormal, MixtureNormal, unbatched
 from espalier.sparse import Layout, scatter
 
 _Owner = TypeVar("_Owner")
@@ -148,6 +148,13 @@ def in_use(kind: type[_Owner]) -> _Owner | None:
 def _kl_masked_flat(q: MaskedWeights, p: FlatNormal) -> Tensor:
     """The terms of A(m) (`kl_bound`) that depend on the parameters: sum over active weights of p m^2 / 2v. In nats."""
     return 0.5 * curvature(q.keep_prob, p.scale) * torch.dot(q.mean_value, q.mean_value)
+
+
+@register_kl(MaskedWeights, MixtureNormal)
+def _kl_masked_mixture(q: MaskedWeights, p: MixtureNormal) -> Tensor:
+    """The same bound by convexity, for components that shrink to a point: sum over active weights of p log pi(0) / pi(m), up to
+    a constant. In nats."""
+    return q.keep_prob * (p.log_density(q.mean_value.new_zeros(())) - p.log_density(q.mean_value)).sum()
 
 
 def curvature(keep_prob: float, prior_scale: float) -> float:

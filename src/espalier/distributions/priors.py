@@ -1,4 +1,4 @@
-"""The prior N(0, scale^2) over the flat weight vector, and the weight decay that it is."""
+"""Priors over the flat weight vector: N(0, scale^2), with the weight decay that it is, and a mixture of a slab and a spike."""
 
 from __future__ import annotations
 
@@ -47,6 +47,69 @@ class FlatNormal(TorchDistribution):
         else:
             square = value.square().sum(-1)
         return -0.5 * square / self.scale**2 - log_normaliser
+
+
+class MixtureNormal(TorchDistribution):
+    """Independent lam N(0, slab_scale^2) + (1 - lam) N(0, spike_scale^2) over `num_weights` weights, event shape
+    `(num_weights,)`: few weights large, all others about zero (George & McCulloch 1993; Sun, Song & Liang 2022 for networks).
+
+    lam: probability of the slab. The scales are standard deviations; released code of the method calls variances so.
+    Raises ValueError unless 0 < lam < 1 and 0 < spike_scale < slab_scale.
+    """
+
+    arg_constraints: dict[str, Any] = {}
+    support = constraints.real_vector
+    has_rsample = False
+
+    def __init__(
+        self, lam: float, slab_scale: float, spike_scale: float, num_weights: int, like: Tensor | None = None
+    ) -> None:
+        if not (0 < lam < 1 and 0 < spike_scale < slab_scale < math.inf):
+            raise ValueError(
+                "expected a probability of the slab in (0, 1) and standard deviations 0 < spike < slab, got "
+                f"{lam:g}, spike {spike_scale:g} and slab {slab_scale:g}"
+            )
+        self.lam, self.slab_scale, self.spike_scale = lam, slab_scale, spike_scale
+        self._like = torch.empty(()) if like is None else like
+        super().__init__(event_shape=torch.Size([num_weights]), validate_args=False)
+
+    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> MixtureNormal:
+        return unbatched(self, batch_shape)
+
+    @property
+    def log_odds(self) -> float:
+        """Of the spike against the slab at w = 0, log (1 - lam) slab_scale / lam spike_scale."""
+        return math.log1p(-self.lam) - math.log(self.lam) + math.log(self.slab_scale) - math.log(self.spike_scale)
+
+    @property
+    def sharpness(self) -> float:
+        """What a w^2 takes off those odds: 1 / 2 spike_scale^2 - 1 / 2 slab_scale^2."""
+        return 0.5 * (self.spike_scale**-2 - self.slab_scale**-2)
+
+    @property
+    def threshold(self) -> float:
+        """The |w| above which the slab is the likelier, sqrt(log_odds / sharpness); 0 where it is so everywhere."""
+        return math.sqrt(max(0.0, self.log_odds) / self.sharpness)
+
+    def slab_probability(self, value: Tensor) -> Tensor:
+        """P(slab | w) of each weight, any shape: 1 / (1 + e^(log_odds - sharpness w^2))."""
+        return torch.sigmoid(self.sharpness * value.square() - self.log_odds)
+
+    def log_density(self, value: Tensor) -> Tensor:
+        """log p(w) of each weight, any shape. By the slab's and what the spike adds, so that neither is lost in the other; its
+        gradient is -w (P / slab_scale^2 + (1 - P) / spike_scale^2), P the slab's probability."""
+        slab = math.log(self.lam) - 0.5 * math.log(2 * math.pi) - math.log(self.slab_scale)
+        odds = self.log_odds - self.sharpness * value.square()
+        return slab - 0.5 * value.square() / self.slab_scale**2 + torch.nn.functional.softplus(odds)
+
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        with torch.no_grad():
+            noise = torch.randn((*sample_shape, *self.event_shape), dtype=self._like.dtype, device=self._like.device)
+            return noise * torch.where(torch.rand_like(noise) < self.lam, self.slab_scale, self.spike_scale)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        dense = value.dense() if isinstance(value, Unwritten) else value
+        return self.log_density(dense).sum(-1)
 
 
 def unbatched(distribution: _D, batch_shape: torch.Size) -> _D:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from espalier import nested
 from espalier.contracts import Rows, Topology
-from espalier.distributions.priors import FlatNormal
+from espalier.distributions.priors import FlatNormal, MixtureNormal
 from espalier.network import BayesianNetwork
 from espalier.prediction.fit import Fit
 from espalier.prediction.predict import Batches, outcome_of
@@ -36,7 +36,7 @@ def prior_weights(
     return _weights(prior, topology, draws, seed)
 
 
-def _weights(prior: FlatNormal, topology: Topology | None, draws: int, seed: int) -> Iterator[Tensor]:
+def _weights(prior: FlatNormal | MixtureNormal, topology: Topology | None, draws: int, seed: int) -> Iterator[Tensor]:
     for number in range(draws):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(int(np.random.SeedSequence([seed, number, 1]).generate_state(1)[0]))
@@ -63,9 +63,13 @@ def prior_outcomes(
 
 
 def of_fit(fit: Fit, topology: Topology | None = None, *, draws: int, seed: int = 0) -> Iterator[Tensor]:
-    """The `prior_weights` that a fit was trained under: of the scale that its record has, on its own topology, or another."""
-    scale = fit.record.get("prior_scale")
-    return prior_weights(fit.model, fit.topology if topology is None else topology, draws=draws, scale=scale, seed=seed)
+    """The `prior_weights` that a fit was trained under: of the scale, or the mixture, of its record; on its own topology, or
+    another."""
+    topology, mixture = fit.topology if topology is None else topology, fit.record.get("prior")
+    if mixture is not None:
+        fit.model.mixture = MixtureNormal(**mixture, num_weights=fit.model.num_weights, like=fit.model.initial)
+    scale = fit.record.get("prior_scale") if mixture is None else None
+    return prior_weights(fit.model, topology, draws=draws, scale=scale, seed=seed)
 
 
 def _network(model: BayesianNetwork | Fit) -> BayesianNetwork:

@@ -199,6 +199,15 @@ def prune(topology: Topology, score: Tensor, counts: Sequence[int]) -> Move:
     return Move(Topology(topology.positions[source], left, topology.sizes), source)
 
 
+def restricted(topology: Topology, kept: Tensor) -> Topology:
+    """Those active weights that are kept, `(k,)` bool. Raises ValueError where a layer is left without any."""
+    positions = topology.positions[kept]
+    counts = counts_of(positions, topology.sizes)
+    if 0 in counts:
+        raise ValueError(f"expected weights in every layer, but of layer {counts.index(0)} none is left, of all {len(positions)}")
+    return Topology(positions, counts, topology.sizes)
+
+
 def united(one: Topology, other: Topology) -> Topology:
     """The weights that are active in either of two topologies over the same layers."""
     positions = torch.cat([one.positions, other.positions.to(one.positions.device)]).unique(sorted=True)

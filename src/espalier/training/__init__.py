@@ -4,7 +4,7 @@ train.py          `train`: epochs of steps, pairs collected at the end of late o
 loop.py           one step: draw Z, the ELBO, backward, then the optimiser or a move of the topology
 objective.py      the loss of one batch and its gradient: the ELBO, by Pyro or in closed form
 drop_rates.py     the drop rate found while training, on validation rows
-annealing.py      the KL's factor rising while training
+annealing.py      what a training changes of its prior: the KL factor that rises, a mixture whose spike narrows, noise
 options.py        Training: how long, how fast, where; `prepare`: the prior that a weight decay is
 batches.py        the batches of an epoch: shuffled, shared, augmented, softened
 rates.py          learning rates by step

@@ -1,16 +1,24 @@
-"""The KL's factor rising while training: early steps fit, later ones are held to the prior as well (Bowman et al. 2016)."""
+"""What a training changes of its prior as it goes: the KL's factor, rising from 0 (early steps fit, later ones are held to the
+prior as well, Bowman et al. 2016); or a mixture prior whose spike narrows, under noise that dies away (Sun, Xiong & Liang 2021).
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
 
 from espalier.contracts import Data
+from espalier.distributions.priors import MixtureNormal
 from espalier.followers import Follower
 from espalier.guides.masked import MaskedGuide
 from espalier.network import BayesianNetwork
 from espalier.prediction.fit import Fit
 from espalier.store import Bundle
+from espalier.training.rates import Rate
 
 
 class KLWarmup(Follower):
@@ -41,3 +49,106 @@ class KLWarmup(Follower):
 
     def end(self, fit: Fit, data: Data) -> None:
         fit.record["kl_warmup"] = self.warmup
+
+
+class Annealed(NamedTuple):
+    """Where a step stands: eta, the factor of the mixture prior, 0 before there is one; the spike's standard deviation; and the
+    temperature in units of 1 / N."""
+
+    eta: float
+    spike_scale: float
+    temperature: float
+
+
+class Annealing(NamedTuple):
+    """The stages of one training, by fractions of it: no prior but weight decay; from `begins` the mixture, its factor rising to
+    1 at `whole`, under noise; then the spike's variance falls linearly from that of the first of `spike_scales` to that of the
+    second, at `final`; then the temperature falls as one over the epochs since."""
+
+    spike_scales: tuple[float, float]
+    temperature: float
+    begins: float
+    whole: float
+    final: float
+
+    def at(self, step: int, steps: int, per_epoch: int) -> Annealed:
+        """Of step `step` of `steps`, counted from 1."""
+        begins, whole, final = (round(fraction * steps) for fraction in self[2:])
+        if step <= begins:
+            return Annealed(0.0, self.spike_scales[0], 0.0)
+        eta = min(1.0, (step - begins) / max(1, whole - begins))
+        share = min(1.0, max(0.0, (step - whole) / max(1, final - whole)))
+        first, last = (scale**2 for scale in self.spike_scales)
+        cooled = max(1, math.ceil((step - final) / per_epoch))
+        return Annealed(eta, math.sqrt(first + (last - first) * share), self.temperature / cooled)
+
+
+class Noise(Follower):
+    """Stochastic gradient Hamiltonian Monte Carlo (Chen, Fox & Guestrin 2014): SGD with momentum m and rate a is its
+    discretisation where the gradient of the mean loss has noise N(0, 2 (1 - m) T / a), T the temperature over N.
+
+    At temperature 1 the draws are the posterior's, up to the noise of batches and the size of steps. The guide's values have it;
+    point estimates have no prior, and stay such. Raises ValueError for a temperature below 0.
+    """
+
+    def __init__(self, temperature: float, momentum: float, rate: Rate, generator: torch.Generator) -> None:
+        if not 0 <= temperature < math.inf:
+            raise ValueError(f"expected a temperature of 0 or more, in units of the posterior's, got {temperature:g}")
+        self.temperature, self.momentum, self.rate, self.generator = temperature, momentum, rate, generator
+
+    def before(self, taken: int, x: Any, y: Tensor, model: BayesianNetwork, guide: MaskedGuide) -> None:
+        values = guide.values
+        if self.temperature and values.grad is not None:
+            temperature = self.temperature / (model.num_data or len(y))
+            size = math.sqrt(2 * (1 - self.momentum) * temperature / self.rate(taken)) if self.rate(taken) else 0.0
+            noise = torch.randn(values.shape, generator=self.generator, dtype=values.dtype, device=values.device)
+            values.grad.add_(noise, alpha=size)
+
+    def end(self, fit: Fit, data: Data) -> None:
+        fit.record["temperature"] = self.temperature
+
+
+class PriorAnnealing(Noise):
+    """A mixture prior in its stages, under noise. lam: probability of the slab.
+
+    Raises ValueError for stages that are out of order, a spike that widens, and what a `MixtureNormal` cannot be.
+    """
+
+    def __init__(
+        self, stages: Annealing, lam: float, slab_scale: float, *, momentum: float, rate: Rate, generator: torch.Generator,
+        steps: int, per_epoch: int,
+    ) -> None:  # fmt: skip
+        if not 0 <= stages.begins <= stages.whole <= stages.final <= 1:
+            raise ValueError(f"expected stages in order within [0, 1], got {stages.begins}, {stages.whole}, {stages.final}")
+        if not stages.spike_scales[0] >= stages.spike_scales[1]:
+            raise ValueError("expected a spike that narrows, got standard deviations {:g} to {:g}".format(*stages.spike_scales))
+        super().__init__(stages.temperature, momentum, rate, generator)
+        self.stages, self.lam, self.slab_scale, self.steps, self.per_epoch = stages, lam, slab_scale, steps, per_epoch
+        for spike_scale in stages.spike_scales:
+            MixtureNormal(lam, slab_scale, spike_scale, 1)
+        self.now, self.slab = stages.at(1, steps, per_epoch), float("nan")
+
+    def begin(self, model: BayesianNetwork, guide: MaskedGuide) -> None:
+        self.after(0, None, None, model, guide)
+
+    def after(self, taken: int, x: Any, output: Any, model: BayesianNetwork, guide: MaskedGuide) -> None:
+        """Ready for step taken + 1."""
+        self.now = self.stages.at(taken + 1, self.steps, self.per_epoch)
+        self.temperature = self.now.temperature
+        prior = MixtureNormal(self.lam, self.slab_scale, self.now.spike_scale, model.num_weights, model.initial)
+        model.mixture, guide.kl_scale = (prior, self.now.eta) if self.now.eta else (None, 1.0)
+        if taken % self.per_epoch == 0:
+            self.slab = float((prior.slab_probability(guide.values.detach()) > 0.5).double().mean())
+
+    def row(self) -> Mapping[str, float]:
+        """As the next step has them. slab: the share of weights that the prior of the moment takes for the slab's."""
+        return {**self.now._asdict(), "slab": self.slab}
+
+    def restore(self, saved: Bundle, model: BayesianNetwork, guide: MaskedGuide) -> None:
+        self.after(saved.facts["step"], None, None, model, guide)
+
+    def end(self, fit: Fit, data: Data) -> None:
+        fit.record |= {"temperature": self.stages.temperature, "kl_scale": 1.0, "stages": list(self.stages[2:])}
+        if fit.model.mixture is not None:
+            names = ("lam", "slab_scale", "spike_scale")
+            fit.record["prior"] = {name: getattr(fit.model.mixture, name) for name in names}

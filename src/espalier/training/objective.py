@@ -24,6 +24,7 @@ from torch.distributions import kl_divergence
 
 from espalier import nested
 from espalier.distributions import masked
+from espalier.distributions.priors import FlatNormal
 from espalier.guides.masked import MaskedGuide
 from espalier.likelihoods import Categorical, is_soft, matched
 from espalier.network import BayesianNetwork
@@ -155,11 +156,12 @@ def negative_log_likelihood(model: BayesianNetwork, output: Any, y: Tensor) -> T
 
 def _with_gradient_of_kl(model: BayesianNetwork, guide: MaskedGuide, num_data: int) -> Tensor:
     """KL per example, its gradient added."""
-    if type(guide) is not MaskedGuide:
-        kl = guide.kl_scale * kl_divergence(guide.distribution(), model.prior()) / num_data
+    prior = model.prior()
+    if type(guide) is not MaskedGuide or not isinstance(prior, FlatNormal):
+        kl = guide.kl_scale * kl_divergence(guide.distribution(), prior) / num_data
         kl.backward()
         return kl.detach()
-    values, prior_scale = guide.values.data, model.prior().scale
+    values, prior_scale = guide.values.data, prior.scale
     if guide.values.grad is None:  # the output has nothing to do with them
         guide.values.grad = torch.zeros_like(values)
     curvature = guide.kl_scale * masked.curvature(guide.keep_prob, prior_scale) * guide.scale**2 / num_data

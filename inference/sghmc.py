@@ -1,0 +1,76 @@
+"""Sparsity from the prior (Sun, Xiong & Liang 2021): SGHMC under an annealed slab and spike, a threshold, a refit."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+from espalier.contracts import Data
+from espalier.guides import MaskedGuide
+from espalier.network import BayesianNetwork
+from espalier.prediction import Fit
+from espalier.prediction.costs import trained
+from espalier.topology import initial, schedules
+from espalier.topology.masks import restricted
+from espalier.training import Phase, Streams, Training, Watches, find_device, prepare
+from espalier.training.annealing import Annealing, Noise, PriorAnnealing
+from espalier.training.options import AverageFrom, Seed
+from espalier.training.train import train
+
+
+def infer(
+    model: BayesianNetwork,
+    data: Data,
+    *,
+    slab_probability: float = 1e-7,
+    slab_scale: float = 0.2,
+    spike_from: float = 8e-3,
+    spike_to: float = 2.5e-3,
+    temperature: float = 0.01,
+    prior_from: float = 0.5,
+    prior_whole: float = 0.66,
+    spike_final: float = 0.75,
+    refit_epochs: int = 10,
+    refit_rate: float = 0.01,
+    refit_temperature: float = 0.01,
+    average_from: AverageFrom = 0.8,
+    training: Training = Training(),  # noqa: B008 - frozen
+    seed: Seed = 0,
+    watch: Watches = None,
+) -> Fit:
+    """Train dense under weight decay, then under the mixture, whose factor rises and whose spike narrows (`annealing.Annealing`);
+    keep each weight that is likelier the slab's; and train those alone, under the slab. How many are left is what comes out.
+
+    slab_probability: of a weight, before data. slab_scale, spike_from, spike_to: standard deviations. temperature: of the noise
+    of the first training, 1 is the posterior's. prior_from, prior_whole, spike_final: fractions of it at which the mixture
+    begins, has its whole factor, and has its last spike. refit_epochs: of the second, 0 returns the draws of the first, on all
+    weights. refit_rate: its peak rate. refit_temperature: of its noise. average_from: fraction of the first training after
+    which pairs are collected; of the second all are.
+    """
+    if training.optimizer != "sgd" or refit_epochs < 0:
+        raise ValueError(f"expected sgd and refit_epochs of at least 0, got {training.optimizer} and {refit_epochs}")
+    streams, phase = Streams(seed, find_device(training.device)), Phase(watch)
+    steps, stages = training.steps(data), Annealing((spike_from, spike_to), temperature, prior_from, prior_whole, spike_final)
+    annealing = PriorAnnealing(
+        stages, slab_probability, slab_scale, momentum=training.momentum, rate=training.learning_rates(steps),
+        generator=streams.mask, steps=steps, per_epoch=training.steps_per_epoch(data),
+    )  # fmt: skip
+    own = replace(training, epochs=max(1, refit_epochs), learning_rate=refit_rate, weight_decay=None)
+    noise = Noise(refit_temperature, own.momentum, own.learning_rates(own.steps(data)), streams.mask)
+    dense = prepare(model, data, training)
+    guide = MaskedGuide(dense, initial(model.shapes, 0.0, generator=streams.topology))
+    fit = train(dense, guide, schedules.static(), data, training=training, streams=streams,
+                average_from=average_from, followers=[annealing], watch=phase)  # fmt: skip
+    left = restricted(fit.topology, fit.pairs.values[-1].abs() > dense.prior().threshold)
+    fit.record["selected"] = left.num_active
+    if not refit_epochs:
+        return fit
+    start = copy.deepcopy(model)
+    start.start_from(fit.ticket("unmasked").state_dict())
+    start.prior_scale = slab_scale
+    ready, earlier = prepare(start, data, own), trained(fit)
+    guide = MaskedGuide(ready, left)
+    fit = train(ready, guide, schedules.static(), data, training=own, streams=streams, average_from=0.0,
+                followers=[noise], watch=phase.next())  # fmt: skip
+    fit.record |= {"earlier": [earlier], "selected": left.num_active}
+    return fit
