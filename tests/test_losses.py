@@ -86,9 +86,10 @@ def test_temperature_and_b_move_with_the_training() -> None:
     dro, decay = losses.named("dro:4"), losses.named("gradient-decay:5:0.5")
     assert dro is not None
     assert decay is not None
-    for progress in (0.0, 0.25, 0.9):
-        assert torch.equal(dro(z, LABELS, progress), losses.robust(z, LABELS, 2 * (1 + math.cos(math.pi * progress))))
-        b = losses.SMALL + (5 - losses.SMALL) * min(1.0, 2 * progress)
+    for taken in (0, 5, 18):
+        progress, over = losses.Progress(taken, 20, 4), taken / 20
+        assert torch.equal(dro(z, LABELS, progress), losses.robust(z, LABELS, 2 * (1 + math.cos(math.pi * over))))
+        b = losses.SMALL + (5 - losses.SMALL) * min(1.0, 2 * over)
         assert torch.equal(decay(z, LABELS, progress), losses.gradient_decay(z, LABELS, b))
 
 
@@ -105,7 +106,7 @@ def test_closed_form_and_pyro_train_the_same(spec: str, maps: bool) -> None:
     model = BayesianNetwork(net.double(), num_data=40, weight_decay=0.01)
     function = losses.named(spec)
     assert function is not None
-    model.loss = losses.Loss(spec, function, 10)
+    model.loss = losses.Loss(spec, function, 10, 2)
     x = torch.randn(8, 5, dtype=torch.float64)
     y = torch.randint(4, (8, 3) if maps else (8,))
     found = []
@@ -140,15 +141,18 @@ def test_it_trains_by_the_loss_and_resumes_bit_for_bit_where_that_moves(tmp_path
 
 def test_a_function_of_ones_own_is_told_how_far_training_is() -> None:
     seen: list[float] = []
+    epochs: list[int] = []
 
-    def mine(logits: Tensor, y: Tensor, progress: float) -> Tensor:
-        seen.append(progress)
+    def mine(logits: Tensor, y: Tensor, progress: losses.Progress) -> Tensor:
+        seen.append(progress.fraction)
+        epochs.append(progress.epoch)
         return F.cross_entropy(logits, y, reduction="none")
 
     fit = trained(mine, inference="rigl")
     assert fit.record["loss"] == "mine"
     steps = fit.history[-1]["step"]
     assert seen[-steps:] == [step / steps for step in range(steps)]
+    assert epochs[-steps:] == [1 + step * len(fit.history) // steps for step in range(steps)]
     plain = trained("likelihood", inference="rigl")
     assert [row["loss"] for row in fit.history] == pytest.approx([row["loss"] for row in plain.history], rel=1e-5)
     assert "loss" not in plain.record
@@ -186,7 +190,7 @@ def test_what_does_not_go_with_a_loss_is_refused_before_any_work() -> None:
     own = BayesianNetwork(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), likelihood=lambda z: dist.Categorical(logits=z))
     with pytest.raises(ValueError, match="expected the categorical likelihood for loss dro:3, got function: leave loss at"):
         shelf.load("inference", "rigl")(own, digits(), training=Training(loss="dro:3"), delta_t=5)
-    loss = losses.Loss("mine", lambda z, y, t: z.sum(), 10)
+    loss = losses.Loss("mine", lambda z, y, t: z.sum(), 10, 2)
     with pytest.raises(ValueError, match=r"expected loss mine to give one number for each of 6 labels, got \(\)"):
         loss(logits(), LABELS)
     with pytest.raises(ValueError, match=r"one row for each of the labels \(6,\), for loss mine, got \(5, 4\)"):

@@ -21,6 +21,16 @@ class Categorical(nn.Module):
         return dist.Categorical(logits=output)
 
 
+class WithUnknown(Categorical):
+    """Labels 0 .. C-1 from logits `(n, C + 1)`, the last of which is "unknown" and never a label: probabilities are renormalised
+    over the C classes, and what was the unknown's is the outcome's `unknown` `(n,)`."""
+
+    def forward(self, output: Tensor) -> dist.TorchDistribution:
+        outcome = dist.Categorical(logits=output[..., :-1])
+        outcome.unknown = output.softmax(-1)[..., -1]
+        return outcome
+
+
 class Bernoulli(nn.Module):
     """Labels 0 or 1 from one logit: `(n, 1)` -> y `(n,)`; wider outputs (masks of images) keep their shape."""
 
@@ -47,7 +57,9 @@ class Normal(nn.Module):
         return dist.Normal(one_column(output), torch.exp(-0.5 * self.log_precision))
 
 
-LIKELIHOODS: dict[str, type[nn.Module]] = {"categorical": Categorical, "bernoulli": Bernoulli, "normal": Normal}
+LIKELIHOODS: dict[str, type[nn.Module]] = {
+    "categorical": Categorical, "categorical-unknown": WithUnknown, "bernoulli": Bernoulli, "normal": Normal,
+}  # fmt: skip
 
 
 def one_column(output: Tensor) -> Tensor:

@@ -2,19 +2,20 @@
 
 The Pyro model has one as `factor("y", -loss)`, so that what is fitted is a Gibbs posterior (Bissiri, Holmes & Walker 2016), by
 every inference, topology and mask alike. A new one is a function `(logits (m, C), labels (m,), progress) -> (m,)`, in nats per
-label; progress is the fraction of training that is over, in [0, 1). Of several processes each sees its own share of a batch.
+label; see `Progress`. Of several processes each sees its own share of a batch.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from espalier.followers import Follower
+from espalier.likelihoods import WithUnknown
 from espalier.store import Bundle
 
 if TYPE_CHECKING:
@@ -23,7 +24,26 @@ if TYPE_CHECKING:
     from espalier.network import BayesianNetwork
     from espalier.prediction.fit import Fit
 
-Function = Callable[[Tensor, Tensor, float], Tensor]
+
+class Progress(NamedTuple):
+    """How far a training is: `taken` of `steps` steps, in `epochs` epochs."""
+
+    taken: int
+    steps: int
+    epochs: int
+
+    @property
+    def fraction(self) -> float:
+        """In [0, 1)."""
+        return self.taken / self.steps
+
+    @property
+    def epoch(self) -> int:
+        """Counted from 1."""
+        return 1 + self.taken * self.epochs // self.steps
+
+
+Function = Callable[[Tensor, Tensor, Progress], Tensor]
 LIKELIHOOD = "likelihood"
 SMALL = 0.01
 """Where the warm-up of `gradient-decay` begins; ours, the paper's schedule is not public."""
@@ -60,8 +80,8 @@ def _gradient_decay(b: float, warmup: float = 0.0) -> Function:
     if not b > 0 or not 0 <= warmup <= 1:
         raise ValueError(f"expected a b above 0 and a warmup in [0, 1], a fraction of training, got {b:g} and {warmup:g}")
 
-    def loss(logits: Tensor, y: Tensor, progress: float) -> Tensor:
-        reached = min(1.0, progress / warmup) if warmup else 1.0
+    def loss(logits: Tensor, y: Tensor, progress: Progress) -> Tensor:
+        reached = min(1.0, progress.fraction / warmup) if warmup else 1.0
         start = min(SMALL, b)
         return gradient_decay(logits, y, start + (b - start) * reached)
 
@@ -73,20 +93,77 @@ def _robust(through: bool) -> Callable[[float], Function]:
         if not temperature > 0:
             raise ValueError(f"expected a temperature above 0, got {temperature:g}: large is the mean, small the worst label")
 
-        def loss(logits: Tensor, y: Tensor, progress: float) -> Tensor:
-            return robust(logits, y, temperature / 2 * (1 + math.cos(math.pi * progress)), through=through)
+        def loss(logits: Tensor, y: Tensor, progress: Progress) -> Tensor:
+            return robust(logits, y, temperature / 2 * (1 + math.cos(math.pi * progress.fraction)), through=through)
 
         return loss
 
     return of
 
 
+def abstaining(logits: Tensor, y: Tensor, alpha: float) -> Tensor:
+    """w l, l the cross-entropy of the classes and one more output, "unknown", of probability a: w is 1 where the largest of all
+    outputs is the label, else 1 + alpha / (1 + alpha a), which mass on "unknown" lowers (Lei et al. 2024, MOON).
+
+    The gradient runs through a, which is at most 1 - 1e-7, and through l.
+    """
+    losses, unknown = cross_entropy(logits, y), logits.softmax(-1)[..., -1].clamp(max=1 - 1e-7)
+    return losses * torch.where(logits.argmax(-1) == y, 1.0, 1 + alpha / (1 + alpha * unknown))
+
+
+class Moon:
+    """`abstaining`, its alpha as the authors' code has it: none in the first epochs, in which the running mean of (1 - a) l is
+    kept; then a 64th of that, and in equal steps, one an epoch, up to 1 in the last. `memory` is what a checkpoint has of it."""
+
+    DECAY, SHARE = 0.95, 1 / 64
+
+    def __init__(self, epochs: float = 5) -> None:
+        if epochs < 1 or epochs != int(epochs):
+            raise ValueError(f"expected a whole number of epochs of plain cross-entropy, at least 1, got {epochs:g}")
+        self.epochs, self.memory = int(epochs), dict[str, float]()
+        self.seen: Tensor | None = None
+
+    def alpha(self, progress: Progress) -> float:
+        """Of a step in an epoch after the first ones."""
+        start = self.memory["mean"] * self.SHARE
+        first, last = self.epochs + 1, progress.epochs
+        return start + (1 - start) * (progress.epoch - first) / max(1, last - first)
+
+    def __call__(self, logits: Tensor, y: Tensor, progress: Progress) -> Tensor:
+        if progress.epoch > self.epochs:
+            return abstaining(logits, y, self.alpha(progress))
+        losses = cross_entropy(logits, y)
+        self.seen = ((1 - logits.detach().softmax(-1)[..., -1]) * losses.detach()).mean()
+        return losses
+
+    def told(self) -> None:
+        """The step is taken: what it has seen counts. (A loss may be asked for more often than there are steps.)"""
+        if self.seen is None:
+            return
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.all_reduce(self.seen)
+            self.seen /= distributed.get_world_size()
+        new, self.seen = float(self.seen), None
+        self.memory = {"mean": self.DECAY * self.memory.get("mean", new) + (1 - self.DECAY) * new}
+
+
 LOSSES: Mapping[str, tuple[Callable[..., Function], str]] = {
     "gradient-decay": (_gradient_decay, "gradient-decay:B or gradient-decay:B:WARMUP"),
     "dro": (_robust(through=False), "dro:TEMPERATURE"),
     "dro-released": (_robust(through=True), "dro-released:TEMPERATURE"),
+    "moon": (Moon, "moon or moon:EPOCHS"),
 }
 """By name: what makes one of its numbers, and how they are written. The temperature of dro falls to 0 by half a cosine."""
+
+
+def built(factory: Callable[..., Any], shape: Sequence[int], num_outputs: int, spec: str | Function, **options: Any) -> Any:
+    """The model of a program, `factory(shape, num_outputs, **options)`, as a loss needs it: for moon with one output more and
+    the likelihood that knows it."""
+    if not isinstance(named(spec), Moon):
+        return factory(shape, num_outputs, **options)
+    model = factory(shape, num_outputs + 1, **options)
+    model.likelihood = WithUnknown()
+    return model
 
 
 def named(spec: str | Function) -> Function | None:
@@ -110,11 +187,11 @@ def named(spec: str | Function) -> Function | None:
 
 
 class Loss(Follower):
-    """One loss of one training of `steps` steps, which it follows: its state is in the checkpoints."""
+    """One loss of one training, which it follows: its state is in the checkpoints."""
 
-    def __init__(self, spec: str | Function, function: Function, steps: int) -> None:
+    def __init__(self, spec: str | Function, function: Function, steps: int, epochs: int) -> None:
         self.name = spec if isinstance(spec, str) else getattr(spec, "__name__", type(spec).__name__)
-        self.function, self.steps, self.taken = function, steps, 0
+        self.function, self.progress = function, Progress(0, steps, epochs)
 
     def __call__(self, logits: Any, y: Tensor) -> Tensor:
         """Of each example `(n,)`, the sum over its labels `(n, ...)`. Raises ValueError for logits that are not `(n, ..., C)`."""
@@ -123,17 +200,24 @@ class Loss(Follower):
             raise ValueError(
                 f"expected a tensor of logits, one row for each of the labels {tuple(y.shape)}, for loss {self.name}, got {said}"
             )
-        each = self.function(logits.flatten(0, -2), y.flatten().long(), self.taken / self.steps)
+        each = self.function(logits.flatten(0, -2), y.flatten().long(), self.progress)
         if each.shape != (y.numel(),):
             of = tuple(each.shape)
             raise ValueError(f"expected loss {self.name} to give one number for each of {y.numel()} labels, got {of}")
         return each.view(len(y), -1).sum(1)
 
     def after(self, taken: int, x: Any, output: Any, model: BayesianNetwork, guide: MaskedGuide) -> None:
-        self.taken = taken
+        self.progress = self.progress._replace(taken=taken)
+        if isinstance(self.function, Moon):
+            self.function.told()
+
+    def bundle(self) -> Bundle:
+        return Bundle({}, {"loss": self.function.memory} if isinstance(self.function, Moon) else {})
 
     def restore(self, saved: Bundle, model: BayesianNetwork, guide: MaskedGuide) -> None:
-        self.taken = saved.facts["step"]
+        self.progress = self.progress._replace(taken=saved.facts["step"])
+        if isinstance(self.function, Moon):
+            self.function.memory = saved.facts["loss"]
 
     def end(self, fit: Fit, data: Data) -> None:
         fit.record["loss"] = self.name

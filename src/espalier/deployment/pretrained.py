@@ -17,7 +17,7 @@ from espalier import nested, shelf, store
 from espalier.contracts import dtype_of, stand_ins
 from espalier.data.archives import check_memory
 from espalier.deployment.hub import CONFIG, WEIGHTS, folder_of
-from espalier.likelihoods import LIKELIHOODS, Bernoulli, Categorical, Likelihood, Normal, one_column
+from espalier.likelihoods import LIKELIHOODS, Bernoulli, Categorical, Likelihood, Normal, WithUnknown, one_column
 from espalier.network import BayesianNetwork, Output, under
 from espalier.prediction.predict import in_units, parameters_of
 from espalier.sparse import Sparse, scatter, sparsified
@@ -102,6 +102,8 @@ class Deployed(nn.Module):
         kind = type(likelihood)  # one derived from ours may say anything
         if kind is Categorical:
             return torch.softmax(output, -1)
+        if kind is WithUnknown:
+            return torch.softmax(output[..., :-1], -1)
         if kind is Bernoulli:
             logits = one_column(output)
             return torch.stack([torch.sigmoid(-logits), torch.sigmoid(logits)], -1)
@@ -191,7 +193,10 @@ def _built(config: dict[str, Any], network: nn.Module | None) -> Built:
         raise ValueError("expected network= as a BayesianNetwork, as it was trained with a likelihood or output of its own")
     if network is not None:
         return Built(copy.deepcopy(network), LIKELIHOODS[known](), own.get("output"))
-    model = _from_shelf(own["program"], own["options"], config["shape"], config["num_outputs"])
+    with_unknown = LIKELIHOODS.get(known) is WithUnknown
+    model = _from_shelf(own["program"], own["options"], config["shape"], config["num_outputs"] + with_unknown)
+    if with_unknown:
+        model.likelihood = WithUnknown()
     return Built(model.network(model.initial), copy.deepcopy(model.likelihood), model.output)
 
 

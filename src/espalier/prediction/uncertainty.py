@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,12 +11,31 @@ from numpy.typing import NDArray
 
 from espalier import nested
 from espalier.calibration import REGRESSION_UNCERTAINTIES, UNCERTAINTIES
+from espalier.calibration.uncertainty import Score
+from espalier.likelihoods import WithUnknown
 from espalier.prediction import one_pass
 from espalier.prediction.fit import How
 from espalier.prediction.predictor import Predictor
 
 HELD = 20_000_000
 """Numbers of all draws that are held at once."""
+
+
+OPEN: Mapping[str, Score] = {
+    "unknown_probability": lambda draws: np.mean(np.asarray(draws), 0)[:, -1],
+    "max_open_probability": lambda draws: 1 - np.mean(np.asarray(draws), 0)[:, :-1].max(-1),
+}
+"""Of draws `(S, n, C + 1)` whose last class is "unknown" (`likelihoods.WithUnknown`): its probability, and one less the largest
+of the others, which are not renormalised (Lei et al. 2024, MOON's score). All other scores are of C classes, renormalised."""
+
+
+def _open(fit: Predictor, x: Any, way: How, num_samples: int, seed: int) -> NDArray[np.float64]:
+    """The draws `(S, n, C + 1)`."""
+    draws = []
+    for outcome in fit.outcomes(x, way, num_samples=num_samples, seed=seed):
+        unknown = outcome.unknown.unsqueeze(-1)
+        draws.append(torch.cat([outcome.logits.softmax(-1) * (1 - unknown), unknown], -1))
+    return torch.stack(draws).numpy()
 
 
 def uncertainties(
@@ -31,10 +51,13 @@ def uncertainties(
     `calibration.REGRESSION_UNCERTAINTIES`.
 
     way: of one network they are those of its one prediction, but for `distilled` of classes: what its masked networks would
-    disagree by is `one_pass.information`, and the expected entropy what that leaves of the total.
+    disagree by is `one_pass.information`, and the expected entropy what that leaves of the total. Networks with an output for
+    "unknown" have two more, `OPEN`.
     names: which; None is all. Raises ValueError for a name that there is not.
     """
-    known = REGRESSION_UNCERTAINTIES if fit.record.get("task") == "regression" else UNCERTAINTIES
+    known: dict[str, Score] = dict(REGRESSION_UNCERTAINTIES if fit.record.get("task") == "regression" else UNCERTAINTIES)
+    if all(isinstance(own.model.likelihood, WithUnknown) for own in fit.fits):
+        known |= OPEN
     if unknown := [name for name in names or () if name not in known]:
         raise ValueError(f"expected uncertainties of {', '.join(known)}, got {unknown[0]!r}")
     taught = way == "distilled" and all(map(one_pass.is_taught, fit.fits))
@@ -45,8 +68,9 @@ def uncertainties(
     found: dict[str, list[NDArray[np.float64]]] = {name: [] for name in needed}
     for part in torch.arange(len(rows)).split(size):
         draws = fit.predict(rows[part], way, num_samples=num_samples, seed=seed).numpy()
+        opened = _open(fit, rows[part], way, num_samples, seed) if OPEN.keys() & found.keys() else draws
         for name, pieces in found.items():
-            pieces.append(known[name](draws))
+            pieces.append(known[name](opened if name in OPEN else draws))
     scores = {name: np.concatenate(pieces) for name, pieces in found.items()}
     if taught:
         # Of several such networks: within each and between them, by the chain rule.

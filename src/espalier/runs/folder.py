@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from espalier import data, shelf, store
+from espalier import data, losses, shelf, store
 from espalier.contracts import Data
 from espalier.nested import plain
 from espalier.network import BayesianNetwork
@@ -248,7 +248,8 @@ def _model(recipe: Recipe, shape: tuple[int, ...], num_outputs: int, start: bool
     with torch.random.fork_rng([]):
         torch.default_generator.manual_seed(recipe.options.get("seed", 0))
         try:
-            model: BayesianNetwork = factory(shape, num_outputs, **recipe.of("model"))
+            loss = recipe.options.get("loss", losses.LIKELIHOOD)
+            model: BayesianNetwork = losses.built(factory, shape, num_outputs, loss, **recipe.of("model"))
         except RuntimeError as error:
             if "memory" not in str(error):
                 raise

@@ -15,7 +15,7 @@ from espalier import compiled, losses, nested
 from espalier.contracts import Data
 from espalier.data.streamed import seeded
 from espalier.distributions.priors import prior_scale_of, weight_decay_of
-from espalier.likelihoods import Categorical, plain
+from espalier.likelihoods import Categorical, WithUnknown, plain
 from espalier.network import BayesianNetwork, copied, evaluating
 from espalier.prediction.mixture import check_support
 from espalier.prediction.predict import to_device
@@ -48,8 +48,8 @@ class Training:
     augment: none, or crop-flip (pad by an eighth, crop at random, flip). In Python also a callable of yours, from a batch
     `(b, *shape)` on the device to one like it; its draws from torch, NumPy and `random` are seeded. device: auto, cpu,
     cuda, cuda:1.
-    loss: what pulls the weights, in place of the likelihood: gradient-decay:B[:WARMUP], dro:TEMPERATURE, dro-released:TEMPERATURE
-    (`espalier.losses`). In Python also a function of yours, `(logits, labels, progress) -> (m,)`.
+    loss: what pulls the weights, in place of the likelihood: gradient-decay:B[:WARMUP], dro:TEMPERATURE, moon[:EPOCHS],
+    dro-released:TEMPERATURE (`espalier.losses`). In Python also a function of yours, `(logits, labels, progress) -> (m,)`.
     label_smoothing: mass that a label gives away to all classes alike (Szegedy et al. 2016). mixup: alpha of the
     Beta(alpha, alpha) weight by which pairs of examples and their labels are mixed (Zhang et al. 2018), 0 is none.
     precision: float32, or bf16 autocast. bn_batches: training batches that batch-norm statistics are re-estimated on.
@@ -69,7 +69,7 @@ class Training:
     decay_factor: float = 0.5
     weight_decay: float | None = None
     augment: Literal["none", "crop-flip"] | Callable[[Tensor], Tensor] = "none"
-    loss: str | Callable[[Tensor, Tensor, float], Tensor] = losses.LIKELIHOOD
+    loss: str | losses.Function = losses.LIKELIHOOD
     label_smoothing: float = 0.0
     mixup: float = 0.0
     device: str = "auto"
@@ -191,6 +191,11 @@ def prepare(
     if loss is not None and not isinstance(model.likelihood, Categorical):
         said = type(model.likelihood).__name__
         raise ValueError(f"expected the categorical likelihood for loss {training.loss}, got {said}: leave loss at likelihood")
+    if isinstance(loss, losses.Moon) and not isinstance(model.likelihood, WithUnknown):
+        raise ValueError(
+            "expected a network with one output more than classes and likelihood categorical-unknown for loss moon, got "
+            f"{type(model.likelihood).__name__}: BayesianNetwork(net, likelihood='categorical-unknown')"
+        )
     if callable(training.augment):
         augmented(training.augment, data.train.x[torch.arange(min(2, len(data.train.y)))], 0, 0)
     model = copied(model)
@@ -205,7 +210,7 @@ def prepare(
             f"expected a prior that float64 can hold, got scale {model.prior_scale:g} and weight_decay {model.weight_decay:g}"
         )
     model.compiled = "training" if training.compile else "no"
-    model.loss = None if loss is None else losses.Loss(training.loss, loss, training.steps(data))
+    model.loss = None if loss is None else losses.Loss(training.loss, loss, training.steps(data), training.epochs)
     return model.to(find_device(training.device))  # type: ignore[no-any-return]
 
 
