@@ -3,6 +3,7 @@
 priors.py     the prior N(0, scale^2), and the weight decay that it is; a mixture of slab and spike
 masked.py     values times a Bernoulli keep, scattered: what the guide samples, and its KL bound
 gaussian.py   a learned standard deviation for every active weight
+popup.py      a subnetwork of frozen weights, chosen by scores
 subsets.py    KSubset: P(M) over subsets of fixed size, exact at any size
 """
 
@@ -13,6 +14,7 @@ from espalier.distributions.masked import MaskedWeights as MaskedWeights
 from espalier.distributions.masked import draw_keep as draw_keep
 from espalier.distributions.masked import effective_keep_prob as effective_keep_prob
 from espalier.distributions.masked import kl_bound as kl_bound
+from espalier.distributions.popup import PopupWeights as PopupWeights
 from espalier.distributions.priors import FlatNormal as FlatNormal
 from espalier.distributions.priors import MixtureNormal as MixtureNormal
 from espalier.distributions.priors import prior_scale_of as prior_scale_of

@@ -118,7 +118,8 @@ def training_work(
 def trained(fit: Fit, *, random_growth: bool | None = None) -> dict[str, Any]:
     """What a training did, JSON-able: steps, moves that looked at the dense gradient, mean density, active weights by layer.
 
-    An inference that trains several times puts those of the earlier ones into the last fit's `record["earlier"]`.
+    An inference that trains several times puts those of the earlier ones into the last fit's `record["earlier"]`, and one whose
+    every step asks for the gradient of all weights says so, `record["gradients"]`.
     random_growth: did weights grow without a look at the gradient? By default what the run's recipe says: rule `set`.
     """
     recipe = fit.record.get("recipe", {})
@@ -128,9 +129,10 @@ def trained(fit: Fit, *, random_growth: bool | None = None) -> dict[str, Any]:
     ends = [0, *(row["step"] for row in rows)]
     lengths = [after - before for before, after in zip(ends, ends[1:], strict=False)]
     grew = any(row["exchanged"] for row in rows) and not random_growth
+    dense = fit.record.get("gradients") == "dense"
     return {
         "steps": sum(lengths),
-        "growths": sum(row["moves"] for row in rows) if grew else 0,
+        "growths": sum(lengths) if dense else sum(row["moves"] for row in rows) if grew else 0,
         "moves": sum(row["moves"] for row in rows),
         "particles": fit.record.get("num_particles", 1),
         "mean_density": sum(n * row["mean_density"] for n, row in zip(lengths, rows, strict=True)) / sum(lengths),
@@ -215,9 +217,10 @@ def _statistics_examples(fit: Fit, how: How, num_samples: int) -> int:
 
 
 def _state_bytes(fit: Fit, mean_density: float) -> tuple[int, int]:
-    """Ours and dense torch's. A training that prunes begins with all weights, and that is the most it held."""
+    """Ours and dense torch's. A training that prunes begins with all weights, and that is the most it held; one that has scores
+    for all of them as well."""
     pairs, total = fit.pairs, fit.topology.num_weights
-    pruned = mean_density * total > fit.topology.num_active + 0.5
+    pruned = mean_density * total > fit.topology.num_active + 0.5 or fit.record.get("gradients") == "dense"
     most = total if pruned else fit.topology.num_active
     points = {name for name, parameter in fit.model.named_parameters() if parameter.requires_grad}
     moments = 2 if fit.record["optimizer"] == "adam" else int(fit.record["momentum"] > 0)

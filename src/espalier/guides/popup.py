@@ -1,0 +1,81 @@
+"""Edge-popup: a guide that chooses a subnetwork of weights that it never changes (Ramanujan et al. 2020)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from espalier.contracts import Topology
+from espalier.distributions.popup import PopupWeights
+from espalier.followers import Follower
+from espalier.guides.masked import MaskedGuide
+from espalier.network import BayesianNetwork
+from espalier.topology.masks import magnitude_topology
+
+Frozen = Literal["signed", "kaiming"]
+"""What the weights are, with s = sqrt(2 / (fan_in * density)) of their layer: s times the sign of the initial ones, or N(0, s^2)
+(He et al. 2015). By the density a layer that is thinned keeps the size of its activations."""
+
+
+class PopupGuide(MaskedGuide):
+    """A score for every weight; in every layer the `counts[l]` of largest |score| are in, with their frozen values.
+
+    Same site and loop as `MaskedGuide`, and no Z. The topology is chosen anew after each step of an optimiser: `Chosen` goes
+    along with the training and does so. frozen: see `Frozen`. generator: where the first scores are drawn from, uniform within
+    1 / sqrt(fan_in). (The paper's own layers are without biases and affine normalisation; what the network has of them is
+    trained, as point estimates.)
+
+    scores: parameter `(num_weights,)`. values `(k,)`: the frozen values at the positions; they have no gradient.
+    """
+
+    frozen: Tensor
+
+    def __init__(
+        self,
+        model: BayesianNetwork,
+        counts: Sequence[int],
+        *,
+        frozen: Frozen = "signed",
+        generator: torch.Generator | None = None,
+    ) -> None:
+        if frozen not in get_args(Frozen):
+            raise ValueError(f"expected frozen weights of {', '.join(get_args(Frozen))}, got {frozen!r}")
+        fans = [math.prod(shape[1:]) for shape in model.shapes]
+        repeats = torch.tensor(model.sizes)
+        bound = torch.repeat_interleave(torch.tensor([fan**-0.5 for fan in fans]), repeats)
+        scores = (bound * (2 * torch.rand(len(bound), generator=generator) - 1)).to(model.initial)
+        super().__init__(model, self._chosen(model.shapes, counts, scores))
+        scale = [math.sqrt(2 * size / (fan * count)) for size, fan, count in zip(model.sizes, fans, counts, strict=True)]
+        signs = model.initial.sign() if frozen == "signed" else torch.randn(len(bound), generator=generator).to(model.initial)
+        self.register_buffer("frozen", signs * torch.repeat_interleave(torch.tensor(scale), repeats).to(model.initial))
+        self.scores = nn.Parameter(scores)
+        self.values.requires_grad_(False)
+        self.settle()
+
+    @staticmethod
+    def _chosen(shapes: Sequence[tuple[int, ...]], counts: Sequence[int], scores: Tensor) -> Topology:
+        return magnitude_topology(shapes, counts, scores.detach())
+
+    def settle(self) -> None:
+        """Stand on the weights whose scores are largest now."""
+        topology = self._chosen(self.shapes, self.counts, self.scores)
+        self.positions = topology.positions.to(self.frozen.device)
+        self.values.data = self.frozen[self.positions]
+
+    def distribution(self) -> PopupWeights:
+        return PopupWeights(self.scores, self.frozen, self.positions)
+
+
+class Chosen(Follower):
+    """The subnetwork of a `PopupGuide`, chosen anew after every step."""
+
+    def after(self, taken: int, x: Any, output: Any, model: BayesianNetwork, guide: MaskedGuide) -> None:
+        assert isinstance(guide, PopupGuide)
+        guide.settle()
+
+    def end(self, fit: Any, data: Any) -> None:
+        fit.record["gradients"] = "dense"  # of scores, at every step
