@@ -55,8 +55,9 @@ def test_the_grid_of_the_docstring_is_one() -> None:
     doc = inspect.getdoc(grids) or ""
     block = doc[doc.index("    base:") : doc.index("Later options win")]
     found = expand(yaml.safe_load(textwrap.dedent(block)))
-    assert found.methods == ("RigL", "RigL + TS", "CigL", "Ensemble", "Dense")
-    assert len(found.cells) == 2 * 3 * (4 * 2 + 1)
+    assert found.methods == ("RigL", "RigL + TS", "CigL", "Ensemble", "DRO", "Dense")
+    assert len(found.cells) == 2 * 3 * (5 * 2 + 1)
+    assert found.outside == "mnist"
     assert found.runs[found.cells[0].runs[0]].inference == "dense"
 
 

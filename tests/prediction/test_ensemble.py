@@ -132,3 +132,20 @@ def test_members_on_other_devices_and_networks_predict_together() -> None:
     assert ensemble.fits[1] is wide
     assert ensemble.predict(digits().test.x[:5]).shape == (2, 5, 10)
     assert torch.equal(ensemble.predict(digits().test.x[:5])[1:], wide.predict(digits().test.x[:5]))
+
+
+def test_by_logits_it_is_the_geometric_mean_of_all_draws() -> None:
+    fits, data = members(count=2), digits()
+    x = data.test.x[:50]
+    for way, samples in (("ticket", 1), ("redraw", 3)):
+        draws = torch.cat([fit.predict(x, way, num_samples=samples) for fit in fits])
+        pooled = draws.double().log().mean(0).softmax(-1)
+        found = Ensemble(fits, "logits").predict(x, way, num_samples=samples)
+        assert found.shape == (1, 50, 10)
+        assert torch.allclose(found[0], pooled, rtol=1e-9)
+        assert (found[0] - Ensemble(fits).predict(x, way, num_samples=samples).mean(0)).abs().max() > 1e-3
+    _, fit = regression()
+    other = copy.copy(fit)
+    other.pairs = fit.pairs._replace(values=1.1 * fit.pairs.values)
+    with pytest.raises(ValueError, match="expected a pool of probabilities, logits, the latter of classes, got 'logits'"):
+        Ensemble([fit, other], "logits")

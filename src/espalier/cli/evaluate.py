@@ -50,7 +50,7 @@ def evaluate(words: list[str]) -> int:
         runs.check_finished(folder)
     device = find_device(arguments.device)
     fits = [runs.load(folder) for folder in arguments.run]
-    predictors: list[Predictor] = [*fits, *(runs.ensemble(folders) for folders in arguments.ensemble)]
+    predictors: list[Predictor] = [*fits, *(runs.ensemble(folders, pool=arguments.pool) for folders in arguments.ensemble)]
     if arguments.compile:
         for fit in (fit for predictor in predictors for fit in predictor.fits):
             compiled.check(fit.model.net)

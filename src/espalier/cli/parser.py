@@ -36,9 +36,11 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--num-samples", type=int, default=16, help=f"{what} (default 16)")
 
     def of_ensembles(self) -> None:
-        """`ensemble`: lists of folders."""
+        """`ensemble`: lists of folders; `pool`: what of theirs is averaged."""
         self.add_argument("--ensemble", type=Path, nargs="+", action="append", default=[], metavar="RUN", help="runs of the same "
                           "data, other seeds say, predicted together as one more arm; may be given again")  # fmt: skip
+        self.add_argument("--pool", choices=["probabilities", "logits"], default="probabilities",
+                          help="what of its members an ensemble averages")  # fmt: skip
 
     def of_groups(self) -> None:
         """`by`: a file and columns."""

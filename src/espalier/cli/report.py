@@ -60,7 +60,7 @@ def report(words: list[str]) -> int:
             groupings.groups_of(own, arguments.split, columns, arguments.by[0])
 
     arms: list[tuple[list[Path], Predictor]] = [([folder], runs.load(folder)) for folder in arguments.run]
-    arms += [(folders, runs.ensemble(folders)) for folders in arguments.ensemble]
+    arms += [(folders, runs.ensemble(folders, pool=arguments.pool)) for folders in arguments.ensemble]
     looks = [look_with(arm.to(device), folders, arguments.split, check=check, **options) for folders, arm in arms]
     report.check(looks)
     own = looks[0].data

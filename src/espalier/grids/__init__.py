@@ -2,6 +2,7 @@
 
 grid.py      a grid file as runs and cells; what makes no sense is refused
 compare.py   trains the runs, scores the cells, gathers
+outside.py   inputs of another world: how well a cell tells them from its own
 workers.py   where tasks run: processes here, or a Dask cluster
 report.py    table.md, cells.csv, differences.csv
 figures.py   the pictures

@@ -26,6 +26,7 @@ from espalier.calibration.comparison import Difference, Scores, Summary
 from espalier.contracts import Data, Split
 from espalier.data.streamed import selected
 from espalier.grids.grid import Cell, Grid
+from espalier.grids.outside import detections, world
 from espalier.grids.workers import Failure, Workers
 from espalier.nested import plain
 from espalier.prediction import costs
@@ -128,7 +129,7 @@ def _executed(
             for (name, _), failure in each(functools.partial(train, out, every), left.runs.items()):
                 note("run", name, failure)
             ready = [cell for cell in left.cells if not any(name in failed for name in cell.runs)]
-            for cell, failure in each(functools.partial(score, out, grid.num_samples, grid.split), ready):
+            for cell, failure in each(functools.partial(score, out, grid.num_samples, grid.split, grid.outside), ready):
                 note("cell", cell.name, failure)
     return gather(grid, out, failed)
 
@@ -143,6 +144,8 @@ def check_data(grid: Grid) -> None:
             )
         if split_of(loaded, grid.split).y.dim() > 1:
             raise ValueError(f"expected one label per example to compare, but {recipe.data} has several: use espalier evaluate")
+        if grid.outside is not None:
+            world(grid.outside, loaded, recipe.options["data_dir"])
 
 
 # --- Runs ---------------------------------------------------------------------------------------------------------
@@ -194,14 +197,14 @@ def epochs_done(out: Path, names: Mapping[str, Recipe]) -> float:
 
 
 # --- Cells --------------------------------------------------------------------------------------------------------
-def score(out: Path, num_samples: int, split: str, cell: Cell) -> None:
+def score(out: Path, num_samples: int, split: str, outside: str | None, cell: Cell) -> None:
     """Score one cell from its finished runs, and write it down: the arrays first, the signed facts last."""
     folders = [out / "runs" / name for name in cell.runs]
     with told():
         fits = [runs.load(folder) for folder in folders]
         loaded = _data_of(folders[0], fits[0])
     fits = [fit.to(find_device(fit.record["recipe"]["device"])) for fit in fits]
-    predictor = Ensemble(fits) if len(fits) > 1 else fits[0]
+    predictor = Ensemble(fits, cell.pool) if len(fits) > 1 else fits[0]
     for fit in fits:
         _check_draws(fit, cell)
     parts = [split, "train", *(["validation"] if cell.calibrate else [])]
@@ -209,13 +212,19 @@ def score(out: Path, num_samples: int, split: str, cell: Cell) -> None:
     labels = {part: split_of(loaded, part).y.numpy()[: len(probs[part])] for part in parts}
     facts = cell_facts(fits, folders, cell, num_samples)
     fitted: dict[str, Any] = {}
+    calibrated: Callable[[Predictions], Predictions] | None = None
     if cell.calibrate:
         calibrator = CALIBRATORS[cell.calibrate]
         parameter = calibrator.fit(probs["validation"], labels["validation"])
-        probs = {part: calibrator.apply(p, parameter) for part, p in probs.items()}
+        calibrated = functools.partial(_applied, calibrator.apply, parameter)
+        probs = {part: calibrated(p) for part, p in probs.items()}
         # One number is a column of the table; matrices and maps are kept in the record alone.
         (facts if isinstance(parameter, float) else fitted)[calibrator.parameter] = parameter
     p, y = probs[split], labels[split]
+    apart: dict[str, Any] = {}
+    if outside is not None:
+        elsewhere = world(outside, loaded, fits[0].record["recipe"]["data_dir"])
+        apart = detections(predictor, split_of(loaded, split).x, elsewhere, cell.predict, num_samples, calibrated)
     arrays = {name: rows[0] for name, rows in Scores.of(p, y)._asdict().items()}
     written = io.BytesIO()
     np.savez(written, **arrays)
@@ -231,12 +240,17 @@ def score(out: Path, num_samples: int, split: str, cell: Cell) -> None:
         "train_accuracy": calibration.accuracy(probs["train"], labels["train"]),
         "train_nll": calibration.nll(probs["train"], labels["train"]),
         "scores": calibration.classification_summary(p, y)
-        | {f"ece_{bins}_debiased": comparison.ece_debiased(p, y, bins) for bins in (10, 15)},
+        | {f"ece_{bins}_debiased": comparison.ece_debiased(p, y, bins) for bins in (10, 15)}
+        | apart,
         "facts": facts,
         **({"fitted": fitted} if fitted else {}),
         "arrays": store.sha256(written.getvalue()),
     }
     store.write_bytes(path.with_name(f"{cell.name}.json"), store.canonical(store.signed(record)).encode())
+
+
+def _applied(apply: Callable[..., Predictions], parameter: Any, p: Predictions) -> Predictions:
+    return apply(p, parameter)
 
 
 _READ: dict[str, Data] = {}

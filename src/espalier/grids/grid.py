@@ -9,10 +9,12 @@
       RigL + TS: {run: {inference: rigl}, predict: unmasked, calibrate: temperature}
       CigL:      {run: {inference: cigl, drop_rate: {0.8: 0.3, 0.9: 0.2}}, predict: ticket}
       Ensemble:  {run: {inference: rigl}, predict: unmasked, members: 3}
+      DRO:       {run: {inference: rigl}, predict: unmasked, members: [{loss: dro:10}, {loss: dro:500}, {}], pool: logits}
       Dense:     {run: {inference: dense}, sparsities: [0]}
     baseline: RigL            # or a list of them, each set against all methods; default: the first method
     num_samples: 16           # fresh masks of `redraw`
     split: test               # where cells are scored; validation while something is still being chosen
+    outside: mnist            # optional: inputs of another world, to be told from the split's: AUROC of every uncertainty
 
 Later options win: base, the axes in order, the method. An option may be given per sparsity or per name of an axis, or
 both: `drop_rate: {interpolating: {0.8: 0.3, 0.9: 0.2}, short: 0.05}`. Files beside the grid may be named as in a recipe.
@@ -35,6 +37,7 @@ import numpy as np
 from espalier import data, shelf, store
 from espalier.calibration.calibrators import CALIBRATORS
 from espalier.nested import plain
+from espalier.prediction.ensemble import Pool
 from espalier.prediction.evaluation import SPLITS
 from espalier.prediction.fit import How
 from espalier.runs import lines
@@ -42,17 +45,24 @@ from espalier.runs.recipes import Recipe, as_word, resolve
 from espalier.training.options import Training
 
 MOST_CELLS, MOST_MEMBERS, MOST_DRAWS = 10_000, 100, 10_000
-KEYS = ("base", "over", "sparsities", "seeds", "methods", "baseline", "num_samples", "split")
+KEYS = ("base", "over", "sparsities", "seeds", "methods", "baseline", "num_samples", "split", "outside")
 
 
 class Method(NamedTuple):
-    """How a method trains and predicts. `run`: its options; `sparsities`: its own, where the grid's do not apply."""
+    """How a method trains and predicts. `run`: its options; `members`: how many networks, or what options each has besides, of an
+    ensemble that predicts by its mean of `pool`; `sparsities`: its own, where the grid's do not apply."""
 
     run: dict[str, Any]
     predict: How = "ticket"
     calibrate: str | None = None
-    members: int | None = None
+    members: int | list[dict[str, Any]] | None = None
+    pool: Pool = "probabilities"
     sparsities: list[float] | None = None
+
+    @property
+    def each(self) -> list[dict[str, Any]]:
+        """The options of each member."""
+        return self.members if isinstance(self.members, list) else [{}] * (self.members or 1)
 
 
 class Cell(NamedTuple):
@@ -70,6 +80,7 @@ class Cell(NamedTuple):
     predict: How
     calibrate: str | None
     name: str
+    pool: Pool = "probabilities"
 
 
 class Grid(NamedTuple):
@@ -82,6 +93,7 @@ class Grid(NamedTuple):
     split: str
     runs: dict[str, Recipe]
     cells: tuple[Cell, ...]
+    outside: str | None = None
 
 
 def read(path: Path) -> Grid:
@@ -106,10 +118,14 @@ def expand(written: Mapping[str, Any], folder: Path = Path(), source: Path | Non
     if split not in SPLITS[1:]:
         raise ValueError(f"expected a split of {', '.join(SPLITS[1:])} to score on, got {split!r}")
 
-    per_method = sum(len(method.sparsities or sparsities) * (method.members or 1) for method in methods.values())
+    per_method = sum(len(method.sparsities or sparsities) * len(method.each) for method in methods.values())
     count = math.prod(map(len, axes.values())) * per_method * len(seeds)
     if count > MOST_CELLS:
         raise ValueError(f"expected a grid of at most {MOST_CELLS:,} networks, got {count:,}: cut it into several")
+
+    outside = written.get("outside")
+    if not isinstance(outside, str | None):
+        raise ValueError(f"expected outside as the name of a set of images, a folder or an archive, got {outside!r}")
 
     runs: dict[str, Recipe] = {}
     cells: list[Cell] = []
@@ -119,21 +135,22 @@ def expand(written: Mapping[str, Any], folder: Path = Path(), source: Path | Non
         if sparsity not in (method.sparsities or sparsities):
             continue
         chosen = [axes[axis][value] for axis, value in zip(axes, variant, strict=True)]
-        layers = [base, *chosen, method.run]
+        each = [[base, *chosen, method.run, own] for own in method.each]
         where = f"method {name!r} at {', '.join([*variant, f'sparsity {sparsity:g}'])}"
         try:
-            recipe = _recipe(layers, (*variant, sparsity), sparsity, folder, resolved)
-            _check(method, recipe, split)
+            recipes = [_recipe(layers, (*variant, sparsity), sparsity, folder, resolved) for layers in each]
+            for recipe in recipes:
+                _check(method, recipe, split)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
         for seed in seeds:
             used = []
-            for own in _member_seeds(seed, method.members or 1):
+            for recipe, own in zip(recipes, _member_seeds(seed, len(recipes)), strict=True):
                 run = recipe._replace(options={**recipe.options, "seed": own})
                 used.append(_run_name(run, sparsity))
                 runs[used[-1]] = run
-            cells.append(_cell(name, variant, sparsity, seed, tuple(used), method, num_samples, split))
-    return Grid(tuple(axes), tuple(methods), baselines, num_samples, split, runs, tuple(cells))
+            cells.append(_cell(name, variant, sparsity, seed, tuple(used), method, num_samples, split, outside))
+    return Grid(tuple(axes), tuple(methods), baselines, num_samples, split, runs, tuple(cells), outside)
 
 
 def _baselines(written: Any, methods: Mapping[str, Method]) -> tuple[str, ...]:
@@ -166,10 +183,16 @@ def _method(name: str, written: Any) -> Method:
         raise ValueError(f"method {name!r}: expected predict of {', '.join(get_args(How))}, got {method.predict!r}")
     if method.calibrate is not None and method.calibrate not in [*CALIBRATORS]:
         raise ValueError(f"method {name!r}: expected calibrate of {', '.join(CALIBRATORS)}, got {method.calibrate!r}")
-    if method.members is not None and (type(method.members) is not int or not 2 <= method.members <= MOST_MEMBERS):
+    if method.pool not in get_args(Pool) or (method.pool != "probabilities" and method.members is None):
+        raise ValueError(f"method {name!r}: expected pool {' or '.join(get_args(Pool))}, of several members, got {method.pool!r}")
+    listed = isinstance(method.members, list)
+    count = len(method.each) if listed else method.members
+    if count is not None and (type(count) is not int or not 2 <= count <= MOST_MEMBERS):
         raise ValueError(
-            f"method {name!r}: expected members from 2 to {MOST_MEMBERS}, got {method.members!r}: leave it out for one net"
+            f"method {name!r}: expected members from 2 to {MOST_MEMBERS}, got {count!r}: leave it out for one net"
         )
+    if listed:
+        method = method._replace(members=[lines.options(own, f"a member of method {name!r}") for own in method.each])
     if method.sparsities is not None:
         return method._replace(sparsities=_sparsities(method.sparsities, f"sparsities of method {name!r}"))
     return method
@@ -282,12 +305,13 @@ def _file_digest(path: str, _: int) -> str:
 
 def _cell(
     name: str, variant: tuple[str, ...], sparsity: float, seed: int, used: tuple[str, ...], method: Method,
-    num_samples: int, split: str,
+    num_samples: int, split: str, outside: str | None,
 ) -> Cell:  # fmt: skip
     facts = {"runs": list(used), "predict": method.predict, "calibrate": method.calibrate, "split": split}
+    facts |= ({"outside": outside} if outside else {}) | ({"pool": method.pool} if method.pool != "probabilities" else {})
     digest = _digest({**facts, "num_samples": num_samples})
     file = f"{slug('-'.join([name, *variant, f'{sparsity:g}']))}-s{seed}-{digest}"
-    return Cell(name, variant, sparsity, seed, used, method.predict, method.calibrate, file)
+    return Cell(name, variant, sparsity, seed, used, method.predict, method.calibrate, file, method.pool)
 
 
 def _digest(value: Any) -> str:

@@ -29,6 +29,13 @@ SHOWN = {
     "ece_15_floor": "its floor",
     "ece_15_debiased": "debiased",
 }
+APART = {
+    "auroc_max_probability": "AUROC (max p)",
+    "auroc_predictive_entropy": "AUROC (entropy)",
+    "auroc_mutual_information": "AUROC (MI)",
+    "auroc_max_open_probability": "AUROC (open max p)",
+}
+"""Where the grid has an `outside`: how well its inputs are told from the split's, by what a method has of these."""
 COSTS = {
     "train_flops": "training FLOPs",
     "inference_flops": "inference FLOPs",
@@ -119,6 +126,7 @@ def summary(grid: Grid, outcome: Outcome) -> str:
     """Markdown: for every point of the grid the scores and the differences, then what was won and lost, and what failed."""
     counts = {cell["scores"]["num_examples"] for cell in outcome.cells.values()}
     parts = [f"Scored on the {grid.split} split, {_numbers(counts)} examples. {NOTES}"]
+    parts += [f"AUROC: {grid.outside} told from the split, by each uncertainty that a method has.\n"] if grid.outside else []
     for point in _points(grid):
         parts += [f"## {_title(grid, *point)}\n", _scores(grid, outcome, point, _mean_and_sd), ""]
         for baseline in grid.baselines:
@@ -190,20 +198,20 @@ def _title(grid: Grid, variant: tuple[str, ...], sparsity: float) -> str:
 
 def _scores(grid: Grid, outcome: Outcome, point: Point, shown: Callable[[Sequence[float]], str]) -> str:
     rows = []
-    dense = dense_costs(grid, outcome, point[0])
+    dense, names = dense_costs(grid, outcome, point[0]), SHOWN | (APART if grid.outside else {})
     for method in grid.methods:
         cells = [c for c in grid.cells if c.method == method and (c.variant, c.sparsity) == point]
         found = [{**outcome.cells[c.name], **outcome.cells[c.name]["scores"]} for c in cells if c.name in outcome.cells]
         if found:
             passes, active = (found[0]["facts"][name] for name in ("passes", "num_active"))
-            values = [shown([each[name] for each in found]) for name in SHOWN]
+            values = [shown([each[name] for each in found]) if all(name in each for each in found) else "" for name in names]
             facts = [each["facts"] | relative(each["facts"], dense) for each in found]
             paid = [_mean([own.get(f"{name}_relative") for own in facts]) for name in COSTS]
             rows.append([method, *values, f"{len(found)} of {len(cells)}", f"{passes}", f"{active:,}", *paid])
         elif cells:
-            rows.append([method, *["failed"] * len(SHOWN), f"0 of {len(cells)}", *[""] * (2 + len(COSTS))])
+            rows.append([method, *["failed"] * len(names), f"0 of {len(cells)}", *[""] * (2 + len(COSTS))])
     costs = [f"{name} ÷ dense" for name in COSTS.values()]
-    return _table(["method", *SHOWN.values(), "seeds", "passes", "active weights", *costs], rows)
+    return _table(["method", *names.values(), "seeds", "passes", "active weights", *costs], rows)
 
 
 def _mean(values: Sequence[float | None]) -> str:

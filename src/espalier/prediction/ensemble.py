@@ -1,16 +1,20 @@
-"""Several fits of the same data that predict together: an even mixture of all their draws (Lakshminarayanan et al. 2017)."""
+"""Several fits of the same data that predict together: an even mixture of all their draws (Lakshminarayanan et al. 2017), or one
+prediction by the mean of their logits (Sapkota et al. 2023)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Self, final
+from typing import Any, Literal, Self, final, get_args
 
 import pyro.distributions as dist
 import torch
 
 from espalier.contracts import Data, Rows
+from espalier.likelihoods import plain
 from espalier.prediction.fit import Fit, How
 from espalier.prediction.predictor import Inputs, Predictor
+
+Pool = Literal["probabilities", "logits"]
 
 
 @final
@@ -18,12 +22,16 @@ class Ensemble(Predictor):
     """Members that differ in their seeds, say. It predicts in every way that all of them have, by all draws of the first, then of
     the second: a draw is held at a time. `pairs` is a way of members with equally many alone, that none counts for more.
 
+    pool: 'probabilities', or of classes 'logits': the softmax of the mean over all draws, which is the normalised geometric mean
+    of their probabilities (a logarithmic pool, Genest & Zidek 1986), and one draw.
     Raises ValueError for fewer than two, for one that is there twice, and for members of other data, cut or scaled otherwise.
     """
 
-    def __init__(self, fits: Sequence[Fit]) -> None:
+    def __init__(self, fits: Sequence[Fit], pool: Pool = "probabilities") -> None:
         check_members(fits)
-        self._fits = tuple(fits)
+        if pool not in get_args(Pool) or (pool == "logits" and fits[0].record.get("task") == "regression"):
+            raise ValueError(f"expected a pool of {', '.join(get_args(Pool))}, the latter of classes, got {pool!r}")
+        self._fits, self.pool = tuple(fits), pool
         self.record = {name: self.fits[0].record.get(name) for name in ("task", "target", "shape", "data")}
 
     def __repr__(self) -> str:
@@ -58,8 +66,16 @@ class Ensemble(Predictor):
     ) -> Iterator[dist.TorchDistribution]:
         if how not in self.ways:
             raise ValueError(f"expected one of {', '.join(self.ways)}, which all members have, got {how!r}")
-        for fit in self.fits:
-            yield from fit.outcomes(x, how, num_samples=num_samples, seed=seed)
+        every = (one for fit in self.fits for one in fit.outcomes(x, how, num_samples=num_samples, seed=seed))
+        yield from every if self.pool == "probabilities" else iter([_by_logits(every)])
+
+
+def _by_logits(outcomes: Iterator[dist.TorchDistribution]) -> dist.TorchDistribution:
+    first = plain(next(outcomes))
+    total, count = first.logits, 1
+    for outcome in outcomes:  # one at a time
+        total, count = total + plain(outcome).logits, count + 1
+    return type(first)(logits=total / count)
 
 
 def check_members(fits: Sequence[Fit]) -> None:

@@ -56,7 +56,7 @@ def uncertainties(
     names: which; None is all. Raises ValueError for a name that there is not.
     """
     known: dict[str, Score] = dict(REGRESSION_UNCERTAINTIES if fit.record.get("task") == "regression" else UNCERTAINTIES)
-    if all(isinstance(own.model.likelihood, WithUnknown) for own in fit.fits):
+    if all(isinstance(own.model.likelihood, WithUnknown) for own in fit.fits) and getattr(fit, "pool", "") != "logits":
         known |= OPEN
     if unknown := [name for name in names or () if name not in known]:
         raise ValueError(f"expected uncertainties of {', '.join(known)}, got {unknown[0]!r}")

@@ -25,7 +25,7 @@ from espalier import data, losses, shelf, store
 from espalier.contracts import Data
 from espalier.nested import plain
 from espalier.network import BayesianNetwork
-from espalier.prediction.ensemble import Ensemble
+from espalier.prediction.ensemble import Ensemble, Pool
 from espalier.prediction.fit import PAIRS, Fit
 from espalier.runs import lines
 from espalier.runs.recipes import Recipe, read_config, resolve
@@ -135,11 +135,11 @@ def load(folder: str | Path, *, trust: bool = False) -> Fit:
     return Fit.load(folder, model)
 
 
-def ensemble(folders: Sequence[str | Path], *, trust: bool = False) -> Ensemble:
+def ensemble(folders: Sequence[str | Path], *, pool: Pool = "probabilities", trust: bool = False) -> Ensemble:
     """The fits of several run folders as one predictor. Raises ValueError where they make none, and as `load` does."""
     for folder in folders:
         check_finished(folder)
-    return Ensemble([load(folder, trust=trust) for folder in folders])
+    return Ensemble([load(folder, trust=trust) for folder in folders], pool)
 
 
 def name_of(folders: Sequence[str | Path]) -> str:
