@@ -36,13 +36,14 @@ def infer(
     seed: Seed = 0,
     watch: Watches = None,
 ) -> Fit:
-    """Three trainings: dense; of weights w * m at the loss plus l1 * |m|_1, m = 1 at first, until no more |m| than are to be kept
-    are above 0.01; and of the largest |m|, sparse. Nothing is chosen on any split but the training one.
+    """Three trainings: dense; of weights w * m at the loss plus l1 * |m|_1, m = 1 at first, until no more |m| than are kept are
+    above 0.01; and of the largest |m|, sparse. Nothing is chosen on any split but the training one.
 
-    form: finetune starts the mask and the last training from the one before, rewind both from a dense one of `rewind_epochs` at
-    the full rate. drop_rate: P(Z = 0), in the last training only. l1: auto takes an m without another gradient to 0 in half of
-    `mask_epochs`, which is the most that the mask may take, at the full rate. finetune_rate: peak of the last training's
-    learning rate. allocation: what the largest are found in, the network or each layer at its share.
+    form: finetune starts the mask and the last training from the one before, rewind both from a short dense one.
+    drop_rate: P(Z = 0), in the last training only. l1: auto takes an m without another gradient to 0 in half of the search.
+    mask_epochs: the most that the search takes, at the full rate. rewind_epochs: of rewind's dense training, at the full rate.
+    finetune_rate: peak of the learning rate of finetune's last training. allocation: what the largest are found in, the network
+    or each layer at its share.
     """
     if form not in ("finetune", "rewind") or min(mask_epochs, rewind_epochs) < 1 or not 0 <= average_from <= 1:
         got = f"{form}, {mask_epochs} and {rewind_epochs}, {average_from}"
