@@ -42,8 +42,7 @@ def infer(
     form: finetune starts the mask and the last training from the one before, rewind both from a short dense one.
     drop_rate: P(Z = 0), in the last training only. l1: auto takes an m without another gradient to 0 in half of the search.
     mask_epochs: the most that the search takes, at the full rate. rewind_epochs: of rewind's dense training, at the full rate.
-    finetune_rate: peak of the learning rate of finetune's last training. allocation: what the largest are found in, the network
-    or each layer at its share.
+    finetune_rate: peak of finetune's last learning rate. allocation: the largest of the network, or of each layer at its share.
     """
     if form not in ("finetune", "rewind") or min(mask_epochs, rewind_epochs) < 1 or not 0 <= average_from <= 1:
         got = f"{form}, {mask_epochs} and {rewind_epochs}, {average_from}"
