@@ -287,7 +287,7 @@ def test_a_users_file_that_is_not_there_or_has_no_entry_is_refused(tmp_path):
     ("kind", "name", "message"),
     [
         ("models", "wide-resnet", r"^expected a model of .*, got 'wide-resnet'; did you mean 'wide_resnet'\?$"),
-        ("inference", "cigle", r"^expected an inference of cigl, .*, got 'cigle'; did you mean 'cigl'\?$"),
+        ("inference", "cigle", r"^expected an inference of agent, cigl, .*, got 'cigle'; did you mean 'cigl'\?$"),
         ("models", "qqq", r"^expected a model of .*lenet.* or a file ending in .py, got 'qqq'$"),
     ],
 )

@@ -25,6 +25,7 @@ from espalier.store import Bundle
 from espalier.topology import schedules
 from espalier.topology.masks import initial
 from espalier.training import distributed
+from espalier.training.control_variates import ControlVariate
 from espalier.training.distillation import distill
 from espalier.training.drop_rates import Found
 from espalier.training.options import Training
@@ -46,6 +47,7 @@ CASES: dict[str, dict[str, Any]] = {
     "dropout": {"learning_rate": 0.05},
     "distilled": {"learning_rate": 0.2, "distill": 3},
     "found and woven": {"learning_rate": 0.2, "followed": True},
+    "controlled": {"learning_rate": 0.2, "label_smoothing": 0.1, "controlled": True},
     "ended": {"learning_rate": 0.2, "ended": 7},
 }
 
@@ -72,7 +74,7 @@ def trained(case: str, seed: int = 3, **changed: Any) -> Fit:
     """CigL in float64: 70 % sparse, one weight in five masked, nine moves."""
     options = {**CASES[case], **changed}
     rule, taught, followed = options.pop("rule", "rigl"), options.pop("distill", 0), options.pop("followed", False)
-    last = options.pop("ended", 0)
+    last, controlled = options.pop("ended", 0), options.pop("controlled", False)
     training = Training(**{"epochs": EPOCHS, "batch_size": BATCH, "device": "cpu", "bn_batches": 2, **options})
     streams = Streams(seed, find_device("cpu"))
     model = BayesianNetwork(network(case), prior_scale=0.5, num_data=EXAMPLES, weight_decay=1e-3)
@@ -80,6 +82,7 @@ def trained(case: str, seed: int = 3, **changed: Any) -> Fit:
     schedule = schedules.rule(rule, 3, 30, 0.4)
     # A rate every fourth step, as of large batches, and a student in the last epochs.
     followers = [Found(data(), 1280, 40, seed), Woven.of(training, data(), 0.8, 0.05)] if followed else []
+    followers += [ControlVariate(data(), training, gamma=0.5, seed=seed)] if controlled else []
     ending = Ending(last) if distributed.rank() == distributed.size() - 1 else None  # one process says it, all do it
     fit = train(model, guide, schedule, data(), training=training, streams=streams, average_from=0.8, followers=followers,
                 watch=ending)  # fmt: skip

@@ -22,8 +22,9 @@ RECIPES: dict[str, dict[str, Any]] = {  # ten steps an epoch
     "distilled": {"epochs": 4, "distill_epochs": 3, "delta_t": 6, "freeze": 0.5, "average_from": 0.5, "rule": "set"},
     "woven": {"inference": "distilled", "epochs": 4, "delta_t": 6, "freeze": 0.5, "average_from": 0.5, "rule": "set"},
     "lottery": {"epochs": 3, "rounds": 2, "rewind_epochs": 1, "average_from": 0.5},
+    "espn": {"epochs": 3, "mask_epochs": 2, "l1": 0.001, "average_from": 0.5},
 }
-TOTAL = {"distilled": 70, "woven": 40, "lottery": 100}
+TOTAL = {"distilled": 70, "woven": 40, "lottery": 100, "espn": 80}
 
 
 @functools.cache
@@ -74,6 +75,11 @@ KILLS = {
         "in the second": [{"step": 52}],
         "in the last": [{"step": 95}],
         "in each": [{"step": 8}, {"step": 38}, {"step": 25}, {"step": 33}],
+    },
+    "espn": {
+        "in the search": [{"step": 37}],
+        "at its end": [{"epoch": 5}],
+        "in each": [{"step": 25}, {"step": 25}, {"step": 22}],
     },
 }
 

@@ -214,6 +214,34 @@ def test_a_random_topology_visits_every_position_equally_often():
         assert_rate(visited, trials, 5 / 12, looks=12)
 
 
+@given(nets())
+@laws
+def test_a_global_topology_holds_the_largest_weights_and_one_of_each_layer(net):
+    topo, _, weights, fraction = net
+    shapes = [(size,) for size in topo.sizes]
+    count = len(shapes) + round(fraction * (topo.num_weights - len(shapes)))
+    found = masks.global_topology(shapes, count, -weights)
+    check_is_a_topology(found)
+    assert found.num_active == count
+    assert min(found.counts) >= 1
+    left = sorted(set(range(topo.num_weights)) - set(found.positions.tolist()))
+    starts = np.cumsum([0, *topo.sizes[:-1]])
+    first = {int(s + part.argmax()) for s, part in zip(starts, weights.split(topo.sizes), strict=True)}
+    chosen = [p for p in found.positions.tolist() if p not in first]
+    order = sorted((p for p in range(topo.num_weights) if p not in first), key=lambda p: (-float(weights[p]), p))
+    assert sorted(order[: len(chosen)]) == chosen
+    assert len(left) == topo.num_weights - count
+
+
+@given(nets(), nets())
+@laws
+def test_sources_are_the_places_among_the_old(one, other):
+    old, new = one[0].positions, other[0].positions
+    known = old.tolist()
+    assert masks.sources(old, new).tolist() == [known.index(p) if p in known else -1 for p in new.tolist()]
+    assert masks.sources(old[:0], new).tolist() == [-1] * len(new)
+
+
 def test_a_magnitude_topology_holds_the_largest_weights_of_each_layer():
     weights = torch.tensor([0.1, -0.9, 0.5, 0.0, 9.0, -8.0, 7.0, 10.0])
     topo = masks.magnitude_topology([(2, 2), (4,)], (2, 1), weights)

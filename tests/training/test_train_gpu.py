@@ -88,3 +88,18 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
     assert cut.student is not None
     assert whole.student is not None
     torch.testing.assert_close(cut.student[0], whole.student[0], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("inference", "options"), [
+    ("agent", {"drop_rate": 0.1, "delta_t": 8}),
+    ("espn", {"mask_epochs": 4}),
+    ("espn", {"mask_epochs": 4, "form": "rewind", "allocation": "erk"}),
+])  # fmt: skip
+def test_the_neighbours_train_on_the_gpu(inference: str, options: dict[str, object]) -> None:
+    training = Training(epochs=4, batch_size=64, device="cuda")
+    trained = load_program("inference", inference)(
+        conv_net(), load_data("digits"), sparsity=0.8, training=training, seed=1, **options
+    )
+    assert trained.pairs.values.is_cuda
+    assert trained.topology.num_active == round(0.2 * trained.topology.num_weights)
+    assert trained.history[-1]["loss"] < trained.history[0]["loss"]

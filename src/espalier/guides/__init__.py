@@ -4,6 +4,7 @@ masked.py      MaskedGuide, CigL's family, collapsed: values times a Bernoulli k
 learned.py     LearnedGuide: a keep probability that a plain Pyro program learns
 gaussian.py    GaussianGuide: a mean and a standard deviation for every active weight
 popup.py       PopupGuide: frozen weights, of which scores choose a few
+relaxed.py     RelaxedGuide: a real number for every weight's mask, under a Laplace prior
 hierarchy.py   HierarchicalGuide: eq. 3 as four sites U, M, Z, W; a distribution over topologies
 """
 
@@ -20,3 +21,4 @@ from espalier.guides.masked import Mask as Mask
 from espalier.guides.masked import MaskedGuide as MaskedGuide
 from espalier.guides.masked import draw_mask as draw_mask
 from espalier.guides.popup import PopupGuide as PopupGuide
+from espalier.guides.relaxed import RelaxedGuide as RelaxedGuide

@@ -225,6 +225,10 @@ class MaskedGuide(PyroModule):
         """Standard deviations of the active weights `(k,)`, of a guide that learns them."""
         return None
 
+    def collected(self) -> Tensor:
+        """What a pair keeps of the active weights `(k,)`, a copy: u."""
+        return self.values.detach().clone()
+
     def lengthwise(self) -> dict[str, Tensor]:
         """All that there is one of for every active weight, `(k,)` each."""
         return {name: parameter.data for name, parameter in self.named_parameters() if parameter.dim()}

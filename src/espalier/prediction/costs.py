@@ -118,8 +118,9 @@ def training_work(
 def trained(fit: Fit, *, random_growth: bool | None = None) -> dict[str, Any]:
     """What a training did, JSON-able: steps, moves that looked at the dense gradient, mean density, active weights by layer.
 
-    An inference that trains several times puts those of the earlier ones into the last fit's `record["earlier"]`, and one whose
-    every step asks for the gradient of all weights says so, `record["gradients"]`.
+    An inference that trains several times puts those of the earlier ones into the last fit's `record["earlier"]`, and with it
+    `vectors`, how many numbers were learned for every active weight, where it is not one; one whose every step asks for the
+    gradient of all weights says so, `record["gradients"]`.
     random_growth: did weights grow without a look at the gradient? By default what the run's recipe says: rule `set`.
     """
     recipe = fit.record.get("recipe", {})
@@ -161,7 +162,7 @@ def costs(
     per_epoch = max(1, record["num_data"] // record["batch_size"])
     # After training a masked teacher's forward pass, too; on the way that has been done.
     units += sparse * (4 * student.get("epochs", 0) * per_epoch + 3 * student.get("woven_steps", 0))
-    looked = record.get("drop_rate", {}).get("forward_examples", 0)  # to find the drop rate
+    looked = sum(record.get(what, {}).get("forward_examples", 0) for what in ("drop_rate", "control_variate"))
     multiply_adds = batch * units + sparse * (looked + _statistics_examples(fit, how, num_samples))
     draws = 3 * own["mean_density"] * own["steps"] * own["particles"] * sum(sizes.values()) if _is_random(fit) else 0.0
     averages = len(fit.pairs.values) * fit.topology.num_active
@@ -217,8 +218,8 @@ def _statistics_examples(fit: Fit, how: How, num_samples: int) -> int:
 
 
 def _state_bytes(fit: Fit, mean_density: float) -> tuple[int, int]:
-    """Ours and dense torch's. A training that prunes begins with all weights, and that is the most it held; one that has scores
-    for all of them as well."""
+    """Ours and dense torch's. A training that prunes begins with all weights, and that is the most it held, and one that has
+    scores for all of them holds these; of several trainings it is the one that held most. A control variate lasts beside them."""
     pairs, total = fit.pairs, fit.topology.num_weights
     pruned = mean_density * total > fit.topology.num_active + 0.5 or fit.record.get("gradients") == "dense"
     most = total if pruned else fit.topology.num_active
@@ -226,8 +227,13 @@ def _state_bytes(fit: Fit, mean_density: float) -> tuple[int, int]:
     moments = 2 if fit.record["optimizer"] == "adam" else int(fit.record["momentum"] > 0)
     others = sum(_bytes(tensor[0]) * (1 + moments if name in points else 1) for name, tensor in pairs.states.items())
     item, vectors = pairs.values.element_size(), 1 if pairs.scales is None else 2
-    positions = most * fit.topology.positions.element_size()
-    return most * item * vectors * (1 + moments) + positions + others, total * item * (1 + moments) + others
+    phases = [(most, vectors)] + [
+        (sum(phase["active"].values()), phase.get("vectors", 1)) for phase in fit.record.get("earlier", ())
+    ]
+    place = fit.topology.positions.element_size()
+    held = max(count * (item * lengths * (1 + moments) + place) for count, lengths in phases)
+    held += fit.record.get("control_variate", {}).get("state_bytes", 0)
+    return held + others, total * item * (1 + moments) + others
 
 
 def _disk_bytes(fit: Fit, how: How) -> tuple[int, int]:

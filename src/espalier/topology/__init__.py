@@ -12,6 +12,7 @@ from __future__ import annotations
 from espalier.topology.masks import ALLOCATIONS as ALLOCATIONS
 from espalier.topology.masks import drop_and_grow as drop_and_grow
 from espalier.topology.masks import erk as erk
+from espalier.topology.masks import global_topology as global_topology
 from espalier.topology.masks import initial as initial
 from espalier.topology.masks import keep_top as keep_top
 from espalier.topology.masks import magnitude_topology as magnitude_topology

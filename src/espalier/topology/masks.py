@@ -82,6 +82,28 @@ def magnitude_topology(shapes: Shapes, counts: Sequence[int], weights: Tensor) -
     return _assemble(shapes, counts, lambda size: next(parts))
 
 
+def global_topology(shapes: Shapes, count: int, weights: Tensor) -> Topology:
+    """The `count` largest |weight| of the whole network, at equal ones the lower position, among them each layer's largest: no
+    layer is left without. weights: `(num_weights,)`. Raises ValueError for a count that cannot be."""
+    sizes = tuple(math.prod(shape) for shape in shapes)
+    check_count(shapes, count)
+    scores = weights.detach().cpu().abs()
+    first = torch.stack([part.argmax() for part in scores.split(sizes)])
+    scores[first + torch.tensor((0, *sizes[:-1])).cumsum(0)] = math.inf
+    positions = keep_top(scores, count).nonzero().squeeze(1)
+    return Topology(positions, counts_of(positions, sizes), sizes)
+
+
+def check_count(shapes: Shapes, count: int) -> None:
+    """Raises ValueError where so many active weights are not one for every layer, or more than there are."""
+    total = sum(math.prod(shape) for shape in shapes)
+    if not len(shapes) <= count <= total:
+        raise ValueError(
+            f"expected a sparsity that leaves one of {total} weights at least to each of {len(shapes)} layers, but {count} are "
+            "left: lower the sparsity"
+        )
+
+
 def initial(
     shapes: Shapes,
     sparsity: float,
@@ -219,6 +241,14 @@ def relocate(old: Tensor, source: Tensor) -> Tensor:
     moved = old[source.clamp(min=0)]
     moved[source < 0] = 0
     return moved
+
+
+def sources(old: Tensor, new: Tensor) -> Tensor:
+    """Of each of the sorted positions `new` its place among the sorted `old` ones, or -1: what `relocate` takes."""
+    if not len(old):
+        return torch.full_like(new, -1)
+    place = torch.searchsorted(old, new).clamp(max=len(old) - 1)
+    return torch.where(old[place] == new, place, -1)
 
 
 def pack_bits(mask: Tensor) -> Tensor:

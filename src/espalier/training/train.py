@@ -134,7 +134,7 @@ def _collect(loop: Loop, training: Training, inputs: list[Tensor], index: int) -
     """The pair at an epoch's end: Z of the last step with u after it, and the other parameters and statistics."""
     model, guide = loop.model, loop.guide
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    pair = Pair(guide.values.data.clone(), loop.keep.clone(), state, guide.scales())
+    pair = Pair(guide.collected(), loop.keep.clone(), state, guide.scales())
     if training.batchnorm == "re-estimate":
         weights = scatter(pair.draw(index) * guide.scale, guide.positions, model.num_weights)
         pair = pair._replace(state=batchnorm.estimate(model, weights, state, inputs))
