@@ -25,6 +25,8 @@ def infer(
     drop_score: Literal[
         "magnitude", "mean-magnitude", "snr", "snr-magnitude", "mean-exponential", "snr-exponential", "bayes-factor"
     ] = "snr-magnitude",
+    accept: Literal["all", "bayes-factor", "joint-density"] = "all",
+    log_threshold: float = 0.0,
     allocation: Allocation = "erk",
     start: Start = "random",
     delta_t: DeltaT = 100,
@@ -40,15 +42,21 @@ def infer(
     """w = mu + sigma * noise on the active weights, both learned; RigL's moves, with a drop score that may look at sigma.
 
     noise_scale: where every sigma starts. drop_score: |mu|, E|w|, |mu| / sigma, E|w| / sd|w|, the last two of e^|w|, or the
-    Bayes factor for w = 0 (`espalier.topology.scores`). kl_scale: tempering of the KL. kl_warmup: fraction of training over which
-    it rises from 0.
+    Bayes factor for w = 0 (`espalier.topology.scores`). accept: of those that would go, all; each whose log Bayes factor is above
+    log_threshold; or all if the joint density of the move's batch and the weights is higher without them, by as much, else none
+    (`espalier.topology.schedules.favoured`, `likelier`). kl_scale: tempering of the KL. kl_warmup: fraction of training over
+    which it rises from 0.
     """
     streams = Streams(seed, find_device(training.device))
     model = prepare(model, data, training)
     topology = initial(model.shapes, sparsity, allocation, start, model.initial, streams.topology)
     guide = GaussianGuide(model, topology, noise_scale=noise_scale, kl_scale=kl_scale, generator=streams.mask)
     last = training.step_at(freeze, data)
-    schedule = schedules.rigl(delta_t, last, drop_fraction, DROP_SCORES[drop_score])
+    rules = {
+        "all": None, "bayes-factor": schedules.favoured(model.prior().scale, log_threshold),
+        "joint-density": schedules.likelier(model.prior().scale, model.num_data or 1, log_threshold),
+    }  # fmt: skip
+    schedule = schedules.rigl(delta_t, last, drop_fraction, DROP_SCORES[drop_score], rules[accept])
     return train(
         model, guide, schedule, data, training=training, streams=streams, average_from=average_from, watch=watch,
         followers=[KLWarmup(kl_warmup, training.steps(data))] if kl_warmup else [],

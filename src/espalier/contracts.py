@@ -207,6 +207,8 @@ class Evidence(NamedTuple):
     """For rules that grow at random."""
     scales: Tensor | None = None
     """Standard deviations of the active weights `(k,)`, where the guide learns them."""
+    loss_with: Callable[[Tensor], float] | None = None
+    """The mean likelihood loss of this batch with only those active weights that are kept, `(k,)` bool, at the values; nats."""
 
 
 class Move(NamedTuple):

@@ -7,7 +7,7 @@ re-estimated on training inputs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -25,9 +25,10 @@ from espalier.prediction.predict import predictive
 from espalier.sparse import scatter
 from espalier.store import Bundle
 from espalier.topology import codes
+from espalier.topology.evidence import log_bayes_factor, normal_at_zero, of_blocks
 from espalier.topology.masks import keep_top
 
-By = Literal["magnitude", "layer-magnitude", "snr", "inclusion"]
+By = Literal["magnitude", "layer-magnitude", "snr", "inclusion", "bayes-factor"]
 Structure = Literal["weights", "channels"]
 
 
@@ -118,9 +119,11 @@ def family(
 
     by: magnitude (of the mean over draws, one threshold for all layers), layer-magnitude (its rank within the layer, so that
     layers lose alike), snr (|mean| / sd over the collected pairs; Graves 2011), inclusion (probability of staying where the
-    layer keeps half of its weights by eq. 3 of Lei et al. 2023, at the layer's mean |u| as temperature).
+    layer keeps half of its weights by eq. 3 of Lei et al. 2023, at the layer's mean |u| as temperature), bayes-factor (what
+    the data have against leaving a weight of a Gaussian guide out, `topology.evidence.log_bayes_factor`).
     structure: single weights; or channels, whole output units of every layer but the last by the root mean square of their
-    weights' scores, with their bias. biases: with magnitude, biases go under the same threshold (Alvarez 2024).
+    weights' scores (of bayes-factor their sum: the factor of the whole unit), with their bias. biases: with magnitude, biases go
+    under the same threshold (Alvarez 2024).
     """
     if by not in get_args(By) or structure not in get_args(Structure):
         raise ValueError(f"expected by of {', '.join(get_args(By))}, structure of {', '.join(get_args(Structure))}, "
@@ -138,7 +141,7 @@ def family(
         inputs = list(fit.inputs)
     score = _scores(fit, base, by)
     if structure == "channels":
-        return _channels(fit, base, score, inputs)
+        return _channels(fit, base, score, inputs, of_blocks if by == "bayes-factor" else _mean_square)
     extra = tuple(name for name in base.states if name.endswith("bias") and name.startswith("net.")) if biases else ()
     score = torch.cat([score, *(base.states[name].mean(0).abs().flatten() for name in extra)])
     return Family(base, score, torch.arange(len(score), device=score.device), extra, inputs)
@@ -171,6 +174,11 @@ def _scores(fit: Fit, base: Frozen, by: By) -> Tensor:
             raise ValueError("expected two collected pairs or more to prune by snr, got one: lower --average-from")
         draws = fit.pairs.values * fit.pairs.keep
         return draws.mean(0).abs() / draws.std(0).clamp(min=torch.finfo(draws.dtype).tiny)
+    if by == "bayes-factor":
+        if fit.pairs.scales is None:
+            raise ValueError("expected a fit with learned standard deviations to prune by bayes-factor: train with mean_field")
+        at_zero = normal_at_zero(fit.record["prior_scale"])
+        return -log_bayes_factor(fit.pairs.values[-1].double(), fit.pairs.scales[-1].double(), at_zero)
     probability = torch.zeros_like(magnitude, dtype=torch.float64)
     start = 0
     for part in magnitude.split(counts):
@@ -181,7 +189,14 @@ def _scores(fit: Fit, base: Frozen, by: By) -> Tensor:
     return probability
 
 
-def _channels(fit: Fit, base: Frozen, score: Tensor, inputs: list[Tensor] | None) -> Family:
+def _mean_square(score: Tensor, unit: Tensor, count: int) -> Tensor:
+    squares = of_blocks(score.double().square(), unit, count)
+    return (squares / torch.bincount(unit, minlength=count).clamp(min=1)).sqrt()
+
+
+def _channels(
+    fit: Fit, base: Frozen, score: Tensor, inputs: list[Tensor] | None, together: Callable[..., Tensor]
+) -> Family:
     """Items are output units: rows of a linear map, filters of a convolution. The last layer's are the answer, and stay."""
     owners, units, first, start = [], [], 0, 0
     layers = list(zip(fit.model.weights, base.topology.counts, strict=True))
@@ -195,9 +210,7 @@ def _channels(fit: Fit, base: Frozen, score: Tensor, inputs: list[Tensor] | None
             break
         unit = (place - start) // (weight.size // weight.shape[0])
         owners.append(unit + first)
-        squares = torch.zeros(weight.shape[0], dtype=torch.float64, device=score.device)
-        squares.index_add_(0, unit, part.double().square())
-        units.append((squares / torch.bincount(unit, minlength=weight.shape[0]).clamp(min=1)).sqrt())
+        units.append(together(part, unit, weight.shape[0]))
         name = f"net.{weight.name.removesuffix('weight')}bias"
         if name in base.states and base.states[name][0].numel() == weight.shape[0]:
             owned.append((name, torch.arange(weight.shape[0], device=score.device) + first))

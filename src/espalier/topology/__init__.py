@@ -4,6 +4,7 @@ masks.py       allocation (ERK, uniform), initial topologies, drop and grow, bit
 codes.py       a topology as few bytes: its gaps
 schedules.py   when it moves and on what evidence: RigL, SET, static, gradual, one-shot
 scores.py      which active weights go first: magnitude, signal to noise, Bayes factor
+evidence.py    Bayes factors of leaving a weight out, Bayesian model reduction, and their curve
 options.py     the options of a topology that programs share (tested in ../runs/test_recipes.py)
 """
 

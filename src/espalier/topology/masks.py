@@ -185,13 +185,24 @@ def _kth_largest(scores: Tensor, count: int, among: Tensor | None) -> Tensor:
     return torch.as_tensor(best[0])
 
 
-def drop_and_grow(topology: Topology, drop_score: Tensor, grow_score: Tensor, fraction: float) -> Move:
+def candidates(topology: Topology, drop_score: Tensor, fraction: float) -> Tensor:
+    """Which weights `(k,)` bool `drop_and_grow` would drop."""
+    parts = zip(drop_score.split(list(topology.counts)), topology.counts, topology.sizes, strict=True)
+    return torch.cat([~keep_top(score, count - min(math.floor(fraction * count), size - count)) for score, count, size in parts])
+
+
+def drop_and_grow(
+    topology: Topology, drop_score: Tensor, grow_score: Tensor, fraction: float, droppable: Tensor | None = None
+) -> Move:
     """Exchange, in every layer, floor(fraction * k_l) active weights for as many that were inactive before.
 
     drop_score: `(k,)`, the smallest go (at equal scores the lower position is kept); grow_score: `(num_weights,)`, the
     largest come (at equal scores the lower position). At most n_l - k_l are exchanged; what was just dropped does not
-    return. Density is constant to the weight.
+    return. droppable: `(k,)` bool, which may go, where not all may; where they are fewer, fewer are exchanged. Density is
+    constant to the weight.
     """
+    if droppable is not None:
+        drop_score = torch.where(droppable, drop_score, math.inf)
     device = topology.positions.device
     olds = torch.arange(topology.num_active, device=device).split(list(topology.counts))
     positions, sources, start = [], [], 0
@@ -199,7 +210,8 @@ def drop_and_grow(topology: Topology, drop_score: Tensor, grow_score: Tensor, fr
         count = len(old)
         free = torch.ones(size, dtype=torch.bool, device=device)
         free[topology.positions[old] - start] = False
-        exchanged = min(math.floor(fraction * count), size - count)
+        most = count if droppable is None else int(droppable[old].sum())
+        exchanged = min(math.floor(fraction * count), size - count, most)
         kept = old[keep_top(score, count - exchanged)]
         grown = keep_top(grow_score[start : start + size], exchanged, free).nonzero().squeeze(1) + start
         place, order = torch.cat([topology.positions[kept], grown]).sort()

@@ -12,11 +12,42 @@ import torch
 from torch import Tensor
 
 from espalier.contracts import Evidence, Move, Schedule, Topology
-from espalier.topology.masks import drop_and_grow, prune
-from espalier.topology.scores import DropScore, magnitude
+from espalier.topology.evidence import log_bayes_factor, normal_at_zero
+from espalier.topology.masks import candidates, drop_and_grow, prune
+from espalier.topology.scores import DropScore, magnitude, scales_of
 
 GrowScore = Callable[[Evidence], Tensor]
 """`(num_weights,)`, one score per weight: the largest among the inactive grow."""
+
+
+Accept = Callable[[Evidence, Tensor], Tensor]
+"""Of the weights that would be dropped, `(k,)` bool among the active ones, those that may be."""
+
+
+def favoured(prior_scale: float, log_threshold: float = 0.0) -> Accept:
+    """Those whose log Bayes factor for w = 0 is above the threshold (`evidence.log_bayes_factor`); 0 is indifferent."""
+
+    def accept(evidence: Evidence, dropped: Tensor) -> Tensor:
+        factors = log_bayes_factor(evidence.values.double(), scales_of(evidence).double(), normal_at_zero(prior_scale))
+        return dropped & (factors > log_threshold)
+
+    return accept
+
+
+def likelier(prior_scale: float, num_data: int, log_threshold: float = 0.0) -> Accept:
+    """All of them or none: all where log p(data, w without them) - log p(data, w) is above the threshold, the data's part by the
+    move's batch, a stand-in for all N (Mathew & Rowe 2023, as their abstract reads).
+
+    It compares joint densities at two points, no evidences: the prior's part, sum w^2 / 2s^2, is for every pruning.
+    """
+
+    def accept(evidence: Evidence, dropped: Tensor) -> Tensor:
+        assert evidence.loss_with is not None
+        lost = num_data * (evidence.loss_with(~dropped) - evidence.loss_with(torch.ones_like(dropped)))
+        gained = float(evidence.values.double()[dropped].square().sum()) / (2 * prior_scale**2)
+        return dropped if gained - lost > log_threshold else torch.zeros_like(dropped)
+
+    return accept
 
 
 def gradient(evidence: Evidence) -> Tensor:
@@ -31,10 +62,11 @@ def at_random(evidence: Evidence) -> Tensor:
 
 
 def drop_and_grow_every(
-    delta_t: int, last: int, drop_fraction: float, *, drop: DropScore = magnitude, grow: GrowScore
+    delta_t: int, last: int, drop_fraction: float, *, drop: DropScore = magnitude, grow: GrowScore, accept: Accept | None = None
 ) -> Schedule:
     """Move at t = delta_t, 2 delta_t, ... < last (t counts from 1), exchanging the fraction
-    f(t) = drop_fraction / 2 * (1 + cos(pi t / last)) of each layer's active weights (Evci et al. 2020, eq. for f_decay).
+    f(t) = drop_fraction / 2 * (1 + cos(pi t / last)) of each layer's active weights (Evci et al. 2020, eq. for f_decay); less
+    where not all of these are accepted.
 
     Raises ValueError for a delta_t below 1 or a drop_fraction outside [0, 1].
     """
@@ -46,13 +78,12 @@ def drop_and_grow_every(
     def fraction(step: int) -> float:
         return drop_fraction / 2 * (1 + math.cos(math.pi * step / last))
 
-    return Schedule(
-        last=last,
-        due=lambda step: step % delta_t == 0 and step < last,
-        move=lambda topology, evidence: drop_and_grow(
-            topology, drop(evidence), grow(evidence), fraction(evidence.step)
-        ),
-    )
+    def move(topology: Topology, evidence: Evidence) -> Move:
+        share, score = fraction(evidence.step), drop(evidence)
+        droppable = None if accept is None else accept(evidence, candidates(topology, score, share))
+        return drop_and_grow(topology, score, grow(evidence), share, droppable)
+
+    return Schedule(last=last, due=lambda step: step % delta_t == 0 and step < last, move=move)
 
 
 def static() -> Schedule:
@@ -64,9 +95,11 @@ def static() -> Schedule:
     return Schedule(last=0, due=lambda step: False, move=stay)
 
 
-def rigl(delta_t: int, last: int, drop_fraction: float, drop: DropScore = magnitude) -> Schedule:
+def rigl(
+    delta_t: int, last: int, drop_fraction: float, drop: DropScore = magnitude, accept: Accept | None = None
+) -> Schedule:
     """RigL: drop the smallest |u|, grow the largest |gradient| (Evci et al. 2020)."""
-    return drop_and_grow_every(delta_t, last, drop_fraction, drop=drop, grow=gradient)
+    return drop_and_grow_every(delta_t, last, drop_fraction, drop=drop, grow=gradient, accept=accept)
 
 
 def set_(delta_t: int, last: int, drop_fraction: float) -> Schedule:

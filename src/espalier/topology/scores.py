@@ -26,7 +26,7 @@ def magnitude(evidence: Evidence) -> Tensor:
 
 def snr(evidence: Evidence) -> Tensor:
     """|mu| / sigma of a Gaussian guide's weight (Graves 2011; Blundell et al. 2015). Raises ValueError without sigma."""
-    return evidence.values.abs() / _scales(evidence)
+    return evidence.values.abs() / scales_of(evidence)
 
 
 def mean_of_magnitude(evidence: Evidence) -> Tensor:
@@ -70,10 +70,11 @@ def _log_exponential(evidence: Evidence, power: int) -> Tensor:
 
 def _moments(evidence: Evidence) -> tuple[Tensor, Tensor]:
     """|mu| and sigma, in float64."""
-    return evidence.values.abs().double(), _scales(evidence).double()
+    return evidence.values.abs().double(), scales_of(evidence).double()
 
 
-def _scales(evidence: Evidence) -> Tensor:
+def scales_of(evidence: Evidence) -> Tensor:
+    """sigma `(k,)`. Raises ValueError where the guide learns none."""
     if evidence.scales is None:
         raise ValueError(
             "expected a guide that learns standard deviations for this score: use mean_field, or magnitude"

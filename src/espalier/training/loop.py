@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +13,8 @@ from espalier.contracts import Evidence, Schedule
 from espalier.followers import Follower
 from espalier.guides.masked import MaskedGuide
 from espalier.network import BayesianNetwork, under
+from espalier.sparse import scatter
+from espalier.sparse.trial import unmoved
 from espalier.store import Bundle
 from espalier.topology import codes
 from espalier.topology.masks import relocate, united
@@ -88,7 +91,10 @@ class Loop:
         grown, self.source = 0, None
         if moving:
             gradient = distributed.mean(self.guide.gradient())
-            evidence = Evidence(self.taken, self.guide.values.data, gradient, self.topology_stream, self.guide.scales())
+            evidence = Evidence(
+                self.taken, self.guide.values.data, gradient, self.topology_stream, self.guide.scales(),
+                partial(self._loss_with, x, y),
+            )  # fmt: skip
             move = self.schedule.move(self.guide.topology, evidence)
             self.guide.move(move, self.optimizer)
             self.ever = united(self.ever, self.guide.topology)
@@ -103,6 +109,16 @@ class Loop:
         for follower in self.followers:
             follower.after(self.taken, x, terms.output, self.model, self.guide)
         return Info(self.taken, seen, terms.kl + terms.l2 - seen, terms.kl, grown, moving, active)
+
+    @torch.no_grad()
+    def _loss_with(self, x: Any, y: Tensor, kept: Tensor) -> float:
+        """-log p(y | x, w) at the guide's values, of those kept `(k,)`: the mean over the batch, nats. No buffer moves."""
+        guide, model = self.guide, self.model
+        values = guide.values.data * (kept.to(guide.values.dtype) * guide.scale)
+        weights = scatter(values, guide.positions, model.num_weights, guide.layout)
+        with unmoved(*model.children(), device=values.device), objective.cast(self.precision, y.device):
+            loss = objective.negative_log_likelihood(model, model.evaluate(weights, x), y)
+        return float(distributed.mean(loss))
 
     @property
     def keep(self) -> Tensor:
