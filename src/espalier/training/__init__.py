@@ -5,6 +5,7 @@ loop.py           one step: draw Z, the ELBO, backward, then the optimiser or a 
 objective.py      the loss of one batch and its gradient: the ELBO, by Pyro or in closed form
 drop_rates.py     the drop rate found while training, on validation rows
 annealing.py      the KL's factor rising while training
+function_space.py the KL of the functions at context points, in place of that of the weights
 options.py        Training: how long, how fast, where; `prepare`: the prior that a weight decay is
 batches.py        the batches of an epoch: shuffled, shared, augmented, softened
 rates.py          learning rates by step
