@@ -34,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("float64")
 # The objective
 
 
-@pytest.mark.parametrize("kl_scale", [1.0, 0.3])
+@pytest.mark.parametrize("kl_scale", [1.0, 0.3, 0.0])
 def test_one_step_s_gradient_is_that_of_the_loss_by_hand(kl_scale: float) -> None:
     model, guide = case(kl_scale=kl_scale)
     x, y = batch_of(3)

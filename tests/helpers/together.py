@@ -17,6 +17,7 @@ from torch import nn
 
 from espalier import runs, store
 from espalier.contracts import Data, Split
+from espalier.guides.gaussian import GaussianGuide
 from espalier.guides.masked import MaskedGuide
 from espalier.network import BayesianNetwork
 from espalier.prediction.fit import Fit
@@ -28,6 +29,7 @@ from espalier.training import distributed
 from espalier.training.control_variates import ControlVariate
 from espalier.training.distillation import distill
 from espalier.training.drop_rates import Found
+from espalier.training.function_space import FunctionSpaceKL, context_of
 from espalier.training.options import Training
 from espalier.training.streams import Streams, find_device
 from espalier.training.train import train
@@ -48,6 +50,7 @@ CASES: dict[str, dict[str, Any]] = {
     "distilled": {"learning_rate": 0.2, "distill": 3},
     "found and woven": {"learning_rate": 0.2, "followed": True},
     "controlled": {"learning_rate": 0.2, "label_smoothing": 0.1, "controlled": True},
+    "functions": {"learning_rate": 0.1, "functions": True},
     "ended": {"learning_rate": 0.2, "ended": 7},
 }
 
@@ -75,14 +78,18 @@ def trained(case: str, seed: int = 3, **changed: Any) -> Fit:
     options = {**CASES[case], **changed}
     rule, taught, followed = options.pop("rule", "rigl"), options.pop("distill", 0), options.pop("followed", False)
     last, controlled = options.pop("ended", 0), options.pop("controlled", False)
+    functions = options.pop("functions", False)
     training = Training(**{"epochs": EPOCHS, "batch_size": BATCH, "device": "cpu", "bn_batches": 2, **options})
     streams = Streams(seed, find_device("cpu"))
     model = BayesianNetwork(network(case), prior_scale=0.5, num_data=EXAMPLES, weight_decay=1e-3)
     guide = MaskedGuide(model, initial(model.shapes, 0.7, generator=streams.topology), 0.8, generator=streams.mask)
+    if functions:
+        guide = GaussianGuide(model, guide.topology, noise_scale=0.1, kl_scale=0.0, generator=streams.mask)
     schedule = schedules.rule(rule, 3, 30, 0.4)
     # A rate every fourth step, as of large batches, and a student in the last epochs.
     followers = [Found(data(), 1280, 40, seed), Woven.of(training, data(), 0.8, 0.05)] if followed else []
     followers += [ControlVariate(data(), training, gamma=0.5, seed=seed)] if controlled else []
+    followers += [FunctionSpaceKL(context_of("train", data()), 6, seed=seed)] if functions else []
     ending = Ending(last) if distributed.rank() == distributed.size() - 1 else None  # one process says it, all do it
     fit = train(model, guide, schedule, data(), training=training, streams=streams, average_from=0.8, followers=followers,
                 watch=ending)  # fmt: skip

@@ -114,7 +114,9 @@ def test_every_likelihood_and_kind_of_labels_has_pyros_loss_and_gradient(name: s
         {"num_particles": 3},
         {"mask": "unit", "rescale": True, "kl_scale": 0.3},
         {"keep_prob": 1.0, "kl_scale": 7.0},
+        {"kl_scale": 0.0},
         {"kind": "gaussian", "kl_scale": 0.3},
+        {"kind": "gaussian", "kl_scale": 0.0},
     ],
     ids=str,
 )

@@ -85,7 +85,7 @@ class MaskedGuide(PyroModule):
     rescale: component mean m = u / keep_prob instead of u, so that E[w] = u ("inverted dropout").
     mask: 'weight', a Z for each active weight; 'unit', one for all that leave the same input unit; 'filter', one for all of a
         convolution's filter. The KL bound holds for each: it is convex in the mixture, whatever the parts share.
-    kl_scale: the one tempering knob, a factor on the KL of the weights.
+    kl_scale: the one tempering knob, a factor on the KL of the weights; 0 leaves it out.
     num_particles: draws of Z that a step of our loop averages the likelihood of its batch over, each at the price of a step; a
         move of the topology looks at one. (Under Pyro's own SVI it is the ELBO's.)
     generator: where Z is drawn from; None is torch's default, which `pyro.set_rng_seed` seeds.
@@ -112,8 +112,8 @@ class MaskedGuide(PyroModule):
             raise ValueError(f"expected num_particles of 1 to {MOST_PARTICLES}, masks a step, got {num_particles}")
         if topology.sizes != model.sizes:
             raise ValueError(f"expected a topology over layers of {model.sizes} weights, got {topology.sizes}")
-        if not kl_scale > 0:
-            raise ValueError(f"expected a kl_scale above 0, got {kl_scale}")
+        if not kl_scale >= 0:
+            raise ValueError(f"expected a kl_scale of 0 or more, got {kl_scale}: 0 is no KL of the weights")
         if mask not in get_args(Mask):
             raise ValueError(f"expected a mask per {', '.join(get_args(Mask))}, got {mask!r}")
         if mask != "weight":
@@ -165,7 +165,8 @@ class MaskedGuide(PyroModule):
                 "call pyro.clear_param_store() before a new guide is trained"
             )
         q = self.distribution()
-        with pyro.poutine.scale(scale=self.kl_scale):
+        # Pyro refuses a scale of 0; what is masked is not in its ELBO.
+        with pyro.poutine.scale(scale=self.kl_scale) if self.kl_scale else pyro.poutine.mask(mask=False):
             weights: Tensor = pyro.sample("weights", q)
         return self._noted(weights, q)
 

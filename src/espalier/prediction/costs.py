@@ -8,7 +8,8 @@ every zero would do; what is done without zeros, and what is not, stands in docs
 
 CigL adds what that accounting does not know, and `train_flops` holds it: at every step the draw of Z and the products with it
 (three operations for each active weight; so for a Gaussian guide's noise), the running average, and the re-estimation of
-batch-norm statistics, a forward pass over some training examples for every pair. Validation is not counted.
+batch-norm statistics, a forward pass over some training examples for every pair; a KL of functions, the passes of its context
+points and its own algebra. Validation is not counted.
 """
 
 from __future__ import annotations
@@ -162,8 +163,11 @@ def costs(
     per_epoch = max(1, record["num_data"] // record["batch_size"])
     # After training a masked teacher's forward pass, too; on the way that has been done.
     units += sparse * (4 * student.get("epochs", 0) * per_epoch + 3 * student.get("woven_steps", 0))
-    looked = sum(record.get(what, {}).get("forward_examples", 0) for what in ("drop_rate", "control_variate"))
+    # To find the drop rate; at a snapshot; at context points; to find layers' shares.
+    beside = [record.get(what, {}) for what in ("drop_rate", "control_variate", "function_space", "allocation_search")]
+    looked = sum(part.get("forward_examples", 0) for part in beside)
     multiply_adds = batch * units + sparse * (looked + _statistics_examples(fit, how, num_samples))
+    multiply_adds += sum(part.get("multiply_adds", 0) for part in beside)
     draws = 3 * own["mean_density"] * own["steps"] * own["particles"] * sum(sizes.values()) if _is_random(fit) else 0.0
     averages = len(fit.pairs.values) * fit.topology.num_active
     passes = {"pairs": len(fit.pairs.values), "redraw": num_samples}.get(how, 1)

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import yaml
 from jsonargparse import ActionYesNo, ArgumentParser
+from torch import Tensor
 
 from espalier import data, shelf
 from espalier.runs import lines, trust
@@ -222,8 +223,9 @@ def _fields() -> list[Option]:
 
 
 def _plain(hint: Any) -> Any:
-    """What a command line can say of a type: of `str | Path | None` a string, of words or a callable the words, or a string."""
-    if any(typing.get_origin(part) is Callable for part in typing.get_args(hint)):
+    """What a command line can say of a type: of `str | Path | None` a string, of words or a callable the words, or a string; of
+    a string or a tensor a string."""
+    if any(typing.get_origin(part) is Callable or part is Tensor for part in typing.get_args(hint)):
         return typing.Literal[words_of(hint)] if words_of(hint) else str
     return str | None if Path in typing.get_args(hint) else hint
 

@@ -7,6 +7,7 @@ drop_rates.py     the drop rate found while training, on validation rows
 annealing.py      what a training changes of its prior: the KL factor that rises, a mixture whose spike narrows, noise
 relaxed_masks.py  a mask that is found by an L1 on relaxed ones: how strong, how long
 control_variates.py  a gradient steadied by that of a snapshot
+function_space.py the KL of the functions at context points, in place of that of the weights
 options.py        Training: how long, how fast, where; `prepare`: the prior that a weight decay is
 batches.py        the batches of an epoch: shuffled, shared, augmented, softened
 rates.py          learning rates by step
