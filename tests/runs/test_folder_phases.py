@@ -22,8 +22,10 @@ RECIPES: dict[str, dict[str, Any]] = {  # ten steps an epoch
     "distilled": {"epochs": 4, "distill_epochs": 3, "delta_t": 6, "freeze": 0.5, "average_from": 0.5, "rule": "set"},
     "woven": {"inference": "distilled", "epochs": 4, "delta_t": 6, "freeze": 0.5, "average_from": 0.5, "rule": "set"},
     "lottery": {"epochs": 3, "rounds": 2, "rewind_epochs": 1, "average_from": 0.5},
+    "searched": {"epochs": 3, "average_from": 0.5},
+    "agent": {"inference": "searched", "epochs": 2, "by": "ppo", "search_steps": 130, "average_from": 0.5},
 }
-TOTAL = {"distilled": 70, "woven": 40, "lottery": 100}
+TOTAL = {"distilled": 70, "woven": 40, "lottery": 100, "searched": 60, "agent": 40}
 
 
 @functools.cache
@@ -75,6 +77,13 @@ KILLS = {
         "in the last": [{"step": 95}],
         "in each": [{"step": 8}, {"step": 38}, {"step": 25}, {"step": 33}],
     },
+    "searched": {
+        "in the dense training": [{"step": 15}],
+        "at its end, before the search": [{"epoch": 3}],
+        "in the second": [{"step": 52}],
+        "in each": [{"step": 8}, {"step": 38}, {"step": 25}],
+    },
+    "agent": {"before the search and after it": [{"epoch": 2}, {"step": 15}]},
 }
 
 

@@ -143,10 +143,10 @@ def costs(
 ) -> dict[str, float]:
     """What it cost to train the fit, and costs to predict with it in the way `how`; JSON-able.
 
-    train_flops: of the whole training, with what `how` needs of it (distillation, the drop rate, batch-norm statistics);
-    inference_flops: of one example, over all draws. state_bytes: the most that lasted from step to step of what training
-    updates (values, positions, moments, other parameters and buffers). disk_bytes: of the tensors that predict this way,
-    masks packed. NAME_relative: over the same for a dense network trained for as many steps as the last training.
+    train_flops: of the whole training, with what `how` needs of it (distillation, the drop rate, layer ratios, batch-norm
+    statistics); inference_flops: of one example, over all draws. state_bytes: the most that lasted from step to step of what
+    training updates (values, positions, moments, other parameters and buffers). disk_bytes: of the tensors that predict this
+    way, masks packed. NAME_relative: over the same for a dense network trained for as many steps as the last training.
     num_samples, random_growth: see `Fit.predict` and `trained`.
     """
     record, work = fit.record, forward(fit.model, fit.record["shape"])
@@ -160,7 +160,8 @@ def costs(
     # After training a masked teacher's forward pass, too; on the way that has been done.
     units += sparse * (4 * student.get("epochs", 0) * per_epoch + 3 * student.get("woven_steps", 0))
     looked = record.get("drop_rate", {}).get("forward_examples", 0)  # to find the drop rate
-    multiply_adds = batch * units + sparse * (looked + _statistics_examples(fit, how, num_samples))
+    searched = record.get("search", {}).get("forward_examples", 0)  # for layer ratios: every candidate as if it were dense
+    multiply_adds = batch * units + sparse * (looked + _statistics_examples(fit, how, num_samples)) + work.dense * searched
     draws = 3 * own["mean_density"] * own["steps"] * own["particles"] * sum(sizes.values()) if _is_random(fit) else 0.0
     averages = len(fit.pairs.values) * fit.topology.num_active
     passes = {"pairs": len(fit.pairs.values), "redraw": num_samples}.get(how, 1)

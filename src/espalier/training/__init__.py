@@ -4,6 +4,9 @@ train.py          `train`: epochs of steps, pairs collected at the end of late o
 loop.py           one step: draw Z, the ELBO, backward, then the optimiser or a move of the topology
 objective.py      the loss of one batch and its gradient: the ELBO, by Pyro or in closed form
 drop_rates.py     the drop rate found while training, on validation rows
+ratios.py         how many weights each layer of a trained network keeps: searched for
+walks.py          a walk over the layers that removes weights from each, and the multiplier of its budget
+constrained.py    an agent that learns to walk so, by PPO
 annealing.py      the KL's factor rising while training
 options.py        Training: how long, how fast, where; `prepare`: the prior that a weight decay is
 batches.py        the batches of an epoch: shuffled, shared, augmented, softened
@@ -27,6 +30,8 @@ from espalier.training.loop import Loop as Loop
 from espalier.training.options import Training as Training
 from espalier.training.options import prepare as prepare
 from espalier.training.phases import Phase as Phase
+from espalier.training.ratios import Ratios as Ratios
+from espalier.training.ratios import layer_ratios as layer_ratios
 from espalier.training.stopping import EarlyStopping as EarlyStopping
 from espalier.training.streams import Streams as Streams
 from espalier.training.streams import find_device as find_device
