@@ -13,9 +13,10 @@ from scipy.optimize import linprog
 from torch import nn
 
 from espalier import Training, shelf
+from espalier.certificates import Frozen, layerwise
 from espalier.network import BayesianNetwork
 from espalier.prediction.fit import Fit
-from espalier.topology.masks import erk, uniform
+from espalier.topology.masks import erk, magnitude_topology, uniform
 from espalier.training.ratios import Scorer, bought, exchange, fitted, layer_ratios
 from toys import BATCH, toy
 
@@ -57,6 +58,9 @@ def test_counts_are_fitted_to_a_total_in_their_proportions() -> None:
         between = (counts > 1) & (counts < sizes)
         least, most = (counts - 1) / kept, (counts + 1) / kept  # one factor within a weight of each that has room
         assert not between.any() or least[between].max() < most[between].min()
+    shapes = [(64, 256), (256, 256), (256, 10)]  # where no layer is short, the allocations of these names
+    for own, kept in ((erk, [320, 512, 266]), (uniform, [16384, 65536, 2560])):
+        assert fitted(kept, (16384, 65536, 2560), 4224) == own(shapes, 0.05)
     assert fitted((10, 30, 2), (100, 40, 20), 84) == (37, 40, 7)  # 44 are left for 10 : 2
 
 
@@ -117,6 +121,16 @@ def test_the_search_by_a_dual_variable_finds_what_enumeration_finds(seed: int, t
     assert all(row["loss"] >= after["loss"] for row, after in itertools.pairwise(trace))
 
 
+def test_what_is_found_is_what_certificates_prune_layer_by_layer() -> None:
+    fit = trained()
+    found = layer_ratios(fit, toy(6 * BATCH), sparsity=0.6)
+    assert found.score.loss <= layer_ratios(fit, toy(6 * BATCH), sparsity=0.6, by="erk").score.loss
+    fractions = [1 - count / size for count, size in zip(found.counts, fit.model.sizes, strict=True)]
+    theirs = layerwise(Frozen.of(fit), fractions).topology
+    mine = magnitude_topology(fit.model.shapes, found.counts, next(fit.weights("ticket"))[0])
+    assert torch.equal(theirs.positions, mine.positions)
+
+
 # --------------------------------------------------------------------------------------------------------------- scores
 
 
@@ -173,7 +187,8 @@ def test_a_regression_is_searched_by_its_likelihood() -> None:
         ({"by": "rl"}, "expected by of dual, ppo, erk, uniform and search_on of train, validation, got 'rl', 'train'"),
         ({"search_on": "test"}, "expected by of dual, .* got 'dual', 'test'"),
         ({"rows": 0}, "expected rows and steps of at least 1"),
-        ({"sparsity": 1.0}, r"expected a sparsity in \[0, 1\), got 1"),
+        ({"sparsity": 1.0}, r"expected a sparsity in \[0, 1\) that leaves a weight to each of 2 layers, got 1"),
+        ({"sparsity": 0.97}, r"expected a sparsity in \[0, 1\) that leaves a weight to each of 2 layers, got 0.97"),
         ({"search_on": "validation"}, "expected rows to find layer ratios on, but the validation split of toy is empty"),
     ],
 )

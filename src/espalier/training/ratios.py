@@ -132,18 +132,26 @@ def layer_ratios(
     """
     if isinstance(of, Fit) and of.topology.num_active < of.topology.num_weights:
         raise ValueError(f"expected a dense fit to find layer ratios of, got density {of.topology.density:g}")
-    model = of.model if isinstance(of, Fit) else of
+    model = cast(BayesianNetwork, of.model if isinstance(of, Fit) else of)  # to mypy, a PyroModule might be a Fit, too
     check(model, data, sparsity, by, rows, search_on, steps)
     weights, state = next(cast(Fit, of).weights("ticket")) if of is not model else (model.initial, model.state_dict())
     score = Scorer(model, weights, dict(state), data, rows, search_on)
+
+    def loss(counts: Counts) -> float:
+        return score(counts).loss
+
+    def accuracy(counts: Counts) -> float:
+        return score(counts).accuracy
+
     total, trace = round((1 - sparsity) * model.num_weights), list[dict[str, Any]]()
     if by == "dual":
-        starts = [ALLOCATIONS[name](model.shapes, 1 - sparsity) for name in ALLOCATIONS]
-        counts, trace = exchange(lambda c: score(c).loss, model.sizes, min(starts, key=lambda c: score(c).loss))
+        starts = [fitted(own, model.sizes, total) for own in (list(map(sum, model.shapes)), model.sizes)]  # ERK's, uniform's
+        counts, trace = exchange(loss, model.sizes, min(starts, key=loss))
     elif by == "ppo":
-        reward = lambda c: 100 * score(c).accuracy  # noqa: E731 - in percent, as released
-        kept, trace = _agent().search(reward, layers_of(model), model.sizes, sparsity, steps=steps, seed=seed)
-        counts = max((fitted(own, model.sizes, total) for own in kept), key=lambda c: score(c).accuracy)
+        kept, trace = _agent().search(
+            lambda counts: 100 * accuracy(counts), layers_of(model), model.sizes, sparsity, steps=steps, seed=seed
+        )  # fmt: skip
+        counts = max((fitted(own, model.sizes, total) for own in kept), key=accuracy)
     else:
         counts = ALLOCATIONS[by](model.shapes, 1 - sparsity)
     return Ratios(by, counts, score(counts), trace, score.forward_examples)
@@ -157,8 +165,11 @@ def check(
         raise ValueError(f"expected by of {', '.join(get_args(By))} and search_on of train, validation, got {by!r}, {on!r}")
     if rows < 1 or steps < 1:
         raise ValueError(f"expected rows and steps of at least 1 for the search of layer ratios, got {rows} and {steps}")
-    for allocation in (by,) if by in ALLOCATIONS else ALLOCATIONS:  # the budget, and whether every layer has a weight
-        ALLOCATIONS[allocation](model.shapes, 1 - sparsity)
+    least = len(model.sizes)
+    if not 0 <= sparsity < 1 or round((1 - sparsity) * model.num_weights) < least:
+        raise ValueError(f"expected a sparsity in [0, 1) that leaves a weight to each of {least} layers, got {sparsity:g}")
+    if by in ALLOCATIONS:
+        ALLOCATIONS[by](model.shapes, 1 - sparsity)
     if not len(getattr(data, on).y):
         raise ValueError(f"expected rows to find layer ratios on, but the {on} split of {data.name} is empty")
     if by == "ppo":
