@@ -23,8 +23,10 @@ RECIPES: dict[str, dict[str, Any]] = {  # ten steps an epoch
     "woven": {"inference": "distilled", "epochs": 4, "delta_t": 6, "freeze": 0.5, "average_from": 0.5, "rule": "set"},
     "lottery": {"epochs": 3, "rounds": 2, "rewind_epochs": 1, "average_from": 0.5},
     "espn": {"epochs": 3, "mask_epochs": 2, "l1": 0.001, "average_from": 0.5},
+    "searched": {"epochs": 3, "average_from": 0.5},
+    "walker": {"inference": "searched", "epochs": 2, "by": "ppo", "search_steps": 130, "average_from": 0.5},
 }
-TOTAL = {"distilled": 70, "woven": 40, "lottery": 100, "espn": 80}
+TOTAL = {"distilled": 70, "woven": 40, "lottery": 100, "espn": 80, "searched": 60, "walker": 40}
 
 
 @functools.cache
@@ -81,6 +83,13 @@ KILLS = {
         "at its end": [{"epoch": 5}],
         "in each": [{"step": 25}, {"step": 25}, {"step": 22}],
     },
+    "searched": {
+        "in the dense training": [{"step": 15}],
+        "at its end, before the search": [{"epoch": 3}],
+        "in the second": [{"step": 52}],
+        "in each": [{"step": 8}, {"step": 38}, {"step": 25}],
+    },
+    "walker": {"before the search and after it": [{"epoch": 2}, {"step": 15}]},
 }
 
 

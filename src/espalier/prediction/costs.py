@@ -147,10 +147,10 @@ def costs(
 ) -> dict[str, float]:
     """What it cost to train the fit, and costs to predict with it in the way `how`; JSON-able.
 
-    train_flops: of the whole training, with what `how` needs of it (distillation, the drop rate, batch-norm statistics);
-    inference_flops: of one example, over all draws. state_bytes: the most that lasted from step to step of what training
-    updates (values, positions, moments, other parameters and buffers). disk_bytes: of the tensors that predict this way,
-    masks packed. NAME_relative: over the same for a dense network trained for as many steps as the last training.
+    train_flops: of the whole training, with what `how` needs of it (distillation, the drop rate, layer ratios, batch-norm
+    statistics); inference_flops: of one example, over all draws. state_bytes: the most that lasted from step to step of what
+    training updates (values, positions, moments, other parameters and buffers). disk_bytes: of the tensors that predict this
+    way, masks packed. NAME_relative: over the same for a dense network trained for as many steps as the last training.
     num_samples, random_growth: see `Fit.predict` and `trained`.
     """
     record, work = fit.record, forward(fit.model, fit.record["shape"])
@@ -163,11 +163,12 @@ def costs(
     per_epoch = max(1, record["num_data"] // record["batch_size"])
     # After training a masked teacher's forward pass, too; on the way that has been done.
     units += sparse * (4 * student.get("epochs", 0) * per_epoch + 3 * student.get("woven_steps", 0))
-    # To find the drop rate; at a snapshot; at context points; to find layers' shares.
-    beside = [record.get(what, {}) for what in ("drop_rate", "control_variate", "function_space", "allocation_search")]
+    # To find the drop rate; at a snapshot; at context points. For layers' shares every candidate counts as if it were dense.
+    beside = [record.get(what, {}) for what in ("drop_rate", "control_variate", "function_space")]
     looked = sum(part.get("forward_examples", 0) for part in beside)
     multiply_adds = batch * units + sparse * (looked + _statistics_examples(fit, how, num_samples))
     multiply_adds += sum(part.get("multiply_adds", 0) for part in beside)
+    multiply_adds += work.dense * record.get("search", {}).get("forward_examples", 0)
     draws = 3 * own["mean_density"] * own["steps"] * own["particles"] * sum(sizes.values()) if _is_random(fit) else 0.0
     averages = len(fit.pairs.values) * fit.topology.num_active
     passes = {"pairs": len(fit.pairs.values), "redraw": num_samples}.get(how, 1)

@@ -8,6 +8,9 @@ annealing.py      what a training changes of its prior: the KL factor that rises
 relaxed_masks.py  a mask that is found by an L1 on relaxed ones: how strong, how long
 control_variates.py  a gradient steadied by that of a snapshot
 function_space.py the KL of the functions at context points, in place of that of the weights
+ratios.py         how many weights each layer of a trained network keeps: searched for
+walks.py          a walk over the layers that removes weights from each, and the multiplier of its budget
+constrained.py    an agent that learns to walk so, by PPO
 options.py        Training: how long, how fast, where; `prepare`: the prior that a weight decay is
 batches.py        the batches of an epoch: shuffled, shared, augmented, softened
 rates.py          learning rates by step
@@ -30,6 +33,8 @@ from espalier.training.loop import Loop as Loop
 from espalier.training.options import Training as Training
 from espalier.training.options import prepare as prepare
 from espalier.training.phases import Phase as Phase
+from espalier.training.ratios import Ratios as Ratios
+from espalier.training.ratios import layer_ratios as layer_ratios
 from espalier.training.stopping import EarlyStopping as EarlyStopping
 from espalier.training.streams import Streams as Streams
 from espalier.training.streams import find_device as find_device
