@@ -67,6 +67,7 @@ BENCHMARKS = {
     "state_bytes.py": [],
     "step_time.py": ["--help"],
     "uci.py": ["--help"],
+    "variable_selection.py": ["--inputs", "6", "--rows", "300", "--hidden", "8,4", "--steps", "20", "--seeds", "0"],
     "versions.py": ["--help"],
 }
 
