@@ -59,6 +59,7 @@ BENCHMARKS = {
     "gpu.py": ["--help"],
     "growth.py": ["--help"],
     "onnx_parity.py": ["logistic", "--rows", "4"],
+    "orderings.py": ["--help"],
     "power.py": ["--help"],
     "predictive_memory.py": ["--pairs", "2", "--rows", "40"],
     "prune_further.py": ["--help"],

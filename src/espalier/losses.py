@@ -16,6 +16,7 @@ from torch import Tensor, distributed
 
 from espalier.followers import Follower
 from espalier.likelihoods import WithUnknown
+from espalier.sparse.trial import evaluating
 from espalier.store import Bundle
 
 if TYPE_CHECKING:
@@ -147,10 +148,56 @@ class Moon:
         self.memory = {"mean": self.DECAY * self.memory.get("mean", new) + (1 - self.DECAY) * new}
 
 
+class Controlled:
+    """`gradient_decay`, b set once an epoch by a PID controller on validation rows, so that a network is as sure as it is right:
+
+        log b = kp e + ki (sum of all e) + kd (e - the last one),  e = (mean confidence - accuracy) / accuracy
+
+    of the posterior mean, log b within [0, log 1000]; and the loss times b's effect on the size of the gradient, so that steps
+    stay as large. After the idea of Zhang & Xie's follow-up (NeurIPS 2024), whose constants are not public: these are ours.
+    """
+
+    MOST, ROWS = math.log(1000.0), 1000
+
+    def __init__(self, kp: float = 5.0, ki: float = 2.0, kd: float = 0.0) -> None:
+        if min(kp, ki, kd) < 0 or kp + ki == 0:
+            raise ValueError(f"expected gains of 0 or more, not all 0, got {kp:g}, {ki:g} and {kd:g}")
+        self.gains = kp, ki, kd
+        self.memory: dict[str, float] = {"log_b": 0.0, "sum": 0.0, "last": 0.0}
+        self.rows: tuple[Any, Tensor] | None = None
+
+    def __call__(self, logits: Tensor, y: Tensor, progress: Progress) -> Tensor:
+        b = math.exp(self.memory["log_b"])
+        wrong = 1 - logits.detach().softmax(-1).gather(-1, y.unsqueeze(-1)).squeeze(-1)
+        left = (wrong / (1 + (b - 1) * (1 - wrong))).mean()  # of the pull on the label's logit
+        return gradient_decay(logits, y, b) * (wrong.mean() / left.clamp(min=torch.finfo(left.dtype).tiny)).clamp(1.0, b)
+
+    def step(self, error: float) -> None:
+        """One step of the controller."""
+        kp, ki, kd = self.gains
+        total, last = self.memory["sum"] + error, self.memory["last"]
+        free = kp * error + ki * total + kd * (error - last)
+        log_b = min(max(free, 0.0), self.MOST)
+        # What a bound holds back is not saved up (anti-windup).
+        self.memory = {"log_b": log_b, "sum": total if log_b == free else self.memory["sum"], "last": error}
+
+    @torch.no_grad()
+    def look(self, model: BayesianNetwork, guide: MaskedGuide) -> float:
+        """e, on the first validation rows."""
+        assert self.rows is not None
+        with evaluating(model):
+            x, y = self.rows
+            p: Tensor = model.evaluate(guide.distribution().mean, x).softmax(-1)
+            accuracy = float((p.argmax(-1) == y).double().mean())
+            confidence = float(p.max(-1).values.double().mean())
+            return (confidence - accuracy) / max(accuracy, 1 / len(p[0]))
+
+
 LOSSES: Mapping[str, tuple[Callable[..., Function], str]] = {
     "gradient-decay": (_gradient_decay, "gradient-decay:B or gradient-decay:B:WARMUP"),
     "dro": (_robust(through=False), "dro:TEMPERATURE"),
     "dro-released": (_robust(through=True), "dro-released:TEMPERATURE"),
+    "gradient-decay-pid": (Controlled, "gradient-decay-pid or gradient-decay-pid:KP:KI:KD"),
     "moon": (Moon, "moon or moon:EPOCHS"),
 }
 """By name: what makes one of its numbers, and how they are written. The temperature of dro falls to 0 by half a cosine."""
@@ -210,13 +257,18 @@ class Loss(Follower):
         self.progress = self.progress._replace(taken=taken)
         if isinstance(self.function, Moon):
             self.function.told()
+        if isinstance(self.function, Controlled) and taken * self.progress.epochs % self.progress.steps == 0:
+            self.function.step(self.function.look(model, guide))
+
+    def row(self) -> Mapping[str, float]:
+        return {"b": math.exp(self.function.memory["log_b"])} if isinstance(self.function, Controlled) else {}
 
     def bundle(self) -> Bundle:
-        return Bundle({}, {"loss": self.function.memory} if isinstance(self.function, Moon) else {})
+        return Bundle({}, {"loss": self.function.memory} if isinstance(self.function, Moon | Controlled) else {})
 
     def restore(self, saved: Bundle, model: BayesianNetwork, guide: MaskedGuide) -> None:
         self.progress = self.progress._replace(taken=saved.facts["step"])
-        if isinstance(self.function, Moon):
+        if isinstance(self.function, Moon | Controlled):
             self.function.memory = saved.facts["loss"]
 
     def end(self, fit: Fit, data: Data) -> None:

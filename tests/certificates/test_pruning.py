@@ -204,6 +204,6 @@ def test_what_is_stored_is_what_predicts() -> None:
 
 def test_unknown_ways_to_prune_are_named() -> None:
     with pytest.raises(
-        ValueError, match="expected by of magnitude, layer-magnitude, snr, inclusion, structure of weights"
+        ValueError, match="expected by of magnitude, layer-magnitude, snr, inclusion, bayes-factor, structure of weights"
     ):
         family(fit_of("mlp"), Frozen.of(fit_of("mlp")), "size")  # type: ignore[arg-type]

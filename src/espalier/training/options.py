@@ -48,8 +48,9 @@ class Training:
     augment: none, or crop-flip (pad by an eighth, crop at random, flip). In Python also a callable of yours, from a batch
     `(b, *shape)` on the device to one like it; its draws from torch, NumPy and `random` are seeded. device: auto, cpu,
     cuda, cuda:1.
-    loss: what pulls the weights, in place of the likelihood: gradient-decay:B[:WARMUP], dro:TEMPERATURE, moon[:EPOCHS],
-    dro-released:TEMPERATURE (`espalier.losses`). In Python also a function of yours, `(logits, labels, progress) -> (m,)`.
+    loss: what pulls the weights, in place of the likelihood: gradient-decay:B[:WARMUP], gradient-decay-pid, dro:TEMPERATURE,
+    dro-released:TEMPERATURE, moon[:EPOCHS] (`espalier.losses`). In Python also a function of yours, `(logits, labels, progress)
+    -> (m,)`.
     label_smoothing: mass that a label gives away to all classes alike (Szegedy et al. 2016). mixup: alpha of the
     Beta(alpha, alpha) weight by which pairs of examples and their labels are mixed (Zhang et al. 2018), 0 is none.
     precision: float32, or bf16 autocast. bn_batches: training batches that batch-norm statistics are re-estimated on.
@@ -196,6 +197,12 @@ def prepare(
             "expected a network with one output more than classes and likelihood categorical-unknown for loss moon, got "
             f"{type(model.likelihood).__name__}: BayesianNetwork(net, likelihood='categorical-unknown')"
         )
+    if isinstance(loss, losses.Controlled):
+        if not len(data.validation.y) or data.train.y.dim() > 1:
+            raise ValueError("expected a validation split with one label per example for loss gradient-decay-pid: keep one")
+        rows = torch.arange(min(loss.ROWS, len(data.validation.y)))
+        device = find_device(training.device)
+        loss.rows = to_device(data.validation.x[rows], device), data.validation.y[rows].to(device)
     if callable(training.augment):
         augmented(training.augment, data.train.x[torch.arange(min(2, len(data.train.y)))], 0, 0)
     model = copied(model)
