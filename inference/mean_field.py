@@ -43,9 +43,9 @@ def infer(
 
     noise_scale: where every sigma starts. drop_score: |mu|, E|w|, |mu| / sigma, E|w| / sd|w|, the last two of e^|w|, or the
     Bayes factor for w = 0 (`espalier.topology.scores`). accept: of those that would go, all; each whose log Bayes factor is above
-    log_threshold; or all if the joint density of the move's batch and the weights is higher without them, by as much, else none
-    (`espalier.topology.schedules.favoured`, `likelier`). kl_scale: tempering of the KL. kl_warmup: fraction of training over
-    which it rises from 0.
+    the threshold; or all if the joint density of the move's batch and the weights is higher without them, by as much, else none
+    (`espalier.topology.schedules.favoured`, `likelier`). log_threshold: of accept, in nats. kl_scale: tempering of the KL.
+    kl_warmup: fraction of training over which it rises from 0.
     """
     streams = Streams(seed, find_device(training.device))
     model = prepare(model, data, training)

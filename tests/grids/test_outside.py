@@ -12,6 +12,7 @@ from sklearn.metrics import roc_auc_score
 from espalier import calibration, runs
 from espalier.grids import compare, report
 from espalier.grids.grid import expand
+from espalier.prediction import OnePass
 from lines import InThisProcess
 
 RIGL = {"run": {"inference": "rigl"}, "predict": "unmasked"}
@@ -52,7 +53,12 @@ def test_a_cell_is_told_from_another_world_by_what_it_predicts(tmp_path: Path) -
         assert scores[f"auroc_{name}"] == pytest.approx(area(*map(score, draws)), abs=1e-9)
         low, high = scores[f"auroc_{name}_interval"]
         assert low < scores[f"auroc_{name}"] < high
-    assert "auroc_mutual_information" not in by_name["RigL"][1]  # one network
+    assert "auroc_mutual_information" not in by_name["RigL"][1]  # one network, which has scores of its features
+    alone = OnePass(runs.load(folders["RigL"][0]), data, "unmasked")
+    inside, other = (alone.uncertainties(x) for x in (data.test.x, outside))
+    for name in inside:
+        assert by_name["RigL"][1][f"auroc_{name}"] == pytest.approx(area(inside[name], other[name]), abs=1e-9)
+    assert "auroc_density" not in scores
 
     members = [runs.load(folder) for folder in folders["DRO"]]
     assert [fit.record.get("loss") for fit in members] == ["dro:0.5", None]

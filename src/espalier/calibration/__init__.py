@@ -6,6 +6,7 @@ kernel.py        is the whole distribution calibrated? The kernel error with an 
 groups.py        scores by group, the largest gap, do groups differ?, reliability by class
 clusters.py      the same where an example has several labels
 uncertainty.py   which uncertainty? Total, aleatoric, epistemic and others, by name, from draws
+features.py      the doubt of a single network, from its features: neighbours, densities, Laplace
 selective.py     risk and coverage where the least certain are handed on
 detection.py     in or out of distribution: AUROC and its kin
 resampling.py    the bootstrap of what is no mean
@@ -41,6 +42,10 @@ from espalier.calibration.detection import auroc_interval as auroc_interval
 from espalier.calibration.detection import detection_differences as detection_differences
 from espalier.calibration.detection import detection_summary as detection_summary
 from espalier.calibration.detection import false_positive_rate as false_positive_rate
+from espalier.calibration.features import DensityScore as DensityScore
+from espalier.calibration.features import LaplaceScore as LaplaceScore
+from espalier.calibration.features import NeighbourRegression as NeighbourRegression
+from espalier.calibration.features import NeighbourScore as NeighbourScore
 from espalier.calibration.groups import Gap as Gap
 from espalier.calibration.groups import by_group as by_group
 from espalier.calibration.groups import calibration_differs as calibration_differs

@@ -224,7 +224,8 @@ def score(out: Path, num_samples: int, split: str, outside: str | None, cell: Ce
     apart: dict[str, Any] = {}
     if outside is not None:
         elsewhere = world(outside, loaded, fits[0].record["recipe"]["data_dir"])
-        apart = detections(predictor, split_of(loaded, split).x, elsewhere, cell.predict, num_samples, calibrated)
+        inside = split_of(loaded, split).x
+        apart = detections(predictor, loaded, inside, elsewhere, cell.predict, num_samples, calibrated)
     arrays = {name: rows[0] for name, rows in Scores.of(p, y)._asdict().items()}
     written = io.BytesIO()
     np.savez(written, **arrays)

@@ -13,7 +13,9 @@ from espalier import data
 from espalier.calibration import UNCERTAINTIES, auroc_interval
 from espalier.contracts import Data
 from espalier.prediction.evaluation import Predictions
+from espalier.prediction.features import OnePass, gives_logits
 from espalier.prediction.fit import How
+from espalier.prediction.one_pass import ONE_NETWORK
 from espalier.prediction.predictor import Predictor
 from espalier.prediction.uncertainty import uncertainties
 
@@ -34,6 +36,7 @@ def world(source: str, own: Data, data_dir: str | None) -> Tensor:
 
 def detections(
     predictor: Predictor,
+    of: Data,
     inside: Any,
     outside: Tensor,
     way: How,
@@ -41,9 +44,14 @@ def detections(
     calibrated: Callable[[Predictions], Predictions] | None = None,
 ) -> dict[str, Any]:
     """`auroc_NAME` and `auroc_NAME_interval` for each uncertainty that is not 0 for all, as `classification_summary` has its
-    scores. calibrated: of the mean prediction `(n, C)`; then only those of it alone."""
+    scores; of a single network also those that `OnePass` fits on the training rows `of` the data. calibrated: of the mean
+    prediction `(n, C)`; then only those of it alone."""
     if calibrated is None:
         own, other = (uncertainties(predictor, x, way, num_samples=num_samples) for x in (inside, outside))
+        (fit, *more) = predictor.fits
+        if not more and fit.is_one(way) and way in ONE_NETWORK and gives_logits(fit.model):
+            alone = OnePass(fit, of, way)
+            own, other = own | alone.uncertainties(inside), other | alone.uncertainties(outside)
     else:
         means = (predictor.predict(x, way, num_samples=num_samples).double().mean(0).numpy() for x in (inside, outside))
         own, other = (_of_the_mean(calibrated(p)) for p in means)

@@ -34,6 +34,10 @@ APART = {
     "auroc_predictive_entropy": "AUROC (entropy)",
     "auroc_mutual_information": "AUROC (MI)",
     "auroc_max_open_probability": "AUROC (open max p)",
+    "auroc_energy": "AUROC (energy)",
+    "auroc_nuq_epistemic": "AUROC (NUQ)",
+    "auroc_density": "AUROC (density)",
+    "auroc_laplace_mutual_information": "AUROC (Laplace MI)",
 }
 """Where the grid has an `outside`: how well its inputs are told from the split's, by what a method has of these."""
 COSTS = {

@@ -18,6 +18,7 @@ loo.py          leave-one-out from one fit, where its draws are of a posterior; 
 recalibration.py  what a fit predicts after calibrators that were fitted on the validation split
 uncertainty.py  how uncertain of every row, by scores of the draws
 one_pass.py     what one network's logits say of its own ignorance
+features.py     what a layer is given, and the doubt of a single network by it
 costs.py        FLOPs of training and prediction, bytes of state and file
 """
 
@@ -38,6 +39,8 @@ from espalier.prediction.evaluation import evaluate as evaluate
 from espalier.prediction.evaluation import predictions as predictions
 from espalier.prediction.evaluation import score as score
 from espalier.prediction.evaluation import split_of as split_of
+from espalier.prediction.features import OnePass as OnePass
+from espalier.prediction.features import features as features
 from espalier.prediction.fit import WAYS as WAYS
 from espalier.prediction.fit import Fit as Fit
 from espalier.prediction.fit import How as How

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
 from typing import Any
 
@@ -19,6 +19,7 @@ from espalier.pictures import plots
 from espalier.pictures.data import Curve, Picture
 from espalier.prediction import evaluation
 from espalier.prediction.criticism import check_pictures, posterior_check
+from espalier.prediction.features import OnePass, gives_logits
 from espalier.prediction.uncertainty import uncertainties
 from espalier.reports.figures import figure
 from espalier.reports.look import Look
@@ -34,8 +35,9 @@ def other_world(looks: Sequence[Look], name: str, x: object, num_samples: int) -
     rows: list[list[str]] = []
     best: tuple[float, str] = (0.0, "")
     for look in looks:
-        outside = {**uncertainties(look.predictor, x, num_samples=num_samples), **_in_one_pass(look, x)}
-        own = {**look.unsure, **_in_one_pass(look, evaluation.split_of(look.data, look.split).x)}
+        in_one_pass = _in_one_pass(look)
+        outside = {**uncertainties(look.predictor, x, num_samples=num_samples), **in_one_pass(x)}
+        own = {**look.unsure, **in_one_pass(evaluation.split_of(look.data, look.split).x)}
         for score, inside in own.items():
             if not inside.any() and not outside[score].any():
                 continue  # one network has no draws that differ
@@ -55,12 +57,22 @@ def other_world(looks: Sequence[Look], name: str, x: object, num_samples: int) -
     )
 
 
-def _in_one_pass(look: Look, x: object) -> dict[str, NDArray[np.float64]]:
-    """What the distilled network's own pass says that its masked teachers would disagree by."""
-    if not look.classes or look.way != "distilled":
-        return {}
-    found = uncertainties(look.predictor, x, "distilled", names=["mutual_information"])
-    return {"mutual information, one pass": found["mutual_information"]}
+def _in_one_pass(look: Look) -> Callable[[Any], dict[str, NDArray[np.float64]]]:
+    """The doubts of the run's single networks: of the ticket, and of the distilled one what its masked teachers would disagree
+    by too. Of an ensemble, of a regression, and of networks without a last layer of their own, none."""
+    (fit, *others), known = look.predictor.fits, list[OnePass]()
+    if look.classes and not others and look.data.train.y.dim() == 1 and gives_logits(fit.model):
+        fit.look_at(look.data)
+        known = [OnePass(fit, look.data, way) for way in ("ticket", "distilled") if way in fit.ways]
+
+    def scores(x: Any) -> dict[str, NDArray[np.float64]]:
+        found = {f"{name}, {own.way}": score for own in known for name, score in own.uncertainties(x).items()}
+        if look.classes and look.way == "distilled":
+            told = uncertainties(look.predictor, x, "distilled", names=["mutual_information"])
+            found["mutual information, one pass"] = told["mutual_information"]
+        return found
+
+    return scores
 
 
 def check_shift(look: Look, names: Sequence[str]) -> None:
