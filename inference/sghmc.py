@@ -41,11 +41,11 @@ def infer(
     """Train dense under weight decay, then under the mixture, whose factor rises and whose spike narrows (`annealing.Annealing`);
     keep each weight that is likelier the slab's; and train those alone, under the slab. How many are left is what comes out.
 
-    slab_probability: of a weight, before data. slab_scale, spike_from, spike_to: standard deviations. temperature: of the noise
-    of the first training, 1 is the posterior's. prior_from, prior_whole, spike_final: fractions of it at which the mixture
-    begins, has its whole factor, and has its last spike. refit_epochs: of the second, 0 returns the draws of the first, on all
-    weights. refit_rate: its peak rate. refit_temperature: of its noise. average_from: fraction of the first training after
-    which pairs are collected; of the second all are.
+    slab_probability: of a weight, before data. slab_scale: standard deviation. spike_from: that of the spike at first. spike_to:
+    and at last. temperature: of the noise of the first training, 1 is the posterior's. prior_from: fraction of it at which the
+    mixture begins. prior_whole: at which its factor is 1. spike_final: at which the spike is at its last. refit_epochs: of the
+    second, 0 returns the draws of the first, on all weights. refit_rate: its peak rate. refit_temperature: of its noise.
+    average_from: fraction of the first training after which pairs are collected; of the second all are.
     """
     if training.optimizer != "sgd" or refit_epochs < 0:
         raise ValueError(f"expected sgd and refit_epochs of at least 0, got {training.optimizer} and {refit_epochs}")

@@ -56,6 +56,7 @@ def outputs_and_targets(kind: str) -> tuple[int, Tensor]:
     torch.manual_seed(4)
     return {
         "categorical": (3, torch.tensor([0, 2, 1, 1, 0, 2, 2, 0])),
+        "categorical-unknown": (3, torch.tensor([0, 1, 1, 1, 0, 1, 0, 0])),
         "bernoulli": (1, torch.tensor([0.0, 1, 1, 0, 1, 0, 0, 1])),
         "normal": (1, torch.randn(8)),
     }[kind]
@@ -65,6 +66,8 @@ def plain_log_likelihood(kind: str, output: Tensor, y: Tensor) -> Tensor:
     """By torch's own losses."""
     if kind == "categorical":
         return -nn.functional.cross_entropy(output, y, reduction="none")
+    if kind == "categorical-unknown":
+        return -nn.functional.cross_entropy(output[:, :-1], y, reduction="none")
     if kind == "bernoulli":
         return -nn.functional.binary_cross_entropy_with_logits(output[:, 0], y, reduction="none")
     return -0.5 * (y - output[:, 0]).square() - 0.5 * math.log(2 * math.pi)
@@ -76,7 +79,7 @@ def regression_net(num_outputs: int) -> nn.Module:
 
 
 def test_every_likelihood_is_tested_here():
-    assert set(LIKELIHOODS) == {"categorical", "bernoulli", "normal"}
+    assert set(LIKELIHOODS) == {"categorical", "categorical-unknown", "bernoulli", "normal"}
 
 
 @pytest.mark.parametrize("kind", LIKELIHOODS)
@@ -155,7 +158,7 @@ def test_outputs_of_one_column_and_flat_targets_are_matched_or_refused_but_never
 
 
 def test_an_unknown_likelihood_is_refused_with_those_there_are():
-    message = "^expected a likelihood of categorical, bernoulli, normal or a callable, got 'poisson'$"
+    message = "^expected a likelihood of categorical, categorical-unknown, bernoulli, normal or a callable, got 'poisson'$"
     with pytest.raises(ValueError, match=message):
         BayesianNetwork(mlp(), likelihood="poisson")
 

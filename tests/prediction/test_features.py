@@ -13,7 +13,7 @@ from digits import digits
 from espalier import Training, calibration, shelf
 from espalier.calibration.features import DensityScore, LaplaceScore, NeighbourScore
 from espalier.network import BayesianNetwork
-from espalier.prediction import OnePass, energy, features
+from espalier.prediction import OnePass, energy, features_of
 from espalier.prediction.features import gives_logits
 from espalier.prediction.fit import Fit
 from fitted import regression, trained
@@ -38,13 +38,13 @@ def test_features_are_what_the_layer_of_the_plain_network_is_given(way: Any) -> 
         hidden = plain[2](plain[1](x.flatten(1)))  # type: ignore[index]
         expected = {"3": hidden, None: hidden.relu(), "1": x.flatten(1)}
     for layer, tensor in expected.items():
-        assert np.allclose(features(fit, x, way, layer), tensor.double().numpy(), atol=1e-5)
+        assert np.allclose(features_of(fit, x, way, layer), tensor.double().numpy(), atol=1e-5)
 
 
 def test_scores_are_fitted_on_training_rows_of_the_same_network() -> None:
     fit, data = fitted(), digits()
     found = OnePass(fit, data, "distilled").uncertainties(data.test.x)
-    known, new = features(fit, data.train.x, "distilled"), features(fit, data.test.x, "distilled")
+    known, new = features_of(fit, data.train.x, "distilled"), features_of(fit, data.test.x, "distilled")
     labels, plain = data.train.y.numpy(), fit.ticket("distilled")
     matrix, bias = plain[4].weight.detach().numpy(), plain[4].bias.detach().numpy()  # type: ignore[index]
     expected = NeighbourScore.fit(known, labels).uncertainties(new) | DensityScore.fit(known, labels).uncertainties(new)
@@ -64,9 +64,9 @@ def test_scores_are_fitted_on_training_rows_of_the_same_network() -> None:
 def test_what_has_no_such_features_is_refused() -> None:
     fit, data = fitted(), digits()
     with pytest.raises(ValueError, match="expected features of one network, ticket, mean, unmasked, distilled, got 'redraw'"):
-        features(fit, data.test.x, "redraw")
+        features_of(fit, data.test.x, "redraw")
     with pytest.raises(ValueError, match="expected a layer of 0, 1, 2, 3, 4, got 'head'"):
-        features(fit, data.test.x, "ticket", "head")
+        features_of(fit, data.test.x, "ticket", "head")
     of_targets, own = regression()
     with pytest.raises(ValueError, match="expected one label per example for scores of features"):
         OnePass(own, of_targets)

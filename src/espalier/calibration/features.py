@@ -2,7 +2,7 @@
 larger where less is known. NumPy and SciPy.
 
 `score.fit(features, y)`, then `fitted.uncertainties(features)`. Features are `(n, D)`, what the last layer is given, say;
-`prediction.features` takes them from a fit.
+`prediction.features_of` takes them from a fit.
 
 NeighbourScore       Nadaraya and Watson's posterior of the classes near a row (NUQ, Kotelevskii et al. 2022)
 DensityScore         a Gaussian of every class (DDU, Mukhoti et al. 2023; Lee et al. 2018 with one covariance)

@@ -3,7 +3,7 @@
 priors.py     the prior N(0, scale^2), and the weight decay that it is; a mixture of slab and spike
 masked.py     values times a Bernoulli keep, scattered: what the guide samples, and its KL bound
 gaussian.py   a learned standard deviation for every active weight
-popup.py      a subnetwork of frozen weights, chosen by scores
+popup.py      a subnetwork of frozen weights, chosen by scores (tested in ../guides/test_popup.py)
 subsets.py    KSubset: P(M) over subsets of fixed size, exact at any size
 """
 

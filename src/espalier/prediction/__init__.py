@@ -40,7 +40,7 @@ from espalier.prediction.evaluation import predictions as predictions
 from espalier.prediction.evaluation import score as score
 from espalier.prediction.evaluation import split_of as split_of
 from espalier.prediction.features import OnePass as OnePass
-from espalier.prediction.features import features as features
+from espalier.prediction.features import features_of as features_of
 from espalier.prediction.fit import WAYS as WAYS
 from espalier.prediction.fit import Fit as Fit
 from espalier.prediction.fit import How as How

@@ -32,7 +32,7 @@ def layer_of(model: BayesianNetwork, name: str | None = None) -> nn.Module:
     return known[name]
 
 
-def features(fit: Fit, x: Rows | Inputs, way: How = "ticket", layer: str | None = None) -> NDArray[np.float64]:
+def features_of(fit: Fit, x: Rows | Inputs, way: How = "ticket", layer: str | None = None) -> NDArray[np.float64]:
     """What a layer is given of every row, `(n, D)` float64, in the network of a way that is one.
 
     layer: its name; None is the last masked one: what the network made of a row. Raises ValueError for a way of several networks,
@@ -89,7 +89,7 @@ class OnePass:
             raise ValueError(f"expected a network whose last layer is Linear and gives logits, got {last} of {fit.model.net}")
         self.fit, self.way = fit, way
         rows = torch.arange(min(MOST_ROWS, len(data.train.y)))
-        known, labels = features(fit, data.train.x[rows], way), data.train.y[rows].numpy()
+        known, labels = features_of(fit, data.train.x[rows], way), data.train.y[rows].numpy()
         weights, state = next(fit.weights(way))
         matrix = fit.model.unflatten(weights)[fit.model.weights[-1].name].detach().cpu().numpy()
         bias = f"net.{fit.model.weights[-1].name.removesuffix('weight')}bias"
@@ -102,7 +102,7 @@ class OnePass:
 
     def uncertainties(self, x: Rows | Inputs) -> dict[str, NDArray[np.float64]]:
         """By name a score of every row `(n,)`, larger where less is known."""
-        own = features(self.fit, x, self.way)
+        own = features_of(self.fit, x, self.way)
         found = {name: score for each in self.scores for name, score in each.uncertainties(own).items()}
         probabilities = self.fit.predict(x, self.way)[0].numpy()
         return found | {"energy": energy(self.fit, x, self.way), "max_probability": 1 - probabilities.max(-1)}
