@@ -7,6 +7,7 @@ import numpy as np
 from espalier.pages import Figure, Table, Text
 from espalier.reports import topology
 from espalier.reports.look import Look
+from espalier.topology import graphs
 
 
 def test_layers_have_their_counts_and_what_the_masks_kept(looks: list[Look]) -> None:
@@ -16,6 +17,16 @@ def test_layers_have_their_counts_and_what_the_masks_kept(looks: list[Look]) -> 
     assert row[2] == f"{fit.topology.counts[0]:,}"
     assert float(str(row[3])) == round(fit.topology.counts[0] / fit.topology.sizes[0], 4)
     assert float(str(row[4])) == round(float(fit.pairs.keep[:, : fit.topology.counts[0]].float().mean()), 3)
+
+
+def test_what_is_connected_is_the_tickets(looks: list[Look]) -> None:
+    table = next(block for block in topology.topology(looks).blocks if isinstance(block, Table) and "connected" in block.caption)
+    for look, row in zip(looks, table.rows, strict=True):
+        ticket = [own.detach().double().numpy() for own in look.fit.ticket().parameters() if own.dim() == 2]
+        found, active = graphs.connected(ticket), sum(int((own != 0).sum()) for own in ticket)
+        assert row[1] == f"{found.inputs.mean():.1%}"
+        assert row[3] == f"{active - sum(found.weights):,} of {active:,}"
+        assert row[5] == f"{graphs.deep_graph_persistence(ticket):.3f}"
 
 
 def test_what_was_ever_active_grows_from_the_density(looks: list[Look]) -> None:

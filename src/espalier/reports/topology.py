@@ -8,12 +8,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from espalier.pages import Block, Section, Table, Text
 from espalier.pictures.data import Curve, Picture
 from espalier.reports.figures import figure, grid
 from espalier.reports.look import Look
+from espalier.topology import graphs
 
+CHAIN = (nn.Linear, nn.Flatten, nn.ReLU, nn.Tanh, nn.GELU, nn.SiLU, nn.Dropout, nn.Identity)
+"""Parts of a network whose layers follow one another, each unit fed by those before it alone."""
 CURVES = {
     "loss": "loss, nats",
     "validation_nll": "validation NLL",
@@ -40,7 +44,7 @@ def training(looks: Sequence[Look]) -> Section:
 
 def topology(looks: Sequence[Look]) -> Section:
     """Density, churn, certainty of the mask, agreement between runs, input pixels, magnitudes."""
-    blocks: list[Block] = [_layers(looks), *_churn(looks), _magnitudes(looks)]
+    blocks: list[Block] = [_layers(looks), *_connected(looks), *_churn(looks), _magnitudes(looks)]
     for look in looks:
         blocks += _pixels(look)
     if len(looks) > 1:
@@ -65,6 +69,30 @@ def _layers(looks: Sequence[Look]) -> Block:
                 ]
             )
     return Table("Layers", ["layer", "shape", "active", "density", "kept by the collected masks"], rows)
+
+
+def _connected(looks: Sequence[Look]) -> list[Block]:
+    """What of a chain of Linear layers lies on no path from an input to an output, and how persistent the rest is."""
+    rows, lost = [], []
+    for look in looks:
+        parts = list(look.fit.model.net.modules())
+        if type(parts[0]) is not nn.Sequential or any(type(part) not in CHAIN for part in parts[1:]):
+            continue
+        weights = next(look.fit.weights("ticket"))[0]
+        layers = [own.detach().cpu().double().numpy() for own in look.fit.model.unflatten(weights).values()]
+        found = graphs.connected(layers)
+        units = np.concatenate([found.inputs[:0], *found.units])
+        active = sum(int((layer != 0).sum()) for layer in layers)
+        apart = active - sum(found.weights)
+        persistence, deep = np.mean(graphs.neural_persistence(layers)), graphs.deep_graph_persistence(layers)
+        on_path = [f"{found.inputs.mean():.1%}", f"{units.mean():.1%}" if len(units) else ""]
+        rows.append([look.name, *on_path, f"{apart:,} of {active:,}", f"{persistence:.3f}", f"{deep:.3f}"])
+        if apart:
+            lost.append(f"{look.name} keeps {apart:,} weights that lead from no input to an output: they say nothing")
+    if not rows:
+        return []
+    header = ["run", "inputs on a path", "hidden units on one", "active weights on none", "persistence", "deep graph persistence"]
+    return [Table("What is connected", header, rows), *([Text(". ".join(lost) + ".")] if lost else [])]
 
 
 def _churn(looks: Sequence[Look]) -> list[Block]:

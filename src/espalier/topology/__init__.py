@@ -5,6 +5,7 @@ codes.py       a topology as few bytes: its gaps
 schedules.py   when it moves and on what evidence: RigL, SET, static, gradual, one-shot
 scores.py      which active weights go first: magnitude, signal to noise, Bayes factor
 evidence.py    Bayes factors of leaving a weight out, Bayesian model reduction, and their curve
+graphs.py      weights as a graph: paths from inputs to outputs, neural and deep graph persistence
 options.py     the options of a topology that programs share (tested in ../runs/test_recipes.py)
 """
 
