@@ -79,7 +79,7 @@ def test_a_calibrator_of_many_numbers_is_kept_in_the_record_and_is_no_column(
 ) -> None:
     grid, out, _ = done
     cell = grid.cells[0]._replace(calibrate=name, name=f"{name}-of-many")
-    compare.score(out, 4, "test", cell)
+    compare.score(out, 4, "test", None, cell)
     found = json.loads((out / "cells" / f"{cell.name}.json").read_text())
     data = runs.data_of(out / "runs" / cell.runs[0])
     fit = runs.load(out / "runs" / cell.runs[0])
