@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from typing import Literal
 
 from espalier.contracts import Data
 from espalier.guides import MaskedGuide
@@ -13,7 +14,7 @@ from espalier.prediction.costs import trained
 from espalier.topology import initial, schedules
 from espalier.topology.masks import restricted
 from espalier.training import Phase, Streams, Training, Watches, find_device, prepare
-from espalier.training.annealing import Annealing, Noise, PriorAnnealing
+from espalier.training.annealing import Annealing, Noise, PriorAnnealing, spikes_that_suit
 from espalier.training.options import AverageFrom, Seed
 from espalier.training.train import train
 
@@ -24,8 +25,8 @@ def infer(
     *,
     slab_probability: float = 1e-7,
     slab_scale: float = 0.2,
-    spike_from: float = 8e-3,
-    spike_to: float = 2.5e-3,
+    spike_from: float | Literal["auto"] = "auto",
+    spike_to: float | Literal["auto"] = "auto",
     temperature: float = 0.01,
     prior_from: float = 0.5,
     prior_whole: float = 0.66,
@@ -42,19 +43,19 @@ def infer(
     keep each weight that is likelier the slab's; and train those alone, under the slab. How many are left is what comes out.
 
     slab_probability: of a weight, before data. slab_scale: standard deviation. spike_from: that of the spike at first. spike_to:
-    and at last. temperature: of the noise of the first training, 1 is the posterior's. prior_from: fraction of it at which the
-    mixture begins. prior_whole: at which its factor is 1. spike_final: at which the spike is at its last. refit_epochs: of the
-    second, 0 returns the draws of the first, on all weights. refit_rate: its peak rate. refit_temperature: of its noise.
-    average_from: fraction of the first training after which pairs are collected; of the second all are.
+    and at last; auto is as narrow as the steps can follow, and ten times its variance before. temperature: of the noise of the
+    first training, 1 is the posterior's. prior_from: fraction of it at which the mixture begins. prior_whole: at which its
+    factor is 1. spike_final: at which the spike is at its last. refit_epochs: of the second, 0 returns the draws of the first,
+    on all weights. refit_rate: its peak rate. refit_temperature: of its noise. average_from: fraction of the first training
+    after which pairs are collected; of the second all are.
     """
     if training.optimizer != "sgd" or refit_epochs < 0:
         raise ValueError(f"expected sgd and refit_epochs of at least 0, got {training.optimizer} and {refit_epochs}")
     streams, phase = Streams(seed, find_device(training.device)), Phase(watch)
-    steps, stages = training.steps(data), Annealing((spike_from, spike_to), temperature, prior_from, prior_whole, spike_final)
-    annealing = PriorAnnealing(
-        stages, slab_probability, slab_scale, momentum=training.momentum, rate=training.learning_rates(steps),
-        generator=streams.mask, steps=steps, per_epoch=training.steps_per_epoch(data),
-    )  # fmt: skip
+    suit = spikes_that_suit(training, data, spike_final)
+    spikes = tuple(own if given == "auto" else float(given) for given, own in zip((spike_from, spike_to), suit, strict=True))
+    stages = Annealing(spikes, temperature, prior_from, prior_whole, spike_final)
+    annealing = PriorAnnealing.of(training, data, stages, slab_probability, slab_scale, streams.mask)
     own = replace(training, epochs=max(1, refit_epochs), learning_rate=refit_rate, weight_decay=None)
     noise = Noise(refit_temperature, own.momentum, own.learning_rates(own.steps(data)), streams.mask)
     dense = prepare(model, data, training)

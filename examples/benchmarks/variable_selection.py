@@ -84,13 +84,13 @@ def network(inputs: int, hidden: tuple[int, ...], seed: int) -> BayesianNetwork:
 def both(inputs: int, rows: int, hidden: tuple[int, ...], steps: int, seed: int) -> dict[str, Result]:
     data = made(inputs, rows, seed)
     epochs = max(8, steps * 500 // len(data.train.y))
-    training = Training(epochs=epochs, batch_size=500, learning_rate=0.01, rate="constant", device="cpu")
+    training = Training(epochs=epochs, batch_size=500, learning_rate=0.004, rate="constant", device="cpu")
 
     began = time.perf_counter()
     fit = sghmc.infer(
         network(inputs, hidden, seed), data, slab_probability=1e-7, slab_scale=0.01**0.5, spike_from=5e-5**0.5,
         spike_to=1e-6**0.5, temperature=0.1, prior_from=1 / 16, prior_whole=1 / 4, spike_final=3 / 4,
-        refit_epochs=max(4, epochs // 2), refit_rate=0.01, refit_temperature=1.0, training=training, seed=seed,
+        refit_epochs=max(4, epochs // 2), refit_rate=0.004, refit_temperature=1.0, training=training, seed=seed,
     )  # fmt: skip
     found = {"sghmc": result(fit, data, time.perf_counter() - began)}
     began = time.perf_counter()

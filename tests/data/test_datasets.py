@@ -200,6 +200,7 @@ print(fit.history[-1]['validation_accuracy'])
 """
 
 
+@pytest.mark.slow
 def test_an_epoch_over_a_set_ten_times_larger_than_the_process_may_hold() -> None:
     """1.6 GB of inputs, in processes that may hold 160 MB more than one does after its imports."""
     places = [SCRIPT.parents[2] / "src", SCRIPT.parent, Path(__file__).parent]

@@ -145,6 +145,7 @@ def gradients(elbo, guide, program, x, y, count: int) -> np.ndarray:
     return np.array(found)
 
 
+@pytest.mark.slow
 def test_leave_one_out_has_pyros_gradient_in_expectation_and_less_variance() -> None:
     """`Trace_ELBO` is unbiased without a baseline: equal means within the budget, at equal numbers of particles."""
     model, guide = pair(noise_scale=0.0, temperature=0.3)

@@ -63,7 +63,7 @@ def main(config: str, folder: Path, kills: int) -> None:
     for attempt in range(4 * kills):
         run = folder / f"run-{attempt}"
         board[:4] = bytes(4)
-        target = chance.randrange(1, steps - 1)
+        target = chance.randrange(1, steps - 1 if attempt else per_epoch)  # once before the first checkpoint
         child = forked(lambda run=run: runs.start(recipe, run, Reporter(board), every=0))
         while int.from_bytes(board[:4], "little") < target:
             time.sleep(0.0002)

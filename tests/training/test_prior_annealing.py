@@ -22,10 +22,10 @@ from espalier.prediction.fit import Fit
 from espalier.prediction.prior import of_fit
 from espalier.topology import schedules
 from espalier.topology.masks import initial
-from espalier.training.annealing import Annealing, Noise, PriorAnnealing
+from espalier.training.annealing import Annealing, Noise, PriorAnnealing, spikes_that_suit
 from espalier.training.loop import Loop
 from espalier.training.options import Training
-from espalier.training.rates import constant
+from espalier.training.rates import constant, cosine
 from espalier.training.watch import Checkpoints, Watches
 from watches import Killed
 
@@ -62,7 +62,7 @@ def test_at_temperature_one_the_draws_are_the_posteriors(momentum: float) -> Non
     steps, rate = 500, constant(0.01)
     follower = PriorAnnealing(
         Annealing((spike, spike), 1.0, 0.0, 0.0, 1.0), lam, slab, rate=rate, momentum=momentum, generator=stream, steps=steps,
-        per_epoch=steps,
+        per_epoch=steps, num_data=n,
     )  # fmt: skip
     loop = Loop(model, guide, schedules.static(), rate, momentum=momentum, followers=[follower])
     for _ in range(steps):
@@ -125,9 +125,34 @@ def test_what_cannot_be_annealed_is_refused_before_any_work() -> None:
         ({"slab_scale": 0.01}, "expected a probability of the slab in"),
         ({"refit_epochs": -1}, "expected sgd and refit_epochs of at least 0"),
         ({"refit_temperature": -0.1}, "expected a temperature of 0 or more"),
+        ({"spike_to": 1e-3}, "expected a spike that steps at this learning_rate can follow, .* at 320 examples widen them 6.2"),
     ):
         with pytest.raises(ValueError, match=said):
             trained(watch=Killed(step=1), **options)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_steps_swing_in_a_spike_just_where_it_is_refused(momentum: float) -> None:
+    """A weight in a parabola of curvature c under torch's own Nesterov SGD, at rates a little below and above the bound."""
+    most = 2 * (1 + momentum) / (1 + 2 * momentum)
+    ends = []
+    for factor in (0.97, 1.03):
+        w = torch.tensor([1.0], requires_grad=True)
+        optimizer = torch.optim.SGD([w], factor * most, momentum=momentum, nesterov=momentum > 0)
+        for _ in range(400):
+            optimizer.zero_grad()
+            (0.5 * w.square()).sum().backward()
+            optimizer.step()
+        ends.append(abs(float(w.detach())))
+    assert ends[0] < 1 < ends[1]
+
+
+def test_auto_is_as_narrow_as_steps_can_follow() -> None:
+    first, last = spikes_that_suit(Training(epochs=10, batch_size=32, learning_rate=0.2), digits(), 0.75)
+    assert cosine(0.2, 100)(76) / (320 * last**2) == pytest.approx(0.25)
+    assert first**2 == pytest.approx(10 * last**2)
+    fit = trained(spike_from="auto", spike_to="auto", refit_epochs=0)
+    assert fit.record["prior"]["spike_scale"] == pytest.approx(math.sqrt(4 * cosine(0.1, 60)(46) / 320))
 
 
 def test_a_prior_that_leaves_a_layer_empty_says_so() -> None:

@@ -18,6 +18,7 @@ from espalier.guides.masked import MaskedGuide
 from espalier.network import BayesianNetwork
 from espalier.prediction.fit import Fit
 from espalier.store import Bundle
+from espalier.training.options import Training
 from espalier.training.rates import Rate
 
 
@@ -65,7 +66,7 @@ class Annealing(NamedTuple):
     1 at `whole`, under noise; then the spike's variance falls linearly from that of the first of `spike_scales` to that of the
     second, at `final`; then the temperature falls as one over the epochs since."""
 
-    spike_scales: tuple[float, float]
+    spike_scales: tuple[float, ...]
     temperature: float
     begins: float
     whole: float
@@ -81,6 +82,22 @@ class Annealing(NamedTuple):
         first, last = (scale**2 for scale in self.spike_scales)
         cooled = max(1, math.ceil((step - final) / per_epoch))
         return Annealed(eta, math.sqrt(first + (last - first) * share), self.temperature / cooled)
+
+
+def steepness(stages: Annealing, rate: Rate, step: int, steps: int, per_epoch: int, num_data: int) -> float:
+    """rate * curvature of the spike per example, eta / N s^2: momentum SGD as torch has it converges in a parabola where this is
+    below 2 (1 + m) / (1 + 2 m) (Nesterov's; O'Donoghue & Candes 2015, sec. 2)."""
+    at = stages.at(step, steps, per_epoch)
+    return rate(step) * at.eta / (num_data * at.spike_scale**2)
+
+
+def spikes_that_suit(training: Training, data: Data, final: float) -> tuple[float, float]:
+    """Standard deviations of the spike at first and at last: at last rate / N s^2 = 1/4 at the largest rate after the fraction
+    `final` of training; at first ten times that variance, as in the paper."""
+    steps = training.steps(data)
+    rates = map(training.learning_rates(steps), range(min(steps, int(final * steps) + 1), steps + 1))
+    last = math.sqrt(4 * max(rates) / len(data.train.y))
+    return math.sqrt(10) * last, last
 
 
 class Noise(Follower):
@@ -111,12 +128,13 @@ class Noise(Follower):
 class PriorAnnealing(Noise):
     """A mixture prior in its stages, under noise. lam: probability of the slab.
 
-    Raises ValueError for stages that are out of order, a spike that widens, and what a `MixtureNormal` cannot be.
+    Raises ValueError for stages that are out of order, a spike that widens, one too narrow for the steps, and what a
+    `MixtureNormal` cannot be.
     """
 
     def __init__(
         self, stages: Annealing, lam: float, slab_scale: float, *, momentum: float, rate: Rate, generator: torch.Generator,
-        steps: int, per_epoch: int,
+        steps: int, per_epoch: int, num_data: int,
     ) -> None:  # fmt: skip
         if not 0 <= stages.begins <= stages.whole <= stages.final <= 1:
             raise ValueError(f"expected stages in order within [0, 1], got {stages.begins}, {stages.whole}, {stages.final}")
@@ -126,7 +144,26 @@ class PriorAnnealing(Noise):
         self.stages, self.lam, self.slab_scale, self.steps, self.per_epoch = stages, lam, slab_scale, steps, per_epoch
         for spike_scale in stages.spike_scales:
             MixtureNormal(lam, slab_scale, spike_scale, 1)
+        steepest = max(steepness(stages, rate, step, steps, per_epoch, num_data) for step in range(1, steps + 1))
+        most = 2 * (1 + momentum) / (1 + 2 * momentum)
+        if steepest > most:
+            raise ValueError(
+                "expected a spike that steps at this learning_rate can follow, got standard deviations "
+                f"{stages.spike_scales[0]:g} to {stages.spike_scales[1]:g}, in which they would swing: at {num_data} examples "
+                f"widen them {math.sqrt(steepest / most):.2g} times, or lower the rate"
+            )
         self.now, self.slab = stages.at(1, steps, per_epoch), float("nan")
+
+    @classmethod
+    def of(
+        cls, training: Training, data: Data, stages: Annealing, lam: float, slab_scale: float, generator: torch.Generator
+    ) -> PriorAnnealing:
+        """That of a training."""
+        steps, per_epoch = training.steps(data), training.steps_per_epoch(data)
+        return cls(
+            stages, lam, slab_scale, momentum=training.momentum, rate=training.learning_rates(steps), generator=generator,
+            steps=steps, per_epoch=per_epoch, num_data=len(data.train.y),
+        )  # fmt: skip
 
     def begin(self, model: BayesianNetwork, guide: MaskedGuide) -> None:
         self.after(0, None, None, model, guide)
