@@ -62,7 +62,7 @@ BENCHMARKS = {
     "onnx_parity.py": ["logistic", "--rows", "4"],
     "orderings.py": ["--help"],
     "power.py": ["--help"],
-    "predictive_memory.py": ["--pairs", "2", "--rows", "40"],
+    "predictive_memory.py": ["--help"],
     "prune_further.py": ["--help"],
     "rate_trials.py": ["--help"],
     "sparse_inference.py": ["--width", "256", "--batch", "32", "--rounds", "2", "--threads", "1"],

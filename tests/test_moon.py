@@ -50,14 +50,15 @@ def test_wrong_ones_weigh_more_the_less_they_say_unknown() -> None:
 def test_alpha_begins_at_a_64th_of_the_first_epochs_mean_and_ends_at_one() -> None:
     """Two epochs of three steps without it; then of ten epochs alpha_0 in the third, 1 in the last, in equal steps between."""
     stream, moon, mean = torch.Generator().manual_seed(0), Moon(2), None
+    nobody: Any = (None, None)  # whom it does not ask
     for taken in range(6):
         z, y = torch.randn(5, 4, generator=stream), torch.randint(3, (5,), generator=stream)
         found = moon(z, y, Progress(taken, 30, 10))
         assert torch.equal(found, losses.cross_entropy(z, y))
         moon(z[:2], y[:2], Progress(taken, 30, 10))
         moon(z, y, Progress(taken, 30, 10))  # what is asked twice counts once, as it was asked last
-        moon.told()
-        moon.told()
+        moon.told(Progress(taken + 1, 30, 10), *nobody)
+        moon.told(Progress(taken + 1, 30, 10), *nobody)
         p = z.double().softmax(1)
         new = float(((1 - p[:, -1]) * -p.gather(1, y[:, None])[:, 0].log()).mean())
         mean = new if mean is None else 0.95 * mean + 0.05 * new

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, distributed
 
+from espalier import nested
 from espalier.followers import Follower
 from espalier.likelihoods import WithUnknown
 from espalier.sparse.trial import evaluating
@@ -112,17 +113,48 @@ def abstaining(logits: Tensor, y: Tensor, alpha: float) -> Tensor:
     return losses * torch.where(logits.argmax(-1) == y, 1.0, 1 + alpha / (1 + alpha * unknown))
 
 
-class Moon:
-    """`abstaining`, its alpha as the authors' code has it: none in the first epochs, in which the running mean of (1 - a) l is
-    kept; then a 64th of that, and in equal steps, one an epoch, up to 1 in the last. `memory` is what a checkpoint has of it."""
+class Remembering:
+    """A loss with a state of its own, `memory`, which checkpoints have. outputs: of a network beyond one for each class."""
 
+    outputs = 0
+
+    def __init__(self) -> None:
+        self.memory = dict[str, float]()
+
+    def __call__(self, logits: Tensor, y: Tensor, progress: Progress) -> Tensor:
+        raise NotImplementedError
+
+    def meet(self, model: BayesianNetwork, data: Data, device: torch.device) -> None:
+        """Before any work. Raises ValueError where the loss cannot be had of this model and these data."""
+
+    def told(self, progress: Progress, model: BayesianNetwork, guide: MaskedGuide) -> None:
+        """A step is taken."""
+
+    def row(self) -> Mapping[str, float]:
+        """What the history keeps of the epoch that ends."""
+        return {}
+
+
+class Moon(Remembering):
+    """`abstaining`, its alpha as the authors' code has it: none in the first epochs, in which the running mean of (1 - a) l is
+    kept; then a 64th of that, and in equal steps, one an epoch, up to 1 in the last."""
+
+    outputs = 1
     DECAY, SHARE = 0.95, 1 / 64
 
     def __init__(self, epochs: float = 5) -> None:
         if epochs < 1 or epochs != int(epochs):
             raise ValueError(f"expected a whole number of epochs of plain cross-entropy, at least 1, got {epochs:g}")
-        self.epochs, self.memory = int(epochs), dict[str, float]()
+        super().__init__()
+        self.epochs = int(epochs)
         self.seen: Tensor | None = None
+
+    def meet(self, model: BayesianNetwork, data: Data, device: torch.device) -> None:
+        if not isinstance(model.likelihood, WithUnknown):
+            raise ValueError(
+                "expected a network with one output more than classes and likelihood categorical-unknown for loss moon, got "
+                f"{type(model.likelihood).__name__}: BayesianNetwork(net, likelihood='categorical-unknown')"
+            )
 
     def alpha(self, progress: Progress) -> float:
         """Of a step in an epoch after the first ones."""
@@ -137,8 +169,8 @@ class Moon:
         self.seen = ((1 - logits.detach().softmax(-1)[..., -1]) * losses.detach()).mean()
         return losses
 
-    def told(self) -> None:
-        """The step is taken: what it has seen counts. (A loss may be asked for more often than there are steps.)"""
+    def told(self, progress: Progress, model: BayesianNetwork, guide: MaskedGuide) -> None:
+        """What the step has seen counts. (A loss may be asked for more often than there are steps.)"""
         if self.seen is None:
             return
         if distributed.is_available() and distributed.is_initialized():
@@ -148,7 +180,7 @@ class Moon:
         self.memory = {"mean": self.DECAY * self.memory.get("mean", new) + (1 - self.DECAY) * new}
 
 
-class Controlled:
+class Controlled(Remembering):
     """`gradient_decay`, b set once an epoch by a PID controller on validation rows, so that a network is as sure as it is right:
 
         log b = kp e + ki (sum of all e) + kd (e - the last one),  e = (mean confidence - accuracy) / accuracy
@@ -162,9 +194,24 @@ class Controlled:
     def __init__(self, kp: float = 5.0, ki: float = 2.0, kd: float = 0.0) -> None:
         if min(kp, ki, kd) < 0 or kp + ki == 0:
             raise ValueError(f"expected gains of 0 or more, not all 0, got {kp:g}, {ki:g} and {kd:g}")
+        super().__init__()
         self.gains = kp, ki, kd
-        self.memory: dict[str, float] = {"log_b": 0.0, "sum": 0.0, "last": 0.0}
+        self.memory = {"log_b": 0.0, "sum": 0.0, "last": 0.0}
         self.rows: tuple[Any, Tensor] | None = None
+
+    def meet(self, model: BayesianNetwork, data: Data, device: torch.device) -> None:
+        x, y = data.validation
+        if not len(y) or y.dim() > 1:
+            raise ValueError("expected a validation split with one label per example for loss gradient-decay-pid: keep one")
+        rows = torch.arange(min(self.ROWS, len(y)))
+        self.rows = nested.each(lambda part: part.to(device), x[rows]), y[rows].to(device)
+
+    def told(self, progress: Progress, model: BayesianNetwork, guide: MaskedGuide) -> None:
+        if progress.taken * progress.epochs % progress.steps == 0:
+            self.step(self.look(model, guide))
+
+    def row(self) -> Mapping[str, float]:
+        return {"b": math.exp(self.memory["log_b"])}
 
     def __call__(self, logits: Tensor, y: Tensor, progress: Progress) -> Tensor:
         b = math.exp(self.memory["log_b"])
@@ -206,9 +253,10 @@ LOSSES: Mapping[str, tuple[Callable[..., Function], str]] = {
 def built(factory: Callable[..., Any], shape: Sequence[int], num_outputs: int, spec: str | Function, **options: Any) -> Any:
     """The model of a program, `factory(shape, num_outputs, **options)`, as a loss needs it: for moon with one output more and
     the likelihood that knows it."""
-    if not isinstance(named(spec), Moon):
+    loss = named(spec)
+    if not isinstance(loss, Remembering) or not loss.outputs:
         return factory(shape, num_outputs, **options)
-    model = factory(shape, num_outputs + 1, **options)
+    model = factory(shape, num_outputs + loss.outputs, **options)
     model.likelihood = WithUnknown()
     return model
 
@@ -255,20 +303,18 @@ class Loss(Follower):
 
     def after(self, taken: int, x: Any, output: Any, model: BayesianNetwork, guide: MaskedGuide) -> None:
         self.progress = self.progress._replace(taken=taken)
-        if isinstance(self.function, Moon):
-            self.function.told()
-        if isinstance(self.function, Controlled) and taken * self.progress.epochs % self.progress.steps == 0:
-            self.function.step(self.function.look(model, guide))
+        if isinstance(self.function, Remembering):
+            self.function.told(self.progress, model, guide)
 
     def row(self) -> Mapping[str, float]:
-        return {"b": math.exp(self.function.memory["log_b"])} if isinstance(self.function, Controlled) else {}
+        return self.function.row() if isinstance(self.function, Remembering) else {}
 
     def bundle(self) -> Bundle:
-        return Bundle({}, {"loss": self.function.memory} if isinstance(self.function, Moon | Controlled) else {})
+        return Bundle({}, {"loss": self.function.memory} if isinstance(self.function, Remembering) else {})
 
     def restore(self, saved: Bundle, model: BayesianNetwork, guide: MaskedGuide) -> None:
         self.progress = self.progress._replace(taken=saved.facts["step"])
-        if isinstance(self.function, Moon | Controlled):
+        if isinstance(self.function, Remembering):
             self.function.memory = saved.facts["loss"]
 
     def end(self, fit: Fit, data: Data) -> None:

@@ -40,6 +40,7 @@ from espalier.guides.gaussian import GaussianGuide
 from espalier.guides.masked import MaskedGuide
 from espalier.network import BayesianNetwork
 from espalier.prediction import batchnorm
+from espalier.prediction.features import layer_of
 from espalier.prediction.fit import Fit
 from espalier.prediction.predict import to_device
 from espalier.sparse import scatter
@@ -130,7 +131,7 @@ def features_of(model: BayesianNetwork, weights: Tensor, x: Any) -> Tensor:
     """What the last masked layer is given of x, `(n, D)`, at a flat weight vector: batch norm by the batch's own statistics, its
     buffers unwritten, all else as in prediction."""
     seen: list[Tensor] = []
-    with _settled(model) as state, _last(model).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])):
+    with _settled(model) as state, layer_of(model).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])):
         model.evaluate(weights, x, state)
     return seen[-1]  # before it, of a trial perhaps
 
@@ -150,7 +151,7 @@ def _settled(model: BayesianNetwork) -> Iterator[dict[str, Tensor] | None]:
 def check(model: BayesianNetwork, x: Any, linearised: Linearised) -> int:
     """K. Raises ValueError where the network has not this form: outputs `(n, K)`; for `last-layer` those of a Linear layer whose
     weight is the last masked tensor; for `all` few weights."""
-    layer, name = _last(model), model.weights[-1].name
+    layer, name = layer_of(model), model.weights[-1].name
     seen: list[Any] = []
     with torch.no_grad(), _settled(model) as state, layer.register_forward_hook(lambda *call: seen.append(call[1:])):
         output = model.evaluate(model.initial, x, state)
@@ -171,10 +172,6 @@ def check(model: BayesianNetwork, x: Any, linearised: Linearised) -> int:
             f"{type(layer).__name__}: say which are masked by maskable, or use another inference"
         )
     return output.shape[1]
-
-
-def _last(model: BayesianNetwork) -> nn.Module:
-    return model.net.get_submodule(model.weights[-1].name.rpartition(".")[0])
 
 
 class Context(NamedTuple):

@@ -15,7 +15,7 @@ from espalier import compiled, losses, nested
 from espalier.contracts import Data
 from espalier.data.streamed import seeded
 from espalier.distributions.priors import prior_scale_of, weight_decay_of
-from espalier.likelihoods import Categorical, WithUnknown, plain
+from espalier.likelihoods import Categorical, plain
 from espalier.network import BayesianNetwork, copied, evaluating
 from espalier.prediction.mixture import check_support
 from espalier.prediction.predict import to_device
@@ -192,17 +192,8 @@ def prepare(
     if loss is not None and not isinstance(model.likelihood, Categorical):
         said = type(model.likelihood).__name__
         raise ValueError(f"expected the categorical likelihood for loss {training.loss}, got {said}: leave loss at likelihood")
-    if isinstance(loss, losses.Moon) and not isinstance(model.likelihood, WithUnknown):
-        raise ValueError(
-            "expected a network with one output more than classes and likelihood categorical-unknown for loss moon, got "
-            f"{type(model.likelihood).__name__}: BayesianNetwork(net, likelihood='categorical-unknown')"
-        )
-    if isinstance(loss, losses.Controlled):
-        if not len(data.validation.y) or data.train.y.dim() > 1:
-            raise ValueError("expected a validation split with one label per example for loss gradient-decay-pid: keep one")
-        rows = torch.arange(min(loss.ROWS, len(data.validation.y)))
-        device = find_device(training.device)
-        loss.rows = to_device(data.validation.x[rows], device), data.validation.y[rows].to(device)
+    if isinstance(loss, losses.Remembering):
+        loss.meet(model, data, find_device(training.device))
     if callable(training.augment):
         augmented(training.augment, data.train.x[torch.arange(min(2, len(data.train.y)))], 0, 0)
     model = copied(model)
