@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from torch import Tensor
 
 from espalier.contracts import Data
@@ -11,7 +9,7 @@ from espalier.guides import GaussianGuide
 from espalier.network import BayesianNetwork
 from espalier.prediction import Fit
 from espalier.topology import DROP_SCORES, initial, schedules
-from espalier.topology.options import Allocation, DeltaT, DropFraction, Freeze, Sparsity, Start
+from espalier.topology.options import Allocation, DeltaT, DropFraction, DropScoreName, Freeze, Sparsity, Start
 from espalier.training import Streams, Training, Watches, find_device, prepare
 from espalier.training.function_space import FunctionSpaceKL, Linearised, context_of
 from espalier.training.options import AverageFrom, Seed
@@ -27,9 +25,7 @@ def infer(
     context_points: int = 32,
     linearised: Linearised = "last-layer",
     noise_scale: float = 0.01,
-    drop_score: Literal[
-        "magnitude", "mean-magnitude", "snr", "snr-magnitude", "mean-exponential", "snr-exponential", "bayes-factor"
-    ] = "snr-magnitude",
+    drop_score: DropScoreName = "snr-magnitude",
     allocation: Allocation = "erk",
     start: Start = "random",
     delta_t: DeltaT = 100,

@@ -9,7 +9,7 @@ from espalier.guides import GaussianGuide
 from espalier.network import BayesianNetwork
 from espalier.prediction import Fit
 from espalier.topology import DROP_SCORES, initial, schedules
-from espalier.topology.options import Allocation, DeltaT, DropFraction, Freeze, Sparsity, Start
+from espalier.topology.options import Allocation, DeltaT, DropFraction, DropScoreName, Freeze, Sparsity, Start
 from espalier.training import Streams, Training, Watches, find_device, prepare
 from espalier.training.annealing import KLWarmup
 from espalier.training.options import AverageFrom, Seed
@@ -22,9 +22,7 @@ def infer(
     *,
     sparsity: Sparsity = 0.9,
     noise_scale: float = 0.01,
-    drop_score: Literal[
-        "magnitude", "mean-magnitude", "snr", "snr-magnitude", "mean-exponential", "snr-exponential", "bayes-factor"
-    ] = "snr-magnitude",
+    drop_score: DropScoreName = "snr-magnitude",
     accept: Literal["all", "bayes-factor", "joint-density"] = "all",
     log_threshold: float = 0.0,
     allocation: Allocation = "erk",

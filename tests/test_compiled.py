@@ -21,8 +21,8 @@ from espalier.network import BayesianNetwork
 from espalier.prediction.fit import Fit
 from espalier.topology.masks import random_topology
 from espalier.training.options import Training, prepare
-from espalier.training.watch import Checkpoints, Watches
-from watches import Killed
+from espalier.training.watch import Watches
+from watches import killed_and_resumed
 
 pytestmark = [
     pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++ on a CPU"),
@@ -81,9 +81,7 @@ def test_a_compiled_training_is_the_training_and_one_program_through_masks_and_m
     for name, state in fit.pairs.states.items():
         assert torch.allclose(state, eager.pairs.states[name], rtol=1e-9), name  # of batch norm, re-estimated
 
-    with pytest.raises(KeyboardInterrupt):
-        trained(True, Checkpoints(tmp_path / "mine.safetensors", Killed(step=25), every=0))
-    again = trained(True, Checkpoints(tmp_path / "mine.safetensors", every=0))
+    again = killed_and_resumed(lambda watch: trained(True, watch), tmp_path, 25)
     assert again.history == fit.history
     assert torch.equal(again.pairs.values, fit.pairs.values)
 

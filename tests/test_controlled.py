@@ -16,8 +16,8 @@ from espalier.contracts import Data
 from espalier.losses import Controlled, Progress, gradient_decay
 from espalier.prediction.fit import Fit
 from espalier.training.options import Training
-from espalier.training.watch import Checkpoints, Watches
-from watches import Killed
+from espalier.training.watch import Watches
+from watches import killed_and_resumed
 
 
 def test_the_controller_is_a_pid_that_does_not_wind_up() -> None:
@@ -73,9 +73,7 @@ def test_it_is_less_sure_than_without() -> None:
 @pytest.mark.parametrize("step", [33, 61])
 def test_killed_and_resumed_b_is_the_same(step: int, tmp_path: Path) -> None:
     fit = trained()
-    with pytest.raises(KeyboardInterrupt):
-        trained(Checkpoints(tmp_path / "mine.safetensors", Killed(step=step), every=0))
-    again = trained(Checkpoints(tmp_path / "mine.safetensors", every=0))
+    again = killed_and_resumed(trained, tmp_path, step)
     assert again.history == fit.history
     assert torch.equal(again.pairs.values, fit.pairs.values)
 

@@ -21,8 +21,8 @@ from espalier.prediction.fit import Fit
 from espalier.topology.masks import initial
 from espalier.training import objective
 from espalier.training.options import Training
-from espalier.training.watch import Checkpoints, Watches
-from watches import Killed
+from espalier.training.watch import Watches
+from watches import killed_and_resumed
 
 LABELS = torch.tensor([2, 0, 3, 3, 1, 0])
 
@@ -132,9 +132,7 @@ def test_it_trains_by_the_loss_and_resumes_bit_for_bit_where_that_moves(tmp_path
     fit = trained("dro:5")
     assert fit.record["loss"] == "dro:5"
     assert fit.history != trained("dro:50").history
-    with pytest.raises(KeyboardInterrupt):
-        trained("dro:5", Checkpoints(tmp_path / "mine.safetensors", Killed(step=25), every=0))
-    again = trained("dro:5", Checkpoints(tmp_path / "mine.safetensors", every=0))
+    again = killed_and_resumed(lambda watch: trained("dro:5", watch), tmp_path, 25)
     assert again.history == fit.history
     assert torch.equal(again.pairs.values, fit.pairs.values)
 

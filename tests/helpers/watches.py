@@ -5,9 +5,13 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
+from pathlib import Path
 
+import pytest
+
+from espalier.prediction.fit import Fit
 from espalier.store import Bundle
-from espalier.training.watch import Row, Watch
+from espalier.training.watch import Checkpoints, Row, Watch, Watches
 
 
 class Recorder(Watch):
@@ -52,3 +56,10 @@ class Killed(Watch):
         self.seen[1] += 1
         if self.seen[1] == self.at[1]:
             raise KeyboardInterrupt
+
+
+def killed_and_resumed(trained: Callable[[Watches], Fit], folder: Path, step: int) -> Fit:
+    """The fit of a training that is killed after a step and goes on from its last checkpoint."""
+    with pytest.raises(KeyboardInterrupt):
+        trained(Checkpoints(folder / "mine.safetensors", Killed(step=step), every=0))
+    return trained(Checkpoints(folder / "mine.safetensors", every=0))

@@ -13,8 +13,8 @@ from espalier import shelf
 from espalier.prediction.fit import Fit
 from espalier.training.annealing import KLWarmup
 from espalier.training.options import Training
-from espalier.training.watch import Checkpoints, Watch, Watches
-from watches import Killed
+from espalier.training.watch import Watch, Watches
+from watches import killed_and_resumed
 
 EPOCHS, PER_EPOCH = 4, 10
 
@@ -49,9 +49,7 @@ def test_the_first_steps_weigh_the_kl_by_their_share_of_the_rise() -> None:
 @pytest.mark.parametrize("step", [7, 25])
 def test_killed_and_resumed_it_rises_on(step: int, tmp_path: Path) -> None:
     fit = trained(kl_warmup=0.8)
-    with pytest.raises(KeyboardInterrupt):
-        trained(Checkpoints(tmp_path / "mine.safetensors", Killed(step=step), every=0), kl_warmup=0.8)
-    again = trained(Checkpoints(tmp_path / "mine.safetensors", every=0), kl_warmup=0.8)
+    again = killed_and_resumed(lambda watch: trained(watch, kl_warmup=0.8), tmp_path, step)
     assert again.history == fit.history
     assert torch.equal(again.pairs.values, fit.pairs.values)
 

@@ -26,8 +26,8 @@ from espalier.training.annealing import Annealing, Noise, PriorAnnealing, spikes
 from espalier.training.loop import Loop
 from espalier.training.options import Training
 from espalier.training.rates import constant, cosine
-from espalier.training.watch import Checkpoints, Watches
-from watches import Killed
+from espalier.training.watch import Watches
+from watches import Killed, killed_and_resumed
 
 PAPER = Annealing((math.sqrt(1.5e-5), math.sqrt(1.5e-6)), 0.01, 1 / 2, 2 / 3, 3 / 4)
 
@@ -109,9 +109,7 @@ def test_noise_is_what_draws_differ_by() -> None:
 @pytest.mark.parametrize("step", [7, 47, 63])
 def test_killed_in_either_training_it_resumes_bit_for_bit(step: int, tmp_path: Path) -> None:
     fit = trained()
-    with pytest.raises(KeyboardInterrupt):
-        trained(Checkpoints(tmp_path / "mine.safetensors", Killed(step=step), every=0))
-    again = trained(Checkpoints(tmp_path / "mine.safetensors", every=0))
+    again = killed_and_resumed(trained, tmp_path, step)
     assert again.history == fit.history
     assert again.record == fit.record
     assert torch.equal(again.pairs.values, fit.pairs.values)

@@ -9,7 +9,6 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from espalier.contracts import Topology
 from espalier.distributions.popup import PopupWeights
 from espalier.followers import Follower
 from espalier.guides.masked import MaskedGuide
@@ -48,7 +47,7 @@ class PopupGuide(MaskedGuide):
         repeats = torch.tensor(model.sizes)
         bound = torch.repeat_interleave(torch.tensor([fan**-0.5 for fan in fans]), repeats)
         scores = (bound * (2 * torch.rand(len(bound), generator=generator) - 1)).to(model.initial)
-        super().__init__(model, self._chosen(model.shapes, counts, scores))
+        super().__init__(model, magnitude_topology(model.shapes, counts, scores))
         scale = [math.sqrt(2 * size / (fan * count)) for size, fan, count in zip(model.sizes, fans, counts, strict=True)]
         signs = model.initial.sign() if frozen == "signed" else torch.randn(len(bound), generator=generator).to(model.initial)
         self.register_buffer("frozen", signs * torch.repeat_interleave(torch.tensor(scale), repeats).to(model.initial))
@@ -56,13 +55,9 @@ class PopupGuide(MaskedGuide):
         self.values.requires_grad_(False)
         self.settle()
 
-    @staticmethod
-    def _chosen(shapes: Sequence[tuple[int, ...]], counts: Sequence[int], scores: Tensor) -> Topology:
-        return magnitude_topology(shapes, counts, scores.detach())
-
     def settle(self) -> None:
         """Stand on the weights whose scores are largest now."""
-        topology = self._chosen(self.shapes, self.counts, self.scores)
+        topology = magnitude_topology(self.shapes, self.counts, self.scores.detach())
         self.positions = topology.positions.to(self.frozen.device)
         self.values.data = self.frozen[self.positions]
 

@@ -17,6 +17,7 @@ from espalier.prediction.fit import Fit, How
 from espalier.prediction.one_pass import ONE_NETWORK, energy, has_level
 from espalier.prediction.predict import Batches
 from espalier.prediction.predictor import Inputs
+from espalier.sparse import Unwritten
 
 MOST_ROWS = 10_000
 """Training rows that scores are fitted on."""
@@ -48,7 +49,7 @@ def features_of(fit: Fit, x: Rows | Inputs, way: How = "ticket", layer: str | No
     hook = layer_of(model, layer).register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
     try:
         with evaluating(model), torch.no_grad():
-            dense = weights.dense() if hasattr(weights, "dense") else weights
+            dense = weights.dense() if isinstance(weights, Unwritten) else weights
             for batch in Batches(nested.rows_of(x), fit.topology.positions.device):
                 seen.clear()
                 model.evaluate(dense, batch, state)

@@ -28,15 +28,21 @@ def prior_weights(
 
     Raises ValueError for no draws, and for a topology of another network.
     """
+    prior = model.prior() if scale is None else FlatNormal(scale, model.num_weights, model.initial)
+    return _weights(prior, model, topology, draws, seed)
+
+
+def _weights(
+    prior: FlatNormal | MixtureNormal, model: BayesianNetwork, topology: Topology | None, draws: int, seed: int
+) -> Iterator[Tensor]:
     if draws < 1:
         raise ValueError(f"expected at least 1 draw of the prior, got {draws}")
     if topology is not None and topology.sizes != model.sizes:
         raise ValueError(f"expected a topology over layers of {model.sizes} weights, got {topology.sizes}: use the model's own")
-    prior = model.prior() if scale is None else FlatNormal(scale, model.num_weights, model.initial)
-    return _weights(prior, topology, draws, seed)
+    return _drawn(prior, topology, draws, seed)
 
 
-def _weights(prior: FlatNormal | MixtureNormal, topology: Topology | None, draws: int, seed: int) -> Iterator[Tensor]:
+def _drawn(prior: FlatNormal | MixtureNormal, topology: Topology | None, draws: int, seed: int) -> Iterator[Tensor]:
     for number in range(draws):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(int(np.random.SeedSequence([seed, number, 1]).generate_state(1)[0]))
@@ -65,11 +71,10 @@ def prior_outcomes(
 def of_fit(fit: Fit, topology: Topology | None = None, *, draws: int, seed: int = 0) -> Iterator[Tensor]:
     """The `prior_weights` that a fit was trained under: of the scale, or the mixture, of its record; on its own topology, or
     another."""
-    topology, mixture = fit.topology if topology is None else topology, fit.record.get("prior")
-    if mixture is not None:
-        fit.model.mixture = MixtureNormal(**mixture, num_weights=fit.model.num_weights, like=fit.model.initial)
-    scale = fit.record.get("prior_scale") if mixture is None else None
-    return prior_weights(fit.model, topology, draws=draws, scale=scale, seed=seed)
+    model, topology, mixture = fit.model, fit.topology if topology is None else topology, fit.record.get("prior")
+    if mixture is None:
+        return prior_weights(model, topology, draws=draws, scale=fit.record.get("prior_scale"), seed=seed)
+    return _weights(MixtureNormal(**mixture, num_weights=model.num_weights, like=model.initial), model, topology, draws, seed)
 
 
 def _network(model: BayesianNetwork | Fit) -> BayesianNetwork:

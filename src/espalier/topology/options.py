@@ -8,6 +8,10 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 Sparsity = Annotated[float, "fraction of the maskable weights at zero"]
+DropScoreName = Annotated[
+    Literal["magnitude", "mean-magnitude", "snr", "snr-magnitude", "mean-exponential", "snr-exponential", "bayes-factor"],
+    "which active weights go first",
+]
 Allocation = Annotated[Literal["erk", "uniform"], "how layers share the active weights"]
 Start = Annotated[Literal["random", "magnitude"], "where the active weights begin"]
 DeltaT = Annotated[int, "steps between moves of the topology"]

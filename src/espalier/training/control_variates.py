@@ -43,6 +43,7 @@ from espalier.topology.masks import relocate, sources
 from espalier.training import distributed, objective
 from espalier.training.batches import soften
 from espalier.training.options import Training
+from espalier.training.streams import own_stream
 
 STREAM = 12
 """Of random numbers, apart from those of training."""
@@ -78,8 +79,7 @@ class ControlVariate(Follower):
         self.per_epoch = training.steps_per_epoch(data)
         self.passed, self.work = 0, 0
         """Epochs that have had their pass; forward passes of an example beside the training's own."""
-        own = np.random.SeedSequence([seed, STREAM]).generate_state(1, np.uint64) >> np.uint64(1)
-        self.generator = torch.Generator().manual_seed(int(own[0]))
+        self.generator = own_stream(seed, STREAM)
         self.snapshot: Point | None = None
         self.mean: tuple[Tensor, ...] = ()
         """u: of the snapshot's values, then of its other parameters."""

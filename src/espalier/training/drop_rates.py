@@ -18,7 +18,6 @@ import math
 import warnings
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,6 +35,7 @@ from espalier.sparse import scatter
 from espalier.store import Bundle
 from espalier.training import distributed
 from espalier.training.options import Training
+from espalier.training.streams import own_stream
 
 STREAM = 11
 """Of random numbers, apart from those of training."""
@@ -143,8 +143,7 @@ class Found(Follower):
         self.pool = min(POOL, len(self.y))
         self.every, self.steps = period(batch_size), steps
         self.state = init()
-        own = np.random.SeedSequence([seed, STREAM]).generate_state(1, np.uint64) >> np.uint64(1)
-        self.generator = torch.Generator().manual_seed(int(own[0]))
+        self.generator = own_stream(seed, STREAM)
         self.keeps_prior = False
         """Is the prior scale the user's own? Then the decay follows the rate; else the decay stays and the prior follows."""
 

@@ -27,7 +27,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple, get_args
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -46,6 +45,7 @@ from espalier.prediction.predict import to_device
 from espalier.sparse import scatter
 from espalier.store import Bundle
 from espalier.training import distributed
+from espalier.training.streams import own_stream
 
 STREAM = 13
 """Of random numbers, apart from those of training."""
@@ -234,8 +234,7 @@ class FunctionSpaceKL(Follower):
         if linearised not in get_args(Linearised):
             raise ValueError(f"expected linearised of {', '.join(get_args(Linearised))}, got {linearised!r}")
         self.context, self.points, self.linearised, self.kl_scale = context, points, linearised, kl_scale
-        own = np.random.SeedSequence([seed, STREAM]).generate_state(1, np.uint64) >> np.uint64(1)
-        self.generator = torch.Generator().manual_seed(int(own[0]))
+        self.generator = own_stream(seed, STREAM)
         self.seen: list[Tensor] = []
         self.outputs = 0
 
