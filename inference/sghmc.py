@@ -12,9 +12,10 @@ from espalier.network import BayesianNetwork
 from espalier.prediction import Fit
 from espalier.prediction.costs import trained
 from espalier.topology import initial, schedules
-from espalier.topology.masks import restricted
+from espalier.topology.masks import check_count
+from espalier.topology.options import Sparsity
 from espalier.training import Phase, Streams, Training, Watches, find_device, prepare
-from espalier.training.annealing import Annealing, Noise, PriorAnnealing, spikes_that_suit
+from espalier.training.annealing import Annealing, Noise, PriorAnnealing, spikes_that_suit, survivors
 from espalier.training.options import AverageFrom, Seed
 from espalier.training.train import train
 
@@ -23,6 +24,7 @@ def infer(
     model: BayesianNetwork,
     data: Data,
     *,
+    sparsity: Sparsity | None = None,
     slab_probability: float = 1e-7,
     slab_scale: float = 0.2,
     spike_from: float | Literal["auto"] = "auto",
@@ -42,15 +44,16 @@ def infer(
     """Train dense under weight decay, then under the mixture, whose factor rises and whose spike narrows (`annealing.Annealing`);
     keep each weight that is likelier the slab's; and train those alone, under the slab. How many are left is what comes out.
 
-    slab_probability: of a weight, before data. slab_scale: standard deviation. spike_from: that of the spike at first. spike_to:
-    and at last; auto is as narrow as the steps can follow, and ten times its variance before. temperature: of the noise of the
-    first training, 1 is the posterior's. prior_from: fraction of it at which the mixture begins. prior_whole: at which its
-    factor is 1. spike_final: at which the spike is at its last. refit_epochs: of the second, 0 returns the draws of the first,
-    on all weights. refit_rate: its peak rate. refit_temperature: of its noise. average_from: fraction of the first training
-    after which pairs are collected; of the second all are.
+    sparsity: keep so many, the likeliest; none: all likelier. slab_probability: of a weight, before data. slab_scale: standard
+    deviation. spike_from: that of the spike at first. spike_to: and at last; auto is as narrow as the steps can follow, and ten
+    times its variance before. temperature: of the noise of the first training, 1 is the posterior's. prior_from: fraction of it
+    at which the mixture begins. prior_whole: at which its factor is 1. spike_final: at which the spike is at its last.
+    refit_epochs: of the second, 0 returns the draws of the first, on all weights. refit_rate: its peak. refit_temperature: of
+    its noise. average_from: fraction of the first training after which pairs are collected; of the second all are.
     """
-    if training.optimizer != "sgd" or refit_epochs < 0:
-        raise ValueError(f"expected sgd and refit_epochs of at least 0, got {training.optimizer} and {refit_epochs}")
+    if training.optimizer != "sgd" or refit_epochs < (sparsity is not None):
+        raise ValueError(f"expected sgd, refit_epochs of 0 or more, 1 with a sparsity, got {training.optimizer}, {refit_epochs}")
+    check_count(model.shapes, round((1 - (sparsity or 0)) * model.num_weights))
     streams, phase = Streams(seed, find_device(training.device)), Phase(watch)
     suit = spikes_that_suit(training, data, spike_final)
     spikes = tuple(own if given == "auto" else float(given) for given, own in zip((spike_from, spike_to), suit, strict=True))
@@ -62,8 +65,8 @@ def infer(
     guide = MaskedGuide(dense, initial(model.shapes, 0.0, generator=streams.topology))
     fit = train(dense, guide, schedules.static(), data, training=training, streams=streams,
                 average_from=average_from, followers=[annealing], watch=phase)  # fmt: skip
-    left = restricted(fit.topology, fit.pairs.values[-1].abs() > dense.prior().threshold)
-    fit.record["selected"] = left.num_active
+    left, selected = survivors(dense, fit, sparsity)
+    fit.record["selected"] = selected
     if not refit_epochs:
         return fit
     start = copy.deepcopy(model)
@@ -73,5 +76,5 @@ def infer(
     guide = MaskedGuide(ready, left)
     fit = train(ready, guide, schedules.static(), data, training=own, streams=streams, average_from=0.0,
                 followers=[noise], watch=phase.next())  # fmt: skip
-    fit.record |= {"earlier": [earlier], "selected": left.num_active}
+    fit.record |= {"earlier": [earlier], "selected": selected}
     return fit

@@ -99,6 +99,19 @@ def test_what_is_left_is_what_the_slab_is_likelier_for() -> None:
     assert float((weights.abs() < 0.1).double().mean()) > 0.99  # the mixture's, not the decay's prior
 
 
+def test_at_a_sparsity_the_likeliest_are_kept() -> None:
+    whole, fit = trained(refit_epochs=0), trained(sparsity=0.95)
+    size = whole.pairs.values[-1].abs()
+    count = round(0.05 * whole.topology.num_weights)
+    assert fit.topology.num_active == count
+    assert fit.record["selected"] == whole.record["selected"] > 2 * count  # what the prior takes for the slab's, still said
+    assert float(size[fit.topology.positions].min()) >= float(size.sort(descending=True).values[count + 4])
+    with pytest.raises(ValueError, match="expected sgd, refit_epochs of 0 or more, 1 with a sparsity, got sgd, 0"):
+        trained(sparsity=0.5, refit_epochs=0)
+    with pytest.raises(ValueError, match="lower the sparsity"):
+        trained(sparsity=0.99999)
+
+
 def test_noise_is_what_draws_differ_by() -> None:
     still, noisy = trained(temperature=0.0, refit_temperature=0.0), trained(refit_temperature=1.0)
     again = trained(temperature=0.0, refit_temperature=0.0)
@@ -121,7 +134,7 @@ def test_what_cannot_be_annealed_is_refused_before_any_work() -> None:
         ({"spike_to": 0.1}, "expected a spike that narrows"),
         ({"temperature": -1.0}, "expected a temperature of 0 or more"),
         ({"slab_scale": 0.01}, "expected a probability of the slab in"),
-        ({"refit_epochs": -1}, "expected sgd and refit_epochs of at least 0"),
+        ({"refit_epochs": -1}, "expected sgd, refit_epochs of 0 or more, 1 with a sparsity"),
         ({"refit_temperature": -0.1}, "expected a temperature of 0 or more"),
         ({"spike_to": 1e-3}, "expected a spike that steps at this learning_rate can follow, .* at 320 examples widen them 6.2"),
     ):

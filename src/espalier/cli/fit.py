@@ -123,7 +123,7 @@ def _watching(recipe: Any, first: bool) -> Any:
         return nullcontext()
     from espalier.cli.progress import Bar
 
-    sparsity = recipe.options.get("sparsity", 0.0)
+    sparsity = recipe.options.get("sparsity") or 0.0
     names = " ".join(Path(name).stem for name in (recipe.inference, recipe.model, recipe.data))
     title = f"{names} {100 * sparsity:g} % sparse"
     return Bar(title, recipe.options["epochs"])

@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from espalier.contracts import Data
+from espalier.contracts import Data, Topology
 from espalier.distributions.priors import MixtureNormal
 from espalier.followers import Follower
 from espalier.guides.masked import MaskedGuide
 from espalier.network import BayesianNetwork
 from espalier.prediction.fit import Fit
 from espalier.store import Bundle
+from espalier.topology.masks import global_topology, restricted
 from espalier.training.options import Training
 from espalier.training.rates import Rate
 
@@ -98,6 +99,19 @@ def spikes_that_suit(training: Training, data: Data, final: float) -> tuple[floa
     rates = map(training.learning_rates(steps), range(min(steps, int(final * steps) + 1), steps + 1))
     last = math.sqrt(4 * max(rates) / len(data.train.y))
     return math.sqrt(10) * last, last
+
+
+def survivors(model: BayesianNetwork, fit: Fit, sparsity: float | None = None) -> tuple[Topology, int]:
+    """The weights of a dense fit's last pair that are likelier the slab's than the spike's, and how many these are; with a
+    sparsity the likeliest of all, as many as that leaves, whose order is that of |w|.
+
+    Raises ValueError where a layer is left without any, or for a sparsity that leaves too few.
+    """
+    values, threshold = fit.pairs.values[-1], model.prior().threshold
+    likelier = values.abs() > threshold
+    if sparsity is None:
+        return restricted(fit.topology, likelier), int(likelier.sum())
+    return global_topology(model.shapes, round((1 - sparsity) * model.num_weights), values), int(likelier.sum())
 
 
 class Noise(Follower):
