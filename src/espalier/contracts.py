@@ -72,6 +72,8 @@ class Data(NamedTuple):
     which they are read, rows of a test set given apart after the others. Empty where that is not known."""
     source_rows: int = 0
     """How many rows the source has, those in no split among them."""
+    replaced: int = 0
+    """How many labels of the training rows are not the source's (`with_label_noise`)."""
 
     @property
     def num_outputs(self) -> int:
@@ -131,7 +133,9 @@ class Data(NamedTuple):
             "task": "regression" if self.num_classes is None else "classification",
             "target": nested.plain((self.target_shift, self.target_scale)),
             "inputs": self.preparation(),
-            "data": {"name": self.name, "rows": rows, "hashes": self.hashes} | ({"classes": stand_for} if stand_for else {}),
+            "data": {"name": self.name, "rows": rows, "hashes": self.hashes}
+            | ({"classes": stand_for} if stand_for else {})
+            | ({"replaced_labels": self.replaced} if self.replaced else {}),
         }
 
     def preparation(self) -> Any:

@@ -7,6 +7,7 @@ groups.py        scores by group, the largest gap, do groups differ?, reliabilit
 clusters.py      the same where an example has several labels
 uncertainty.py   which uncertainty? Total, aleatoric, epistemic and others, by name, from draws
 features.py      the doubt of a single network, from its features: neighbours, densities, Laplace
+truth.py         the divergence from a truth that is known
 selective.py     risk and coverage where the least certain are handed on
 detection.py     in or out of distribution: AUROC and its kin
 resampling.py    the bootstrap of what is no mean
@@ -120,6 +121,8 @@ from espalier.calibration.spread import apply_variance as apply_variance
 from espalier.calibration.spread import fit_variance as fit_variance
 from espalier.calibration.temperature import apply_draws_temperature as apply_draws_temperature
 from espalier.calibration.temperature import fit_draws_temperature as fit_draws_temperature
+from espalier.calibration.truth import divergence as divergence
+from espalier.calibration.truth import divergence_scores as divergence_scores
 from espalier.calibration.uncertainty import REGRESSION_UNCERTAINTIES as REGRESSION_UNCERTAINTIES
 from espalier.calibration.uncertainty import UNCERTAINTIES as UNCERTAINTIES
 from espalier.calibration.uncertainty import aleatoric_variance as aleatoric_variance

@@ -11,6 +11,8 @@ worlds.py      a run's own rows, corrupted; rows of other sets as the run's inpu
 groupings.py   groups of a source's rows, from a CSV file
 readers.py     one reader per file format
 archives.py    arrays of an .npz file, judged before they are allocated
+noise.py       wrong labels to train on
+mixtures.py    data whose truth is known
 labels.py      labels of any kind as numbers, targets as they are
 downloads.py   public sets fetched from their addresses, whole or not at all
 """
@@ -25,6 +27,10 @@ from espalier.data.corruptions import corrupted as corrupted
 from espalier.data.datasets import from_datasets as from_datasets
 from espalier.data.groupings import groups_of as groups_of
 from espalier.data.images import ImageRows as ImageRows
+from espalier.data.mixtures import Mixture as Mixture
+from espalier.data.mixtures import mixture as mixture
+from espalier.data.mixtures import noisy as noisy
+from espalier.data.noise import with_label_noise as with_label_noise
 from espalier.data.sets import available as available
 from espalier.data.sets import load as load
 from espalier.data.sets import names as names

@@ -77,7 +77,10 @@ def as_data(
 
     return Data(
         name,
-        **{part: split(*of) for part, of in parts.items()},
+        train=split(*parts["train"]),
+        validation=split(*parts["validation"]),
+        calibration=split(*parts["calibration"]),
+        test=split(*parts["test"]),
         shape=tuple(raw.x.shape[1:]),
         num_classes=raw.num_classes,
         target_shift=tuple(mean.tolist()) if several else float(mean[0]),

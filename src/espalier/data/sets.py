@@ -16,6 +16,7 @@ from typing import NamedTuple
 from espalier.contracts import Data
 from espalier.data import images, readers
 from espalier.data.cut import Standardise, as_data
+from espalier.data.noise import with_label_noise
 from espalier.data.readers import Raw
 
 
@@ -87,6 +88,7 @@ def load(
     image_size: int | None = None,
     workers: int | None = None,
     standardise: Standardise = "all",
+    label_noise: float | str = 0.0,
 ) -> Data:
     """A data set by name (`names()`), by path of an `.npz` file, or by path of a folder of images, cut into four parts.
 
@@ -104,7 +106,8 @@ def load(
     calibration: fraction for certificates. split_seed: of the cut. fold: which published split, of a set that has them.
     image_size: pixels of the shorter side, for a folder of images. workers: processes that decode its images; None is one a
     core. The numbers do not depend on it. standardise: all, or inputs alone (for a likelihood of counts or positive targets),
-    or none.
+    or none. label_noise: probability of a wrong label in training, by `split_seed`; or another's labels, FILE.npz:NAME
+    (`with_label_noise`).
 
     `hashes`: SHA-256 over the rows of each split in their order: the inputs as stored, channels first, then the labels
     as int64 or the targets as float64. For a folder of images: over file names, sizes in bytes and labels, as reading
@@ -112,7 +115,7 @@ def load(
 
     Raises FileNotFoundError where files are missing, ValueError where an option or the files' content is wrong.
     """
-    return as_data(
+    data = as_data(
         name,
         _read(name, data_dir, image_size, workers),
         validation=validation,
@@ -122,6 +125,7 @@ def load(
         train_size=train_size,
         standardise=standardise,
     )
+    return with_label_noise(data, label_noise, split_seed)
 
 
 def root_of(data_dir: str | Path | None) -> Path:
