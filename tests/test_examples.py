@@ -59,6 +59,7 @@ BENCHMARKS = {
     "fashion_report.py": ["--help"],
     "gpu.py": ["--help"],
     "growth.py": ["--help"],
+    "label_noise.py": ["--help"],
     "onnx_parity.py": ["logistic", "--rows", "4"],
     "orderings.py": ["--help"],
     "power.py": ["--help"],

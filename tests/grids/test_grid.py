@@ -55,8 +55,8 @@ def test_the_grid_of_the_docstring_is_one() -> None:
     doc = inspect.getdoc(grids) or ""
     block = doc[doc.index("    base:") : doc.index("Later options win")]
     found = expand(yaml.safe_load(textwrap.dedent(block)))
-    assert found.methods == ("RigL", "RigL + TS", "CigL", "Ensemble", "DRO", "Dense")
-    assert len(found.cells) == 2 * 3 * (5 * 2 + 1)
+    assert found.methods == ("RigL", "RigL + TS", "CigL", "Ensemble", "DRO", "Two halves", "Dense")
+    assert len(found.cells) == 2 * 3 * (6 * 2 + 1)
     assert found.outside == "mnist"
     assert found.runs[found.cells[0].runs[0]].inference == "dense"
 
@@ -86,6 +86,17 @@ def test_an_ensemble_has_the_run_of_its_seed_and_members_that_no_other_seed_has(
     ensembles = {cell.seed: cell.runs for cell in found.cells if cell.method == "Ensemble"}
     assert all(len(runs) == 3 and runs[:1] == single[seed] for seed, runs in ensembles.items())
     assert len({run for runs in ensembles.values() for run in runs}) == 60 == len(found.runs)
+
+
+def test_members_may_have_as_many_weights_in_total_as_one_network() -> None:
+    split = {**RIGL, "members": [{"loss": "dro:10"}, {}], "weights": "total"}
+    found = grid({"RigL": RIGL, "Split": split}, sparsities=[0.5, 0.9])
+    whole = {(cell.method, cell.sparsity): [found.runs[name].options["sparsity"] for name in cell.runs] for cell in found.cells}
+    assert whole == {("RigL", 0.5): [0.5], ("RigL", 0.9): [0.9], ("Split", 0.5): [0.75] * 2, ("Split", 0.9): [0.95] * 2}
+    per_sparsity = {**cigl(drop_rate={0.5: 0.3, 0.9: 0.2}), "members": 2, "weights": "total"}
+    found = grid({"CigL": per_sparsity}, sparsities=[0.5, 0.9])
+    rates = {cell.sparsity: found.runs[cell.runs[0]].options["drop_rate"] for cell in found.cells}
+    assert rates == {0.5: 0.3, 0.9: 0.2}  # options are of the cell's sparsity, not the member's
 
 
 def test_an_option_may_be_given_per_sparsity_and_per_name_of_an_axis() -> None:
@@ -164,6 +175,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "unknown way": ({"methods": {"A": {**RIGL, "predict": "tickets"}}}, "'A': expected predict of ticket, .*'tickets'"),
     "unknown calibrator": ({"methods": {"A": {**RIGL, "calibrate": "temp"}}}, "expected calibrate of temperature, .*'temp'"),
     "one member": ({"methods": {"A": {**RIGL, "members": 1}}}, "expected members from 2 to 100, got 1"),
+    "a total of one network": ({"methods": {"A": {**RIGL, "weights": "total"}}}, "expected weights each or total, of several"),
     "unknown option": (
         {"methods": {"A": cigl(drop_rat=0.1)}},
         r"^method 'A' at sparsity 0.5: expected an option of this recipe, got --drop-rat: did you mean 'drop_rate'\?$",

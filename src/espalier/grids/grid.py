@@ -10,6 +10,7 @@
       CigL:      {run: {inference: cigl, drop_rate: {0.8: 0.3, 0.9: 0.2}}, predict: ticket}
       Ensemble:  {run: {inference: rigl}, predict: unmasked, members: 3}
       DRO:       {run: {inference: rigl}, predict: unmasked, members: [{loss: dro:10}, {loss: dro:500}, {}], pool: logits}
+      Two halves: {run: {inference: rigl}, predict: unmasked, members: 2, weights: total}   # together as many as one net has
       Dense:     {run: {inference: dense}, sparsities: [0]}
     baseline: RigL            # or a list of them, each set against all methods; default: the first method
     num_samples: 16           # fresh masks of `redraw`
@@ -30,7 +31,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -48,16 +49,25 @@ MOST_CELLS, MOST_MEMBERS, MOST_DRAWS = 10_000, 100, 10_000
 KEYS = ("base", "over", "sparsities", "seeds", "methods", "baseline", "num_samples", "split", "outside")
 
 
+Weights = Literal["each", "total"]
+
+
 class Method(NamedTuple):
     """How a method trains and predicts. `run`: its options; `members`: how many networks, or what options each has besides, of an
-    ensemble that predicts by its mean of `pool`; `sparsities`: its own, where the grid's do not apply."""
+    ensemble that predicts by its mean of `pool`; `weights`: is the sparsity of each, or of all in total; `sparsities`: its own,
+    where the grid's do not apply."""
 
     run: dict[str, Any]
     predict: How = "ticket"
     calibrate: str | None = None
     members: int | list[dict[str, Any]] | None = None
     pool: Pool = "probabilities"
+    weights: Weights = "each"
     sparsities: list[float] | None = None
+
+    def of_member(self, sparsity: float) -> float:
+        """A member's sparsity."""
+        return sparsity if self.weights == "each" else round(1 - (1 - sparsity) / len(self.each), 9)
 
     @property
     def each(self) -> list[dict[str, Any]]:
@@ -138,7 +148,8 @@ def expand(written: Mapping[str, Any], folder: Path = Path(), source: Path | Non
         each = [[base, *chosen, method.run, own] for own in method.each]
         where = f"method {name!r} at {', '.join([*variant, f'sparsity {sparsity:g}'])}"
         try:
-            recipes = [_recipe(layers, (*variant, sparsity), sparsity, folder, resolved) for layers in each]
+            own_sparsity = method.of_member(sparsity)
+            recipes = [_recipe(layers, (*variant, sparsity), own_sparsity, folder, resolved) for layers in each]
             for recipe in recipes:
                 _check(method, recipe, split)
         except ValueError as error:
@@ -147,7 +158,7 @@ def expand(written: Mapping[str, Any], folder: Path = Path(), source: Path | Non
             used = []
             for recipe, own in zip(recipes, _member_seeds(seed, len(recipes)), strict=True):
                 run = recipe._replace(options={**recipe.options, "seed": own})
-                used.append(_run_name(run, sparsity))
+                used.append(_run_name(run, own_sparsity))
                 runs[used[-1]] = run
             cells.append(_cell(name, variant, sparsity, seed, tuple(used), method, num_samples, split, outside))
     return Grid(tuple(axes), tuple(methods), baselines, num_samples, split, runs, tuple(cells), outside)
@@ -185,6 +196,8 @@ def _method(name: str, written: Any) -> Method:
         raise ValueError(f"method {name!r}: expected calibrate of {', '.join(CALIBRATORS)}, got {method.calibrate!r}")
     if method.pool not in get_args(Pool) or (method.pool != "probabilities" and method.members is None):
         raise ValueError(f"method {name!r}: expected pool {' or '.join(get_args(Pool))}, of several members, got {method.pool!r}")
+    if method.weights not in get_args(Weights) or (method.weights == "total" and method.members is None):
+        raise ValueError(f"method {name!r}: expected weights each or total, of several members, got {method.weights!r}")
     listed = isinstance(method.members, list)
     count = len(method.each) if listed else method.members
     if count is not None and (type(count) is not int or not 2 <= count <= MOST_MEMBERS):
@@ -217,7 +230,7 @@ def _recipe(
         raise ValueError(f"expected an inference with an option seed, got {recipe.inference}")
     if "sparsity" in recipe.options:
         return recipe._replace(options={**recipe.options, "sparsity": sparsity})
-    varies = any(isinstance(value, Mapping) and sparsity in value for value in written.values())
+    varies = any(isinstance(value, Mapping) and point[-1] in value for value in written.values())
     if sparsity != 0 and not varies:
         raise ValueError(
             f"expected an inference that trains sparse, but {Path(recipe.inference).stem} has no option sparsity: give the "
