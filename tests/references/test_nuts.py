@@ -14,6 +14,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import nn
 
 from budget import assert_mean
+from espalier.distributions.priors import MixtureNormal
 from espalier.likelihoods import Normal
 from espalier.network import BayesianNetwork
 from espalier.references.nuts import Potential, nuts, program
@@ -164,6 +165,13 @@ def test_the_datatree_holds_weights_log_joint_and_predictive():
     assert posterior["log_joint"].dims == ("chain", "draw")
     assert posterior["predictive"].dims == ("chain", "draw", "observation", "parameter")
     assert "predictive" not in chains.to_datatree()["posterior"]
+
+
+def test_a_mixture_prior_is_refused():
+    model, (x, y) = network(), rows()
+    model.mixture = MixtureNormal(0.1, 1.0, 0.1, model.num_weights)
+    with pytest.raises(ValueError, match="expected a normal prior of the weights to sample under, got a mixture"):
+        nuts(model, sparse(model), x, y)
 
 
 def test_a_foreign_topology_and_a_part_of_the_data_are_refused():

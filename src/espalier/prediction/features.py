@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import logsumexp, softmax
 from torch import Tensor, nn
 
 from espalier import nested
@@ -14,7 +15,7 @@ from espalier.calibration.features import DensityScore, LaplaceScore, NeighbourS
 from espalier.contracts import Data, Rows
 from espalier.network import BayesianNetwork, evaluating
 from espalier.prediction.fit import Fit, How
-from espalier.prediction.one_pass import ONE_NETWORK, energy, has_level
+from espalier.prediction.one_pass import ONE_NETWORK, has_level
 from espalier.prediction.predict import Batches
 from espalier.prediction.predictor import Inputs
 from espalier.sparse import Unwritten
@@ -95,6 +96,7 @@ class OnePass:
         matrix = fit.model.unflatten(weights)[fit.model.weights[-1].name].detach().cpu().numpy()
         bias = f"net.{fit.model.weights[-1].name.removesuffix('weight')}bias"
         biases = state[bias].detach().cpu().numpy() if bias in state else np.zeros(len(matrix))
+        self.last = matrix.astype(np.float64), biases.astype(np.float64)
         scale = prior_scale or fit.record.get("prior_scale") or 1.0
         self.scores = (
             NeighbourScore.fit(known, labels), DensityScore.fit(known, labels),
@@ -105,5 +107,6 @@ class OnePass:
         """By name a score of every row `(n,)`, larger where less is known."""
         own = features_of(self.fit, x, self.way)
         found = {name: score for each in self.scores for name, score in each.uncertainties(own).items()}
-        probabilities = self.fit.predict(x, self.way)[0].numpy()
-        return found | {"energy": energy(self.fit, x, self.way), "max_probability": 1 - probabilities.max(-1)}
+        matrix, biases = self.last
+        logits = own @ matrix.T + biases
+        return found | {"energy": -logsumexp(logits, -1), "max_probability": 1 - softmax(logits, -1).max(-1)}

@@ -26,6 +26,7 @@ from pyro.infer.mcmc import MCMC, NUTS
 from torch import Tensor
 
 from espalier.contracts import Topology
+from espalier.distributions.priors import MixtureNormal
 from espalier.network import BayesianNetwork
 from espalier.prediction.predict import predictive
 from espalier.sparse import scatter
@@ -36,12 +37,22 @@ if TYPE_CHECKING:
 State = Mapping[str, Tensor]
 
 
+def _prior_scale(model: BayesianNetwork) -> float:
+    """Of the normal prior. Raises ValueError for a mixture, which has a spike that chains do not leave."""
+    prior = model.prior()
+    if isinstance(prior, MixtureNormal):
+        raise ValueError("expected a normal prior of the weights to sample under, got a mixture: take the refitted fit of sghmc")
+    return prior.scale
+
+
 def program(model: BayesianNetwork, topology: Topology) -> Callable[[Tensor, Tensor], None]:
     """The Pyro program that is sampled, of one latent site `values` `(k,)`: the model given their scatter."""
 
+    scale = _prior_scale(model)
+
     def conditioned(x: Tensor, y: Tensor) -> None:
         zeros = model.initial.new_zeros(topology.num_active)
-        values = pyro.sample("values", dist.Normal(zeros, model.prior().scale).to_event(1))
+        values = pyro.sample("values", dist.Normal(zeros, scale).to_event(1))
         weights = scatter(values, topology.positions, topology.num_weights)
         poutine.block(poutine.condition(model, data={"weights": weights}), hide=["weights"])(x, y)
 
@@ -53,7 +64,7 @@ class Potential:
 
     def __init__(self, model: BayesianNetwork, topology: Topology, x: Tensor, y: Tensor, state: State | None) -> None:
         self.model, self.topology, self.x, self.y, self.state = model, topology, x, y, state
-        self.scale = model.prior().scale
+        self.scale = _prior_scale(model)
         self.constant = topology.num_active * (math.log(self.scale) + 0.5 * math.log(2 * math.pi))
 
     def __call__(self, values: Tensor) -> Tensor:
