@@ -57,6 +57,7 @@ def test_design_effect_of_repeats_is_their_number_and_of_independent_labels_one(
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_the_floor_is_the_mean_ece_of_calibrated_worlds():
     rng, found, floors = np.random.default_rng(7), [], []
     for _ in range(200):

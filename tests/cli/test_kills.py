@@ -15,11 +15,6 @@ def killed(folder: Path, kills: int, *commands: str) -> None:
     assert all(own["landed"] for own in found.values()), "no kill landed: nothing was tried"
 
 
-def test_certificates_that_were_killed_are_completed(tmp_path: Path) -> None:
-    """Grids: grids/test_workers.py; trainings: runs/test_folder.py."""
-    killed(tmp_path, 3, "certify")
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["fit", "distilled", "lottery", "certify", "compare"])
 def test_forty_kills_of_every_command(tmp_path: Path, command: str) -> None:

@@ -130,6 +130,7 @@ def test_a_run_does_not_depend_on_the_number_of_workers(pictures: Path, workers:
     assert alone.record["data"] == helped.record["data"]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_while_workers_decode_resumes_to_equal_bytes(pictures: Path, tmp_path: Path) -> None:
     words = [sys.executable, str(SCRIPT), str(pictures), "2"]
     path = {**os.environ, "PYTHONPATH": os.pathsep.join([str(SCRIPT.parents[2] / "src"), str(SCRIPT.parent)])}

@@ -142,6 +142,7 @@ def assert_same_tables(one: Path, other: Path) -> None:
     assert fits(one) == fits(other)
 
 
+@pytest.mark.slow
 def test_a_grid_that_was_killed_goes_on_to_the_same_table(long: tuple[Path, Path], tmp_path: Path) -> None:
     path, whole = long
     with running(*comparing(path, tmp_path / "out", "--jobs", "1")) as process:
@@ -163,6 +164,7 @@ def test_a_grid_that_was_killed_goes_on_to_the_same_table(long: tuple[Path, Path
     )
 
 
+@pytest.mark.slow
 def test_a_dask_cluster_that_loses_a_worker_comes_to_the_same_table(long: tuple[Path, Path], tmp_path: Path) -> None:
     path, whole = long
     with running(str(HELPERS / "cluster.py"), "2") as cluster:

@@ -164,6 +164,7 @@ def test_leave_one_out_needs_another_particle() -> None:
         LeaveOneOutELBO(1)
 
 
+@pytest.mark.slow
 def test_svi_learns_which_weights_matter() -> None:
     """Two of eight inputs carry the target: their inclusion probabilities go to one, from anywhere."""
     generator = torch.Generator().manual_seed(5)

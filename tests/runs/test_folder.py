@@ -25,7 +25,7 @@ from hashed import hashes
 from places import HELPERS, PROGRAM
 from watches import Recorder
 
-KILLS = 4
+KILLS = 2
 
 
 @pytest.fixture

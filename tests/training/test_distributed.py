@@ -131,6 +131,7 @@ def test_what_processes_cannot_share_is_refused_in_a_sentence(folder: Path) -> N
         assert "expected device cuda with several processes, got 'cuda:0'" in said["one GPU for all"]
 
 
+@pytest.mark.slow
 def test_a_run_of_two_processes_resumes_after_a_kill_bit_for_bit(folder: Path, recipe_file: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     words = [*TORCHRUN, "-m", "espalier", "fit", "--config", str(recipe_file), "--out", str(run), "--checkpoint-every", "0"]
