@@ -61,6 +61,7 @@ BENCHMARKS = {
     "growth.py": ["--help"],
     "onnx_parity.py": ["logistic", "--rows", "4"],
     "orderings.py": ["--help"],
+    "pnc.py": ["--help"],
     "power.py": ["--help"],
     "predictive_memory.py": ["--help"],
     "prune_further.py": ["--help"],
