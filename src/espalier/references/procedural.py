@@ -7,10 +7,11 @@ seed), is noise of the procedure and not of the data. With f_b trained on the la
     PNC(x) = f_b(x) - g_b(x) + s(x).
 
 Where training is linear in its labels (SGD on the squared error of a linear model; of a network so wide that it is one, the
-lazy regime of the paper's theorems) f_b - g_b is what training makes of the labels y_i - s(x_i), and b cancels whatever s is,
-after any number of steps; Adam's steps are not linear.
-With s the mean over b of the untrained network's output, the paper's choice, PNC is the mean over b of f_b: what an infinite
-deep ensemble says. A network that learns features, or whose topology moves by what is learned, has no such theorem.
+lazy regime of the paper's theorems) f_b - g_b is what training makes of the labels y_i - s(x_i), and the initial weights cancel
+whatever s is, after any number of steps; Adam's steps are not linear. With s the mean over b of the untrained network's output,
+the paper's choice, PNC is the mean over initial weights of f_b: what an infinite deep ensemble says. The rest of b is shared and
+does not cancel: what is left is the predictor of the kernel under M, and of this order of the batches. A network that learns
+features, or whose topology moves by what is learned, has no such theorem, and the correction may add noise instead.
 
 Both intervals are for the predictor that training would find with the data's noise averaged out, the mean function where it is
 without bias: not for a new y, whose own noise is not in them, and blind to bias, which all replicates share.
@@ -98,7 +99,7 @@ def cheap_bootstrap(
 ) -> Interval:
     """`cheap_bootstrap_interval` of PNC on the training rows and on `replicates` resamples: 2 (1 + `replicates`) networks.
 
-    A resample's f and g see the same rows (the released code draws rows for each, and there b cancels only on average).
+    A resample's f and g see the same rows (the released code draws rows for each, so that initial weights do not cancel there).
     seed: of the resamples, apart from the procedure's.
     """
     if replicates < 1:
@@ -134,7 +135,7 @@ def untrained(
     """s where it is not 0: the mean output of `count` untrained networks, each under a random topology of its own.
 
     build: a fresh network from torch's default stream, `lambda: mlp.model(data.shape, 1, likelihood="normal")`. Its error of
-    order 1 / sqrt(count) moves PNC away from the mean over b of f_b and lets b cancel all the same: it is one s.
+    order 1 / sqrt(count) moves PNC away from that ensemble and lets initial weights cancel all the same: it is one s.
     """
     if count < 1:
         raise ValueError(f"expected 1 untrained network or more, got {count}")
