@@ -172,9 +172,11 @@ def _prediction(procedure: Procedure, data: Data, x: Rows) -> Tensor:
 
 def _relabelled(data: Data, expected: Expected) -> Data:
     """The same rows with the labels s(x): in all parts, as an inference may look at validation rows."""
-    parts = {part: getattr(data, part) for part in PARTS}
-    labels = {part: Split(x, expected(x).to(y.dtype) if len(y) else y) for part, (x, y) in parts.items()}
-    return data._replace(name=f"{data.name}, untrained labels", **labels, hashes={}, rows={})
+    parts: dict[str, Any] = {}
+    for part in PARTS:
+        x, y = getattr(data, part)
+        parts[part] = Split(x, expected(x).to(y.dtype) if len(y) else y)
+    return data._replace(name=f"{data.name}, untrained labels", **parts, hashes={}, rows={})
 
 
 def _subset(data: Data, rows: Tensor) -> Data:
