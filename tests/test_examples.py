@@ -62,6 +62,7 @@ BENCHMARKS = {
     "label_noise.py": ["--help"],
     "onnx_parity.py": ["--help"],
     "orderings.py": ["--help"],
+    "pnc.py": ["--help"],
     "power.py": ["--help"],
     "predictive_memory.py": ["--help"],
     "prune_further.py": ["--help"],

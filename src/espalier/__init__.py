@@ -12,7 +12,7 @@ likelihoods.py from an output to the distribution of y losses.py      from an ou
 network.py     the model
 guides         q(weights | topology): Z is drawn      models                             the shelf of networks
 prediction     Fit, ways to predict, scores, costs
-training       the loop and its options               references                         GPs and NUTS to compare with
+training       the loop and its options               references                         GPs, NUTS, PNC to compare with
 inference      the shelf of methods                   runs                               recipes and run folders
 grids          methods x sparsities x seeds           certificates                       pruning that is certified
 theory         every claim, checked                   reports                            a run in one page

@@ -1,8 +1,9 @@
-"""What sparse Bayesian networks are compared with: exact and variational Gaussian processes, NUTS.
+"""What sparse Bayesian networks are compared with: Gaussian processes, NUTS, frequentist intervals.
 
 gaussian_processes.py   the exact GP, GPyTorch's variational deep GP, as predictive draws
 kernels.py              DeepArcCosine: the infinitely wide network under a mask, for GPyTorch
 nuts.py                 Pyro's NUTS on the active weights of a topology
+procedural.py           PNC: a predictor without its initialisation's noise, and two intervals around it, for any inference
 """
 
 from __future__ import annotations
@@ -21,3 +22,12 @@ from espalier.references.nuts import Chains as Chains
 from espalier.references.nuts import Convergence as Convergence
 from espalier.references.nuts import Potential as Potential
 from espalier.references.nuts import program as program
+from espalier.references.procedural import Interval as Interval
+from espalier.references.procedural import Procedure as Procedure
+from espalier.references.procedural import batching as batching
+from espalier.references.procedural import batching_interval as batching_interval
+from espalier.references.procedural import cheap_bootstrap as cheap_bootstrap
+from espalier.references.procedural import cheap_bootstrap_interval as cheap_bootstrap_interval
+from espalier.references.procedural import corrected as corrected
+from espalier.references.procedural import untrained as untrained
+from espalier.references.procedural import zero as zero
