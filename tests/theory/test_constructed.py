@@ -96,7 +96,7 @@ def test_the_network_is_the_expected_taylor_polynomial_of_a_random_cell(target: 
     assert len(hidden) == sum(isinstance(part, nn.Sigmoid) for part in net) == 3
     gap = np.abs(outputs(net, x) - _sum_over_cells(target, n, x)).max()
     assert gap <= spread(target) * cost_of_products(target.dim, target.degree, h)
-    dense = net(torch.from_numpy(x))[:, 0].numpy()
+    dense = net(torch.from_numpy(x))[:, 0].detach().numpy()
     np.testing.assert_allclose(outputs(net, x), dense, atol=1e-9)
 
 
@@ -154,3 +154,9 @@ def test_the_highest_derivatives_are_as_near_as_said_and_nothing_is_larger_than_
             gap = np.abs(target.derivative(x, orders) - target.derivative(t, orders))
             highest = max(highest, float((gap / np.maximum(apart, 1e-12)).max()))
     assert 0.3 * target.holder < highest <= target.holder * (1 + 1e-9)
+
+
+@pytest.mark.parametrize(("n", "depth"), [(1, 3), (4, 1)])
+def test_a_network_that_cannot_be_is_refused(n: int, depth: int) -> None:
+    with pytest.raises(ValueError, match="^expected at least 2 cells a side and 2 or 3 hidden layers, got"):
+        construct(power(1, 2), n, 0.1, 1.0, depth)

@@ -159,31 +159,35 @@ def construct(target: Target, n: int, h: float, scale: float, depth: int = 3) ->
     h: scale of the products; scale: what the polynomials are divided by before the last of them. Two hidden layers have no
     place for a polynomial: they weight the cells by f at their centres.
     """
+    if n < 2 or depth not in (2, 3):
+        raise ValueError(f"expected at least 2 cells a side and 2 or 3 hidden layers, got {n} and {depth}")
     dim, degree = target.dim, target.degree if depth == 3 else 0
     monomials = [own for k in range(1, degree + 1) for own in itertools.combinations_with_replacement(range(dim), k)]
     cells = np.array(list(itertools.product(range(n), repeat=dim)))
     terms = _taylor(target, (cells + 0.5) / n, degree, monomials)
     cells, terms = cells[(terms != 0).any(1)], terms[(terms != 0).any(1)]
+
+    # Layer 1: gates, and products of coordinates.
     gates = sorted({(i, k) for cell in cells for i, j in enumerate(cell.tolist()) for k in (j, j + 1) if 0 < k < n})
-    own = sparse.csr_array(
-        ([STEEPNESS * n] * len(gates), (range(len(gates)), [i for i, _ in gates])), shape=(len(gates), dim)
-    )
-    first = [Affine(own, np.array([-STEEPNESS * k for _, k in gates]))]
-    centred = Affine(sparse.eye_array(dim, format="csr"), np.full(dim, -0.5))
-    reads = []
+    axes, knots = (np.array(each) for each in zip(*gates, strict=True))
+    first = [Affine(STEEPNESS * n * sparse.csr_array(np.eye(dim)[axes]), -STEEPNESS * knots)]
+    centred, reads = Affine(sparse.eye_array(dim, format="csr"), np.full(dim, -0.5)), []
     for k in range(1, degree + 1):
         units, read = products(centred, np.array([own for own in monomials if len(own) == k]), h)
         first.append(units)
         reads.append(read)
+
+    # Layer 2: products of steps, and the monomials carried on.
     steps, place = _steps(gates, n, dim)
     numbers = Affine(sparse.block_diag([steps.matrix, *reads], format="csr"), np.append(steps.shift, np.zeros(len(monomials))))
     inside, of_cells = products(numbers, np.array([[place[i, j] for i, j in enumerate(cell)] for cell in cells.tolist()]), h)
     if depth == 2:
         return _network([_stacked(first), inside], of_cells.T @ terms[:, 0])
     carried, of_monomials = products(numbers, len(steps.shift) + np.arange(len(monomials))[:, None], h)
-    local = sparse.csr_array(terms[:, 1:] / scale) @ of_monomials
-    pairs = Affine(sparse.block_array([[of_cells, None], [None, local]], format="csr"),
-                   np.append(np.zeros(len(cells)), terms[:, 0] / scale))  # fmt: skip
+
+    # Layer 3: each cell times its polynomial.
+    polynomials = sparse.csr_array(terms[:, 1:] / scale) @ of_monomials
+    pairs = Affine(sparse.block_diag([of_cells, polynomials], format="csr"), np.append(0 * terms[:, 0], terms[:, 0] / scale))
     last, read = products(pairs, np.arange(2 * len(cells)).reshape(2, -1).T, h)
     return _network([_stacked(first), _stacked([inside, carried]), last], scale * read.sum(0))
 
@@ -207,11 +211,12 @@ def _steps(gates: Sequence[tuple[int, int]], n: int, dim: int) -> tuple[Affine, 
     """P(Y_i = j), gate j less gate j + 1 (gate 0 is 1, gate n is 0), and the place of each that the gates are there for."""
     column = {gate: place for place, gate in enumerate(gates)}
     known = [(i, j) for i in range(dim) for j in range(n) if all(k in (0, n) or (i, k) in column for k in (j, j + 1))]
-    ends = [(row, column[i, k], sign) for row, (i, j) in enumerate(known) for k, sign in ((j, 1.0), (j + 1, -1.0))
-            if 0 < k < n]  # fmt: skip
-    rows, columns, signs = (list(each) for each in zip(*ends, strict=True)) if ends else ([], [], [])
-    matrix = sparse.csr_array((signs, (rows, columns)), shape=(len(known), len(gates)))
-    return Affine(matrix, np.array([float(j == 0) for _, j in known])), {own: row for row, own in enumerate(known)}
+    matrix = sparse.lil_array((len(known), len(gates)))
+    for row, (i, j) in enumerate(known):
+        for k, sign in ((j, 1.0), (j + 1, -1.0)):
+            if 0 < k < n:
+                matrix[row, column[i, k]] = sign
+    return Affine(matrix.tocsr(), np.array([float(j == 0) for _, j in known])), {own: row for row, own in enumerate(known)}
 
 
 def _stacked(layers: Sequence[Affine]) -> Affine:
@@ -228,9 +233,9 @@ def _network(layers: Sequence[Affine], read: Floats) -> nn.Sequential:
 
 def _linear(weight: Floats, bias: Floats | None) -> nn.Linear:
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
-    linear.weight = nn.Parameter(torch.from_numpy(weight), requires_grad=False)
+    linear.weight = nn.Parameter(torch.from_numpy(weight))
     if bias is not None:
-        linear.bias = nn.Parameter(torch.from_numpy(bias), requires_grad=False)
+        linear.bias = nn.Parameter(torch.from_numpy(bias))
     return linear
 
 
