@@ -5,12 +5,14 @@ literal.py       the four sites of eq. 3 against the collapsed guide
 topologies.py    KSubset, the mode, gradients through draws of M
 kl.py            the two-sided bound, the objective, the prior that weight decay is
 scale.py         rescale as a reparametrisation, u for p u as a temperature
+approximation.py three hidden layers at the rate of smooth and of sparse functions
 deep_gp.py       finite width against the infinitely wide network
 sbc.py           simulation-based calibration on the conjugate model
 dependence.py    Z and W of the collected pairs
 ground_truth.py  NUTS on a fixed topology
 finite_width.py  for deep_gp: networks of finite width, and what they tend to
 recorded.py      for dependence: trainings whose pairs are kept
+constructed.py   for approximation: networks written down, and functions of known smoothness
 rivals.py        for ground_truth: small posteriors, and who approximates them
 run.py           all claims in processes
 page.py          the page with the pictures
@@ -23,7 +25,7 @@ from difflib import get_close_matches
 
 from espalier.theory.claims import Claim
 
-MODULES = ("literal", "topologies", "kl", "scale", "deep_gp", "sbc", "dependence", "ground_truth")
+MODULES = ("literal", "topologies", "kl", "scale", "approximation", "deep_gp", "sbc", "dependence", "ground_truth")
 
 
 def catalogue() -> dict[str, Claim]:
