@@ -1,4 +1,4 @@
-"""Interval bounds: they hold, against sampled inputs and against every ReLU pattern of a tiny net; they are exact where they can be."""
+"""Interval bounds: they hold, against samples and every ReLU pattern of a tiny net, and are exact where they can be."""
 
 from __future__ import annotations
 
@@ -85,7 +85,9 @@ def test_no_sampled_input_leaves_them(kind: str, eps: float, seed: int) -> None:
         assert (z.gather(1, y[:, None]).squeeze(1) - others >= found.margins(y) - 1e-12).all()
 
 
-@pytest.mark.parametrize(("program", "shape"), [(lenet, (1, 16, 16)), (wide_resnet, (3, 8, 8)), (resnet50, (3, 8, 8)), (deep_gp, (5,))])
+@pytest.mark.parametrize(
+    ("program", "shape"), [(lenet, (1, 16, 16)), (wide_resnet, (3, 8, 8)), (resnet50, (3, 8, 8)), (deep_gp, (5,))]
+)
 def test_they_hold_for_networks_of_the_shelf_residual_ones_too(program, shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     options = {"depth": 10, "widen": 1} if program is wide_resnet else {}

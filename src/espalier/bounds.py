@@ -93,7 +93,7 @@ class Interval:
         return _answer(torch.sub, self, other)
 
     def __rsub__(self, other: Any) -> Interval:
-        return _answer(torch.neg, self) + other
+        return _answer(torch.add, -self, other)
 
     def __neg__(self) -> Interval:
         return _answer(torch.neg, self)
@@ -219,12 +219,13 @@ def _affine(
 ) -> Interval:
     centre = func(x.centre, weight, bias, *rest, **options)
     radius = func(x.radius, weight.abs(), None, *rest, **options)
+    rows = name == "linear" and x.ndim == 2  # else what a Linear layer gives lies in the last dimension, not in the second
     return Interval(
         centre - radius,
         centre + radius,
         x.relus,
-        made_by=None if "transpose" in name else weight,
-        affine=(x, weight, bias) if name == "linear" and x.ndim == 2 else None,
+        made_by=weight if rows or name in ("conv1d", "conv2d", "conv3d") else None,
+        affine=(x, weight, bias) if rows else None,
     )
 
 
