@@ -67,6 +67,7 @@ BENCHMARKS = {
     "predictive_memory.py": ["--help"],
     "prune_further.py": ["--help"],
     "rate_trials.py": ["--help"],
+    "robustness.py": ["--help"],
     "sparse_inference.py": ["--width", "256", "--batch", "32", "--rounds", "2", "--threads", "1"],
     "state_bytes.py": [],
     "step_time.py": ["--help"],

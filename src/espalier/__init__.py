@@ -9,7 +9,7 @@ sparse         weights that are not written out       pages                     
 followers.py   where a method hooks into the loop     distributions  priors, masked weights, subsets
 maskable.py    which tensors are masked               compiled.py    a network's call by torch.compile
 likelihoods.py from an output to the distribution of y losses.py      from an output to another loss
-network.py     the model
+bounds.py      what units can be while an input moves network.py    the model
 guides         q(weights | topology): Z is drawn      models                             the shelf of networks
 prediction     Fit, ways to predict, scores, costs
 training       the loop and its options               references                         GPs, NUTS, PNC to compare with

@@ -15,8 +15,11 @@ import torch
 from torch import Tensor, distributed
 
 from espalier import nested
+from espalier.bounds import Bounds, bounds, nrs
+from espalier.data.balls import Ball, ball_of
 from espalier.followers import Follower
 from espalier.likelihoods import WithUnknown
+from espalier.sparse import Unwritten
 from espalier.sparse.trial import evaluating
 from espalier.store import Bundle
 
@@ -126,6 +129,10 @@ class Remembering:
 
     def meet(self, model: BayesianNetwork, data: Data, device: torch.device) -> None:
         """Before any work. Raises ValueError where the loss cannot be had of this model and these data."""
+
+    def beside(self, weights: Tensor, x: Any, model: BayesianNetwork) -> Tensor | None:
+        """What each example's loss has beside that of the outputs, `(n,)`, under a draw of the weights: None is nothing."""
+        return None
 
     def told(self, progress: Progress, model: BayesianNetwork, guide: MaskedGuide) -> None:
         """A step is taken."""
@@ -240,12 +247,48 @@ class Controlled(Remembering):
             return (confidence - accuracy) / max(accuracy, 1 / len(p[0]))
 
 
+class Stable(Remembering):
+    """Cross-entropy plus rho R, R of `bounds.nrs` for inputs within eps (`data.balls`): ReLUs that keep their side there make a
+    network's robustness easier to certify (Li et al. 2022, NRS). Batch norm counts by its running statistics, as in the released
+    code, and the network's own dropout as in prediction."""
+
+    def __init__(self, eps: float, rho: float = 0.01) -> None:
+        if not 0 < eps < math.inf or not 0 < rho < math.inf:
+            raise ValueError(f"expected an eps and a rho above 0, got {eps:g} and {rho:g}")
+        super().__init__()
+        self.eps, self.rho = eps, rho
+        self.ball: Ball | None = None
+
+    def meet(self, model: BayesianNetwork, data: Data, device: torch.device) -> None:
+        self.ball = ball_of(data, self.eps)
+        with torch.no_grad():
+            rows = data.train.x[torch.arange(min(2, len(data.train.y)))]
+            nrs(self.bounds(model.initial, rows.to(model.initial.device), model).relus)
+
+    def bounds(self, weights: Tensor, x: Tensor, model: BayesianNetwork) -> Bounds:
+        assert self.ball is not None
+        dense = weights.dense() if isinstance(weights, Unwritten) else weights
+        was, model.compiled = model.compiled, "no"  # a program of tensors takes no intervals
+        try:
+            with evaluating(model), torch.autocast(x.device.type, enabled=False):
+                return bounds(lambda box: model.evaluate(dense, box), *self.ball.box(x))
+        finally:
+            model.compiled = was
+
+    def beside(self, weights: Tensor, x: Any, model: BayesianNetwork) -> Tensor:
+        return self.rho * nrs(self.bounds(weights, x, model).relus)
+
+    def __call__(self, logits: Tensor, y: Tensor, progress: Progress) -> Tensor:
+        return cross_entropy(logits, y)
+
+
 LOSSES: Mapping[str, tuple[Callable[..., Function], str]] = {
     "gradient-decay": (_gradient_decay, "gradient-decay:B or gradient-decay:B:WARMUP"),
     "dro": (_robust(through=False), "dro:TEMPERATURE"),
     "dro-released": (_robust(through=True), "dro-released:TEMPERATURE"),
     "gradient-decay-pid": (Controlled, "gradient-decay-pid or gradient-decay-pid:KP:KI:KD"),
     "moon": (Moon, "moon or moon:EPOCHS"),
+    "nrs": (Stable, "nrs:EPS or nrs:EPS:RHO"),
 }
 """By name: what makes one of its numbers, and how they are written. The temperature of dro falls to 0 by half a cosine."""
 
@@ -300,6 +343,10 @@ class Loss(Follower):
             of = tuple(each.shape)
             raise ValueError(f"expected loss {self.name} to give one number for each of {y.numel()} labels, got {of}")
         return each.view(len(y), -1).sum(1)
+
+    def beside(self, weights: Tensor, x: Any, model: BayesianNetwork) -> Tensor | None:
+        """See `Remembering`."""
+        return self.function.beside(weights, x, model) if isinstance(self.function, Remembering) else None
 
     def after(self, taken: int, x: Any, output: Any, model: BayesianNetwork, guide: MaskedGuide) -> None:
         self.progress = self.progress._replace(taken=taken)

@@ -119,7 +119,8 @@ class BayesianNetwork(PyroModule):
             pyro.factor("l2", -self.l2() * (self.num_data or rows))
         if self.loss is not None and y is not None:
             with pyro.plate("data", rows), pyro.poutine.scale(scale=(self.num_data or rows) / rows):
-                pyro.factor("y", -self.loss(self.evaluate(weights, x), y))
+                each, beside = self.loss(self.evaluate(weights, x), y), self.loss.beside(weights, x, self)
+                pyro.factor("y", -each if beside is None else -each - beside)
             return y
         outcome = self.outcome(weights, x)
         if y is not None:

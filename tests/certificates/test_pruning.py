@@ -168,6 +168,66 @@ def test_a_pruned_channel_is_silent_and_the_last_layer_stays() -> None:
     np.testing.assert_allclose(torch.softmax(net(x), -1).detach().numpy(), pruned.predict(x), atol=1e-6)
 
 
+@pytest.mark.parametrize("how", ["ticket", "pairs"])
+@pytest.mark.parametrize("kind", ["mlp", "norm"])
+def test_by_nrs_the_channels_of_the_least_stable_relus_go_first(kind: str, how: Any) -> None:
+    fit, data = fit_of(kind), digits()
+    base = Frozen.of(fit, how)
+    members = family(fit, base, "nrs", "channels", data=data)
+    x = data.train.x[:512]
+    (mean,), (sd,) = (part.tolist() for part in data.input_scale)
+    edges = (-mean / sd, (16 - mean) / sd)
+    low, high = (x + sign * 2 / 255 * 16 / sd for sign in (-1, 1))
+    low, high = low.clamp(min=edges[0]), high.clamp(max=edges[1])
+    total = 0.0
+    for draw in range(len(base.values)):
+        net = base.model.network(base.dense(draw), base.state(draw)).eval()
+        lower, upper, scores = low, high, []
+        for layer in list(net)[:-1]:
+            if isinstance(layer, nn.ReLU):
+                g2 = net[1].weight.view(1, -1, 1, 1) ** 2 if kind == "norm" else 1.0
+                score = torch.tanh(1 + lower * upper / g2)
+                scores.append(score.mean((0, 2, 3)) if score.dim() == 4 else score.mean(0))
+                lower, upper = lower.relu(), upper.relu()
+            elif isinstance(layer, nn.BatchNorm2d):
+                ends = layer(lower), layer(upper)
+                lower, upper = torch.minimum(*ends), torch.maximum(*ends)
+            elif isinstance(layer, nn.Flatten):
+                lower, upper = layer(lower), layer(upper)
+            else:
+                act = nn.functional.conv2d if isinstance(layer, nn.Conv2d) else nn.functional.linear
+                plus, minus = layer.weight.clamp(min=0), layer.weight.clamp(max=0)
+                lower, upper = (act(a, plus, layer.bias) + act(b, minus) for a, b in ((lower, upper), (upper, lower)))
+        total = total + torch.cat(scores).detach().double()
+    torch.testing.assert_close(members.score, total / len(base.values), rtol=1e-4, atol=1e-5)
+    assert members.score.std() > 0.005
+    gone = members.score.argsort()[: round(0.5 * len(members.score))].tolist()
+    weight = fit.model.unflatten(members.at(0.5).dense(0))
+    rows = torch.cat([layer.flatten(1).abs().sum(1) for layer in list(weight.values())[:-1]])
+    assert set(gone) <= set((rows == 0).nonzero()[:, 0].tolist())
+    assert torch.equal(list(weight.values())[-1], list(fit.model.unflatten(base.dense(0)).values())[-1])
+
+
+def test_a_layer_that_no_relu_follows_stays_and_nrs_wants_channels_and_data() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Tanh(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 10))
+    infer = shelf.load("inference", "rigl")
+    fit = infer(BayesianNetwork(net), digits(), training=Training(epochs=1, batch_size=50), sparsity=0.5, delta_t=2)
+    base = Frozen.of(fit)
+    members = family(fit, base, "nrs", "channels", data=digits())
+    assert len(members.score) == 6
+    kept = fit.model.unflatten(members.at(0.9).dense(0))
+    assert torch.equal(kept["1.weight"], fit.model.unflatten(base.dense(0))["1.weight"])
+    assert int((kept["3.weight"].abs().sum(1) > 0).sum()) <= 1
+    for structure, data in (("weights", digits()), ("channels", None)):
+        with pytest.raises(ValueError, match="expected structure channels, and data whose training rows show"):
+            family(fit, base, "nrs", structure, data=data)  # type: ignore[arg-type]
+    smooth = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Tanh(), nn.Linear(8, 10))
+    fit = infer(BayesianNetwork(smooth), digits(), training=Training(epochs=1, batch_size=50), sparsity=0.5, delta_t=2)
+    with pytest.raises(ValueError, match="expected a network with ReLUs after its layers to prune by nrs, got none"):
+        family(fit, Frozen.of(fit), "nrs", "channels", data=digits())
+
+
 def test_all_draws_lose_the_same_weights() -> None:
     fit = fit_of("mlp")
     base = Frozen.of(fit, "redraw", num_samples=4)
@@ -204,6 +264,6 @@ def test_what_is_stored_is_what_predicts() -> None:
 
 def test_unknown_ways_to_prune_are_named() -> None:
     with pytest.raises(
-        ValueError, match="expected by of magnitude, layer-magnitude, snr, inclusion, bayes-factor, structure of weights"
+        ValueError, match="expected by of magnitude, layer-magnitude, snr, inclusion, bayes-factor, nrs, structure of weights"
     ):
         family(fit_of("mlp"), Frozen.of(fit_of("mlp")), "size")  # type: ignore[arg-type]

@@ -1,7 +1,8 @@
-"""`espalier certify`: what makes no sense is refused before any look."""
+"""`espalier certify`: what makes no sense is refused before any look; an order that looks at rows is verified like any other."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,7 @@ REFUSED = {
     "anchor": (["--alpha", "0.1", "--anchor", "0.1", "0.1"], "expected risk disagreement alone with an anchor"),
     "way": (["--alpha", "0.1", "--predict", "distilled"], "expected one of ticket"),
     "by": (["--alpha", "0.1", "--by", "size"], "expected by of magnitude"),
+    "nrs of weights": (["--alpha", "0.1", "--by", "nrs"], "expected structure channels, and data whose training rows show"),
     "procedure": (["--alpha", "0.1", "--procedure", "sidak"], "expected a procedure of fixed-sequence"),
     "test": (["--alpha", "0.1", "--test", "student"], "expected a test of binomial"),
     "abstain": (["--alpha", "0.1", "--abstain", "2"], "expected abstain in (0, 1), got 2.0"),
@@ -63,3 +65,12 @@ def test_what_makes_no_sense_is_refused_before_any_look(
     assert sentence in error
     assert error.count("\n") == 1
     assert not (run / "looks.json").exists()
+
+
+def test_channels_by_nrs_are_certified_and_verified(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["certify", str(run), "--alpha", "0.3", "--structure", "channels", "--by", "nrs", "--step", "0.2"]) == 0
+    facts = json.loads((run / "certificate.json").read_text())
+    assert facts["pruning"] == {"by": "nrs", "structure": "channels", "biases": False}
+    assert facts["lambda"] is not None
+    assert main(["verify", str(run / "certificate.json")]) == 0
+    assert "The certificate holds." in capsys.readouterr().out

@@ -17,6 +17,7 @@ import espalier
 from commands import WAYS, fit, spoken
 from espalier import calibration
 from espalier.cli.main import main
+from espalier.prediction import robustness_of
 from places import ROOT
 
 
@@ -172,6 +173,29 @@ def test_calibrated_ways_stand_beside_the_others_and_are_kept(
     assert kept["redraw + temperature"]["temperature"] > 0
     assert main(["evaluate", str(own), "--calibrate", "platt"]) == 2
     assert "expected calibrators of temperature" in capsys.readouterr().err
+
+
+def test_robustness_is_a_table_of_its_own_and_refused_before_any_score(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = tmp_path / "run"
+    shutil.copytree(run, own)
+    words = ["evaluate", str(own), "--num-samples", "2"]
+    assert main([*words, "--robust", "0.01", "0.1", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["robust"]
+    assert found == {"ticket": robustness_of(espalier.load(own), espalier.runs.data_of(own), [0.01, 0.1])}
+    assert json.loads((own / "evaluation-test.json").read_text())["robust"] == found
+    assert found["ticket"][0]["certified"] > found["ticket"][1]["certified"]
+    assert main([*words, "--robust", "0.01"]) == 0
+    out = capsys.readouterr().out
+    assert "run, ticket: accuracy when inputs may move by eps (a share of white), first 359 examples" in out
+    low, high = found["ticket"][0]["pgd_interval"]
+    assert f"{found['ticket'][0]['pgd']:.4f} [{low:.4f}, {high:.4f}]" in out
+    before = (own / "evaluation-test.json").read_bytes()
+    assert "expected an eps of at most 1 for images" in spoken(capsys, [*words, "--robust", "0.1", "2"])
+    together = [*words, "--robust", "0.1", "--ensemble", str(own), str(run)]
+    assert "expected single networks with --robust, got an ensemble" in spoken(capsys, together)
+    assert (own / "evaluation-test.json").read_bytes() == before
 
 
 def test_scores_by_group_of_the_sources_rows(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -168,7 +168,7 @@ def candidates_of(fits: Sequence[Fit], settings: Settings, data: Data | None) ->
     frozen = [Frozen.of(fits[place], settings.predict, **draws) for place in densest_first(fits)]
     if len(fits) > 1:
         return Candidates([(round(1 - one.topology.density, 10), partial(_itself, one)) for one in frozen], True)
-    members = pruning.family(fits[0], frozen[0], settings.by, settings.structure, biases=settings.biases)
+    members = pruning.family(fits[0], frozen[0], settings.by, settings.structure, biases=settings.biases, data=data)
     return Candidates([(level, partial(members.at, level)) for level in settings.grid()], False)
 
 

@@ -15,21 +15,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from espalier.contracts import Rows, Topology
+from espalier.bounds import bounds, stability
+from espalier.contracts import Data, Rows, Topology
+from espalier.data.balls import ball_of
 from espalier.guides.hierarchy import LayerSubsets
 from espalier.network import BayesianNetwork, under
 from espalier.prediction import batchnorm
 from espalier.prediction.fit import Fit, How
 from espalier.prediction.pairs import State
-from espalier.prediction.predict import predictive
+from espalier.prediction.predict import predictive, to_device
 from espalier.sparse import scatter
 from espalier.store import Bundle
 from espalier.topology import codes
 from espalier.topology.evidence import log_bayes_factor, normal_at_zero, of_blocks
 from espalier.topology.masks import keep_top
 
-By = Literal["magnitude", "layer-magnitude", "snr", "inclusion", "bayes-factor"]
+By = Literal["magnitude", "layer-magnitude", "snr", "inclusion", "bayes-factor", "nrs"]
 Structure = Literal["weights", "channels"]
+NRS_EPS, NRS_ROWS = 2 / 255, 512
+"""How far inputs move for the order nrs, in the units of `data.ball_of`, and the first training rows that do."""
 
 
 class Frozen(NamedTuple):
@@ -113,14 +117,21 @@ class Family(NamedTuple):
 
 
 def family(
-    fit: Fit, base: Frozen, by: By = "magnitude", structure: Structure = "weights", *, biases: bool = False
+    fit: Fit,
+    base: Frozen,
+    by: By = "magnitude",
+    structure: Structure = "weights",
+    *,
+    biases: bool = False,
+    data: Data | None = None,
 ) -> Family:
     """The pruned versions of `base`, scored by what the fit knows.
 
     by: magnitude (of the mean over draws, one threshold for all layers), layer-magnitude (its rank within the layer, so that
     layers lose alike), snr (|mean| / sd over the collected pairs; Graves 2011), inclusion (probability of staying where the
     layer keeps half of its weights by eq. 3 of Lei et al. 2023, at the layer's mean |u| as temperature), bayes-factor (what
-    the data have against leaving a weight of a Gaussian guide out, `topology.evidence.log_bayes_factor`).
+    the data have against leaving a weight of a Gaussian guide out, `topology.evidence.log_bayes_factor`), nrs (of channels alone:
+    how stable their ReLUs are around training rows of `data`, `bounds.stability`; Li et al. 2022).
     structure: single weights; or channels, whole output units of every layer but the last by the root mean square of their
     weights' scores (of bayes-factor their sum: the factor of the whole unit), with their bias. biases: with magnitude, biases go
     under the same threshold (Alvarez 2024).
@@ -139,9 +150,13 @@ def family(
                 "expected training inputs for batch-norm statistics of pruned nets: call fit.look_at(data)"
             )
         inputs = list(fit.inputs)
+    if by == "nrs":
+        if structure != "channels" or data is None:
+            raise ValueError("expected structure channels, and data whose training rows show their ReLUs, to prune by nrs")
+        return _channels(fit, base, _stable(base, data), inputs)
     score = _scores(fit, base, by)
     if structure == "channels":
-        return _channels(fit, base, score, inputs, of_blocks if by == "bayes-factor" else _mean_square)
+        return _channels(fit, base, _together(base, score, of_blocks if by == "bayes-factor" else _mean_square), inputs)
     extra = tuple(name for name in base.states if name.endswith("bias") and name.startswith("net.")) if biases else ()
     score = torch.cat([score, *(base.states[name].mean(0).abs().flatten() for name in extra)])
     return Family(base, score, torch.arange(len(score), device=score.device), extra, inputs)
@@ -194,29 +209,56 @@ def _mean_square(score: Tensor, unit: Tensor, count: int) -> Tensor:
     return (squares / torch.bincount(unit, minlength=count).clamp(min=1)).sqrt()
 
 
-def _channels(
-    fit: Fit, base: Frozen, score: Tensor, inputs: list[Tensor] | None, together: Callable[..., Tensor]
-) -> Family:
-    """Items are output units: rows of a linear map, filters of a convolution. The last layer's are the answer, and stay."""
-    owners, units, first, start = [], [], 0, 0
-    layers = list(zip(fit.model.weights, base.topology.counts, strict=True))
+def _units(base: Frozen) -> list[Tensor]:
+    """Of every layer, the output unit that each of its active weights goes into: a row of a linear map, a filter."""
+    starts = np.cumsum([0, *base.topology.sizes])
+    parts = zip(base.topology.positions.split(list(base.topology.counts)), starts, base.model.weights, strict=False)
+    return [(place - int(start)) // (weight.size // weight.shape[0]) for place, start, weight in parts]
+
+
+def _together(base: Frozen, score: Tensor, together: Callable[..., Tensor]) -> list[Tensor | None]:
+    """Scores of the units of every layer, `(units,)` each, from those of their weights."""
+    parts = zip(score.split(list(base.topology.counts)), _units(base), base.model.weights, strict=True)
+    return [together(part, unit, weight.shape[0]) for part, unit, weight in parts]
+
+
+@torch.no_grad()
+def _stable(base: Frozen, data: Data) -> list[Tensor | None]:
+    """The mean `bounds.stability` of the units of every layer over training rows, places and draws; None where no ReLU follows
+    a layer, or batch norm and pooling alone between them."""
+    rows = to_device(data.train.x[torch.arange(min(NRS_ROWS, len(data.train.y)))], base.values.device)
+    box = ball_of(data, NRS_EPS).box(rows)
+    found: dict[str, list[Tensor]] = {}
+    for draw in range(len(base.values)):
+        net = base.model.network(base.dense(draw), base.state(draw)).eval()
+        names = {id(parameter): name for name, parameter in net.named_parameters()}
+        for relu in bounds(net, *box).relus:
+            if relu.made_by is not None:
+                each = stability(relu).double().transpose(0, 1).flatten(1).mean(1)
+                found.setdefault(names[id(relu.made_by)], []).append(each)
+    own = [found.get(weight.name) for weight in base.model.weights]
+    if not any(own[:-1]):
+        raise ValueError("expected a network with ReLUs after its layers to prune by nrs, got none: choose another order")
+    return [None if each is None else torch.stack(each).mean(0) for each in own]
+
+
+def _channels(fit: Fit, base: Frozen, scores: Sequence[Tensor | None], inputs: list[Tensor] | None) -> Family:
+    """Items are output units, by their scores; a layer without scores stays. The last layer's are the answer, and stay."""
+    owners, units, first = [], [], 0
     owned: list[tuple[str, Tensor]] = []
-    positions = base.topology.positions.split(list(base.topology.counts))
-    for index, ((weight, count), place, part) in enumerate(
-        zip(layers, positions, score.split([c for _, c in layers]), strict=True)
-    ):
-        if index == len(layers) - 1:
-            owners.append(torch.full((count,), -1, device=score.device))
-            break
-        unit = (place - start) // (weight.size // weight.shape[0])
+    device = base.topology.positions.device
+    if len(scores) < 2:
+        raise ValueError("expected a network of two masked layers or more to prune channels of, got one layer")
+    for weight, unit, score in zip(fit.model.weights, _units(base), [*scores[:-1], None], strict=True):
+        if score is None:
+            owners.append(torch.full((len(unit),), -1, device=device))
+            continue
         owners.append(unit + first)
-        units.append(together(part, unit, weight.shape[0]))
+        units.append(score)
         name = f"net.{weight.name.removesuffix('weight')}bias"
         if name in base.states and base.states[name][0].numel() == weight.shape[0]:
-            owned.append((name, torch.arange(weight.shape[0], device=score.device) + first))
-        first, start = first + weight.shape[0], start + weight.size
-    if not units:
-        raise ValueError("expected a network of two masked layers or more to prune channels of, got one layer")
+            owned.append((name, torch.arange(weight.shape[0], device=device) + first))
+        first += weight.shape[0]
     owner = torch.cat([*owners, *(own for _, own in owned)])
     return Family(base, torch.cat(units), owner, tuple(name for name, _ in owned), inputs)
 

@@ -25,7 +25,8 @@ def certify(words: list[str]) -> int:
     add("--split", default="calibration", help="calibration (default) or test")
     add("--predict", default="ticket", help="ticket (default), redraw, pairs, mean, unmasked or distilled")
     parser.of_samples("frozen draws of redraw")
-    add("--by", default="magnitude", help="magnitude (default), layer-magnitude, snr, inclusion or bayes-factor")
+    add("--by", default="magnitude", help="magnitude (default), layer-magnitude, snr, inclusion, bayes-factor or, of "
+        "channels, nrs")  # fmt: skip
     add("--structure", default="weights", help="weights (default) or channels")
     add("--biases", action="store_true", help="biases go under the same threshold")
     add("--step", type=float, default=0.01, help="between pruning fractions (default 0.01)")

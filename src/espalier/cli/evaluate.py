@@ -26,6 +26,8 @@ def evaluate(words: list[str]) -> int:
     parser.add_argument("--compile", action="store_true", help="networks by torch.compile: of many draws and rows, where it pays")
     parser.of_ensembles()
     parser.of_groups()
+    parser.add_argument("--robust", type=float, nargs="+", default=[], metavar="EPS", help="also robustness when every input may "
+                        "move by EPS, of images a share of white: certified, under attack, under noise")  # fmt: skip
     parser.add_argument("--save", type=Path, metavar="DIR.zarr", help="also write all draws as labelled arrays, runs as chains")
     parser.add_argument("--ways", nargs="+", default=["pairs"], metavar="WAY", help="of --save: ways to predict (default: pairs)")
     parser.add_argument("--layers", nargs="+", default=[], metavar="NAME", help="of --save: tensors whose weights are kept")
@@ -34,10 +36,10 @@ def evaluate(words: list[str]) -> int:
     arguments = parser.parse_args(words)
 
     from espalier import compiled, runs
-    from espalier.cli.tables import group_tables, score_table
+    from espalier.cli.tables import group_tables, robust_tables, score_table
     from espalier.data import groupings
     from espalier.pictures import plots
-    from espalier.prediction import grouped, labelled, recalibration
+    from espalier.prediction import grouped, labelled, recalibration, robustness
     from espalier.training.streams import find_device
 
     check_samples(arguments.num_samples)
@@ -45,6 +47,8 @@ def evaluate(words: list[str]) -> int:
         plots.check_free(arguments.picture)
     if arguments.save is not None:
         labelled.check_new(arguments.save)
+    if arguments.robust and arguments.ensemble:
+        raise ValueError("expected single networks with --robust, got an ensemble: evaluate it apart")
     columns = groupings.read(arguments.by[0], arguments.by[1:]) if arguments.by else {}
     for folder in arguments.run:
         runs.check_finished(folder)
@@ -66,6 +70,9 @@ def evaluate(words: list[str]) -> int:
         if columns:
             grouped.check(data, arguments.split)
             groupings.groups_of(data, arguments.split, columns, arguments.by[0])
+    if arguments.robust:
+        for fit, data in zip(fits, loaded, strict=True):
+            robustness.check(fit, data, arguments.robust)
     if arguments.save is not None:
         if len(different := {data.hashes[arguments.split] for data in loaded[: len(fits)]}) > 1:
             raise ValueError(f"expected runs of one {arguments.split} split for --save, got {len(different)} different ones")
@@ -75,8 +82,9 @@ def evaluate(words: list[str]) -> int:
         groups = groupings.groups_of(data, arguments.split, columns) if columns else {}
         kept = folders[0] if len(folders) == 1 else None
         results[name], ticket = scored(
-            kept, predictor.to(device), data, arguments.split, arguments.num_samples, arguments.calibrate, groups
-        )
+            kept, predictor.to(device), data, arguments.split, arguments.num_samples, arguments.calibrate, groups,
+            arguments.robust,
+        )  # fmt: skip
         if kept is None:
             results[name] |= {"run": name, "members": [str(folder) for folder in folders]}
         if data.num_classes is not None:
@@ -91,7 +99,7 @@ def evaluate(words: list[str]) -> int:
     else:
         print(score_table(results, arguments.split))
         for run, result in results.items():
-            print("".join(f"\n{table}\n" for table in group_tables(run, result)), end="")
+            print("".join(f"\n{table}\n" for table in group_tables(run, result) + robust_tables(run, result)), end="")
         if arguments.picture:
             print(f"\nReliability diagram: {arguments.picture}")
         if arguments.save:
@@ -101,13 +109,15 @@ def evaluate(words: list[str]) -> int:
 
 def scored(
     folder: Path | None, fit: Predictor, data: Data, split: str, num_samples: int = 16, calibrate: Sequence[str] = (),
-    groups: Mapping[str, Any] | None = None,
+    groups: Mapping[str, Any] | None = None, robust: Sequence[float] = (),
 ) -> tuple[dict[str, Any], Any]:  # fmt: skip
     """Evaluate, and leave the numbers and the picture in the run folder, with the calibrators where some are fitted; an ensemble
-    has none. groups: of the split's rows, by name of the grouping. Also returns the ticket's predictions."""
+    has none. groups: of the split's rows, by name of the grouping. robust: how far inputs may move, for a single fit. Also
+    returns the ticket's predictions."""
     from espalier import store
     from espalier.pictures import plots
     from espalier.prediction import evaluation, grouped, recalibration
+    from espalier.prediction.robustness import robustness_of
 
     predicted = evaluation.predictions(fit, data, split, num_samples=num_samples)
     scores = evaluation.evaluate(fit, data, split, num_samples=num_samples, predicted=predicted)
@@ -121,6 +131,10 @@ def scored(
     if groups:
         main = {way: predicted[way] for way in grouped.main_ways(fit)}
         scores["by_group"] = grouped.by_groups(main, data, groups, split)
+    if robust:
+        (own,) = fit.fits
+        ways = [way for way in ("ticket", "distilled") if way in own.ways]
+        scores["robust"] = {way: robustness_of(own, data, robust, split=split, how=way) for way in ways}
     result = {"run": str(folder), "sparsity": 1 - scores["density"], **scores}
     labels = evaluation.split_of(data, split).y.numpy()
     if folder is None:

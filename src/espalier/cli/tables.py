@@ -13,6 +13,15 @@ from rich.table import Column, Table
 
 from espalier.reports.tables import CLASSIFICATION, REGRESSION, TITLES, differ_sentence, entry, ways_of
 
+ROBUST = {
+    "accuracy": "accuracy",
+    "noise": "noise",
+    "fgsm": "FGSM",
+    "pgd": "PGD",
+    "certified": "certified",
+    "unstable": "unstable ReLUs",
+}
+"""Of `robustness_of`, and their titles."""
 UNBOUNDED = 10_000
 """Columns of a line that goes to a pipe or a file: nothing is folded there."""
 
@@ -49,6 +58,21 @@ def group_tables(run: str, result: Mapping[str, Any]) -> list[str]:
             for group, scores in found["groups"].items():
                 table.add_row(group, f"{scores['num_examples']:,}", *(entry(scores, name) for name in names))
             told.append("\n".join([f"{run}, {way}, by {column}", *_rendered(table), differ_sentence(found)]))
+    return told
+
+
+def robust_tables(run: str, result: Mapping[str, Any]) -> list[str]:
+    """Of every network that `evaluate`'s mapping has the robustness of: a line for each eps."""
+    told = []
+    for way, rows in result.get("robust", {}).items():
+        table = Table("eps", *ROBUST.values(), box=_box(), pad_edge=False)
+        for row in rows:
+            table.add_row(f"{row['eps']:.4g}", *(entry(row, name) for name in ROBUST))
+        unit = {"white": "a share of white", "sd": "standard deviations of each feature"}[rows[0]["unit"]]
+        told.append("\n".join([
+            f"{run}, {way}: accuracy when inputs may move by eps ({unit}), first {rows[0]['num_examples']:,} examples",
+            *_rendered(table),
+        ]))  # fmt: skip
     return told
 
 

@@ -8,6 +8,7 @@ streamed.py    rows that are decoded when asked for, by a DataLoader's workers
 images.py      a folder of images
 corruptions.py images corrupted on the fly: thirteen kinds, five severities
 worlds.py      a run's own rows, corrupted; rows of other sets as the run's inputs
+balls.py       what lies within eps of a row
 groupings.py   groups of a source's rows, from a CSV file
 readers.py     one reader per file format
 archives.py    arrays of an .npz file, judged before they are allocated
@@ -20,6 +21,8 @@ downloads.py   public sets fetched from their addresses, whole or not at all
 from __future__ import annotations
 
 from espalier.data.arrays import from_arrays as from_arrays
+from espalier.data.balls import Ball as Ball
+from espalier.data.balls import ball_of as ball_of
 from espalier.data.corruptions import CORRUPTIONS as CORRUPTIONS
 from espalier.data.corruptions import SEVERITIES as SEVERITIES
 from espalier.data.corruptions import Corruption as Corruption

@@ -45,7 +45,7 @@ def levels_of(data: Data, white: float | None = None) -> Levels:
     Raises ValueError where inputs are no images of one or three channels, or have levels below 0 or above white.
     """
     shape = data.shape
-    if not _is_image(shape):
+    if not is_image(shape):
         raise ValueError(f"expected a data set of images (1 or 3, h, w), got inputs of shape {shape}: {data.name} has no pixels")
     if isinstance(data.train.x, ImageRows):
         return Levels(255 * np.array(_IMAGENET_MEAN), 255 * np.array(_IMAGENET_SD), 255.0)
@@ -66,7 +66,7 @@ def levels_of(data: Data, white: float | None = None) -> Levels:
     return known._replace(white=fitting[0])
 
 
-def _is_image(shape: Any) -> bool:
+def is_image(shape: Any) -> bool:
     return isinstance(shape, tuple | list) and len(shape) == 3 and isinstance(shape[0], int) and shape[0] in (1, 3)
 
 
@@ -129,7 +129,7 @@ def out_of_distribution(
     """
     if part not in PARTS or (count is not None and count < 1):
         raise ValueError(f"expected a part of {', '.join(PARTS)} and a count of at least 1, got {part!r}, {count}")
-    size = max(data.shape[1:]) if _is_image(data.shape) and _is_folder(source) else None
+    size = max(data.shape[1:]) if is_image(data.shape) and _is_folder(source) else None
     other = sets.load(source, data_dir=data_dir, validation=0.0, calibration=0.0, image_size=size, standardise="none")
     rows, y = getattr(other, part)
     if not len(y):
@@ -138,9 +138,9 @@ def out_of_distribution(
     if other.name == data.name or other.hashes[part] in own_rows:
         raise ValueError(f"expected another world than the run's own, got {source}, which it was trained on: name another set")
     index = torch.arange(len(y) if count is None else min(count, len(y)))
-    if other.shape == data.shape and not _is_image(data.shape):
+    if other.shape == data.shape and not is_image(data.shape):
         return torch.as_tensor(data.inputs(rows[index]))
-    if not (_is_image(data.shape) and _is_image(other.shape)):
+    if not (is_image(data.shape) and is_image(other.shape)):
         raise ValueError(
             f"expected inputs that can be brought to the run's shape {data.shape}, got {other.shape} in {source}: images of one "
             "or three channels for a run of such images, or as many features"

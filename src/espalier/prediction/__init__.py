@@ -19,6 +19,7 @@ recalibration.py  what a fit predicts after calibrators that were fitted on the 
 uncertainty.py  how uncertain of every row, by scores of the draws
 one_pass.py     what one network's logits say of its own ignorance
 features.py     what a layer is given, and the doubt of a single network by it
+robustness.py   accuracy when inputs may move by eps: certified, under attack, under noise
 costs.py        FLOPs of training and prediction, bytes of state and file
 """
 
@@ -65,4 +66,8 @@ from espalier.prediction.predictor import Predictor as Predictor
 from espalier.prediction.prior import prior_outcomes as prior_outcomes
 from espalier.prediction.prior import prior_weights as prior_weights
 from espalier.prediction.recalibration import recalibrated as recalibrated
+from espalier.prediction.robustness import fast_gradient as fast_gradient
+from espalier.prediction.robustness import looked_at as looked_at
+from espalier.prediction.robustness import robustness_of as robustness_of
+from espalier.prediction.robustness import unbroken as unbroken
 from espalier.prediction.uncertainty import uncertainties as uncertainties

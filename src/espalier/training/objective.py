@@ -113,8 +113,12 @@ def closed_form(
     particles, found = particles_of(guide), []
     for _ in range(particles):
         with autocast, _Alone():
-            output = model.evaluate(guide.draw(), x)
-            fit = negative_log_likelihood(model, output, y) / particles
+            weights = guide.draw()
+            output = model.evaluate(weights, x)
+            fit = negative_log_likelihood(model, output, y)
+            if model.loss is not None and (beside := model.loss.beside(weights, x, model)) is not None:
+                fit = fit + beside.mean()
+            fit = fit / particles
         if fit.requires_grad:
             fit.backward()
         found.append(fit.detach())

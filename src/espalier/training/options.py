@@ -49,8 +49,8 @@ class Training:
     `(b, *shape)` on the device to one like it; its draws from torch, NumPy and `random` are seeded. device: auto, cpu,
     cuda, cuda:1.
     loss: what pulls the weights, in place of the likelihood: gradient-decay:B[:WARMUP], gradient-decay-pid, dro:TEMPERATURE,
-    dro-released:TEMPERATURE, moon[:EPOCHS] (`espalier.losses`). In Python also a function of yours, `(logits, labels, progress)
-    -> (m,)`.
+    dro-released:TEMPERATURE, moon[:EPOCHS], nrs:EPS[:RHO] (`espalier.losses`). In Python also a function of yours, `(logits,
+    labels, progress) -> (m,)`.
     label_smoothing: mass that a label gives away to all classes alike (Szegedy et al. 2016). mixup: alpha of the
     Beta(alpha, alpha) weight by which pairs of examples and their labels are mixed (Zhang et al. 2018), 0 is none.
     precision: float32, or bf16 autocast. bn_batches: training batches that batch-norm statistics are re-estimated on.
