@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq, minimize_scalar
 from scipy.special import softmax
 
@@ -54,7 +54,7 @@ def fit_dropped_temperature(
     return _where_zero(slope)
 
 
-def _slope(logits: Floats, labels: Floats, inverse: float) -> float:
+def _slope(logits: Floats, labels: NDArray[np.int64], inverse: float) -> float:
     """Derivative in 1 / T of the mean NLL of softmax(logits / T), at inverse = 1 / T; it grows."""
     q = softmax(logits * inverse, axis=1)
     return float((q * logits).sum(1).mean() - logits[np.arange(len(labels)), labels].mean())
