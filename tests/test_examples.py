@@ -101,7 +101,7 @@ def image_folder(root: Path) -> Path:
     return root
 
 
-SLOW = {"cifar10-resnet50-cigl.yaml", "imagenet-resnet50-cigl.yaml", "inclusion.py"}
+SLOW = {"cifar10-resnet50-cigl.yaml", "imagenet-resnet50-cigl.yaml", "inclusion.py", "transfer.py"}
 """Networks, folders of images and guides that others try in the gate."""
 
 
@@ -148,7 +148,7 @@ def test_the_script_does_what_it_says(name: str, capsys: pytest.CaptureFixture[s
     assert len(capsys.readouterr().out.splitlines()) > 3
 
 
-@pytest.mark.parametrize("name", BENCHMARKS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in BENCHMARKS])
 def test_the_benchmark_starts(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     script = EXAMPLES / "benchmarks" / name
     if BENCHMARKS[name] == ["--help"]:  # here, where the libraries are: a process of its own would only load them again
