@@ -48,12 +48,15 @@ SCRIPTS: dict[str, tuple[dict[str, Any], Any]] = {
     ),
     "regression.py": ({"epochs": 150}, lambda found: found["rmse"] < 0.2 and found["outside"] > found["inside"]),
 }
-# Benchmark -> arguments that make it small.
+# Benchmark -> arguments that make it small. {small}: 300 made-up images; {out}: a folder.
 BENCHMARKS = {
     "choose.py": ["--help"],
     "confident_mnist.py": ["--help"],
     "confident_polyps.py": ["--help"],
     "criticism.py": ["--help"],
+    "distilled_data.py": [
+        "--data={small}", "--rows=150", "--methods=dense", "--seeds=1", "--steps=1", "--epochs", "1", "1", "--out={out}",
+    ],  # fmt: skip
     "draws.py": ["mlp-512", "--draws", "2", "--rows", "600", "--rounds", "1", "--device", "cpu"],
     "fashion.py": ["--help"],
     "fashion_report.py": ["--help"],
@@ -71,6 +74,10 @@ BENCHMARKS = {
     "sparse_inference.py": ["--width", "256", "--batch", "32", "--rounds", "2", "--threads", "1"],
     "state_bytes.py": [],
     "step_time.py": ["--help"],
+    "transfer.py": [
+        "--data={small}", "--rows=50", "--targets=digits", "--sparsities=.95", "--shots=1", "--seeds=1", "--epochs=1",
+        "--out={out}",
+    ],  # fmt: skip
     "uci.py": ["--help"],
     "variable_selection.py": ["--help"],
     "versions.py": ["--help"],
@@ -97,7 +104,7 @@ def image_folder(root: Path) -> Path:
     return root
 
 
-SLOW = {"cifar10-resnet50-cigl.yaml", "imagenet-resnet50-cigl.yaml", "inclusion.py"}
+SLOW = {"cifar10-resnet50-cigl.yaml", "imagenet-resnet50-cigl.yaml", "inclusion.py", "transfer.py"}
 """Networks, folders of images and guides that others try in the gate."""
 
 
@@ -144,8 +151,8 @@ def test_the_script_does_what_it_says(name: str, capsys: pytest.CaptureFixture[s
     assert len(capsys.readouterr().out.splitlines()) > 3
 
 
-@pytest.mark.parametrize("name", BENCHMARKS)
-def test_the_benchmark_starts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in BENCHMARKS])
+def test_the_benchmark_starts(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     script = EXAMPLES / "benchmarks" / name
     if BENCHMARKS[name] == ["--help"]:  # here, where the libraries are: a process of its own would only load them again
         monkeypatch.setattr(sys, "argv", [str(script), "--help"])
@@ -154,6 +161,10 @@ def test_the_benchmark_starts(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
             runpy.run_path(str(script), run_name="__main__")
         assert not left.value.code
         return
-    words = [sys.executable, str(script), *BENCHMARKS[name]]
+    if "--data={small}" in BENCHMARKS[name]:
+        pixels = np.random.default_rng(0).integers(0, 256, (300, 28, 28), dtype=np.uint8)
+        np.savez(tmp_path / "small.npz", x=pixels, y=np.arange(300) % 10)
+    words = [word.format(small=tmp_path / "small.npz", out=tmp_path / "out") for word in BENCHMARKS[name]]
+    words = [sys.executable, str(script), *words]
     done = subprocess.run(words, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

@@ -121,6 +121,7 @@ from espalier.calibration.spread import apply_variance as apply_variance
 from espalier.calibration.spread import fit_variance as fit_variance
 from espalier.calibration.temperature import apply_draws_temperature as apply_draws_temperature
 from espalier.calibration.temperature import fit_draws_temperature as fit_draws_temperature
+from espalier.calibration.temperature import fit_dropped_temperature as fit_dropped_temperature
 from espalier.calibration.truth import divergence as divergence
 from espalier.calibration.truth import divergence_scores as divergence_scores
 from espalier.calibration.uncertainty import REGRESSION_UNCERTAINTIES as REGRESSION_UNCERTAINTIES

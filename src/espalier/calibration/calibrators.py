@@ -3,7 +3,8 @@
 Each is a pair of pure functions over NumPy arrays, `fit(*predictions, labels) -> parameters` and `apply(*predictions,
 parameters) -> predictions`. Parameters are a number, or a dict of numbers and lists, ready for JSON.
 
-    CALIBRATORS              probs `(n, C)`, labels `(n,)`      temperature, vector, matrix, dirichlet, isotonic, beta
+    CALIBRATORS              probs `(n, C)`, labels `(n,)`      temperature, dropped-logit, vector, matrix,
+                                                                dirichlet, isotonic, beta
     DRAW_CALIBRATORS         draws `(S, n, C)`, labels `(n,)`   temperature of each draw, averaged after
     REGRESSION_CALIBRATORS   mean, scale `(S, n)`, target       variance
 
@@ -28,6 +29,7 @@ from espalier.calibration.spread import apply_variance, fit_variance
 from espalier.calibration.temperature import HOTTEST as HOTTEST
 from espalier.calibration.temperature import apply_draws_temperature, fit_draws_temperature
 from espalier.calibration.temperature import apply_temperature as apply_temperature
+from espalier.calibration.temperature import fit_dropped_temperature as fit_dropped_temperature
 from espalier.calibration.temperature import fit_temperature as fit_temperature
 
 
@@ -41,6 +43,7 @@ class Calibrator(NamedTuple):
 
 CALIBRATORS = {
     "temperature": Calibrator("temperature", fit_temperature, apply_temperature),
+    "dropped-logit": Calibrator("temperature", fit_dropped_temperature, apply_temperature),
     "vector": Calibrator("vector", fit_vector, apply_vector),
     "matrix": Calibrator("matrix", fit_matrix, apply_matrix),
     "dirichlet": Calibrator("dirichlet", fit_dirichlet, apply_dirichlet),
