@@ -1,4 +1,4 @@
-"""Claims about the studies under examples/benchmarks: what they do is what they say. Their results stand in RESULTS.md."""
+"""Claims about the studies under examples/benchmarks: what they do is what they say. Their results stand in studies.md."""
 
 from __future__ import annotations
 
