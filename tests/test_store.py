@@ -57,3 +57,45 @@ def test_a_signed_file_that_was_changed_is_noticed(tmp_path: Path) -> None:
     path.write_text("{")
     with pytest.raises(ValueError, match="cut short or altered"):
         store.check_signed(path)
+
+
+def test_a_ledger_goes_on_from_what_is_on_the_disk(tmp_path: Path) -> None:
+    file, worked = tmp_path / "new" / "results.jsonl", []
+
+    def work(value: object) -> object:
+        worked.append(value)
+        return value
+
+    book = store.Ledger(file)
+    assert book.of("a", lambda: work({"x": 0.1 + 0.2, "n": [1, 2]})) == {"x": 0.1 + 0.2, "n": [1, 2]}
+    assert book.of("b", lambda: work((1, 2))) == [1, 2]  # as JSON has it, at once as later
+    again = store.Ledger(file)
+    assert again.known == book.known == {"a": {"x": 0.1 + 0.2, "n": [1, 2]}, "b": [1, 2]}
+    assert "a" in again
+    assert "c" not in again
+    assert again.of("a", lambda: work("anew")) == {"x": 0.1 + 0.2, "n": [1, 2]}
+    assert len(worked) == 2
+    nowhere = store.Ledger(None)
+    assert nowhere.of("a", lambda: 1) == nowhere.of("a", lambda: 2) == 1
+
+
+def test_a_line_of_a_ledger_that_a_kill_cut_short_is_written_anew(tmp_path: Path) -> None:
+    file = tmp_path / "results.jsonl"
+    whole = '["a", 1]\n["b", {"x": 2}]\n'
+    for end in range(len('["a", 1]\n'), len(whole)):
+        file.write_text(whole[:end])
+        book = store.Ledger(file)
+        assert book.known == {"a": 1}
+        assert file.read_text() == whole[:end]  # reading changes nothing
+        book.of("b", lambda: {"x": 2})
+        book.of("c", lambda: 3)
+        assert file.read_text() == whole + '["c", 3]\n'
+
+
+@pytest.mark.parametrize("text", ["a diary", "a diary\n", '["a", 1]\n{"b": 2}\n["c", 3]\n', '["a", 1, 2]\n', '["a", 1]\n\xff\n'])
+def test_a_file_that_is_no_ledger_is_refused_and_left_alone(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "diary.txt"
+    file.write_text(text, encoding="latin-1")
+    with pytest.raises(ValueError, match=r"expected lines \[name, result\] in .*diary.txt, got .*: mend it, or"):
+        store.Ledger(file)
+    assert file.read_text(encoding="latin-1") == text

@@ -22,7 +22,6 @@ of them here is not found of the paper's. Nothing is chosen on test rows.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,6 +38,7 @@ from espalier import Data, Fit, Split, Training, calibration, load_data, store
 from espalier.calibration.temperature import log_probs
 from espalier.inference import cigl, dense, rigl
 from espalier.models import mlp
+from espalier.store import Ledger
 
 PER_CLASS = 10
 SETS = ("distilled", "masked", "real", "full")
@@ -182,30 +182,24 @@ class Study(NamedTuple):
 
 
 def work(study: Study) -> list[Row]:
-    """Whatever is not in the file yet, a line for every map of a training, written when it is done, net by net and seed by seed.
-    Returns what is asked for."""
-    file = study.out / "results.jsonl"
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    done: dict[str, list[Row]] = {}
-    for row in map(json.loads, lines):
-        done.setdefault(row["key"], []).append(row)
-    rows: list[Row] = []
+    """Whatever is not in the ledger yet, net by net and seed by seed. Returns what is asked for."""
+    book, rows = Ledger(study.out / "results.jsonl"), list[Row]()
     for method, seed, name, mixup in product(study.methods, range(study.seeds), SETS, MIXUPS):
-        key = f"{seed}/{name}/{method}/{mixup}"
-        if key not in done:
-            images = study.images(name, seed)
-            data, start = data_on(name, study.data, images), time.process_time()
-            with torch.random.fork_rng():
-                torch.manual_seed(seed)
-                model = mlp.model(data.shape, data.num_outputs, hidden=(300, 100))
-            training = replace(study.whole if images is None else study.small, mixup=mixup)
-            fit = METHODS[method](model, data, training=training, seed=seed)
-            facts = {"key": key, "set": name, "method": method, "mixup": mixup, "seed": seed}
-            done[key] = [{**facts, **read, "seconds": time.process_time() - start} for read in reading(fit, data)]
-            with file.open("a", encoding="utf-8") as out:
-                out.write("".join(json.dumps(row) + "\n" for row in done[key]))
-        rows += done[key]
+        rows += book.of(f"{seed}/{name}/{method}/{mixup}", partial(trained, study, method, seed, name, mixup))
     return rows
+
+
+def trained(study: Study, method: str, seed: int, name: str, mixup: float) -> list[Row]:
+    """A row for every map of a training."""
+    images = study.images(name, seed)
+    data, start = data_on(name, study.data, images), time.process_time()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = mlp.model(data.shape, data.num_outputs, hidden=(300, 100))
+    training = replace(study.whole if images is None else study.small, mixup=mixup)
+    fit = METHODS[method](model, data, training=training, seed=seed)
+    facts = {"set": name, "method": method, "mixup": mixup, "seed": seed}
+    return [{**facts, **read, "seconds": time.process_time() - start} for read in reading(fit, data)]
 
 
 # --- Tables -------------------------------------------------------------------------------------------------------

@@ -6,21 +6,21 @@ trained sparse over-confident (CigL's complaint), in one set-up? Prints markdown
     python examples/benchmarks/label_noise.py --data cifar10 --noise cifar10n_train.npz:worse_label --model lenet ...
 
 Iterative magnitude pruning: train, drop the smallest fifth of the weights of the whole network, rewind to the initial ones, and
-again; level L has 0.8^L of the weights and costs L + 1 trainings. At some levels, at as many weights and one training: RigL, CigL
-(its drop rate found, 32 masks), and the same sparsity at random (`static`), which tells a good ticket from a small net. Training
-labels are wrong at the rate `--noise`; validation and test labels are the source's. The best ticket is that of the best NLL on
-validation rows. KL is of p(y | x), with the noise that the training labels have, to the prediction, in nats. Lines of results are
-appended to a file as they come, so that it resumes. Nothing is chosen on test rows.
+again; level L has 0.8^L of the weights and costs L + 1 trainings. At some levels, at as many weights and one training: RigL,
+CigL (its drop rate found, 32 masks), and the same sparsity at random (`static`), which tells a good ticket from a small net.
+Training labels are wrong at the rate `--noise`; validation and test labels are the source's. The best ticket is that of the best
+NLL on validation rows. KL is of p(y | x), with the noise that the training labels have, to the prediction, in nats. It resumes.
+Nothing is chosen on test rows.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import json
 import statistics
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from espalier.network import BayesianNetwork
 from espalier.prediction import Fit
 from espalier.prediction.evaluation import predictions
 from espalier.prediction.fit import How
+from espalier.store import Ledger
 from espalier.topology import initial, schedules
 from espalier.topology.masks import global_topology
 from espalier.training import Streams, find_device, prepare
@@ -80,27 +81,36 @@ def scored(fit: Fit, data: Data, way: How, truth: NDArray[np.float64] | None) ->
     return found | known | {"validation": nll(held, data.validation.y.numpy())}
 
 
-def work(given: argparse.Namespace, file: Path) -> None:
-    """Whatever is not in the file yet, a line for each trained network."""
-    done = {json.loads(line)["key"] for line in lines_of(file)}
+def work(given: argparse.Namespace, book: Ledger) -> list[Row]:
+    """Whatever is not in the ledger yet; all that is asked for."""
+    names = []
     for seed in given.seeds:
         data, truth = set_of(given, seed)
         training = Training(epochs=given.epochs, batch_size=given.batch_size, learning_rate=given.learning_rate, device="cpu")
         for width in given.widths:
-            where = f"{given.data} {given.noise} {given.rows} {given.epochs} {given.model} {width} {seed}"
+            where = f"{given.data} {given.noise} {given.rows} {training} {given.model} {width} {seed}"
             model = network(given.model, data, width, seed)
-            wanted = [level for level in range(max(given.levels) + 1) if f"{where} IMP {level}" not in done]
-            for level, fit in tickets(model, data, training, seed, max(given.levels)) if wanted else []:
-                keep(file, f"{where} IMP {level}", ("IMP", width, level, seed), fit, scored(fit, data, "unmasked", truth), done)
-            for name, level in product(RIVALS if width in given.rivals else (), given.levels):
-                if (key := f"{where} {name} {level}") in done or not level:
-                    continue
-                program, options, way = RIVALS[name]
-                sparsity = 1 - count(model, level) / model.num_weights
-                fit = shelf.load("inference", program)(
-                    network(given.model, data, width, seed), data, sparsity=sparsity, training=training, seed=seed, **options
-                )
-                keep(file, key, (name, width, level, seed), fit, scored(fit, data, way, truth), done)
+            trace = [f"{where} IMP {level}" for level in range(max(given.levels) + 1)]
+            missing = any(name not in book for name in trace)
+            for level, fit in tickets(model, data, training, seed, max(given.levels)) if missing else []:
+                book.of(trace[level], partial(row_of, "IMP", width, level, seed, fit, data, "unmasked", truth))
+            names += trace
+            for arm, level in product(RIVALS if width in given.rivals else (), filter(None, given.levels)):
+                names.append(f"{where} {arm} {level}")
+                book.of(names[-1], partial(rival, arm, model, width, level, seed, data, training, truth))
+    return [book.known[name] for name in names]
+
+
+def rival(
+    arm: str, model: BayesianNetwork, width: int, level: int, seed: int, data: Data, training: Training,
+    truth: NDArray[np.float64] | None,
+) -> Row:  # fmt: skip
+    """At as many weights as IMP leaves, by one training."""
+    program, options, way = RIVALS[arm]
+    sparsity = 1 - count(model, level) / model.num_weights
+    infer = shelf.load("inference", program)
+    fit = infer(copy.deepcopy(model), data, sparsity=sparsity, training=training, seed=seed, **options)
+    return row_of(arm, width, level, seed, fit, data, way, truth)
 
 
 def set_of(given: argparse.Namespace, seed: int) -> tuple[Data, NDArray[np.float64] | None]:
@@ -120,16 +130,11 @@ def network(name: str, data: Data, width: int, seed: int) -> BayesianNetwork:
         return built
 
 
-def keep(file: Path, key: str, place: tuple[str, int, int, int], fit: Fit, scores: dict[str, float], done: set[str]) -> None:
-    if key in done:
-        return
-    row = dict(zip(("arm", "width", "level", "seed"), place, strict=True)) | {"weights": fit.topology.num_active, **scores}
-    with file.open("a", encoding="utf-8") as out:
-        out.write(json.dumps({"key": key, "row": row}) + "\n")
-
-
-def lines_of(file: Path) -> list[str]:
-    return file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+def row_of(
+    arm: str, width: int, level: int, seed: int, fit: Fit, data: Data, way: How, truth: NDArray[np.float64] | None
+) -> Row:
+    place = {"arm": arm, "width": width, "level": level, "seed": seed, "weights": fit.topology.num_active}
+    return place | scored(fit, data, way, truth)
 
 
 # --- Tables -------------------------------------------------------------------------------------------------------
@@ -209,11 +214,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("runs/label-noise"))
     given = parser.parse_args()
-    given.out.mkdir(parents=True, exist_ok=True)
-    file = given.out / "results.jsonl"
-    work(given, file)
-    begins = f"{given.data} {given.noise} {given.rows} {given.epochs} {given.model} "
-    rows = [json.loads(line)["row"] for line in lines_of(file) if json.loads(line)["key"].startswith(begins)]
+    rows = work(given, Ledger(given.out / "results.jsonl"))
     print("\n\n".join([*(trace(rows, width) for width in given.widths), best(rows), pairs(rows)]))
 
 

@@ -48,6 +48,7 @@ from espalier.references.procedural import (
     cheap_bootstrap_interval,
     corrected,
 )
+from espalier.store import Ledger
 
 POINTS = 50
 Ends = tuple[NDArray[np.float64], NDArray[np.float64]]
@@ -225,16 +226,9 @@ def table(rows: Sequence[Row], known: bool) -> str:
 
 
 def run(keys: Mapping[str, Callable[[], list[Row]]], out: Path | None) -> dict[str, list[Row]]:
-    """Whatever is not in the file yet, a line each; all of it."""
-    lines = out.read_text(encoding="utf-8").splitlines() if out is not None and out.is_file() else []
-    done = {key: rows for key, rows in map(json.loads, lines) if key in keys}
-    for key, work in keys.items():
-        if key not in done:
-            done[key] = work()
-            if out is not None:
-                with out.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps([key, done[key]]) + "\n")
-    return {key: done[key] for key in keys}
+    """Whatever is not in the ledger yet; all of it."""
+    book = Ledger(out)
+    return {key: book.of(key, work) for key, work in keys.items()}
 
 
 def spread(given: argparse.Namespace) -> str:

@@ -13,7 +13,6 @@ bound. Ablations change one constant of the rule, in the plain case.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,6 +30,7 @@ from espalier.inference import cigl
 from espalier.models import mlp
 from espalier.network import BayesianNetwork
 from espalier.prediction import evaluate
+from espalier.store import Ledger
 from espalier.training import drop_rates
 
 GRID = (0.0, 0.001, 0.01, 0.05, 0.1, 0.2, 0.3)
@@ -163,19 +163,12 @@ def jobs(seeds: Sequence[int]) -> Iterator[tuple[str, str, int, Callable[[], dic
             yield "plain", name, seed, ablated
 
 
-def work(file: Path, seeds: Sequence[int], cases: Sequence[str]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    done = {(row["case"], row["arm"], row["seed"]) for row in rows_of(file)}
+def work(book: Ledger, seeds: Sequence[int], cases: Sequence[str]) -> None:
+    """Whatever is not in the ledger yet."""
     for case, arm, seed, run in jobs(seeds):
-        if case in cases and (case, arm, seed) not in done:
-            row = {"case": case, "arm": arm, "seed": seed, **run()}
-            with file.open("a", encoding="utf-8") as out:
-                out.write(json.dumps(row) + "\n")
+        if case in cases and (key := f"{case} {arm} {seed}") not in book:
+            row = book.of(key, lambda case=case, arm=arm, seed=seed, run=run: {"case": case, "arm": arm, "seed": seed, **run()})
             print(f"{case}, {arm}, seed {seed}: rate {row['rate']:.4g}, NLL {row['nll']:.4f}", flush=True)
-
-
-def rows_of(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
 
 
 def said(values: Sequence[float]) -> str:
@@ -225,12 +218,12 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
     parser.add_argument("--table", type=Path, help="write the table of what is there to this file, and run nothing")
     arguments = parser.parse_args()
-    file = arguments.out / "results.jsonl"
+    book = Ledger(arguments.out / "results.jsonl")
     if arguments.table is None:
-        work(file, arguments.seeds, arguments.cases)
-        print(table(rows_of(file)))
+        work(book, arguments.seeds, arguments.cases)
+        print(table([*book.known.values()]))
     else:
-        arguments.table.write_text(table(rows_of(file)) + "\n", encoding="utf-8")
+        arguments.table.write_text(table([*book.known.values()]) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

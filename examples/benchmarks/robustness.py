@@ -11,10 +11,10 @@ interval bounds (a lower one), on the first test rows. Prints a markdown table: 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import torch
 from espalier import Data, Training, load_data, load_program
 from espalier.models import lenet, mlp
 from espalier.prediction import evaluate, robustness_of
+from espalier.store import Ledger
 
 
 def arms(sparsities: Sequence[float], eps: float) -> Iterator[tuple[str, str, float, str, str]]:
@@ -48,13 +49,17 @@ def trained(inference: str, sparsity: float, loss: str, data: Data, seed: int, g
     return load_program("inference", inference)(model, data, training=training, seed=seed, **options)
 
 
-def work(given: argparse.Namespace) -> None:
-    done = {(row["seed"], row["sparsity"], row["arm"]) for row in rows_of(given.out)}
+def work(given: argparse.Namespace) -> list[dict[str, Any]]:
+    """Whatever is not in the ledger yet; all that is asked for."""
+    book, rows = Ledger(given.out), []
+    size = f"{given.model} {given.hidden} {given.epochs} {given.train_size} {given.rows} {given.eps} {given.train_eps}"
     for seed in given.seeds:
         data = load_data("fashion-mnist", data_dir=given.data_dir, train_size=given.train_size, split_seed=seed)
         last: tuple[Any, ...] = ()
         for arm, inference, sparsity, loss, way in arms(given.sparsities, given.train_eps):
-            if (seed, sparsity, arm) in done:
+            key = f"{size} {seed} {sparsity} {arm}"
+            if key in book:
+                rows.append(book.known[key])
                 continue
             start = time.perf_counter()
             if last[:-1] != (inference, sparsity, loss):
@@ -64,14 +69,10 @@ def work(given: argparse.Namespace) -> None:
             scores = evaluate(fit, data, num_samples=1)["predict"][way]
             row |= {name: scores[name] for name in ("accuracy", "ece_15")}
             row["robust"] = robustness_of(fit, data, given.eps, how=way, rows=given.rows)
-            with given.out.open("a", encoding="utf-8") as out:
-                out.write(json.dumps(row) + "\n")
+            rows.append(book.of(key, partial(dict, row)))
             print(f"seed {seed}, {sparsity:.0%} sparse, {arm}: accuracy {row['accuracy']:.4f}, certified",
                   *(f"{one['certified']:.3f}" for one in row["robust"]), flush=True)  # fmt: skip
-
-
-def rows_of(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
+    return rows
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -110,8 +111,8 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--train-eps", type=float, default=4 / 255, help="of the loss nrs")
     parser.add_argument("--rows", type=int, default=1000, help="test rows that are moved")
     given = parser.parse_args(words)
-    work(given)
-    print("\n" + table(rows_of(given.out)))
+    rows = work(given)
+    print("\n" + table(rows))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,6 @@ from __future__ import annotations
 import argparse
 import copy
 import io
-import json
 import math
 import statistics
 import time
@@ -56,6 +55,7 @@ from espalier.contracts import counts_of
 from espalier.deployment import Deployed
 from espalier.inference import cigl, dense, lottery, rigl
 from espalier.models import mlp
+from espalier.store import Ledger
 from espalier.topology import schedules
 from espalier.training import Streams, find_device, prepare
 
@@ -288,23 +288,19 @@ class Study(NamedTuple):
 
 
 def work(study: Study) -> list[Row]:
-    """Whatever is not in the file yet, one line a transfer, written when it is done, seed by seed. Returns what is asked for."""
-    file = study.out / "results.jsonl"
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    done: dict[str, Row] = {row["key"]: row for row in map(json.loads, lines)}
-    rows = []
+    """Whatever is not in the ledger yet, seed by seed. Returns what is asked for."""
+    book, rows = Ledger(study.out / "results.jsonl"), []
     for seed, arm, (name, number, way) in product(range(study.seeds), study.arms, points(study.targets, study.shots)):
-        key = f"{seed}/{arm}/{name}/{number}/{way}"
-        if key not in done:
-            deployed, target, start = study.source(arm, seed), study.targets[name], time.process_time()
-            probs = transfer(way, deployed, target, number, seed, study.budget, int8=arm == "int8")
-            scores = {score: float(of(probs, target.test.y.numpy())) for score, of in SCORES.items()}
-            own = {"key": key, "arm": arm, "target": name, "way": way, "shots": number, "seed": seed}
-            done[key] = {**own, "seconds": time.process_time() - start, **scores}
-            with file.open("a", encoding="utf-8") as out:
-                out.write(json.dumps(done[key]) + "\n")
-        rows.append(done[key])
+        rows.append(book.of(f"{seed}/{arm}/{name}/{number}/{way}", partial(transferred, study, seed, arm, name, number, way)))
     return rows
+
+
+def transferred(study: Study, seed: int, arm: str, name: str, number: int, way: str) -> Row:
+    deployed, target, start = study.source(arm, seed), study.targets[name], time.process_time()
+    probs = transfer(way, deployed, target, number, seed, study.budget, int8=arm == "int8")
+    scores = {score: float(of(probs, target.test.y.numpy())) for score, of in SCORES.items()}
+    own = {"arm": arm, "target": name, "way": way, "shots": number, "seed": seed}
+    return {**own, "seconds": time.process_time() - start, **scores}
 
 
 # --- Tables -------------------------------------------------------------------------------------------------------

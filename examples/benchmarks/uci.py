@@ -13,12 +13,12 @@ paired t intervals are of the splits, not of new data.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from scipy import stats
 from espalier import Data, grids, load_data, references, runs
 from espalier.grids import Cell, Grid
 from espalier.prediction.evaluation import Predictions, predictions, score
+from espalier.store import Ledger
 
 GRID = Path(__file__).parents[1] / "grids" / "uci.yaml"
 SCORES = {"rmse": "RMSE", "nll": "log-likelihood", "crps": "CRPS", "coverage_95": "95 % coverage"}
@@ -92,10 +93,8 @@ def arm_of(cell: Cell) -> str:
     return f"{cell.variant[1]}: {cell.method}"
 
 
-def work(grid: Grid, sets: Sequence[str], wanted: Sequence[str], data_dir: str | None, file: Path) -> None:
-    """Whatever is not in the file yet, one line a run, written when it is done; split by split, so that whenever it is stopped
-    all sets have about as many."""
-    done = {json.loads(line)["key"] for line in lines_of(file)}
+def work(grid: Grid, sets: Sequence[str], wanted: Sequence[str], data_dir: str | None, book: Ledger) -> None:
+    """Whatever is not in the ledger yet; split by split, so that whenever it is stopped all sets have about as many."""
     shared: dict[tuple[int, str], dict[str, list[Cell]]] = {}
     for cell in grid.cells:
         name = cell.variant[0]
@@ -103,27 +102,27 @@ def work(grid: Grid, sets: Sequence[str], wanted: Sequence[str], data_dir: str |
             shared.setdefault((cell.seed, name), {}).setdefault(cell.runs[0], []).append(cell)
     for split, name in sorted(shared, key=lambda point: point[0]):
         for key, cells in shared[split, name].items():
-            if key not in done:
-                keep(file, key, trained(grid, cells, data_dir))
+            book.of(key, partial(told, trained, grid, cells, data_dir))
         for arm in wanted:
-            if (key := f"{arm}-{name}-{split}") in done:
-                continue
-            data = load_data(name, data_dir=data_dir, fold=split, validation=0.1, calibration=0.0)
-            start = time.process_time()
-            predicted = REFERENCES[arm](data, split)
-            if predicted is not None:
-                keep(file, key, rows_of(name, split, {arm: predicted}, data, seconds=time.process_time() - start))
+            book.of(f"{arm}-{name}-{split}", partial(told, referred, arm, name, split, data_dir))
 
 
-def lines_of(file: Path) -> list[str]:
-    return file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+def referred(arm: str, name: str, split: int, data_dir: str | None) -> list[Row]:
+    """Of an arm that is no network; none where it is not asked for."""
+    data = load_data(name, data_dir=data_dir, fold=split, validation=0.1, calibration=0.0)
+    start = time.process_time()
+    predicted = REFERENCES[arm](data, split)
+    return [] if predicted is None else rows_of(name, split, {arm: predicted}, data, seconds=time.process_time() - start)
 
 
-def keep(file: Path, key: str, rows: Sequence[Row]) -> None:
-    with file.open("a", encoding="utf-8") as out:
-        out.write(json.dumps({"key": key, "rows": rows}) + "\n")
+def told(work: Callable[..., list[Row]], *arguments: Any) -> list[Row]:
+    """What the work gives, and a line about it for whoever is watching."""
+    rows = work(*arguments)
+    if not rows:
+        return rows
     said = "; ".join(f"{row['arm']} {row['rmse']:.3f} {-row['nll']:.3f}" for row in rows)
     print(f"{rows[0]['set']} {rows[0]['split']} {rows[0]['seconds']:.1f} s: {said}", flush=True)
+    return rows
 
 
 # --- Tables -------------------------------------------------------------------------------------------------------
@@ -257,14 +256,12 @@ def main() -> None:
     parser.add_argument("--table", type=Path, help="write the table of what is there to this file, and run nothing")
     arguments = parser.parse_args()
     grid = grids.read(arguments.grid)
-    file = arguments.out / "results.jsonl"
+    book = Ledger(arguments.out / "results.jsonl")
     if arguments.table is None:
-        arguments.out.mkdir(parents=True, exist_ok=True)
         sets = arguments.sets or [*dict.fromkeys(cell.variant[0] for cell in grid.cells)]
-        work(grid, sets, arguments.references, arguments.data_dir, file)
+        work(grid, sets, arguments.references, arguments.data_dir, book)
     known = {name for cell in grid.cells for name in cell.runs}
-    kept = [json.loads(line) for line in lines_of(file)]
-    rows = [row for line in kept if line["key"] in known or line["rows"][0]["arm"] in REFERENCES for row in line["rows"]]
+    rows = [row for name, rows in book.known.items() for row in rows if name in known or row["arm"] in REFERENCES]
     text = report(grid, rows)
     if arguments.table is None:
         print(text)

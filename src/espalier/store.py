@@ -11,7 +11,7 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -173,6 +173,47 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"expected {path} to be JSON, but it is cut short or altered ({error})") from error
+
+
+class Ledger:
+    """Results by name, a line of JSON each, on the disk as soon as each is there: what a long study goes on from.
+
+    file: None keeps them for this process. A last line that a kill cut short counts as not written. Raises ValueError for a file
+    with any other line that is not a name and a result.
+    """
+
+    def __init__(self, file: Path | None) -> None:
+        self.file, self.known = file, dict[str, Any]()
+        text = file.read_bytes() if file is not None and file.is_file() else b""
+        *lines, self.torn = text.split(b"\n")
+        foreign = bool(self.torn) and not self.torn.startswith(b"[")  # then not ours, and not to be cut off
+        for line in [*lines, self.torn] if foreign else lines:
+            try:
+                name, result = json.loads(line)
+            except (ValueError, TypeError) as error:
+                raise ValueError(
+                    f"expected lines [name, result] in {file}, got {ascii(line[:60])}: mend it, or choose another file"
+                ) from error
+            self.known[name] = result
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.known
+
+    def of(self, name: str, work: Callable[[], Any]) -> Any:
+        """What is known of `name`; else what `work` gives, as JSON has it, which is known from then on."""
+        if name not in self.known:
+            line = json.dumps([name, work()])
+            if self.file is not None:
+                self._append(self.file, line)
+            self.known[name] = json.loads(line)[1]
+        return self.known[name]
+
+    def _append(self, file: Path, line: str) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("ab") as out:
+            out.truncate(out.tell() - len(self.torn))
+            self.torn = b""
+            out.write(f"{line}\n".encode())
 
 
 def signed(facts: Mapping[str, Any]) -> dict[str, Any]:
