@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from pathlib import Path
 
@@ -180,6 +181,23 @@ def test_what_is_finished_is_not_done_again(done: tuple[Grid, Path, compare.Outc
     wider = expand(LINES | {"methods": {**LINES["methods"], "Mean": {"run": CIGL, "predict": "mean"}}})
     assert compare.plan(wider, out).runs == {}
     assert {cell.method for cell in compare.plan(wider, out).cells} == {"Mean"}
+
+
+def test_a_run_of_another_default_is_refused_and_one_of_fewer_options_is_not(
+    done: tuple[Grid, Path, compare.Outcome], tmp_path: Path
+) -> None:
+    grid, out, outcome = done
+    name = next(iter(grid.runs))
+    copy = tmp_path / "runs" / name
+    shutil.copytree(out / "runs" / name, copy)
+    compare.check_runs(grid, tmp_path)
+    config = copy / "config.yaml"
+    written = config.read_text().splitlines(keepends=True)
+    config.write_text("".join(line for line in written if not line.startswith("momentum:")))  # before there was such an option
+    compare.check_runs(grid, tmp_path)
+    config.write_text("".join("momentum: 0.5\n" if line.startswith("momentum:") else line for line in written))
+    with pytest.raises(ValueError, match=f"expected momentum 0.9 in run {name}, .* with 0.5, the default before: choose another"):
+        compare.compare(grid, tmp_path, InThisProcess())
 
 
 def test_the_meter_counts_through_kills_and_several_trainings(tmp_path: Path) -> None:

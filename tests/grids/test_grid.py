@@ -14,6 +14,7 @@ import yaml
 from espalier.grids import grid as grids
 from espalier.grids.grid import Grid, expand
 from espalier.runs.recipes import resolve
+from espalier.training.options import Training
 from places import ROOT
 
 GRIDS = sorted((ROOT / "examples" / "grids").glob("*.yaml"))
@@ -151,6 +152,7 @@ def test_a_runs_name_depends_on_its_options_and_its_files_but_not_on_where_they_
     (tmp_path / "other" / "mine.py").write_bytes(mine.read_bytes())
     assert name(tmp_path / "other") == first
     assert name(tmp_path, epochs=3) != first
+    assert name(tmp_path, epochs=Training().epochs) == first
     mine.write_text(mine.read_text() + "\n# changed\n")
     assert name(tmp_path) != first
 

@@ -34,11 +34,14 @@ from espalier.prediction.ensemble import Ensemble
 from espalier.prediction.evaluation import Predictions, predictions, split_of
 from espalier.prediction.fit import Fit
 from espalier.prediction.predictor import Predictor
+from espalier.runs import lines
 from espalier.runs.recipes import Recipe
 from espalier.runs.trust import told
 from espalier.training.streams import find_device
 from espalier.training.watch import EVERY, Watch, check_every
 
+PLACES = {"model", "inference", "data", "init", "data_dir"}
+"""Options that say where something lies."""
 WRITTEN = ("table.md", "cells.csv", "differences.csv", "grid.yaml", "cells.parquet")
 """What tells the folder of a grid."""
 TRAIN_ROWS = 10_000
@@ -100,6 +103,7 @@ def compare(
     check_every(every)
     out = out.resolve()  # workers stand elsewhere
     store.check_free(out, WRITTEN)
+    check_runs(grid, out)
     if plan(grid, out).cells:
         check_data(grid)
     with store.owned(out, WRITTEN):
@@ -132,6 +136,21 @@ def _executed(
             for cell, failure in each(functools.partial(score, out, grid.num_samples, grid.split, grid.outside), ready):
                 note("cell", cell.name, failure)
     return gather(grid, out, failed)
+
+
+def check_runs(grid: Grid, out: Path) -> None:
+    """Raises ValueError where a run that is in OUT was begun with other options than the grid's, as a default has changed since
+    (what is at its default is not in a run's name)."""
+    for name, recipe in grid.runs.items():
+        config = out / "runs" / name / "config.yaml"
+        if config.is_file():
+            own, written = plain(recipe.config()), lines.options(lines.read(config, "a recipe file"), str(config))
+            for option in sorted(own.keys() & written.keys() - PLACES):
+                if own[option] != written[option]:
+                    raise ValueError(
+                        f"expected {option} {own[option]} in run {name}, which is in {out} with {written[option]}, the default "
+                        "before: choose another --out, or say the option in the grid"
+                    )
 
 
 def check_data(grid: Grid) -> None:

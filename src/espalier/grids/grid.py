@@ -42,7 +42,7 @@ from espalier.prediction.ensemble import Pool
 from espalier.prediction.evaluation import SPLITS
 from espalier.prediction.fit import How
 from espalier.runs import lines
-from espalier.runs.recipes import Recipe, as_word, resolve
+from espalier.runs.recipes import Recipe, as_word, options, resolve
 from espalier.training.options import Training
 
 MOST_CELLS, MOST_MEMBERS, MOST_DRAWS = 10_000, 100, 10_000
@@ -300,10 +300,20 @@ def _member_seeds(seed: int, members: int) -> Iterator[int]:
 
 
 def _run_name(recipe: Recipe, sparsity: float) -> str:
-    """Readable, and told apart by all that the run depends on: files count by content, the data's folder not at all."""
-    config = {name: _identity(name, value) for name, value in plain(recipe.config()).items() if name != "data_dir"}
+    """Readable, and told apart by all that the run depends on and that is not at its default, so that an option which a later
+    version brings renames no run. Files count by content, the data's folder not at all."""
+    usual = _defaults(recipe.model, recipe.inference)
+    config = {
+        name: _identity(name, value) for name, value in plain(recipe.config()).items()
+        if name != "data_dir" and (name not in usual or value != usual[name])
+    }  # fmt: skip
     parts = [*(Path(name).stem for name in (recipe.inference, recipe.model, recipe.data)), f"{sparsity:g}"]
     return f"{slug('-'.join(parts))}-s{recipe.options['seed']}-{_digest(config)}"
+
+
+@functools.cache
+def _defaults(model: str, inference: str) -> dict[str, Any]:
+    return {option.name: plain(option.default) for option in options(model, inference)}
 
 
 def _identity(name: str, value: Any) -> Any:
