@@ -154,7 +154,7 @@ def cell_of(values: Sequence[float], splits: int) -> str:
 
 def count(found: Found, name: str) -> int:
     """Splits of a set."""
-    return max(len(own.get(name, ())) for own in found.values())
+    return max((len(own.get(name, ())) for own in found.values()), default=0)
 
 
 def panel(found: Found, sets: Sequence[str], key: str) -> str:
