@@ -257,7 +257,11 @@ class LaplaceScore(NamedTuple):
             variance = x**2 @ (1 / self.factor).reshape(classes, size).T
             return mean, np.eye(classes) * variance[:, :, None]
         covariance = cho_solve((self.factor, True), np.eye(classes * size)).reshape(classes, size, classes, size)
-        return mean, np.einsum("ni,cidj,nj->ncd", x, covariance, x, optimize=True)
+        found = np.empty((len(x), classes, classes))
+        for c in range(classes):
+            for d in range(c + 1):  # by matrix products, which a sum over all at once is not
+                found[:, c, d] = found[:, d, c] = ((x @ covariance[c, :, d]) * x).sum(1)
+        return mean, found
 
     def draws(self, features: ArrayLike, num_samples: int = 32, seed: int = 0) -> Floats:
         """Class probabilities `(S, n, C)` of logits drawn from the Gaussian, as a stack of networks would give them."""
