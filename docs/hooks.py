@@ -1,7 +1,8 @@
 """For MkDocs: the benchmarks' pages, which stand beside what makes them, belong to the site, too.
 
 In the repository a page of this folder links to `../examples/benchmarks/RESULTS.md`; in the site that file is
-`examples/benchmarks/RESULTS.md`, beside the pages.
+`examples/benchmarks/RESULTS.md`, beside the pages. A page of the benchmarks links to `../../docs/field.md`, which is
+`../../field.md` there.
 """
 
 # ruff: noqa: INP001 - MkDocs loads this file by its path
@@ -26,5 +27,5 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Links that lead out of this folder and into that one."""
-    return markdown.replace(f"](../{BENCHMARKS}/", f"]({BENCHMARKS}/")
+    """Links that lead out of this folder and into that one, and back."""
+    return markdown.replace(f"](../{BENCHMARKS}/", f"]({BENCHMARKS}/").replace("](../../docs/", "](../../")
