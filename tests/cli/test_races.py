@@ -21,10 +21,6 @@ def raced(folder: Path, races: int, *commands: str) -> None:
             assert found["won"] == [1] * races, name
 
 
-def test_of_two_commands_at_once_one_has_the_folder(tmp_path: Path) -> None:
-    raced(tmp_path, 1, "fit", "certify")
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["fit", "resume", "certify", "compare", "theory", "evaluate"])
 def test_fifty_races_of_every_command(tmp_path: Path, command: str) -> None:

@@ -27,7 +27,7 @@ def test_a_temperature_is_that_of_the_validation_split() -> None:
 def test_every_calibrator_gives_probabilities_and_words_for_json() -> None:
     fit, data = trained("mlp")[0], digits()
     names = names_of(data)
-    assert names == ("temperature", "vector", "matrix", "dirichlet", "isotonic", "beta", "draws-temperature")
+    assert names == ("temperature", "dropped-logit", "vector", "matrix", "dirichlet", "isotonic", "beta", "draws-temperature")
     found, kept = recalibrated(fit, data, "test", names, ways=["redraw"], num_samples=3)
     json.dumps(kept, allow_nan=False)
     for name in names:

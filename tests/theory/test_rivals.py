@@ -9,6 +9,7 @@ from espalier import calibration
 from espalier.theory import rivals
 
 
+@pytest.mark.slow
 def test_every_method_stands_on_one_topology_under_one_prior():
     world = rivals.world(rivals.LOGISTIC, 1, True)
     for fit in world.by_rate.values():
