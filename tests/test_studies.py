@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import sys
-from types import ModuleType
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -16,18 +15,8 @@ from torch.nn import functional
 from espalier import Data, Split, Training, load_data
 from places import ROOT
 
-
-def study(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"{name}_study", ROOT / "examples" / "benchmarks" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where a NamedTuple looks for its annotations
-    spec.loader.exec_module(module)
-    return module
-
-
-transfer, distilled_data = study("transfer"), study("distilled_data")
+sys.path.append(str(ROOT / "examples" / "benchmarks"))  # where the studies find each other, too
+transfer, distilled_data = import_module("transfer"), import_module("distilled_data")
 
 
 # --- Transfer -----------------------------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from transfer import interval
 
 from espalier import Data, Fit, Split, Training, calibration, load_data, store
 from espalier.calibration.temperature import log_probs
@@ -257,15 +258,6 @@ def paired(rows: Sequence[Row], score: str) -> str:
             cells.append(interval([values[method, arm, seed] - values[method, other, seed] for seed in both]) if both else "")
         lines.append(f"| {said} | {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def interval(values: Sequence[float]) -> str:
-    """Mean with its 95 % t interval, bold where that is clear of 0; of a single one the value alone."""
-    mean, own = statistics.fmean(values), calibration.t_interval(values)
-    if own is None:
-        return f"{mean:+.3f}"
-    said = f"{mean:+.3f} [{own[0]:+.3f}, {own[1]:+.3f}]"
-    return f"**{said}**" if own[0] > 0 or own[1] < 0 else said
 
 
 def main() -> None:
