@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, Literal
 
@@ -24,6 +25,16 @@ Compiled = Literal["no", "training", "prediction"]
 def is_due(compiled: Compiled, net: nn.Module) -> bool:
     """Is this call one of them?"""
     return torch.is_grad_enabled() if compiled == "training" else compiled == "prediction" and not net.training
+
+
+@contextmanager
+def uncompiled(model: Any) -> Iterator[None]:
+    """A `BayesianNetwork`'s network called as it is for the while: a program of tensors has no place for hooks, or intervals."""
+    was, model.compiled = model.compiled, "no"
+    try:
+        yield
+    finally:
+        model.compiled = was
 
 
 def check(net: nn.Module) -> None:

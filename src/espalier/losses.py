@@ -16,6 +16,7 @@ from torch import Tensor, distributed
 
 from espalier import nested
 from espalier.bounds import Bounds, bounds, nrs
+from espalier.compiled import uncompiled
 from espalier.data.balls import Ball, ball_of
 from espalier.followers import Follower
 from espalier.likelihoods import WithUnknown
@@ -268,12 +269,8 @@ class Stable(Remembering):
     def bounds(self, weights: Tensor, x: Tensor, model: BayesianNetwork) -> Bounds:
         assert self.ball is not None
         dense = weights.dense() if isinstance(weights, Unwritten) else weights
-        was, model.compiled = model.compiled, "no"  # a program of tensors takes no intervals
-        try:
-            with evaluating(model), torch.autocast(x.device.type, enabled=False):
-                return bounds(lambda box: model.evaluate(dense, box), *self.ball.box(x))
-        finally:
-            model.compiled = was
+        with uncompiled(model), evaluating(model), torch.autocast(x.device.type, enabled=False):
+            return bounds(lambda box: model.evaluate(dense, box), *self.ball.box(x))
 
     def beside(self, weights: Tensor, x: Any, model: BayesianNetwork) -> Tensor:
         return self.rho * nrs(self.bounds(weights, x, model).relus)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from espalier import nested
 from espalier.calibration.features import DensityScore, LaplaceScore, NeighbourScore
+from espalier.compiled import uncompiled
 from espalier.contracts import Data, Rows
 from espalier.network import BayesianNetwork, evaluating
 from espalier.prediction.fit import Fit, How
@@ -46,22 +47,17 @@ def features_of(fit: Fit, x: Rows | Inputs, way: How = "ticket", layer: str | No
     seen: list[tuple[object, ...]] = []
     found: list[Tensor] = []
     model = fit.model
-    was, model.compiled = model.compiled, "no"  # which is no place for a hook
     hook = layer_of(model, layer).register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
-    try:
-        with evaluating(model), torch.no_grad():
-            dense = weights.dense() if isinstance(weights, Unwritten) else weights
-            for batch in Batches(nested.rows_of(x), fit.topology.positions.device):
-                seen.clear()
-                model.evaluate(dense, batch, state)
-                given = seen[0][0] if len(seen) == 1 and len(seen[0]) == 1 else None
-                if not isinstance(given, Tensor) or len(given) != nested.num_rows(batch):
-                    called = layer or "the last"
-                    raise ValueError(f"expected a layer that is called once, with one tensor of a row each, got {called}")
-                found.append(given.flatten(1).cpu().double())
-    finally:
-        hook.remove()
-        model.compiled = was
+    with hook, uncompiled(model), evaluating(model), torch.no_grad():
+        dense = weights.dense() if isinstance(weights, Unwritten) else weights
+        for batch in Batches(nested.rows_of(x), fit.topology.positions.device):
+            seen.clear()
+            model.evaluate(dense, batch, state)
+            given = seen[0][0] if len(seen) == 1 and len(seen[0]) == 1 else None
+            if not isinstance(given, Tensor) or len(given) != nested.num_rows(batch):
+                called = layer or "the last"
+                raise ValueError(f"expected a layer that is called once, with one tensor of a row each, got {called}")
+            found.append(given.flatten(1).cpu().double())
     return torch.cat(found).numpy()
 
 

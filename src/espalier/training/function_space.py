@@ -30,6 +30,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
+from espalier.compiled import uncompiled
 from espalier.contracts import Data, Rows
 from espalier.data import SEVERITIES, Shifted, out_of_distribution
 from espalier.data.corruptions import corruptions
@@ -140,12 +141,8 @@ def features_of(model: BayesianNetwork, weights: Tensor, x: Any) -> Tensor:
 def _settled(model: BayesianNetwork) -> Iterator[dict[str, Tensor] | None]:
     """For the while, as `batchnorm.by_the_batch` has it, and eager: a compiled network is no place for a hook. Yields buffers to
     write into."""
-    was, model.compiled = model.compiled, "no"
-    try:
-        with batchnorm.by_the_batch(model):
-            yield {f"net.{name}": buffer.clone() for name, buffer in model.net.named_buffers()} or None
-    finally:
-        model.compiled = was
+    with uncompiled(model), batchnorm.by_the_batch(model):
+        yield {f"net.{name}": buffer.clone() for name, buffer in model.net.named_buffers()} or None
 
 
 def check(model: BayesianNetwork, x: Any, linearised: Linearised) -> int:
