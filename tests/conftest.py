@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +13,12 @@ import pytest
 import torch
 
 from espalier.runs import trust
+from espalier.sparse import kernels
 
 # Marks of trust go here, and not to whoever runs the tests; other processes follow.
 os.environ.setdefault("ESPALIER_STATE", tempfile.mkdtemp(prefix="espalier-state-"))
+# Numbers by torch's kernels, also where others have been compiled; tests of those ask for them.
+os.environ.setdefault("ESPALIER_KERNELS", "torch")
 trust.remember(Path(__file__).parent / "helpers" / "programs.py")
 
 
@@ -39,3 +43,20 @@ def float64(own_store: None) -> Iterator[None]:
     with pyro.validation_enabled(True):
         yield
     torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> kernels.Kernels:
+    """The kernels of our own, compiled here and now."""
+    if shutil.which(os.environ.get("CC", "cc").split()[0]) is None:
+        pytest.skip("no C compiler on this machine")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        return kernels.Compiled(kernels.build())
+
+
+@pytest.fixture
+def by_compiled(compiled: kernels.Kernels) -> Iterator[None]:
+    """Products by the kernels of our own."""
+    with kernels.using(compiled):
+        yield

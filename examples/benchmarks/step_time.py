@@ -1,18 +1,22 @@
 """Time of one training step through the Pyro guide, divided by a plain dense torch step; batch 128, one run.
 
     python examples/benchmarks/step_time.py [CELL ...] [--rounds 15] [--threads 2] [--device cuda] [--bf16] [--pyro] [--compile]
+                                               [--kernels] [--sparselab]
 
 A cell is `mlp-512`, `mlp-2048`, `lenet`, `wide_resnet`. Arms take turns of at least 50 ms each, so that whatever else the machine
 does falls on all of them, and what is shown is the median of the ratios within a turn. The floor is the dense arm against
 itself. All arms use SGD with Nesterov momentum; the dense one is the plain network with cross-entropy; `masked` is what
 released code does, a mask multiplied into the gradient and one drawn over all weights. --pyro adds our step through
 `TraceMeanField_ELBO`, the definition that the closed form is tested against. --bf16: all arms under bf16 autocast. --compile adds
-the dense step and ours through torch.compile, and says how long compiling took.
+the dense step and ours through torch.compile, and says how long compiling took. --kernels adds ours by the kernels that `espalier
+kernels build` compiled; all other arms are by torch's. --sparselab adds a net of that package's sparse layers, without any random
+mask, if it is installed (MIT, `pip install --no-deps sparselab`).
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import sys
 import time
@@ -25,6 +29,7 @@ from espalier import shelf
 from espalier.guides.masked import MaskedGuide
 from espalier.network import BayesianNetwork
 from espalier.prediction.predict import to_device
+from espalier.sparse import kernels
 from espalier.topology import schedules
 from espalier.topology.masks import initial
 from espalier.training import rates
@@ -103,8 +108,27 @@ def our_step(
     return lambda: loop.step(x, y)
 
 
-def arms(cell: str, device: torch.device, *, pyro_too: bool, bf16: bool, compile: bool) -> dict[str, Step]:
+def sparselab_step(hidden: tuple[int, ...], sparsity: float, x: torch.Tensor, y: torch.Tensor) -> Step:
+    """The same MLP of the package's sparse layers, the last one dense as ours is, and its own mask held still."""
+    from sparselab import SparseLinear
+
+    layers: list[torch.nn.Module] = [torch.nn.Flatten()]
+    for inputs, outputs in itertools.pairwise((x[0].numel(), *hidden)):
+        layers += [SparseLinear(inputs, outputs, sparsity=sparsity), torch.nn.ReLU()]
+    return dense_step(torch.nn.Sequential(*layers, torch.nn.Linear(hidden[-1], 10)), x, y, bf16=False)
+
+
+def by(chosen: kernels.Kernels, step: Step) -> Step:
+    def wrapped() -> object:
+        with kernels.using(chosen):
+            return step()
+
+    return wrapped
+
+
+def arms(cell: str, device: torch.device, wanted: argparse.Namespace) -> dict[str, Step]:
     name, shape, options, sparsities = CELLS[cell]
+    bf16 = wanted.bf16
     program = shelf.load("models", name)
     x, y = to_device(torch.randn(128, *shape), device), torch.randint(0, 10, (128,)).to(device)
 
@@ -120,9 +144,14 @@ def arms(cell: str, device: torch.device, *, pyro_too: bool, bf16: bool, compile
     for sparsity in sparsities:
         result[f"{sparsity:.0%} sparse, RigL"] = our_step(build, sparsity, 1.0, x, y, bf16=bf16)
         result[f"{sparsity:.0%} sparse, CigL"] = our_step(build, sparsity, 0.9, x, y, bf16=bf16)
-        if pyro_too:
+        if wanted.kernels:
+            ours = our_step(build, sparsity, 0.9, x, y, bf16=bf16)
+            result[f"{sparsity:.0%} sparse, CigL, compiled kernels"] = by(kernels.current(), ours)
+        if wanted.sparselab and name == "mlp":
+            result[f"{sparsity:.0%} sparse, sparselab"] = sparselab_step(options["hidden"], sparsity, x, y)  # type: ignore[arg-type]
+        if wanted.pyro:
             result[f"{sparsity:.0%} sparse, CigL by Pyro"] = our_step(build, sparsity, 0.9, x, y, closed=False, bf16=bf16)
-    if compile:
+    if wanted.compile:
         ours = our_step(build, sparsities[0], 0.9, x, y, bf16=bf16, compile=True)
         result["dense torch, compiled"] = dense_step(torch.compile(model.network(model.initial)), x, y, bf16=bf16)
         result[f"{sparsities[0]:.0%} sparse, CigL, compiled"] = ours
@@ -153,19 +182,24 @@ def main() -> None:
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--pyro", action="store_true")
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--kernels", action="store_true")
+    parser.add_argument("--sparselab", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     device = find_device(arguments.device)
+    if arguments.kernels and kernels.current() is kernels.STOCK:
+        parser.error("expected kernels of our own for --kernels, but none are in use: `espalier kernels build`")
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{arguments.threads} threads"
     print(f"torch {torch.__version__}, {where}, {arguments.rounds} rounds{', bf16' if arguments.bf16 else ''}\n")
     print("| net | arm | median ms | ÷ dense | quartiles |\n|---|---|---|---|---|")
     with pyro.get_param_store().scope(), pyro.validation_enabled(False):
         for cell in arguments.cells:
-            steps = arms(cell, device, pyro_too=arguments.pyro, bf16=arguments.bf16, compile=arguments.compile)
+            steps = arms(cell, device, arguments)
             times: dict[str, list[float]] = {label: [] for label in steps}
             for number in range(arguments.rounds + 2):
                 for label, step in steps.items():
-                    seconds = turn(step)
+                    with kernels.using(kernels.STOCK):  # an arm by others says so itself
+                        seconds = turn(step)
                     if number >= 2:  # the first rounds warm caches and the allocator up
                         times[label].append(seconds)
             for label, seconds in times.items():

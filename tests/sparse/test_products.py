@@ -14,6 +14,15 @@ from espalier.sparse.layout import MIN_ROWS, Layer, indices_of
 from espalier.sparse.products import product
 
 EPS = {torch.float64: 1e-12, torch.float32: 1e-5}
+
+
+@pytest.fixture(autouse=True, params=["torch", "compiled"])
+def by_either(request: pytest.FixtureRequest) -> None:
+    """Every claim of this file, by both sets of kernels."""
+    if request.param == "compiled":
+        request.getfixturevalue("by_compiled")
+
+
 dtypes = pytest.mark.parametrize("dtype", EPS)
 
 

@@ -24,6 +24,7 @@ COMMANDS = {
     "predict": "predict",
     "theory": "theory",
     "data": "shelves",
+    "kernels": "shelves",
     "models": "shelves",
     "inferences": "shelves",
 }
@@ -46,6 +47,7 @@ Bayesian sparse training for networks that know what they don't know.
   espalier theory                                                    check every claim behind the method; a page of pictures
   espalier models | inferences | data                                what there is
   espalier data get NAME                                             download a public data set
+  espalier kernels build                                             compile faster sparse products for this machine, once
 
 --trust, with any of them: run programs (model.py, inference.py) that came with a run, a recipe or a grid, and that you have
 not run here before. `espalier COMMAND --help` says more.

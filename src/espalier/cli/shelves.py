@@ -1,4 +1,4 @@
-"""`espalier models`, `inferences` and `data`: what there is."""
+"""`espalier models`, `inferences`, `data` and `kernels`: what there is."""
 
 from __future__ import annotations
 
@@ -46,3 +46,16 @@ def models(words: list[str]) -> int:
 
 def inferences(words: list[str]) -> int:
     return _shelf("inferences", "inference", words)
+
+
+def kernels(words: list[str]) -> int:
+    parser = Parser(prog="espalier kernels", description="Say what sparse products are made by, or compile faster ones.")
+    parser.add_argument("action", nargs="?", choices=["build"])
+    arguments = parser.parse_args(words)
+
+    from espalier.sparse import kernels as found
+
+    if arguments.action == "build":
+        print(f"compiled {found.build()}")
+    print(f"in use: {found.current().name}")
+    return 0

@@ -30,6 +30,7 @@ from espalier.prediction.fit import PAIRS, Fit
 from espalier.runs import lines
 from espalier.runs.recipes import Recipe, read_config, resolve
 from espalier.runs.trust import told
+from espalier.sparse import kernels
 from espalier.store import Bundle
 from espalier.training import distributed
 from espalier.training.options import Training
@@ -282,7 +283,7 @@ def recipe_in(folder: str | Path, source: str | None = None) -> Recipe:
 def versions() -> dict[str, str]:
     """Versions of what computed the numbers."""
     found = {"python": platform.python_version(), "threads": str(torch.get_num_threads())}
-    found["processes"] = str(distributed.size())
+    found |= {"processes": str(distributed.size()), "kernels": kernels.current().name}
     for package in ("espalier", "torch", "pyro-ppl", "numpy"):
         try:
             found[package] = version(package)

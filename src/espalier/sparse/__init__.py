@@ -1,7 +1,8 @@
 """Weights that are not written out: a sparse layer is multiplied by its active weights alone, where that is faster.
 
 layout.py      of a topology, every layer's indices as the kernels want them; which layers are worth it
-products.py    x W^T of a sparse W, and its gradients, by stock torch
+products.py    x W^T of a sparse W, and its gradients
+kernels.py     what multiplies for them: stock torch, or kernels.c where it was compiled
 tap.py         the gradient of all weights, for whoever wants it, without the weights
 unwritten.py   the tensor that stands for scatter(values, positions), and is written out for whoever cannot do without
 trial.py       can a network be given such weights? it is tried, with nothing moved

@@ -6,13 +6,14 @@ It is built once for a topology, at a move, and shared by all draws on it.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from espalier.sparse import kernels
 
 MIN_SIZE = 1 << 14
 MAX_DENSITY = 0.25
@@ -60,8 +61,8 @@ class Layout:
     def where_worthwhile(
         cls, positions: Tensor, counts: Sequence[int], shapes: Sequence[tuple[int, ...]]
     ) -> Layout | None:
-        """Its layout, or None where no layer would gain by it, or torch has no kernels for them."""
-        known = positions.device.type == "cpu" and torch.backends.mkl.is_available()
+        """Its layout, or None where no layer would gain by it, or there are no kernels for them."""
+        known = positions.device.type == "cpu" and kernels.there()
         gains = known and any(is_worthwhile(shape, count) for shape, count in zip(shapes, counts, strict=True))
         return cls(positions, counts, shapes) if gains else None
 
@@ -83,13 +84,3 @@ def indices_of(positions: Tensor, shape: tuple[int, ...]) -> Indices:
     return Indices(
         starts(rows, shape[0]), columns.int(), starts(columns, shape[1]), rows[order].int(), order.int()
     )  # fmt: skip
-
-
-def compressed(starts: Tensor, places: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
-    """A matrix of torch's CSR layout over these indices, nothing copied."""
-    return torch.sparse_csr_tensor(starts, places, values, size=shape, check_invariants=False)
-
-
-with warnings.catch_warnings():  # torch says once that its sparse tensors are in beta; our tests compare them with dense ones
-    warnings.simplefilter("ignore", UserWarning)
-    compressed(torch.zeros(2, dtype=torch.int32), torch.zeros(0, dtype=torch.int32), torch.zeros(0), (1, 1))

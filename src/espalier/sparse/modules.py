@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
+from espalier.sparse import kernels
 from espalier.sparse.layout import Indices, Layer, indices_of, is_worthwhile
 from espalier.sparse.products import product
 from espalier.sparse.trial import agree
@@ -66,7 +66,7 @@ def sparsified(net: nn.Module, x: Any, sparse: Sparse = True) -> nn.Module:
         for name, part in owner.named_children()
         if type(part) is nn.Linear and is_worthwhile(tuple(part.weight.shape), int(part.weight.count_nonzero()))
     ]
-    on_cpu = all(tensor.device.type == "cpu" for tensor in net.parameters()) and torch.backends.mkl.is_available()
+    on_cpu = all(tensor.device.type == "cpu" for tensor in net.parameters()) and kernels.there()
     why = "this machine has no kernels for it" if not on_cpu else "" if slots else "no Linear layer of this one would gain"
     if not why:
         made = {part: SparseLinear(part) for _, _, part in slots}  # a layer that stands in two places is one
