@@ -57,12 +57,14 @@ BENCHMARKS = {
     "distilled_data.py": [
         "--data={small}", "--rows=150", "--methods=dense", "--seeds=1", "--steps=1", "--epochs", "1", "1", "--out={out}",
     ],  # fmt: skip
+    "channels.py": ["--rounds", "2", "--batch", "2"],
     "draws.py": ["mlp-512", "--draws", "2", "--rows", "600", "--rounds", "1", "--device", "cpu"],
     "fashion.py": ["--help"],
     "fashion_report.py": ["--help"],
     "gpu.py": ["--help"],
     "growth.py": ["--help"],
     "label_noise.py": ["--help"],
+    "loading.py": ["--rows", "300", "--workers", "0", "--side", "32"],
     "onnx_parity.py": ["--help"],
     "orderings.py": ["--help"],
     "pnc.py": ["--help"],

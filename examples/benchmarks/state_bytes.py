@@ -61,7 +61,7 @@ def main() -> None:
         rows = [
             ("parameters (ours: values and int64 positions)", size(dense_state), size(parameters)),
             ("optimiser moments", size(dense_moments), size(moments)),
-            ("checkpoint on disk (ours: bit-packed mask)", theirs.stat().st_size, ours.stat().st_size),
+            ("checkpoint on disk (ours: positions by their gaps)", theirs.stat().st_size, ours.stat().st_size),
         ]
         for name, before, after in rows:
             print(f"| {name} | {before:,} | {after:,} | {after / before:.3f} |")

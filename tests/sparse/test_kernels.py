@@ -3,6 +3,7 @@ whoever cannot have them has torch's."""
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import subprocess
@@ -23,8 +24,8 @@ from espalier.sparse import kernels
 from espalier.sparse.kernels import STOCK, Compiled, Kernels
 from espalier.sparse.layout import Indices, indices_of
 from espalier.training.options import Training
-from espalier.training.watch import Watches
-from watches import killed_and_resumed
+from espalier.training.watch import Checkpoints, Watches
+from watches import Killed, killed_and_resumed
 
 EPS = {torch.float64: 1e-13, torch.float32: 3e-6}
 dtypes = pytest.mark.parametrize("dtype", EPS)
@@ -116,11 +117,17 @@ def test_what_is_not_finite_stays_so(compiled: Kernels, bad: float) -> None:
     assert of_values[~own].isfinite().all()
 
 
-@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no /proc on this machine")
-def test_threads_are_torchs_own(compiled: Kernels) -> None:
-    """One OpenMP in the process: a second would have threads of its own, which fight the first for the cores."""
-    found = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "libgomp" in line}
-    assert len(found) <= 1
+TORCH = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+
+
+@pytest.mark.skipif(not TORCH.exists(), reason="torch is built otherwise on this machine")
+def test_threads_are_torchs_own(compiled: Compiled) -> None:
+    """A second OpenMP would have threads of its own, which fight the first for the cores."""
+    own, theirs = (
+        ctypes.cast(ctypes.CDLL(str(library)).omp_get_max_threads, ctypes.c_void_p).value
+        for library in (compiled._library._name, TORCH)
+    )
+    assert own == theirs
 
 
 def test_what_does_not_apply_is_torchs(compiled: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,6 +217,13 @@ def test_a_fit_is_the_same_by_either_and_goes_on_bit_for_bit(compiled: Compiled,
     assert [row["loss"] for row in own.history] == pytest.approx([row["loss"] for row in stock.history], rel=1e-3)
     assert again.history == own.history
     assert torch.equal(again.pairs.values, own.pairs.values)
+
+
+def test_who_goes_on_with_other_kernels_is_told(compiled: Kernels, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), kernels.using(compiled):
+        trained(Checkpoints(tmp_path / "mine.safetensors", Killed(step=17), every=0))
+    with kernels.using(STOCK), pytest.warns(UserWarning, match=f"began with {compiled.name} kernels and goes on with torch"):
+        trained(Checkpoints(tmp_path / "mine.safetensors", every=0))
 
 
 def test_a_record_says_which_ran(compiled: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from espalier.sparse import products
+from espalier.sparse import kernels, products
 from espalier.sparse.modules import SparseLinear
 from espalier.theory import approximation
 from espalier.theory.approximation import gain, largest, lower, nonzeros, saturated, scale_of_products, upper
@@ -47,8 +47,8 @@ MUTATIONS: dict[str, dict[str, dict[str, Any]]] = {
 
 CODE_MUTATIONS: Rewrites = {
     "approximation-rate": {
-        "no biases": Rewrite(products._added, "bias.unsqueeze(1)", "0 * bias.unsqueeze(1)"),
-        "a bias off by 1e-6": Rewrite(products._added, "bias.unsqueeze(1)", "bias.unsqueeze(1) + 1e-6"),
+        "no biases": Rewrite(kernels.Stock.multiply, "bias.unsqueeze(1)", "0 * bias.unsqueeze(1)"),
+        "a bias off by 1e-6": Rewrite(kernels.Stock.multiply, "bias.unsqueeze(1)", "bias.unsqueeze(1) + 1e-6"),
     },
     "approximation-sparse": {"weights 10 % up": Rewrite(products.Product.forward, "columns, values,", "columns, 1.1 * values,")},
     "approximation-saturation": {

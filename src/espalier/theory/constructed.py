@@ -22,6 +22,7 @@ from scipy import sparse
 from scipy.special import gamma
 from torch import nn
 
+from espalier.sparse import kernels
 from espalier.sparse.modules import SparseLinear
 
 Floats = NDArray[np.float64]
@@ -241,7 +242,7 @@ def _linear(weight: Floats, bias: Floats | None) -> nn.Linear:
 
 def outputs(net: nn.Sequential, x: Floats) -> Floats:
     """The network at points `(n, dim)`, each layer multiplied by its active weights alone where torch has kernels for it."""
-    sparsely = torch.backends.mkl.is_available()
+    sparsely = kernels.there()
     parts = [SparseLinear(part) if sparsely and isinstance(part, nn.Linear) else part for part in net]
     with torch.no_grad():
         chunks = [nn.Sequential(*parts)(rows) for rows in torch.from_numpy(x).split(1 << 11)]

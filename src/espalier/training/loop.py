@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from espalier.contracts import Evidence, Schedule
 from espalier.followers import Follower
 from espalier.guides.masked import MaskedGuide
 from espalier.network import BayesianNetwork, under
-from espalier.sparse import scatter
+from espalier.sparse import kernels, scatter
 from espalier.sparse.trial import unmoved
 from espalier.store import Bundle
 from espalier.topology import codes
@@ -134,13 +135,17 @@ class Loop:
         tensors |= {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         for index, slots in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": slot for name, slot in slots.items() if slot is not None}
-        facts: dict[str, Any] = {"step": self.taken}
+        facts: dict[str, Any] = {"step": self.taken, "kernels": kernels.current().name}
         for own in [follower.bundle() for follower in self.followers]:
             tensors, facts = tensors | own.tensors, facts | own.facts
         return Bundle(tensors, facts)
 
     def restore(self, state: Bundle) -> None:
         """Continue from `state`."""
+        begun, own = state.facts.get("kernels", kernels.STOCK.name), kernels.current().name
+        if begun != own:
+            apart = "equal to rounding, not to the bit"
+            warnings.warn(f"this training began with {begun} kernels and goes on with {own}: {apart}", stacklevel=2)
         tensors = state.tensors
         topology = codes.read(tensors, self.guide.sizes)
         self.ever = codes.read(under("ever.", tensors), self.guide.sizes) if f"ever.{codes.NAME}" in tensors else topology
