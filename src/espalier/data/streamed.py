@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import random
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -97,21 +97,24 @@ class Streamed:
             collate_fn=_stacked,
             generator=torch.Generator(),  # else the loader would draw from torch's default stream
         )
-        for batch in loader:
+        decoded = iter(loader)
+        for _ in numbers:
+            with nullcontext() if workers else unmoved_generators():
+                batch = next(decoded)
             if isinstance(batch, Exception):
                 raise batch
             yield self.finish(batch)
 
 
 class _Seeded(Dataset[Tensor]):
-    """Inputs of a dataset, each decoded under a seed of its own."""
+    """Inputs of a dataset, each decoded under a seed of its own. The generators are left as an example leaves them."""
 
     def __init__(self, dataset: Dataset[Any], seed: int) -> None:
         self.dataset, self.seed = dataset, seed
 
     def __getitem__(self, row: int) -> Tensor:
-        with seeded(self.seed, row):
-            return torch.as_tensor(input_of(self.dataset[row]))
+        _seed(self.seed, row)
+        return torch.as_tensor(input_of(self.dataset[row]))
 
 
 class Guarded(Dataset[Any]):
@@ -147,19 +150,30 @@ def _stacked(examples: list[Tensor | Exception]) -> Tensor | Exception:
 
 
 @contextmanager
-def seeded(seed: int, row: int) -> Iterator[None]:
-    """torch's (CPU), NumPy's and Python's default generators, for the while, in a state that seed and row number decide."""
+def unmoved_generators() -> Iterator[None]:
+    """torch's (CPU), NumPy's and Python's default generators stand afterwards where they stood before."""
     torch_state, numpy_state, python_state = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
-    words = np.random.SeedSequence([seed, row]).generate_state(3, np.uint32).tolist()
-    torch.default_generator.manual_seed(words[0])
-    np.random.seed(words[1])  # noqa: NPY002
-    random.seed(words[2])
     try:
         yield
     finally:
         torch.set_rng_state(torch_state)
         np.random.set_state(numpy_state)  # noqa: NPY002
         random.setstate(python_state)
+
+
+@contextmanager
+def seeded(seed: int, row: int) -> Iterator[None]:
+    """These generators, for the while, in a state that seed and row number decide."""
+    with unmoved_generators():
+        _seed(seed, row)
+        yield
+
+
+def _seed(seed: int, row: int) -> None:
+    words = np.random.SeedSequence([seed, row]).generate_state(3, np.uint32).tolist()
+    torch.default_generator.manual_seed(words[0])
+    np.random.seed(words[1])  # noqa: NPY002
+    random.seed(words[2])
 
 
 def in_turn(x: Rows, batches: Sequence[Tensor], seed: int = 0) -> Iterator[Tensor]:
