@@ -46,8 +46,8 @@ def test_an_agent_keeps_to_the_budget_and_does_better_than_chance() -> None:
         walk.reset()
         for action in stream.uniform(0, clip(SPARSITY, 1.0), 2):
             walk.step(action)
-        chance.append(worth(fitted(walk.kept, SIZES, total)))
-    found = worth(fitted(best, SIZES, total))
+        chance.append(worth(fitted(walk.kept, SIZES, total, (1, 1))))
+    found = worth(fitted(best, SIZES, total, (1, 1)))
     most = worth((total - round((1 - clip(SPARSITY, 1.0)) * SIZES[1]), 0))
     assert found > np.mean(chance) + (most - np.mean(chance)) / 2
 

@@ -1,5 +1,6 @@
 """Layer ratios: budgets to the weight, the trade at one price against enumeration and a linear programme, scores by hand."""
 
+import importlib.util
 import itertools
 import math
 import sys
@@ -17,7 +18,7 @@ from espalier.certificates import Frozen, layerwise
 from espalier.network import BayesianNetwork
 from espalier.prediction.fit import Fit
 from espalier.topology.masks import erk, magnitude_topology, uniform
-from espalier.training.ratios import Scorer, bought, exchange, fitted, layer_ratios
+from espalier.training.ratios import Scorer, bought, exchange, fitted, layer_ratios, least_of
 from toys import BATCH, toy
 
 pytestmark = pytest.mark.usefixtures("own_store")
@@ -50,18 +51,20 @@ def test_counts_are_fitted_to_a_total_in_their_proportions() -> None:
     for _ in range(300):
         sizes = stream.integers(1, 400, stream.integers(1, 9))
         kept = stream.integers(1, sizes + 1)
-        total = int(stream.integers(len(sizes), sizes.sum() + 1))
-        counts = np.array(fitted(kept, sizes, total))
+        floor = stream.integers(1, sizes + 1) if stream.random() < 0.5 else np.ones_like(sizes)
+        total = int(stream.integers(floor.sum(), sizes.sum() + 1))
+        counts = np.array(fitted(kept, sizes, total, tuple(floor)))
         assert counts.sum() == total
-        assert (counts >= 1).all()
+        assert (counts >= floor).all()
         assert (counts <= sizes).all()
-        between = (counts > 1) & (counts < sizes)
+        between = (counts > floor) & (counts < sizes)
         least, most = (counts - 1) / kept, (counts + 1) / kept  # one factor within a weight of each that has room
         assert not between.any() or least[between].max() < most[between].min()
     shapes = [(64, 256), (256, 256), (256, 10)]  # where no layer is short, the allocations of these names
     for own, kept in ((erk, [320, 512, 266]), (uniform, [16384, 65536, 2560])):
-        assert fitted(kept, (16384, 65536, 2560), 4224) == own(shapes, 0.05)
-    assert fitted((10, 30, 2), (100, 40, 20), 84) == (37, 40, 7)  # 44 are left for 10 : 2
+        assert fitted(kept, (16384, 65536, 2560), 4224, (1, 1, 1)) == own(shapes, 0.05)
+    assert fitted((10, 30, 2), (100, 40, 20), 84, (1, 1, 1)) == (37, 40, 7)  # 44 are left for 10 : 2
+    assert fitted((10, 30, 2), (100, 40, 20), 84, (1, 1, 12)) == (32, 40, 12)
 
 
 # ----------------------------------------------------------------------------------------------------------- the trade
@@ -114,11 +117,23 @@ def test_the_search_by_a_dual_variable_finds_what_enumeration_finds(seed: int, t
     every = [counts for counts in itertools.product(*(range(1, size + 1) for size in fit.model.sizes)) if sum(counts) == total]
     losses = sorted(score(counts).loss for counts in every)
     start = min((own(fit.model.shapes, total / fit.model.num_weights) for own in (erk, uniform)), key=lambda c: score(c).loss)
-    found, trace = exchange(lambda c: score(c).loss, fit.model.sizes, start)
+    found, trace = exchange(lambda c: score(c).loss, fit.model.sizes, start, (1, 1, 1))
     assert sum(found) == total
     assert score(found).loss <= score(start).loss
     assert losses.index(score(found).loss) <= 3  # of 36, 78 or 144; the best in seven cases of nine
     assert all(row["loss"] >= after["loss"] for row, after in itertools.pairwise(trace))
+
+
+@pytest.mark.parametrize(("sparsity", "floor"), [(0.8, (17, 9, 3)), (0.88, (1, 1, 1))])
+def test_a_layer_keeps_a_weight_for_each_output_where_there_are_as_many(sparsity: float, floor: tuple[int, ...]) -> None:
+    """A network of chance: every weight of a layer is worth as much elsewhere."""
+    model = BayesianNetwork(nn.Sequential(nn.Linear(3, 17), nn.Tanh(), nn.Linear(17, 9), nn.Tanh(), nn.Linear(9, 3)))
+    total = round((1 - sparsity) * model.num_weights)
+    assert least_of(model.shapes, total) == floor
+    for by in ("dual", "ppo"):
+        if by == "dual" or importlib.util.find_spec("stable_baselines3"):
+            found = layer_ratios(model, toy(40), sparsity=sparsity, by=by, rows=20, steps=20).counts
+            assert all(count >= least for count, least in zip(found, floor, strict=True))
 
 
 def test_what_is_found_is_what_certificates_prune_layer_by_layer() -> None:

@@ -144,14 +144,15 @@ def layer_ratios(
         return score(counts).accuracy
 
     total, trace = round((1 - sparsity) * model.num_weights), list[dict[str, Any]]()
+    least = least_of(model.shapes, total)
     if by == "dual":
-        starts = [fitted(own, model.sizes, total) for own in (list(map(sum, model.shapes)), model.sizes)]  # ERK's, uniform's
-        counts, trace = exchange(loss, model.sizes, min(starts, key=loss))
+        starts = [fitted(own, model.sizes, total, least) for own in (list(map(sum, model.shapes)), model.sizes)]  # ERK, uniform
+        counts, trace = exchange(loss, model.sizes, min(starts, key=loss), least)
     elif by == "ppo":
         kept, trace = _agent().search(
             lambda counts: 100 * accuracy(counts), layers_of(model), model.sizes, sparsity, steps=steps, seed=seed
         )  # fmt: skip
-        counts = max((fitted(own, model.sizes, total) for own in kept), key=accuracy)
+        counts = max((fitted(own, model.sizes, total, least) for own in kept), key=accuracy)
     else:
         counts = ALLOCATIONS[by](model.shapes, 1 - sparsity)
     return Ratios(by, counts, score(counts), trace, score.forward_examples)
@@ -185,9 +186,21 @@ def _agent() -> Any:
         raise ValueError('expected gymnasium and stable-baselines3 for by ppo: pip install "espalier[rl]", or by dual') from error
 
 
-def exchange(loss: Callable[[Counts], float], sizes: Sequence[int], start: Counts) -> tuple[Counts, list[dict[str, Any]]]:
-    """Counts of the same total as `start` and of no greater loss, by trade between layers at one price. Trace: round by round the
-    price in loss per weight, the factor, the loss and the counts."""
+def least_of(shapes: Sequence[tuple[int, ...]], total: int) -> Counts:
+    """What each layer keeps at least: a weight for each of its outputs, where the budget has as many; else one.
+
+    Where hardly anything is left, no pruned network is better than chance before it is trained again, and their losses would
+    send a layer's last weights elsewhere.
+    """
+    outputs = tuple(shape[0] for shape in shapes)
+    return outputs if sum(outputs) <= total else (1,) * len(shapes)
+
+
+def exchange(
+    loss: Callable[[Counts], float], sizes: Sequence[int], start: Counts, least: Counts
+) -> tuple[Counts, list[dict[str, Any]]]:
+    """Counts of the same total as `start` and of no greater loss, by trade between layers at one price, none below `least`.
+    Trace: round by round the price in loss per weight, the factor, the loss and the counts."""
     counts, best, factor, trace = start, loss(start), FACTOR, list[dict[str, Any]]()
     while len(trace) < MOST_ROUNDS and factor >= FINEST:
         options: list[list[int]] = []
@@ -195,7 +208,7 @@ def exchange(loss: Callable[[Counts], float], sizes: Sequence[int], start: Count
         for layer, (count, size) in enumerate(zip(counts, sizes, strict=True)):
             ups = [max(count + power, round(count * factor**power)) for power in (1, 2)]
             downs = [min(count - power, round(count / factor**power)) for power in (1, 2)]
-            options.append(sorted({count, *(min(up, size) for up in ups), *(max(down, 1) for down in downs)}))
+            options.append(sorted({count, *(min(up, size) for up in ups), *(max(down, least[layer]) for down in downs)}))
             losses.append([loss((*counts[:layer], other, *counts[layer + 1 :])) for other in options[-1]])
         traded, price = bought(options, losses, sum(start))
         if loss(traded) < best:
@@ -240,11 +253,12 @@ def _lower_hull(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
     return hull
 
 
-def fitted(kept: Sequence[int], sizes: Sequence[int], total: int) -> Counts:
-    """Counts that add up to `total`, in the proportions of `kept` but within 1 and the layer's size; largest remainders up."""
-    own, most = np.asarray(kept, dtype=np.float64), np.asarray(sizes, dtype=np.float64)
-    factor = brentq(lambda c: np.clip(c * own, 1, most).sum() - total, 0, (most / own).max())
-    shares = np.clip(factor * own, 1, most)
+def fitted(kept: Sequence[int], sizes: Sequence[int], total: int, least: Counts) -> Counts:
+    """Counts that add up to `total`, in the proportions of `kept` but within `least` and the layer's size; largest remainders
+    up."""
+    own, low, most = (np.asarray(values, dtype=np.float64) for values in (kept, least, sizes))
+    factor = brentq(lambda c: np.clip(c * own, low, most).sum() - total, 0, (most / own).max())
+    shares = np.clip(factor * own, low, most)
     counts = np.floor(shares).astype(np.int64)
     order = [layer for layer in np.argsort(counts - shares, kind="stable") if counts[layer] < sizes[layer]]
     counts[order[: total - int(counts.sum())]] += 1
