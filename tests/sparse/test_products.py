@@ -155,6 +155,21 @@ def test_gradients_of_gradients_are_the_dense_ones() -> None:
         same(mine, theirs)
 
 
+@pytest.mark.parametrize("wrong", ["one column less", "another type", "a short bias", "a value more"])
+def test_what_does_not_fit_is_refused_before_memory_is_read(wrong: str) -> None:
+    layer = layer_of()
+    x, values, bias = (None if one is None else one.detach() for one in case(layer, (20,), torch.float64))
+    assert x is not None
+    assert values is not None
+    assert bias is not None
+    changed = {
+        "one column less": (x[:, 1:], values, bias), "another type": (x.float(), values, bias),
+        "a short bias": (x, values, bias[1:]), "a value more": (x, torch.cat([values, values[:1]]), bias),
+    }  # fmt: skip
+    with pytest.raises(RuntimeError, match="expected rows of 31 for 23 outputs, all of one type on one device, got"):
+        product(*changed[wrong], layer)
+
+
 def test_a_graph_may_be_walked_twice() -> None:
     layer = layer_of()
     x, values, bias = case(layer, (20,), torch.float64)

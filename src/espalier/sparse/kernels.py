@@ -159,7 +159,7 @@ def _found(wish: str) -> Kernels:
 def where() -> Path:
     """Where this machine's library is or would be: another source, flag or processor has another name."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "espalier"
-    text = "\0".join((SOURCE.read_text(), *FLAGS, platform.platform(), _processor()))
+    text = "\0".join((SOURCE.read_text(), *FLAGS, platform.system(), platform.machine(), _processor()))
     return cache / f"kernels-{hashlib.sha256(text.encode()).hexdigest()[:16]}.so"
 
 

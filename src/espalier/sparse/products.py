@@ -24,6 +24,7 @@ class Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, layer: Layer, tap: Tap | None) -> Tensor:
         assert layer.indices is not None
+        _check(x, values, bias, layer)
         ctx.layer, ctx.tap, ctx.kernels = layer, tap, kernels.fit_for(x)
         across = ctx.kernels.across(x)
         ctx.save_for_backward(x, across, values)
@@ -49,6 +50,16 @@ class Product(torch.autograd.Function):
         if wants[0]:
             of_x = ctx.kernels.multiply(column_starts, rows, values, down, order=order).t()
         return of_x, of_values, bias, None, None
+
+
+def _check(x: Tensor, values: Tensor, bias: Tensor | None, layer: Layer) -> None:
+    """Raises RuntimeError for what kernels, which only see memory, would read wrongly or beyond its end."""
+    outputs, inputs = layer.shape
+    own = [values] if bias is None else [values, bias]
+    fits = x.shape[1] == inputs and len(values) == len(layer.positions) and (bias is None or bias.shape == (outputs,))
+    if not fits or any((one.dtype, one.device) != (x.dtype, x.device) for one in own):
+        told = " and ".join(f"{tuple(one.shape)} in {one.dtype} on {one.device}" for one in (x, *own))
+        raise RuntimeError(f"expected rows of {inputs} for {outputs} outputs, all of one type on one device, got {told}")
 
 
 def product(x: Tensor, values: Tensor, bias: Tensor | None, layer: Layer, tap: Tap | None = None) -> Tensor:
