@@ -67,6 +67,7 @@ BENCHMARKS = {
     "loading.py": ["--rows", "300", "--workers", "0", "--side", "32"],
     "onnx_parity.py": ["--help"],
     "orderings.py": ["--help"],
+    "persistence.py": ["--data={small}", "--rows=150", "--epochs=1", "--seeds=1", "--batches=1"],
     "pnc.py": ["--help"],
     "power.py": ["--help"],
     "predictive_memory.py": ["--help"],
