@@ -16,10 +16,10 @@ import statistics
 
 import numpy as np
 import torch
+from label_noise import cell
 from numpy.typing import NDArray
 
 from espalier import Data, Fit, Training, load_data
-from espalier.calibration import t_interval
 from espalier.data import shifted
 from espalier.inference import dense, rigl
 from espalier.models import mlp
@@ -44,7 +44,7 @@ def trained(data: Data, sparsity: float, seed: int, epochs: int) -> Fit:
 
 
 def layers_of(fit: Fit) -> list[Features]:
-    return [layer.detach().numpy().astype(np.float64) for name, layer in fit.ticket().named_parameters() if layer.dim() == 2]
+    return [layer.detach().numpy().astype(np.float64) for layer in fit.ticket().parameters() if layer.dim() == 2]
 
 
 def structure(fit: Fit) -> list[float]:
@@ -59,29 +59,25 @@ def structure(fit: Fit) -> list[float]:
     return [statistics.fmean(persistence), gap, graphs.deep_graph_persistence(layers), float(off)]
 
 
-def features(fit: Fit, x: torch.Tensor) -> dict[str, Features]:
+def features(fit: Fit, last: Features, x: torch.Tensor) -> dict[str, Features]:
+    """last: the weights of the last layer."""
     inputs = features_of(fit, x)
     return {
-        "activation graph": graphs.activation_features(inputs, layers_of(fit)[-1]), "last layer's inputs": inputs,
+        "activation graph": graphs.activation_features(inputs, last), "last layer's inputs": inputs,
         "probabilities": fit.predict(x, "ticket").mean(0).double().numpy(),
     }  # fmt: skip
 
 
 def alarms(fit: Fit, data: Data) -> dict[tuple[str, str], float]:
     """Of each shift and kind of features the share of batches that are told."""
-    inside, found = features(fit, data.validation.x), dict[tuple[str, str], float]()
+    last, found = layers_of(fit)[-1], dict[tuple[str, str], float]()
+    inside = features(fit, last, data.validation.x)
     worlds = {"none": data.test.x} | {f"{name}, {how}": shifted(data, name, how).x for name in SHIFTS for how in SEVERITIES}
     for world, x in worlds.items():
-        own = features(fit, x)
-        for kind, values in own.items():
+        for kind, values in features(fit, last, x).items():
             told = [graphs.shift(inside[kind], values[start : start + BATCH])[1] for start in range(0, len(values), BATCH)]
             found[world, kind] = statistics.fmean(told)
     return found
-
-
-def shown(values: list[float]) -> str:
-    low, high = t_interval(values) if len(values) > 1 else (float("nan"), float("nan"))
-    return f"{statistics.fmean(values):.3f} ± {(high - low) / 2:.3f}"
 
 
 def main() -> None:
@@ -101,14 +97,14 @@ def main() -> None:
     print(f"| sparsity | {' | '.join(heads)} |\n|---|---|---|---|---|")
     for sparsity, own in fits.items():
         columns = zip(*map(structure, own), strict=True)
-        print(f"| {sparsity:g} | {' | '.join(shown(list(column)) for column in columns)} |")
+        print(f"| {sparsity:g} | {' | '.join(cell(column) for column in columns)} |")
     told = {sparsity: [alarms(fit, data) for fit in own] for sparsity, own in fits.items()}
     kinds = list(dict.fromkeys(kind for _, kind in told[0.0][0]))
     heads = [f"{kind}, {sparsity:g}" for kind in kinds for sparsity in SPARSITIES]
     print(f"\n| shift, severity | {' | '.join(heads)} |\n{'|---' * (1 + len(heads))}|")
     for world in dict.fromkeys(world for world, _ in told[0.0][0]):
-        cells = [statistics.fmean(one[world, kind] for one in told[sparsity]) for kind in kinds for sparsity in SPARSITIES]
-        print(f"| {world} | {' | '.join(f'{cell:.2f}' for cell in cells)} |")
+        shares = [statistics.fmean(one[world, kind] for one in told[sparsity]) for kind in kinds for sparsity in SPARSITIES]
+        print(f"| {world} | {' | '.join(f'{share:.2f}' for share in shares)} |")
 
 
 if __name__ == "__main__":

@@ -10,16 +10,12 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
-from collections.abc import Callable
 
 import torch
+from step_time import turn
 from torch import nn
 
 from espalier.sparse import sparsified
-
-TURN = 0.05
-"""Seconds of one arm's turn, at least."""
 
 
 def network(width: int, layers: int, sparsity: float) -> nn.Module:
@@ -31,15 +27,6 @@ def network(width: int, layers: int, sparsity: float) -> nn.Module:
             linear.weight.mul_(torch.rand(width, width, generator=stream) >= sparsity)
         parts += [linear, nn.ReLU()]
     return nn.Sequential(*parts).eval()
-
-
-def turn(arm: Callable[[], object]) -> float:
-    """Seconds of a call, over a turn."""
-    start, count = time.perf_counter(), 0
-    while time.perf_counter() - start < TURN:
-        arm()
-        count += 1
-    return (time.perf_counter() - start) / count
 
 
 @torch.no_grad()
