@@ -25,6 +25,7 @@ def infer(
     rescale: bool = False,
     mask: Mask = "weight",
     num_particles: int = 1,
+    microbatches: int = 1,
     rule: Literal["rigl", "set", "static", "gradual", "one-shot"] = "rigl",
     allocation: Allocation = "erk",
     start: Start = "random",
@@ -42,7 +43,7 @@ def infer(
 
     drop_rate: P(Z = 0), the paper's "mask sparsity", or auto: found on validation rows while training. rescale: weights are
     Z * u / keep_prob instead of Z * u. mask: one Z per weight, per input unit (Gal's dropout), or per filter of
-    a convolution. num_particles: masks a step.
+    a convolution. num_particles: masks a step. microbatches: parts of a batch, a mask each, at the price of one.
     rule: how the topology moves; gradual and one-shot start dense and prune. kl_scale: tempering of the KL.
     """
     streams = Streams(seed, find_device(training.device))
@@ -54,7 +55,7 @@ def infer(
         topology = initial(model.shapes, 0.0, generator=streams.topology)
     guide = MaskedGuide(
         model, topology, keep_prob, rescale=rescale, mask=mask, kl_scale=kl_scale, num_particles=num_particles,
-        generator=streams.mask,
+        microbatches=microbatches, generator=streams.mask,
     )  # fmt: skip
     return train(
         model, guide, schedule, data, training=training, streams=streams, average_from=average_from, followers=followers,

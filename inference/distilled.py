@@ -27,6 +27,7 @@ def infer(
     rescale: bool = False,
     mask: Mask = "weight",
     num_particles: int = 1,
+    microbatches: int = 1,
     rule: Literal["rigl", "set", "static"] = "rigl",
     allocation: Allocation = "erk",
     start: Start = "random",
@@ -45,8 +46,9 @@ def infer(
 
     drop_rate: P(Z = 0), or auto: found on validation rows while training. rescale: weights are Z * u / keep_prob instead of
     Z * u. mask: one Z per weight, per input unit, or per filter of a convolution. num_particles: masks a step.
-    rule: how the topology moves. distill_epochs: passes over the training inputs after training; 0: it
-    learns on the way, at no pass of its own. distill_rate: peak of its learning rate.
+    microbatches: parts of a batch, a mask each, at the price of one step. rule: how the topology moves.
+    distill_epochs: passes over the training inputs after training; 0: it learns on the way, at no pass of its own.
+    distill_rate: peak of its learning rate.
     """
     streams = Streams(seed, find_device(training.device))
     keep_prob, followers = begin(drop_rate, model, data, training, seed=seed, rescale=rescale)
@@ -54,8 +56,9 @@ def infer(
     check(model, data, keep_prob, distill_epochs, distill_rate)
     topology = initial(model.shapes, sparsity, allocation, start, model.initial, streams.topology)
     guide = MaskedGuide(
-        model, topology, keep_prob, rescale=rescale, mask=mask, num_particles=num_particles, generator=streams.mask
-    )
+        model, topology, keep_prob, rescale=rescale, mask=mask, num_particles=num_particles, microbatches=microbatches,
+        generator=streams.mask,
+    )  # fmt: skip
     schedule = schedules.rule(rule, delta_t, training.step_at(freeze, data), drop_fraction)
     if not distill_epochs:
         followers.append(Woven.of(training, data, average_from, distill_rate))
@@ -65,5 +68,6 @@ def infer(
         watch=first,
     )  # fmt: skip
     return fit if not distill_epochs else distill(
-        fit, data, training=training, seed=seed, epochs=distill_epochs, learning_rate=distill_rate, watch=first.next()
+        fit, data, training=training, seed=seed, epochs=distill_epochs, learning_rate=distill_rate, microbatches=microbatches,
+        watch=first.next(),
     )  # fmt: skip

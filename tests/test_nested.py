@@ -31,6 +31,20 @@ TREES = [A, (A, B), [A, B], {"a": A, "b": B}, Two(A, B), {"x": (A, {"y": B})}, O
 
 
 @pytest.mark.parametrize("tree", TREES)
+def test_batches_are_joined_row_by_row(tree):
+    ones = nested.each(torch.ones_like, tree)
+    found = nested.joined([tree, ones])
+    assert type(found) is type(tree)
+    for mine, first, second in zip(*map(nested.leaves, (found, tree, ones)), strict=True):
+        assert torch.equal(mine, torch.cat([first, second]))
+    assert nested.joined([tree]) is tree
+    told = nested.joined([{"logits": A, "loss": A[0, 0], "name": "a"}] * 2)
+    assert len(told["logits"]) == 4
+    assert told["loss"] == A[0, 0]
+    assert told["name"] == "a"
+
+
+@pytest.mark.parametrize("tree", TREES)
 def test_each_keeps_structure_and_types(tree):
     doubled = nested.each(lambda leaf: 2 * leaf, tree)
     assert type(doubled) is type(tree)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import torch
+from torch import Tensor
 
 
 def each(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
@@ -29,6 +32,15 @@ def leaves(tree: Any) -> list[Any]:
     found: list[Any] = []
     each(found.append, tree)
     return found
+
+
+def joined(trees: Sequence[Any]) -> Any:
+    """The rows of several batches in one, in the structure of the first, whose leaves without rows are kept."""
+    return trees[0] if len(trees) == 1 else each(_one_behind_another, *trees)
+
+
+def _one_behind_another(*parts: Any) -> Any:
+    return torch.cat(parts) if isinstance(parts[0], Tensor) and parts[0].dim() else parts[0]
 
 
 def num_rows(tree: Any) -> int:

@@ -114,6 +114,21 @@ def test_one_step_of_distillation_has_the_gradient_of_the_cross_entropy(mask: st
 
 
 @pytest.mark.usefixtures("float64")
+def test_each_part_of_a_batch_is_told_of_under_a_mask_of_its_own() -> None:
+    fit = masked_fit()
+    replay, streams = Replay(fit), Streams([5, STREAM], CPU)
+    x = toy().train.x[torch.randperm(BATCH, generator=streams.order)]
+    parts = x[: BATCH // 2], x[BATCH // 2 :]
+    target = torch.cat([replay.target(part, z_of(fit, streams.mask)) for part in parts])
+    loss = replay.loss(x, target)
+    gradients = torch.autograd.grad(loss, replay.student)
+    once(fit, toy(), microbatches=2)
+    for after, before, gradient in zip(student_of(fit), replay.student, gradients, strict=True):
+        close(after, before - 0.1 * (1 + 0.9) * gradient)
+    assert fit.history[-1]["loss"] == pytest.approx(float(loss.detach()), rel=1e-12)
+
+
+@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("mask", ["weight", "unit"])
 def test_distillation_is_nesterov_s_sgd_on_that_loss_under_a_cosine(mask: str) -> None:
     fit, data, epochs, rate = masked_fit(mask=mask), toy(5 * BATCH + 3), 4, 0.2

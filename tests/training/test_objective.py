@@ -112,6 +112,8 @@ def test_every_likelihood_and_kind_of_labels_has_pyros_loss_and_gradient(name: s
         {"mask": "unit"},
         {"mask": "filter"},
         {"num_particles": 3},
+        {"microbatches": 3},
+        {"microbatches": 2, "num_particles": 2, "mask": "unit"},
         {"mask": "unit", "rescale": True, "kl_scale": 0.3},
         {"keep_prob": 1.0, "kl_scale": 7.0},
         {"kl_scale": 0.0},
@@ -123,6 +125,55 @@ def test_every_likelihood_and_kind_of_labels_has_pyros_loss_and_gradient(name: s
 def test_every_option_of_model_and_guide_has_pyros_loss_and_gradient(options, num_data, weight_decay) -> None:
     model = BayesianNetwork(mlp(), prior_scale=0.7, num_data=num_data, weight_decay=weight_decay)
     agree(model, x_of(), labels(), **options)
+
+
+@pytest.mark.parametrize("rows", [20, 17, 2])
+def test_each_part_of_a_batch_is_under_a_z_of_its_own(rows: int) -> None:
+    """Written out in plain torch; of fewer rows than parts, a row is a part. A move looks at one Z."""
+    model = BayesianNetwork(mlp(), num_data=90)
+    x, y = x_of(rows, 160), labels(rows)
+    guide, twin = guide_of(model, microbatches=3), guide_of(model)
+    first, out = model.net[0], model.net[2]
+
+    def logits(keep: Tensor, rows: Tensor) -> Tensor:
+        dense = torch.zeros(model.num_weights).index_copy(0, guide.positions, guide.values.detach() * keep)
+        w1, w2 = dense[: 128 * 160].view(128, 160), dense[128 * 160 :].view(3, 128)
+        return torch.tanh(rows @ w1.t() + first.bias) @ w2.t() + out.bias
+
+    terms = closed_form(model, guide, x, y)
+    cuts = {20: (6, 7, 7), 17: (5, 6, 6), 2: (1, 1)}[rows]
+    zs = []
+    for _ in cuts:
+        twin.draw()
+        zs.append(twin.keep)
+    told = torch.cat([logits(z, part) for z, part in zip(zs, x.split(cuts), strict=True)]).detach()
+    same({"output": terms.output}, {"output": told})
+    same({"fit": terms.fit}, {"fit": -told.log_softmax(-1)[torch.arange(rows), y].mean()})
+    guide.tapped = True
+    assert torch.equal(guide.generator.get_state(), twin.generator.get_state())
+    terms = closed_form(model, guide, x, y)
+    twin.draw()
+    same({"output": terms.output}, {"output": logits(twin.keep, x).detach()})
+
+
+def test_a_z_for_each_part_leaves_less_noise_in_the_gradient() -> None:
+    """Of equal mean; the variance over Z of a batch's gradient falls as one over the number of parts (here to a rounded third,
+    were all rows alike)."""
+    model = BayesianNetwork(mlp(), num_data=90)
+    x, y = x_of(1, 160).expand(24, 160), labels(1).expand(24)
+    spreads, means = [], []
+    for cuts in (1, 3):
+        guide = guide_of(model, keep_prob=0.7, microbatches=cuts)
+        gradients = []
+        for _ in range(300):
+            guide.values.grad = None
+            closed_form(model, guide, x, y)
+            gradients.append(guide.values.grad.clone())
+        spreads.append(torch.stack(gradients).var(0).sum())
+        means.append(torch.stack(gradients).mean(0))
+    ratio = float(spreads[1] / spreads[0])
+    assert 0.28 < ratio < 0.39
+    assert (means[0] - means[1]).square().sum() < 3 * (spreads[0] + spreads[1]) / 300
 
 
 class Odd(nn.Module):

@@ -88,6 +88,8 @@ class MaskedGuide(PyroModule):
     kl_scale: the one tempering knob, a factor on the KL of the weights; 0 leaves it out.
     num_particles: draws of Z that a step of our loop averages the likelihood of its batch over, each at the price of a step; a
         move of the topology looks at one. (Under Pyro's own SVI it is the ELBO's.)
+    microbatches: equal parts of a batch, each with a Z of its own, at the price of one step: a Z that all examples share leaves a
+        noise in the gradient which no size of batch averages out (Wen et al. 2018, Flipout, sec. 2). A move looks at one.
     generator: where Z is drawn from; None is torch's default, which `pyro.set_rng_seed` seeds.
 
     values: parameter u `(k,)`. positions: buffer `(k,)`. keep: the last Z drawn, `(k,)`.
@@ -105,11 +107,14 @@ class MaskedGuide(PyroModule):
         mask: Mask = "weight",
         kl_scale: float = 1.0,
         num_particles: int = 1,
+        microbatches: int = 1,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         if not 1 <= num_particles <= MOST_PARTICLES:
             raise ValueError(f"expected num_particles of 1 to {MOST_PARTICLES}, masks a step, got {num_particles}")
+        if microbatches < 1:
+            raise ValueError(f"expected at least 1 of microbatches, parts of a batch, got {microbatches}")
         if topology.sizes != model.sizes:
             raise ValueError(f"expected a topology over layers of {model.sizes} weights, got {topology.sizes}")
         if not kl_scale >= 0:
@@ -121,7 +126,7 @@ class MaskedGuide(PyroModule):
         self.counts, self.sizes, self.shapes, self.mask = topology.counts, topology.sizes, model.shapes, mask
         self.keep_prob = effective_keep_prob(keep_prob)
         self.rescale, self.kl_scale, self.generator = rescale, kl_scale, generator
-        self.num_particles = num_particles
+        self.num_particles, self.microbatches = num_particles, microbatches
         self.register_buffer("positions", topology.positions.to(model.initial.device, copy=True))
         self.values = nn.Parameter(model.initial[self.positions].clone())
         self.keep: Tensor | None = None

@@ -45,7 +45,10 @@ def distil(
         _check_new(out)
         _begin(recipe, out)
         seed = recipe.options["seed"]
-        distill(fit, data, training=training, seed=seed, epochs=epochs, learning_rate=learning_rate, watch=watch)
+        distill(
+            fit, data, training=training, seed=seed, epochs=epochs, learning_rate=learning_rate,
+            microbatches=recipe.options["microbatches"], watch=watch,
+        )  # fmt: skip
         return _conclude(fit, out, data)
 
 

@@ -85,7 +85,7 @@ class ControlVariate(Follower):
         """u: of the snapshot's values, then of its other parameters."""
 
     def begin(self, model: BayesianNetwork, guide: MaskedGuide) -> None:
-        if guide.scales() is not None or guide.num_particles > 1 or guide.mask != "weight":
+        if guide.scales() is not None or guide.num_particles > 1 or guide.microbatches > 1 or guide.mask != "weight":
             raise ValueError(
                 "expected a guide with one Z a step and weight for a control variate, which is to share it: use MaskedGuide with "
                 "mask weight and one particle"

@@ -63,13 +63,14 @@ def distill(
     seed: int,
     epochs: int,
     learning_rate: float,
+    microbatches: int = 1,
     watch: Watches = None,
 ) -> Fit:
     """Add the distilled network to `fit`, as its way to predict `distilled`; returns the same fit.
 
     epochs: passes over the training inputs, in batches and under the augmentation of `training`. learning_rate: its
-    peak, of Nesterov SGD under a cosine. Raises ValueError for a fit without random masks, or a likelihood that is not
-    categorical, Bernoulli or normal.
+    peak, of Nesterov SGD under a cosine. microbatches: parts of a batch, each told of under a Z of its own. Raises ValueError
+    for a fit without random masks, or a likelihood that is not categorical, Bernoulli or normal.
     """
     check_later(fit, data, epochs, learning_rate)
     fit.look_at(data)
@@ -79,7 +80,7 @@ def distill(
         torch.random.fork_rng(devices),
         pyro.validation_enabled(False),
     ):  # a loss that is not finite gets our own sentence
-        return _distill(fit, data, training, streams, epochs, learning_rate, as_one(watch))
+        return _distill(fit, data, training, streams, epochs, learning_rate, microbatches, as_one(watch))
 
 
 def check_later(fit: Fit, data: Data, epochs: int, learning_rate: float) -> None:
@@ -105,9 +106,10 @@ def check(model: BayesianNetwork, data: Data, keep_prob: float, epochs: int, lea
 
 
 def _distill(
-    fit: Fit, data: Data, training: Training, streams: Streams, epochs: int, learning_rate: float, watch: Watch
-) -> Fit:
-    teacher = Teacher(fit)
+    fit: Fit, data: Data, training: Training, streams: Streams, epochs: int, learning_rate: float, microbatches: int,
+    watch: Watch,
+) -> Fit:  # fmt: skip
+    teacher = Teacher(fit, microbatches)
     values, state = teacher.ticket()
     student = Student(fit.model, values, state, rates.cosine(learning_rate, epochs * training.steps_per_epoch(data)))
     fit.model.train()  # batch norm by the batch, for teacher and student alike
@@ -194,10 +196,10 @@ def _variance(outcome: dist.TorchDistribution) -> float | Tensor:
 
 
 class Teacher:
-    """The masked networks of a fit: the average over its pairs, under fresh masks."""
+    """The masked networks of a fit: the average over its pairs, under fresh masks, one for each part of a batch."""
 
-    def __init__(self, fit: Fit) -> None:
-        self.fit = fit
+    def __init__(self, fit: Fit, microbatches: int = 1) -> None:
+        self.fit, self.microbatches = fit, microbatches
         self.factor = 1 / fit.keep_prob if fit.rescale else 1.0
         self.values, self.state = fit.pairs.values.mean(0) * self.factor, fit.pairs.mean_state()
 
@@ -208,11 +210,13 @@ class Teacher:
 
     @torch.no_grad()
     def says(self, x: Any, stream: torch.Generator) -> dist.TorchDistribution:
-        """Of x, under one draw of Z."""
-        fit, device = self.fit, self.values.device
+        """Of x, each of its parts under one draw of Z."""
+        fit, device, outputs = self.fit, self.values.device, []
         positions = fit.topology.positions.to(stream.device)
-        keep = draw_mask(positions, fit.model.shapes, fit.mask, fit.keep_prob, stream).to(device)
-        return fit.model.outcome(fit.dense(self.values * keep), x, _copied(self.state))
+        for (rows,) in objective.parts(self.microbatches, x):
+            keep = draw_mask(positions, fit.model.shapes, fit.mask, fit.keep_prob, stream).to(device)
+            outputs.append(fit.model.evaluate(fit.dense(self.values * keep), rows, _copied(self.state)))
+        return fit.model.says(nested.joined(outputs), self.state)
 
     @torch.no_grad()
     def distance(self, x: Any, values: Tensor, state: State) -> float:

@@ -10,6 +10,7 @@ or known, added to what it leaves. Same Z, same loss, same gradient; no trace, a
 
 from __future__ import annotations
 
+import operator
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
@@ -51,8 +52,8 @@ class _Alone(Messenger):
 
 
 class Terms(NamedTuple):
-    """-log-likelihood, KL (times kl_scale) and L2: nats per example, without their graphs. output: of the network under the last
-    draw, where it is known; without its graph too."""
+    """-log-likelihood, KL (times kl_scale) and L2: nats per example, without their graphs. output: of the network for the whole
+    batch, where it is known, of each part under the last of its draws; without its graph too."""
 
     fit: Tensor
     kl: Tensor
@@ -90,15 +91,21 @@ def _is_as_written(program: BayesianNetwork | MaskedGuide) -> bool:
 
 def by_pyro(model: BayesianNetwork, guide: MaskedGuide, x: Any, y: Tensor, autocast: AbstractContextManager[Any]) -> Terms:
     """The terms of a step's draws, their gradient added to the parameters'."""
-    num_data = model.num_data or len(y)
-    with autocast:
-        elbo = TraceMeanField_ELBO(num_particles=particles_of(guide))
-        loss = elbo.differentiable_loss(model, guide, x, y) / num_data
-    loss.backward()
+    given, num_data, found = model.num_data, model.num_data or len(y), []
+    try:
+        model.num_data = num_data  # of a part it would be the part
+        for rows, labels, share in passes(guide, x, y):
+            with autocast:
+                loss = TraceMeanField_ELBO().differentiable_loss(model, guide, rows, labels) * (share / num_data)
+            loss.backward()
+            found.append(loss.detach())
+    finally:
+        model.num_data = given
+    loss = torch.stack(found).sum()
     with torch.no_grad():
         kl = guide.kl_scale * kl_divergence(guide.distribution(), model.prior()) / num_data
         l2 = model.l2() if model.weight_decay else torch.zeros_like(kl)
-        return Terms(loss.detach() - kl - l2, kl, l2)
+        return Terms(loss - kl - l2, kl, l2)
 
 
 def closed_form(
@@ -110,26 +117,40 @@ def closed_form(
 ) -> Terms:
     """The same."""
     num_data = model.num_data or len(y)
-    particles, found = particles_of(guide), []
-    for _ in range(particles):
+    found, outputs = [], []
+    for rows, labels, share in passes(guide, x, y):
         with autocast, _Alone():
             weights = guide.draw()
-            output = model.evaluate(weights, x)
-            fit = negative_log_likelihood(model, output, y)
-            if model.loss is not None and (beside := model.loss.beside(weights, x, model)) is not None:
+            output = model.evaluate(weights, rows)
+            fit = negative_log_likelihood(model, output, labels)
+            if model.loss is not None and (beside := model.loss.beside(weights, rows, model)) is not None:
                 fit = fit + beside.mean()
-            fit = fit / particles
+            fit = fit * share
         if fit.requires_grad:
             fit.backward()
         found.append(fit.detach())
+        outputs.append(nested.each(_without_graph, output))
     kl = _with_gradient_of_kl(model, guide, num_data)
     l2 = _with_gradient_of_l2(model) if model.weight_decay else torch.zeros_like(kl)
-    return Terms(torch.stack(found).sum(), kl, l2, nested.each(_without_graph, output))
+    last = outputs[-(len(outputs) // (1 if guide.tapped else guide.num_particles)) :]
+    return Terms(torch.stack(found).sum(), kl, l2, nested.joined(last))
 
 
-def particles_of(guide: MaskedGuide) -> int:
-    """Draws of a step; a move of the topology looks at the gradient of one."""
-    return 1 if guide.tapped else guide.num_particles
+def passes(guide: MaskedGuide, x: Any, y: Tensor) -> list[tuple[Any, Tensor, float]]:
+    """What the draws of a step see, a draw each: rows, their labels and their share in the mean. A move of the topology looks at
+    the gradient of one draw."""
+    draws, cuts = (1, 1) if guide.tapped else (guide.num_particles, guide.microbatches)
+    return [(rows, labels, len(labels) / len(y) / draws) for rows, labels in parts(cuts, x, y) * draws]
+
+
+def parts(count: int, *batch: Any) -> list[tuple[Any, ...]]:
+    """A batch in `count` parts of equal size, to a row; of fewer rows, as many parts as rows."""
+    rows = nested.num_rows(batch)
+    count = min(count, rows)
+    if count <= 1:
+        return [batch]
+    cuts = [slice(rows * number // count, rows * (number + 1) // count) for number in range(count)]
+    return [nested.each(operator.itemgetter(cut), batch) for cut in cuts]
 
 
 def _without_graph(leaf: Any) -> Any:

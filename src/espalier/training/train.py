@@ -70,6 +70,9 @@ def train(
             f"step {schedule.last} of {steps}: raise one or lower the other"
         )
     distributed.check_shares(min(training.batch_size, len(data.train.y)), model.num_data)
+    at_once = min(training.batch_size, len(data.train.y)) // distributed.size()
+    if guide.microbatches > at_once:
+        raise ValueError(f"expected microbatches of at most {at_once}, the rows of a batch, got {guide.microbatches}")
     guide.to(streams.device)
     followers = followers if model.loss is None else [*followers, model.loss]
     loop = Loop(
@@ -249,6 +252,7 @@ def _fit(
         "rescale": guide.rescale,
         "mask": guide.mask,
         "num_particles": guide.num_particles,
+        "microbatches": guide.microbatches,
         "kl_scale": guide.kl_scale,
         "prior_scale": model.prior_scale,
         "weight_decay": model.weight_decay,
