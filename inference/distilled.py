@@ -53,7 +53,7 @@ def infer(
     streams = Streams(seed, find_device(training.device))
     keep_prob, followers = begin(drop_rate, model, data, training, seed=seed, rescale=rescale)
     model = prepare(model, data, training, keep_prob=keep_prob, rescale=rescale)
-    check(model, data, keep_prob, distill_epochs, distill_rate)
+    check(model, data, keep_prob < 1, distill_epochs, distill_rate)
     topology = initial(model.shapes, sparsity, allocation, start, model.initial, streams.topology)
     guide = MaskedGuide(
         model, topology, keep_prob, rescale=rescale, mask=mask, num_particles=num_particles, microbatches=microbatches,

@@ -1,10 +1,12 @@
-"""Claims about `espalier distil`: it ends where the training that distils from the start ends, and refuses what has no masks."""
+"""Claims about `espalier distil`: it ends where the training that distils from the start ends, learns from several runs and from
+others than masked ones, and refuses what is one network."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+import torch
 
 from espalier import runs, store
 from espalier.cli.main import main
@@ -40,12 +42,48 @@ def test_a_run_that_learned_on_the_way_can_be_taught_anew(tmp_path: Path) -> Non
     assert (tmp_path / "woven" / "fit.safetensors").read_bytes() == before
 
 
+def test_several_runs_teach_one_net_of_the_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A wider dense one, and one of a mean field among them."""
+    made = {
+        "first": ["--inference=cigl", "--drop-rate=0.2", *MLP], "wide": ["--inference=dense", "--model=mlp", "--hidden=[32,16]"],
+        "field": ["--inference=mean_field", *MLP],
+    }  # fmt: skip
+    for name, words in made.items():
+        own = [word for word in WORDS if name != "wide" or word.split("=")[0] not in ("--delta-t", "--average-from", "--freeze")]
+        runs.start(resolve([*words, *own]), tmp_path / name)
+    every = [str(tmp_path / name) for name in made]
+    assert main(["distil", *every, "--out", str(tmp_path / "new"), "--epochs=2"]) == 0
+    fit, first = runs.load(tmp_path / "new"), runs.load(tmp_path / "first")
+    assert torch.equal(fit.topology.positions, first.topology.positions)
+    assert torch.equal(fit.pairs.values, first.pairs.values)
+    assert "distilled" in fit.ways
+    wanted = [{"run": name, "record": store.sha256((tmp_path / name / "record.json").read_bytes())} for name in made]
+    assert fit.record["distilled"]["teachers"] == wanted
+    assert fit.record["recipe"] == first.record["recipe"]
+    assert main(["evaluate", str(tmp_path / "new"), "--num-samples=2", "--json"]) == 0
+    capsys.readouterr()
+    assert main(["distil", every[0], every[0], "--out", str(tmp_path / "twice")]) == 2
+    assert "expected members of an ensemble that differ, got one twice" in capsys.readouterr().err
+    elsewhere = [word for word in WORDS if "average" not in word]
+    runs.start(resolve(["--inference=rigl", *MLP, *elsewhere, "--split-seed=4"]), tmp_path / "other")
+    assert main(["distil", every[0], str(tmp_path / "other"), "--out", str(tmp_path / "twice")]) == 2
+    assert "trained on the same data, got other rows or splits in member 2" in capsys.readouterr().err
+    assert not (tmp_path / "twice").exists()
+
+
+def test_a_chain_teaches_by_its_states(tmp_path: Path) -> None:
+    words = [word for word in WORDS if word.split("=")[0] not in ("--delta-t", "--freeze")]
+    runs.start(resolve(["--inference=sghmc", "--sparsity=0.5", *MLP, *words]), tmp_path / "chain")
+    fit = runs.distil(tmp_path / "chain", tmp_path / "new", epochs=1)
+    assert runs.recipe_in(tmp_path / "new").inference == "sghmc"
+    assert [one["run"] for one in fit.record["distilled"]["teachers"]] == ["chain"]
+
+
 def test_what_cannot_be_distilled_is_refused_and_nothing_is_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = {
-        "rigl": (["--inference=rigl"], "expected a run of cigl or distilled, whose networks have random masks, got one of rigl"),
+        "rigl": (["--inference=rigl"], "expected a drop_rate above 0, or several runs: without random masks there is one"),
         "pruned": (["--inference=cigl", "--rule=one-shot", "--drop-rate=0.2"], "but rule is one-shot"),
         "tempered": (["--inference=cigl", "--kl-scale=0.5", "--drop-rate=0.2"], "but kl_scale is 0.5"),
-        "unmasked": (["--inference=cigl", "--drop-rate=0"], "expected a drop_rate above 0"),
         "good": (["--inference=cigl", "--drop-rate=0.2"], ""),
     }
     new = ["--out", str(tmp_path / "new")]

@@ -20,9 +20,10 @@ from espalier.prediction.fit import WAYS, Fit
 from espalier.prediction.pairs import Pair, Pairs
 from espalier.store import Bundle
 from espalier.topology.masks import initial
-from espalier.training.distillation import STREAM, cross_entropy, distill
+from espalier.training.distillation import STREAM, distill
 from espalier.training.options import Training
 from espalier.training.streams import Streams
+from espalier.training.teachers import cross_entropy
 from rounding import close
 from toys import BATCH, CPU, P, net, toy
 from watches import Recorder
@@ -169,7 +170,7 @@ def test_one_draw_of_z_is_unbiased(rescale: bool, monkeypatch: pytest.MonkeyPatc
         z[fit.topology.positions] = keep.double()
         probability = P ** sum(bits) * (1 - P) ** (6 - sum(bits))
         mean_target += probability * replay.target(x, z)
-        monkeypatch.setattr("espalier.training.distillation.draw_mask", lambda *_, keep=keep: keep)
+        monkeypatch.setattr("espalier.training.teachers.draw_mask", lambda *_, keep=keep: keep)
         one = once(masked_fit(sparsity=0.75, rescale=rescale), toy())
         for step, after, before in zip(steps, student_of(one), replay.student, strict=True):
             step += probability * (after - before.detach())
@@ -258,8 +259,10 @@ def test_impossible_distillations_are_refused(options: dict[str, Any], sentence:
 
 
 def test_without_masks_or_classes_there_is_nothing_to_distill() -> None:
-    with pytest.raises(ValueError, match="expected a drop_rate above 0: without random masks there is one network"):
-        once(masked_fit(keep_prob=1.0), toy())
+    fit = masked_fit(keep_prob=1.0)
+    fit.pairs = Pairs.of([fit.pairs.pair(0)])
+    with pytest.raises(ValueError, match="expected a drop_rate above 0, or several runs: without random masks there is one"):
+        once(fit, toy())
     with pytest.raises(ValueError, match="expected a categorical, Bernoulli or normal likelihood to distill, got Poisson"):
         cross_entropy(dist.Poisson(torch.ones(2)), dist.Poisson(torch.ones(2)))
 

@@ -1,8 +1,9 @@
-"""A run that one has already, distilled: its masked networks teach one sparse net."""
+"""Runs that one has already, distilled: their networks teach one sparse net."""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from pathlib import Path
 
 from espalier import shelf, store
@@ -19,43 +20,57 @@ def distil(
     folder: str | Path,
     out: str | Path,
     *,
+    others: Sequence[str | Path] = (),
     epochs: int = 10,
     learning_rate: float = 0.05,
     data_dir: str | None = None,
     source: str | None = None,
     watch: Watches = None,
 ) -> Fit:
-    """A new run folder `out`: the fit of `folder` with a sixth way to predict, `distilled`.
+    """A new run folder `out`: the fit of `folder` with a way to predict more, `distilled`, on its support.
 
-    Its recipe is that of `--inference distilled --distill-epochs EPOCHS`, and so is its fit, bit for bit: a run that is trained
-    from that recipe ends with equal files. (Killed, it is that training which `espalier resume` goes on with.)
+    Of a run of `cigl` its recipe is that of `--inference distilled --distill-epochs EPOCHS`, and so is its fit, bit for bit: one
+    that is trained from that recipe ends with equal files. (Killed, it is that training which `espalier resume` goes on with.)
+    With others, runs of the same data and any network that teach too, and of a run without random masks whose pairs differ (mean
+    field, a chain), the recipe stays the run's, and the record says who taught; killed, it is begun again by the same call.
     data_dir, source: as of `data_of`.
-    Raises ValueError, before any work, for a run of another inference than `cigl` and `distilled`, or with options that the
-    latter has not.
+    Raises ValueError, before any work, where there is but one network to learn from, where the runs make no ensemble, or for a
+    run of `cigl` with options that `distilled` has not.
     """
     folder, out = Path(folder), Path(out)
-    check_finished(folder)
-    recipe = as_distilled(recipe_in(folder, source), epochs, learning_rate)
+    every = [folder, *map(Path, others)]
+    for one in every:
+        check_finished(one)
     _check_new(out)
-    fit, data = load(folder), data_of(folder, data_dir, source)
+    recipe, fits, data = recipe_in(folder, source), [load(one) for one in every], data_of(folder, data_dir, source)
+    repeats = not others and recipe.inference in ("cigl", "distilled") and fits[0].keep_prob < 1
+    recipe = as_distilled(recipe, epochs, learning_rate) if repeats else recipe
     training = Training(**recipe.of("training"))
-    fit.to(find_device(training.device))
-    check_later(fit, data, epochs, learning_rate)
+    for fit in fits:
+        fit.to(find_device(training.device))
+    fit, *rest = fits
+    microbatches = recipe.options.get("microbatches", 1)
+    check_later(fit, data, epochs, learning_rate, microbatches, rest)
     with store.owned(out):
         _check_new(out)
-        _begin(recipe, out)
-        seed = recipe.options["seed"]
+        if repeats:
+            _begin(recipe, out)
         distill(
-            fit, data, training=training, seed=seed, epochs=epochs, learning_rate=learning_rate,
-            microbatches=recipe.options["microbatches"], watch=watch,
+            fit, data, training=training, seed=recipe.options["seed"], epochs=epochs, learning_rate=learning_rate,
+            microbatches=microbatches, others=rest, watch=watch,
         )  # fmt: skip
+        if not repeats:
+            _begin(recipe, out)
+            fit.record["distilled"]["teachers"] = [_named(one) for one in every]
         return _conclude(fit, out, data)
+
+
+def _named(folder: Path) -> dict[str, str]:
+    return {"run": folder.resolve().name, "record": store.sha256((folder / "record.json").read_bytes())}
 
 
 def as_distilled(recipe: Recipe, epochs: int, learning_rate: float) -> Recipe:
     """The recipe of a training that ends as this one, distilled. Raises ValueError where there is none."""
-    if recipe.inference not in ("cigl", "distilled"):
-        raise ValueError(f"expected a run of cigl or distilled, whose networks have random masks, got one of {recipe.inference}")
     known = {option.name: option.default for option in options(recipe.model, "distilled")}
     own = inspect.signature(shelf.load("inference", recipe.inference)).parameters
     lost = [name for name, value in recipe.options.items() if name not in known and value != own[name].default]

@@ -5,10 +5,11 @@ From the ticket's weights, on its frozen support, minimise over w
     L(w) = (1/N) sum_n CE( E_Z softmax f(x_n; Z * u),  softmax f(x_n; w) )
 
 with u the average over the collected pairs. Cross-entropy is linear in its first argument, so one draw of Z per step gives an
-unbiased gradient: the teacher costs a forward pass. It sees training inputs only, no labels and no held-out data. Sources:
-Korattikara et al. 2015, *Bayesian dark knowledge*; Bulo et al. 2016, *Dropout distillation*. Related: Malinin et al. 2020,
-*Ensemble distribution distillation* (the spread of the draws too); Vejendla et al. 2025 (arXiv 2505.11731: a Bayesian language
-model on its training set alone). Ours: sparse, on the teacher's own support, a mask a step, at a rate found on the way.
+unbiased gradient: the teacher costs a forward pass; who else may teach, teachers.py says. It sees training inputs only, no labels
+and no held-out data. Sources: Korattikara et al. 2015, *Bayesian dark knowledge*; Bulo et al. 2016, *Dropout distillation*.
+Related: Malinin et al. 2020, *Ensemble distribution distillation* (the spread of the draws too); Vejendla et al. 2025 (arXiv
+2505.11731: a Bayesian language model on its training set alone). Ours: sparse, on the teacher's own support, a mask a step, at a
+rate found on the way.
 
 For a regression both are normal, and the cross-entropy teaches the one net the spread between the masked ones too, as far as
 its likelihood has a variance to learn. Each step is then taken in units of the student's own variance: the loss times it,
@@ -19,7 +20,7 @@ precision ends at its optimum given the means, the inverse mean of (f_Z - f)^2 +
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -30,10 +31,10 @@ from torch import Tensor
 
 from espalier import nested
 from espalier.contracts import Data
-from espalier.guides.masked import draw_mask
 from espalier.likelihoods import Normal, plain
 from espalier.network import BayesianNetwork, evaluating, under
 from espalier.prediction import batchnorm, one_pass
+from espalier.prediction.ensemble import check_members
 from espalier.prediction.fit import Fit
 from espalier.prediction.pairs import State
 from espalier.prediction.predict import outcome_of, to_device
@@ -44,13 +45,14 @@ from espalier.training.loop import Info
 from espalier.training.options import MOST_EPOCHS, Training
 from espalier.training.stopping import ending
 from espalier.training.streams import Streams, find_device
+from espalier.training.teachers import MASKS, Teachers, copied, cross_entropy
 from espalier.training.train import validation_scores
 from espalier.training.watch import Watch, Watches, as_one
 
 STREAM = 12
 """Of random numbers: those of a distillation do not depend on where the training's stand, so that it can begin later as well."""
-SHOWN, MASKS = 512, 8
-"""Training rows and masks by which the end of distillation is compared with its beginning."""
+SHOWN = 512
+"""Training rows by which the end of distillation is compared with its beginning."""
 WORSE = 0.05
 """Nats, or share of them, by which a student may end farther from its teacher than its ticket: more is no noise."""
 
@@ -64,38 +66,49 @@ def distill(
     epochs: int,
     learning_rate: float,
     microbatches: int = 1,
+    others: Sequence[Fit] = (),
     watch: Watches = None,
 ) -> Fit:
     """Add the distilled network to `fit`, as its way to predict `distilled`; returns the same fit.
 
     epochs: passes over the training inputs, in batches and under the augmentation of `training`. learning_rate: its
-    peak, of Nesterov SGD under a cosine. microbatches: parts of a batch, each told of under a Z of its own. Raises ValueError
-    for a fit without random masks, or a likelihood that is not categorical, Bernoulli or normal.
+    peak, of Nesterov SGD under a cosine. microbatches: parts of a batch, each told of under a draw of its own. others: fits of
+    the same data, of whatever network, that teach too: the draws are of their even mixture, as an `Ensemble`'s.
+    Raises ValueError where all that there is to learn from is one network, where members make no ensemble, or for a likelihood
+    that is not categorical, Bernoulli or normal.
     """
-    check_later(fit, data, epochs, learning_rate)
-    fit.look_at(data)
+    teachers = check_later(fit, data, epochs, learning_rate, microbatches, others)
+    for one in (fit, *others):
+        one.look_at(data)
     streams = Streams([seed, STREAM], find_device(training.device))
     devices = [streams.device] if streams.device.type == "cuda" else []
     with (
         torch.random.fork_rng(devices),
         pyro.validation_enabled(False),
     ):  # a loss that is not finite gets our own sentence
-        return _distill(fit, data, training, streams, epochs, learning_rate, microbatches, as_one(watch))
+        return _distill(fit, data, training, streams, epochs, learning_rate, teachers, as_one(watch))
 
 
-def check_later(fit: Fit, data: Data, epochs: int, learning_rate: float) -> None:
-    """Can this be distilled now? Raises ValueError where it cannot."""
-    check(fit.model, data, fit.keep_prob, epochs, learning_rate)
+def check_later(
+    fit: Fit, data: Data, epochs: int, learning_rate: float, microbatches: int = 1, others: Sequence[Fit] = ()
+) -> Teachers:
+    """Can this be distilled now? Who teaches. Raises ValueError where it cannot."""
+    if others:
+        check_members([fit, *others])
+    teachers = Teachers([fit, *others], microbatches)
+    check(fit.model, data, teachers.differ, epochs, learning_rate)
     if epochs < 1:
         raise ValueError(f"expected epochs of at least 1, got {epochs}: this training is over, with nothing left to weave into")
+    return teachers
 
 
 @torch.no_grad()
-def check(model: BayesianNetwork, data: Data, keep_prob: float, epochs: int, learning_rate: float) -> None:
-    """Can this be distilled? Raises ValueError before any work where it cannot."""
-    if keep_prob == 1:
+def check(model: BayesianNetwork, data: Data, several: bool, epochs: int, learning_rate: float) -> None:
+    """Can this be distilled? several: is there more than one network to learn from? Raises ValueError before any work where it
+    cannot."""
+    if not several:
         raise ValueError(
-            "expected a drop_rate above 0: without random masks there is one network and nothing to distill"
+            "expected a drop_rate above 0, or several runs: without random masks there is one network and nothing to distill"
         )
     if not 0 <= epochs <= MOST_EPOCHS or not 0 < learning_rate < math.inf:
         raise ValueError(f"expected distill_epochs of at least 0 and a rate above 0, got {epochs} and {learning_rate}")
@@ -106,13 +119,12 @@ def check(model: BayesianNetwork, data: Data, keep_prob: float, epochs: int, lea
 
 
 def _distill(
-    fit: Fit, data: Data, training: Training, streams: Streams, epochs: int, learning_rate: float, microbatches: int,
+    fit: Fit, data: Data, training: Training, streams: Streams, epochs: int, learning_rate: float, teachers: Teachers,
     watch: Watch,
 ) -> Fit:  # fmt: skip
-    teacher = Teacher(fit, microbatches)
-    values, state = teacher.ticket()
+    values, state = teachers.first.ticket()
     student = Student(fit.model, values, state, rates.cosine(learning_rate, epochs * training.steps_per_epoch(data)))
-    fit.model.train()  # batch norm by the batch, for teacher and student alike
+    teachers.train()  # batch norm by the batch, for them and the student alike
     history: list[dict[str, Any]] = []
     stopped, before = "", fit.history[-1]
     streams.seed_default()
@@ -127,14 +139,15 @@ def _distill(
         streams.part_ways(number)
         with distributed.synchronised(fit.model.net, streams.device):
             for x, _ in batches(data, training, streams):
-                losses.append(student.learn(x, teacher.says(x, streams.mask), fit.dense))
+                losses.append(student.learn(x, teachers.says(x, streams.mask), fit.dense))
                 watch.on_step(Info(before["step"] + student.taken, losses[-1], -losses[-1], torch.zeros(()), 0))
         row = {"epoch": number, "step": before["step"] + student.taken, "loss": float(torch.stack(losses).mean()),
                "learning_rate": student.rate(student.taken), "density": fit.topology.density, "exchanged": 0}  # fmt: skip
         history.append(row | _validate(fit, data, *student.network()))
         stopped = distributed.first_said(watch.on_epoch(history[-1]))
         watch.keep(partial(_checkpoint, student, streams, history, stopped))
-    reached, ticket = settle(fit, data, student)
+    teachers.train(False)
+    reached, ticket = settle(teachers, data, student)
     if not close_enough(reached, ticket):
         raise RuntimeError(
             f"the distilled net ended farther from its teacher than the ticket that it began as, {reached:.4g} against "
@@ -142,19 +155,18 @@ def _distill(
         )
     fit.history = [*fit.history, *history]
     facts = {"epochs": len(history), "learning_rate": learning_rate, "loss": history[-1]["loss"]}
-    hand_out(fit, data, student, facts | ending(history, stopped, epochs))
+    hand_out(fit, data, student, facts | ending(history, stopped, epochs), teachers)
     return fit
 
 
-def settle(fit: Fit, data: Data, student: Student) -> tuple[float, float]:
-    """Give a learned precision its optimum; the cross-entropy from the masked teacher to the student and to the ticket, nats, at
+def settle(teachers: Teachers, data: Data, student: Student) -> tuple[float, float]:
+    """Give a learned precision its optimum; the cross-entropy from the teachers to the student and to the ticket, nats, at
     the first training rows."""
-    teacher = Teacher(fit)
-    rows = to_device(data.train.x[torch.arange(min(SHOWN, len(data.train.y)))], fit.topology.positions.device)
-    student.match_precision(teacher, rows)
-    fit.model.train()
-    found = [teacher.distance(rows, *network) for network in (student.network(), teacher.ticket())]
-    fit.model.eval()
+    rows = to_device(data.train.x[torch.arange(min(SHOWN, len(data.train.y)))], teachers.device)
+    student.match_precision(teachers, rows)
+    teachers.train()
+    found = [teachers.distance(rows, *network) for network in (student.network(), teachers.first.ticket())]
+    teachers.train(False)
     return found[0], found[1]
 
 
@@ -163,68 +175,21 @@ def close_enough(reached: float, ticket: float) -> bool:
     return reached <= ticket + WORSE * max(1.0, abs(ticket))
 
 
-def hand_out(fit: Fit, data: Data, student: Student, facts: dict[str, Any]) -> None:
-    """The student as the fit's way to predict `distilled`; of classes, with what its logits say of the masks' disagreement."""
+def hand_out(fit: Fit, data: Data, student: Student, facts: dict[str, Any], teachers: Teachers) -> None:
+    """The student as the fit's way to predict `distilled`; of classes, with what its logits say of the teachers' disagreement."""
     fit.record |= {"distilled": facts}
     values, state = student.network()
     fit.student = (values, batchnorm.estimate(fit.model, fit.dense(values), state, fit.inputs) if fit.inputs else state)
     if one_pass.has_level(fit.model):
         rows = data.train.x[torch.arange(min(SHOWN, len(data.train.y)))]
-        draws = fit.predict(rows, "redraw", num_samples=MASKS)
+        draws = teachers.probs(rows, MASKS)
         facts["information"] = list(one_pass.fitted(one_pass.energy(fit, rows), draws))
-
-
-def cross_entropy(teacher: dist.TorchDistribution, student: dist.TorchDistribution) -> Tensor:
-    """-E log student(y) under y ~ teacher, `(n, ...)`, nats: a sum over classes, or the closed form of two normals."""
-    teacher, student = plain(teacher), plain(student)
-    if isinstance(student, dist.Categorical) and isinstance(teacher, dist.Categorical):
-        loss: Tensor = -(teacher.probs * student.logits).sum(-1)
-        return loss
-    if isinstance(student, dist.Normal) and isinstance(teacher, dist.Normal):
-        square = teacher.scale.square() + (teacher.loc - student.loc).square()
-        loss = 0.5 * square / student.scale.square() + student.scale.log() + 0.5 * math.log(2 * math.pi)
-        return loss
-    if isinstance(student, dist.Bernoulli) and isinstance(teacher, dist.Bernoulli):
-        return torch.nn.functional.binary_cross_entropy_with_logits(student.logits, teacher.probs, reduction="none")
-    raise ValueError(f"expected a categorical, Bernoulli or normal likelihood to distill, got {type(student).__name__}")
 
 
 def _variance(outcome: dist.TorchDistribution) -> float | Tensor:
     """Of a normal student, the mean over the batch; 1 for labels."""
     outcome = plain(outcome)
     return outcome.scale.detach().square().mean() if isinstance(outcome, dist.Normal) else 1.0
-
-
-class Teacher:
-    """The masked networks of a fit: the average over its pairs, under fresh masks, one for each part of a batch."""
-
-    def __init__(self, fit: Fit, microbatches: int = 1) -> None:
-        self.fit, self.microbatches = fit, microbatches
-        self.factor = 1 / fit.keep_prob if fit.rescale else 1.0
-        self.values, self.state = fit.pairs.values.mean(0) * self.factor, fit.pairs.mean_state()
-
-    def ticket(self) -> tuple[Tensor, State]:
-        """The network that a student begins as."""
-        pairs = self.fit.pairs
-        return (pairs.values * pairs.keep).mean(0).mul(self.factor), self.state
-
-    @torch.no_grad()
-    def says(self, x: Any, stream: torch.Generator) -> dist.TorchDistribution:
-        """Of x, each of its parts under one draw of Z."""
-        fit, device, outputs = self.fit, self.values.device, []
-        positions = fit.topology.positions.to(stream.device)
-        for (rows,) in objective.parts(self.microbatches, x):
-            keep = draw_mask(positions, fit.model.shapes, fit.mask, fit.keep_prob, stream).to(device)
-            outputs.append(fit.model.evaluate(fit.dense(self.values * keep), rows, _copied(self.state)))
-        return fit.model.says(nested.joined(outputs), self.state)
-
-    @torch.no_grad()
-    def distance(self, x: Any, values: Tensor, state: State) -> float:
-        """Mean cross-entropy from `MASKS` draws to a network's outcome at rows x, nats: the same draws whenever it is asked."""
-        stream = torch.Generator().manual_seed(0)
-        outcome = self.fit.model.outcome(self.fit.dense(values), x, _copied(state))
-        found = [cross_entropy(self.says(x, stream), outcome).mean() for _ in range(MASKS)]
-        return float(torch.stack(found).mean())
 
 
 class Diverged(RuntimeError):
@@ -238,7 +203,7 @@ class Student:
         self, model: BayesianNetwork, values: Tensor, state: State, rate: rates.Rate, precision: str = "float32"
     ) -> None:
         self.model, self.rate, self.precision, self.taken = model, rate, precision, 0
-        self.state = _copied(state)
+        self.state = copied(state)
         trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         self.values = values.detach().clone().requires_grad_()
         self.own = {n: t.detach().clone().requires_grad_() for n, t in state.items() if n in trained}
@@ -249,7 +214,7 @@ class Student:
         cross-entropy, nats per example. Raises Diverged where that is no number."""
         self.taken += 1
         with objective.cast(self.precision, self.values.device):
-            output = self.model.evaluate(dense(self.values), x, {**_copied(self.state), **self.own})
+            output = self.model.evaluate(dense(self.values), x, {**copied(self.state), **self.own})
         outcome = self.model.says(nested.each(in_full, output), self.own)
         loss = cross_entropy(target, outcome).mean()
         unit = _variance(outcome)
@@ -265,23 +230,24 @@ class Student:
         return seen
 
     @torch.no_grad()
-    def match_precision(self, teacher: Teacher, x: Any) -> None:
+    def match_precision(self, teachers: Teachers, x: Any) -> None:
         """Of a normal likelihood with one learned precision: its optimum, given the means at rows x."""
         learned = self.own.get("likelihood.log_precision")
         if learned is None or not isinstance(self.model.likelihood, Normal):
             return
         values, state = self.network()
-        stream, own = torch.Generator().manual_seed(0), plain(self.model.outcome(teacher.fit.dense(values), x, _copied(state)))
+        stream, dense = torch.Generator().manual_seed(0), teachers.first.fit.dense
+        own = plain(self.model.outcome(dense(values), x, copied(state)))
         spread = []
         for _ in range(MASKS):
-            told = plain(teacher.says(x, stream))
+            told = plain(teachers.says(x, stream))
             spread.append((told.scale.square() + (told.loc - own.loc).square()).mean())
         learned.copy_(-torch.stack(spread).mean().log())
 
     def network(self) -> tuple[Tensor, State]:
         """Values `(k,)` and the other parameters and buffers."""
         own = {name: tensor.detach().clone() for name, tensor in self.own.items()}
-        return self.values.detach().clone(), {**_copied(self.state), **own}
+        return self.values.detach().clone(), {**copied(self.state), **own}
 
     def bundle(self) -> Bundle:
         """What its next step depends on."""
@@ -312,11 +278,6 @@ def _checkpoint(student: Student, streams: Streams, history: list[dict[str, Any]
     tensors, facts = student.bundle()
     tensors |= {f"stream.{name}": state for name, state in streams.state().items()}
     return Bundle(tensors, {**facts, "history": history, "stopped": stopped})
-
-
-def _copied(state: State) -> State:
-    """Batch norm writes into the buffers that it is given."""
-    return {name: tensor.clone() for name, tensor in state.items()}
 
 
 def _validate(fit: Fit, data: Data, values: Tensor, state: State) -> dict[str, float]:

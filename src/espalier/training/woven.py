@@ -29,6 +29,7 @@ from espalier.store import Bundle
 from espalier.training import rates
 from espalier.training.distillation import Diverged, Student, close_enough, hand_out, in_full, settle
 from espalier.training.options import Training
+from espalier.training.teachers import Teachers
 
 BEGINS = 0.85
 """The fraction of training after which there is enough to learn from. Earlier is no better and costs more: measured there too."""
@@ -101,12 +102,13 @@ class Woven(Follower):
         if self.student is None:  # its training was ended before
             self._regret(f"its training ended at step {fit.history[-1]['step']}, and it would have begun at {self.first + 1}")
             return
+        teachers = Teachers([fit])
         devices = [fit.topology.positions.device] if fit.topology.positions.is_cuda else []
         with torch.random.fork_rng(devices):
-            reached, ticket = (float("nan"),) * 2 if self.lost else settle(fit, data, self.student)
+            reached, ticket = (float("nan"),) * 2 if self.lost else settle(teachers, data, self.student)
         if close_enough(reached, ticket):
             facts = {"epochs": 0, "woven_steps": self.student.taken, "learning_rate": self.learning_rate, "loss": self.told}
-            hand_out(fit, data, self.student, facts)
+            hand_out(fit, data, self.student, facts, teachers)
             return
         why = self.lost or (
             f"it ended farther from its teacher than the ticket, {reached:.4g} against {ticket:.4g} nats: lower the distill_rate"

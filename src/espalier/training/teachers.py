@@ -1,0 +1,143 @@
+"""Who a distilled network learns from: the networks that one fit draws, or several, a fresh one for every part of a batch.
+
+Of random masks these are the average over the pairs under a fresh Z; of a fit that has none, one of its pairs: a draw of its
+Gaussian (mean-field), a state of its chain (Korattikara et al. 2015, *Bayesian dark knowledge*). Of several fits the draws are of
+their even mixture, as an `Ensemble` predicts; without masks that is Hinton et al. 2015, *Distilling the knowledge in
+a neural network*, at temperature 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from espalier.contracts import Rows
+from espalier.guides.masked import draw_mask
+from espalier.likelihoods import plain
+from espalier.prediction.fit import Fit
+from espalier.prediction.pairs import State, gaussian
+from espalier.training import objective
+
+MASKS = 8
+"""Draws by which networks are compared with their teachers."""
+
+
+class Teacher:
+    """The networks of one fit."""
+
+    def __init__(self, fit: Fit) -> None:
+        self.fit = fit
+        self.factor = 1 / fit.keep_prob if fit.rescale else 1.0
+        self.values, self.state = fit.pairs.values.mean(0) * self.factor, fit.pairs.mean_state()
+
+    @property
+    def differ(self) -> bool:
+        """Has it more than one?"""
+        return self.fit.keep_prob < 1 or not self.fit.pairs.equal
+
+    def ticket(self) -> tuple[Tensor, State]:
+        """The network that a student begins as."""
+        pairs = self.fit.pairs
+        return (pairs.values * pairs.keep).mean(0).mul(self.factor), self.state
+
+    @torch.no_grad()
+    def says(self, x: Any, stream: torch.Generator) -> dist.TorchDistribution:
+        """Of x, by one draw."""
+        values, state = self.draw(stream)
+        return self.fit.model.outcome(self.fit.dense(values), x, copied(state))
+
+    def draw(self, stream: torch.Generator) -> tuple[Tensor, State]:
+        """Values `(k,)` and other state of one network."""
+        fit, device = self.fit, self.values.device
+        if fit.keep_prob < 1:
+            positions = fit.topology.positions.to(stream.device)
+            return self.values * draw_mask(positions, fit.model.shapes, fit.mask, fit.keep_prob, stream).to(device), self.state
+        index = _one_of(len(fit.pairs.values), stream)
+        pair = fit.pairs.pair(index)
+        if pair.scales is None:
+            return pair.values, pair.state
+        noise = torch.Generator().manual_seed(int(torch.randint(2**63 - 1, (), generator=stream, device=stream.device)))
+        return gaussian(pair.values, pair.scales, noise), pair.state
+
+
+class Teachers:
+    """Those of several fits, evenly. microbatches: parts of a batch, each told of by a draw of its own."""
+
+    def __init__(self, fits: Sequence[Fit], microbatches: int = 1) -> None:
+        self.all, self.microbatches = [Teacher(fit) for fit in fits], microbatches
+        self.first = self.all[0]
+        """Whose support the student stands on, and whose ticket it begins as."""
+
+    @property
+    def differ(self) -> bool:
+        """Is there more than one network to learn from?"""
+        return len(self.all) > 1 or self.first.differ
+
+    @property
+    def device(self) -> torch.device:
+        return self.first.values.device
+
+    def train(self, mode: bool = True) -> None:
+        """Networks in training mode, which batch norm looks at; or out of it."""
+        for teacher in self.all:
+            teacher.fit.model.train(mode)
+
+    def says(self, x: Any, stream: torch.Generator) -> dist.TorchDistribution:
+        """Of x, each of its parts by one draw of one of them."""
+        found = [self.all[_one_of(len(self.all), stream)].says(rows, stream) for (rows,) in objective.parts(self.microbatches, x)]
+        return joined(found)
+
+    @torch.no_grad()
+    def distance(self, x: Any, values: Tensor, state: State) -> float:
+        """Mean cross-entropy from `MASKS` draws to the outcome at rows x of a network on the first one's support, nats: the same
+        draws whenever it is asked."""
+        fit, stream = self.first.fit, torch.Generator().manual_seed(0)
+        outcome = fit.model.outcome(fit.dense(values), x, copied(state))
+        found = [cross_entropy(self.says(x, stream), outcome).mean() for _ in range(MASKS)]
+        return float(torch.stack(found).mean())
+
+    def probs(self, x: Rows | Any, num_samples: int) -> Tensor:
+        """Of classes, about `(num_samples, n, C)` at rows x, as they predict: as many of each, as far as there are."""
+        share, draws = math.ceil(num_samples / len(self.all)), []
+        for fit in (teacher.fit for teacher in self.all):
+            draws.append(fit.predict(x, "pairs" if fit.is_one("redraw") else "redraw", num_samples=share)[:share])
+        return torch.cat(draws)
+
+
+def _one_of(count: int, stream: torch.Generator) -> int:
+    """Drawn where there is a choice."""
+    return int(torch.randint(count, (), generator=stream, device=stream.device)) if count > 1 else 0
+
+
+def cross_entropy(teacher: dist.TorchDistribution, student: dist.TorchDistribution) -> Tensor:
+    """-E log student(y) under y ~ teacher, `(n, ...)`, nats: a sum over classes, or the closed form of two normals."""
+    teacher, student = plain(teacher), plain(student)
+    if isinstance(student, dist.Categorical) and isinstance(teacher, dist.Categorical):
+        loss: Tensor = -(teacher.probs * student.logits).sum(-1)
+        return loss
+    if isinstance(student, dist.Normal) and isinstance(teacher, dist.Normal):
+        square = teacher.scale.square() + (teacher.loc - student.loc).square()
+        loss = 0.5 * square / student.scale.square() + student.scale.log() + 0.5 * math.log(2 * math.pi)
+        return loss
+    if isinstance(student, dist.Bernoulli) and isinstance(teacher, dist.Bernoulli):
+        return torch.nn.functional.binary_cross_entropy_with_logits(student.logits, teacher.probs, reduction="none")
+    raise ValueError(f"expected a categorical, Bernoulli or normal likelihood to distill, got {type(student).__name__}")
+
+
+def joined(outcomes: Sequence[dist.TorchDistribution]) -> dist.TorchDistribution:
+    """Of several batches' rows, one behind another."""
+    if len(outcomes) == 1:
+        return outcomes[0]
+    every = [plain(outcome) for outcome in outcomes]
+    names = ("loc", "scale") if isinstance(every[0], dist.Normal) else ("logits",)
+    return type(every[0])(**{name: torch.cat([getattr(one, name) for one in every]) for name in names})
+
+
+def copied(state: State) -> State:
+    """Batch norm writes into the buffers that it is given."""
+    return {name: tensor.clone() for name, tensor in state.items()}
