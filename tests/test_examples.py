@@ -74,6 +74,7 @@ BENCHMARKS = {
     "prune_further.py": ["--help"],
     "rate_trials.py": ["--help"],
     "robustness.py": ["--help"],
+    "several_teachers.py": ["--data={small}", "--rows=100", "--epochs=1", "--taught=1", "--seeds=0", "--out={out}"],
     "sparse_inference.py": ["--width", "256", "--batch", "32", "--rounds", "2", "--threads", "1"],
     "state_bytes.py": [],
     "step_time.py": ["--help"],
