@@ -14,6 +14,7 @@ import pytest
 from mapie.risk_control.methods import compute_hoeffding_bentkus_p_value
 from scipy import stats
 
+from binomial import mass, naive_binomial
 from espalier.certificates import pvalues
 
 Sums = Callable[..., np.ndarray]
@@ -21,16 +22,6 @@ OF_COUNTS: dict[str, Sums] = {"binomial": pvalues.binomial, **pvalues.OF_SUMS}
 
 
 # --- Oracles: one loss, one count, one term at a time ---------------------------------------------------------------
-def mass(n: int, alpha: float, k: int) -> float:
-    """P(Bin(n, alpha) = k)."""
-    logs = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
-    return math.exp(logs + k * math.log(alpha) + (n - k) * math.log1p(-alpha))
-
-
-def naive_binomial(k: int, n: int, alpha: float) -> float:
-    return math.fsum(mass(n, alpha, j) for j in range(k + 1))
-
-
 def naive_hoeffding(total: float, n: int, alpha: float) -> float:
     return math.exp(-2 * n * (alpha - total / n) ** 2) if total / n < alpha else 1.0
 

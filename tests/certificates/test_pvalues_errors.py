@@ -9,23 +9,13 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from binomial import naive_binomial
 from budget import assert_at_most, assert_mean
 from espalier.certificates import pvalues
 
 WORLDS = 20_000
 Sums = Callable[..., np.ndarray]
 OF_COUNTS: dict[str, Sums] = {"binomial": pvalues.binomial, **pvalues.OF_SUMS}
-
-
-# --- Oracles: one loss, one count, one term at a time ---------------------------------------------------------------
-def mass(n: int, alpha: float, k: int) -> float:
-    """P(Bin(n, alpha) = k)."""
-    logs = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
-    return math.exp(logs + k * math.log(alpha) + (n - k) * math.log1p(-alpha))
-
-
-def naive_binomial(k: int, n: int, alpha: float) -> float:
-    return math.fsum(mass(n, alpha, j) for j in range(k + 1))
 
 
 # --- Type-I error, exactly: laws on a lattice, and every sequence of signed losses ----------------------------------

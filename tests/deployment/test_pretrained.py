@@ -19,7 +19,7 @@ from espalier.data import from_arrays
 from espalier.deployment import Deployed, Inputs
 from espalier.network import BayesianNetwork
 from espalier.sparse import SparseLinear
-from shelved import made, own_net, rows, untrained, words
+from shelved import Two, made, own_net, rows, untrained, words
 
 
 @pytest.fixture(scope="module")
@@ -62,14 +62,6 @@ def test_a_column_far_from_zero_keeps_its_digits() -> None:
 
 
 def test_several_inputs_are_scaled_each_by_itself(tmp_path: Path) -> None:
-    class Two(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.left, self.right = nn.Linear(3, 2), nn.Linear(2, 2)
-
-        def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-            return self.left(a) + self.right(b)
-
     rng = np.random.default_rng(0)
     raw = {"a": 50 + rng.normal(size=(60, 3)), "b": rng.normal(size=(60, 2))}
     data = from_arrays(raw, np.arange(60) % 2)

@@ -17,7 +17,7 @@ from espalier import shelf
 from espalier.data import from_arrays
 from espalier.deployment import Deployed, to_onnx, to_program
 from espalier.network import BayesianNetwork
-from shelved import CASES, made, own_net, rows, untrained, words
+from shelved import CASES, Two, made, own_net, rows, untrained, words
 
 CLOSE = 1e-5
 LARGE = "resnet50"
@@ -76,14 +76,6 @@ def test_the_largest_program_of_the_shelf_too(tmp_path: Path) -> None:
 
 
 def test_several_inputs_are_several_inputs_of_the_program(tmp_path: Path) -> None:
-    class Two(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.left, self.right = nn.Linear(3, 2), nn.Linear(2, 2)
-
-        def forward(self, a: Tensor, b: Tensor) -> Tensor:
-            return self.left(a) + self.right(b)
-
     rng = np.random.default_rng(0)
     raw = {"a": 50 + rng.normal(size=(60, 3)), "b": rng.normal(size=(60, 2))}
     fit = untrained(BayesianNetwork(Two()), from_arrays(raw, np.arange(60) % 2))

@@ -28,17 +28,13 @@ from espalier.training import rates
 from espalier.training.loop import Loop
 from espalier.training.options import Training
 from rounding import close
+from tiny import net as mlp
 
 NUM_DATA, BATCH, DECAY = 90, 16, 0.02
 P = 0.625  # a multiple of 2^-16: the effective keep probability is this one
 
 
 pytestmark = pytest.mark.usefixtures("float64")
-
-
-def mlp() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 4))
 
 
 def conv() -> nn.Module:

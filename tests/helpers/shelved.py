@@ -20,6 +20,17 @@ from espalier.topology.masks import initial
 ROWS, KEEP, SEED = 80, 0.9, 3
 
 
+class Two(nn.Module):
+    """Of two inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Linear(3, 2), nn.Linear(2, 2)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.left(a) + self.right(b)
+
+
 class Case(NamedTuple):
     """program: of the shelf, or none; options: its own. shape: of a row. kind: of y."""
 

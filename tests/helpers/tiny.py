@@ -28,3 +28,11 @@ def case(sparsity: float = 0.5, **options: float) -> tuple[BayesianNetwork, Gaus
 def batch_of(seed: int) -> tuple[Tensor, Tensor]:
     stream = torch.Generator().manual_seed(seed)
     return torch.randn(BATCH, 6, generator=stream), torch.randint(0, 4, (BATCH,), generator=stream)
+
+
+def stream(seed: int = 7) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def points(count: int = 5) -> Tensor:
+    return torch.randn(count, 6, generator=stream(11))

@@ -16,20 +16,15 @@ from scipy import integrate
 
 from espalier.distributions.masked import effective_keep_prob
 from espalier.references.kernels import DeepArcCosine, arc_cosine_1
+from kernel_matrix import X, dense
 
 laws = settings(deadline=None, max_examples=50, derandomize=True)
 scales = st.floats(0.05, 20.0)
 cosines = st.floats(-1.0, 1.0)
-X = torch.tensor([[1.0, 0.5, -0.3], [-0.2, 0.8, 0.6], [0.9, 0.6, -0.2], [-1.0, -0.4, 0.4]])  # near, far and opposite
 
 
 def double(*values):
     return tuple(torch.tensor(value, dtype=torch.float64) for value in values)
-
-
-def dense(kernel, x=X, **options):
-    """The kernel matrix, in float64."""
-    return kernel.double()(x.double(), **options).to_dense().detach()
 
 
 # ------------------------------------------------------------------------------------------------------- one relu layer

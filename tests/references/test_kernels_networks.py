@@ -23,13 +23,7 @@ from espalier.distributions.priors import FlatNormal
 from espalier.references.kernels import DeepArcCosine, arc_cosine_1, empirical_covariance
 from espalier.shelf import load
 from espalier.topology.masks import random_topology
-
-X = torch.tensor([[1.0, 0.5, -0.3], [-0.2, 0.8, 0.6], [0.9, 0.6, -0.2], [-1.0, -0.4, 0.4]])  # near, far and opposite
-
-
-def dense(kernel, x=X, **options):
-    """The kernel matrix, in float64."""
-    return kernel.double()(x.double(), **options).to_dense().detach()
+from kernel_matrix import X, dense
 
 
 def deep_gp(widths, inputs=3, outputs=1, **options):

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from scipy import stats
 
 from budget import FALSE_ALARMS, assert_mean
@@ -15,6 +14,7 @@ from espalier.theory import dependence
 from espalier.theory.dependence import gain, gap, over_pairs, permuted, step_covariance, trend
 from espalier.theory.recorded import MOMENTUM, NUM_SHIFTS, RATE, cross_covariance, runs
 from espalier.training import objective
+from planted import collected
 from rewritten import Rewrite, Rewrites, assert_seen
 from wrong import mutants
 
@@ -107,15 +107,8 @@ def test_over_pairs_sees_what_is_planted_in_the_runs() -> None:
     assert shifted["pooled_p_value"] > 0.01
 
 
-def _collected(rng: np.random.Generator, planted: float, pairs: int = 30, weights: int = 40) -> tuple[Any, Any, Any]:
-    """u a random walk, so strongly correlated over pairs, that moves by `planted` (Z - p) with its own Z."""
-    keep = rng.random((pairs, weights)) < 0.8
-    walk = 3 + np.cumsum(rng.standard_normal((pairs, weights)) + planted * (keep - 0.8), axis=0)
-    return torch.from_numpy(keep), torch.from_numpy(walk), torch.ones(weights).double()
-
-
 def _p_value(rng: np.random.Generator, planted: float, shift: int = 0) -> float:
-    cross = np.roll(cross_covariance(*_collected(rng, planted), 0.8), -shift, axis=1)
+    cross = np.roll(cross_covariance(*collected(rng, planted), 0.8), -shift, axis=1)
     null = permuted(cross, rng, 199)
     return float((1 + (null >= np.trace(cross)).sum()) / 200)
 

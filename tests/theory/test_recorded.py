@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
 
 from espalier.theory.recorded import DROP_RATE, WEIGHT_DECAY, cross_covariance, run, runs
-
-
-def _collected(rng: np.random.Generator, planted: float, pairs: int = 30, weights: int = 40) -> tuple[Any, Any, Any]:
-    """u a random walk, so strongly correlated over pairs, that moves by `planted` (Z - p) with its own Z."""
-    keep = rng.random((pairs, weights)) < 0.8
-    walk = 3 + np.cumsum(rng.standard_normal((pairs, weights)) + planted * (keep - 0.8), axis=0)
-    return torch.from_numpy(keep), torch.from_numpy(walk), torch.ones(weights).double()
+from planted import collected
 
 
 def test_cross_covariance_is_that_of_two_loops() -> None:
-    keep, values, sign = _collected(np.random.default_rng(2), 0.3, pairs=4, weights=3)
+    keep, values, sign = collected(np.random.default_rng(2), 0.3, pairs=4, weights=3)
     sign = torch.tensor([1.0, -1.0, 1.0]).double()
     cross = cross_covariance(keep, values, sign, 0.8)
     for e in range(3):

@@ -35,17 +35,9 @@ from espalier.training.function_space import (
     last_layer,
 )
 from rounding import close
-from tiny import NUM_DATA, PRIOR, batch_of, case
+from tiny import NUM_DATA, PRIOR, batch_of, case, points, stream
 
 pytestmark = pytest.mark.usefixtures("float64")
-
-
-def stream(seed: int = 7) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def points(count: int = 5) -> Tensor:
-    return torch.randn(count, 6, generator=stream(11))
 
 
 def wide(**options: Any) -> tuple[BayesianNetwork, GaussianGuide]:

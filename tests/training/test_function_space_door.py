@@ -19,17 +19,8 @@ from espalier.guides.masked import MaskedGuide
 from espalier.network import BayesianNetwork
 from espalier.topology.masks import initial
 from espalier.training.function_space import Context, FunctionSpaceKL, check, context_of
-from tiny import case
+from tiny import case, points, stream
 from zoo import TiedEmbedding
-
-
-def stream(seed: int = 7) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def points(count: int = 5) -> Tensor:
-    return torch.randn(count, 6, generator=stream(11))
-
 
 # Context points
 
