@@ -41,9 +41,9 @@ def infer(
     """Algorithm 1: at every step a fresh Z ~ Bernoulli(1 - drop_rate) on the active weights; every `delta_t` steps a
     topology move; after `average_from` of training one pair (Z, u) per epoch, whose mean is the ticket.
 
-    drop_rate: P(Z = 0), the paper's "mask sparsity", or auto: found on validation rows while training. rescale: weights are
-    Z * u / keep_prob instead of Z * u. mask: one Z per weight, per input unit (Gal's dropout), or per filter of
-    a convolution. num_particles: masks a step. microbatches: parts of a batch, a mask each, at the price of one.
+    drop_rate: P(Z = 0), the paper's "mask sparsity", or auto: found on validation rows while training; auto-kind and
+    auto-layer find several. rescale: weights are Z * u / keep_prob instead of Z * u. mask: one Z per weight, per input unit
+    (Gal's dropout), or per filter of a convolution. num_particles: masks a step. microbatches: parts of a batch, a mask each, at the price of one.
     rule: how the topology moves; gradual and one-shot start dense and prune. kl_scale: tempering of the KL.
     """
     streams = Streams(seed, find_device(training.device))

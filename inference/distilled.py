@@ -44,8 +44,8 @@ def infer(
     """CigL's Algorithm 1, and one net on the same support that learns what the masked ones predict, a fresh mask at every
     step, without labels: in the last 15 % of training, or in epochs of its own. The way to predict `distilled` is one pass.
 
-    drop_rate: P(Z = 0), or auto: found on validation rows while training. rescale: weights are Z * u / keep_prob instead of
-    Z * u. mask: one Z per weight, per input unit, or per filter of a convolution. num_particles: masks a step.
+    drop_rate: P(Z = 0), or auto: found on validation rows while training; auto-kind and auto-layer find several. rescale: weights
+    are Z * u / keep_prob instead of Z * u. mask: one Z per weight, per input unit, or per filter. num_particles: masks a step.
     microbatches: parts of a batch, a mask each, at the price of one step. rule: how the topology moves.
     distill_epochs: passes over the training inputs after training; 0: it learns on the way, at no pass of its own.
     distill_rate: peak of its learning rate.

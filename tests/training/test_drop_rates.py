@@ -66,8 +66,8 @@ def test_the_estimate_is_unbiased_for_the_enumerated_difference_up_to_few_draws(
     monkeypatch.setattr(drop_rates, "ROWS", 60)
     model, guide, data = tiny(likelihood)
     found = Found(data, 50, 1000, seed=0)
-    found.state = State(math.asin(math.sqrt(0.2)))
-    low, high = (math.sin(angle) ** 2 for angle in sides(found.state.phi))
+    found.states = [State(math.asin(math.sqrt(0.2)))]
+    low, high = (math.sin(angle) ** 2 for angle in sides(found.states[0].phi))
     exact = (enumerated(model, guide, data, high) - enumerated(model, guide, data, low)) / (2 * HALF_WIDTH)
     assert_mean(torch.stack([found.gradient(model, guide) for _ in range(30)]), exact)
 
@@ -128,7 +128,7 @@ def test_the_decay_stays_or_the_prior_does(own: bool) -> None:
     model, guide, data = tiny()
     model.weight_decay = 1e-3
     found = Found(data, 50, 100, seed=0)
-    found.keeps_prior, found.state = own, init(0.3)
+    found.keeps_prior, found.states = own, [init(0.3)]
     before = model.prior_scale, model.weight_decay
     found.begin(model, guide)
     assert guide.keep_prob == effective_keep_prob(0.7)
@@ -180,7 +180,7 @@ def test_a_distilled_net_learns_from_masks_of_the_rate_that_was_found() -> None:
 @pytest.mark.parametrize(
     ("options", "data", "sentence"),
     [
-        ({"drop_rate": "best"}, digits(), "expected a drop_rate in \\[0, 1\\) or auto, got 'best'"),
+        ({"drop_rate": "best"}, digits(), "expected a drop_rate in \\[0, 1\\) or auto, auto-kind or auto-layer, got 'best'"),
         ({"drop_rate": "auto", "rescale": True}, digits(), "expected a number for drop_rate with rescale, got auto"),
     ],
 )

@@ -116,6 +116,8 @@ def test_every_likelihood_and_kind_of_labels_has_pyros_loss_and_gradient(name: s
         {"microbatches": 2, "num_particles": 2, "mask": "unit"},
         {"mask": "unit", "rescale": True, "kl_scale": 0.3},
         {"keep_prob": 1.0, "kl_scale": 7.0},
+        {"keep_prob": (0.9, 0.5), "kl_scale": 0.3},
+        {"keep_prob": (0.9, 0.5), "mask": "unit"},
         {"kl_scale": 0.0},
         {"kind": "gaussian", "kl_scale": 0.3},
         {"kind": "gaussian", "kl_scale": 0.0},

@@ -14,7 +14,7 @@ from espalier.network import BayesianNetwork
 from espalier.prediction.fit import Fit
 from espalier.prediction.pairs import Pair, Pairs
 from espalier.topology.masks import initial
-from espalier.training.distillation import distill
+from espalier.training.distillation import Student, distill
 from espalier.training.options import Training
 from espalier.training.teachers import Teacher, Teachers, joined
 from toys import net, toy
@@ -23,9 +23,10 @@ pytestmark = pytest.mark.usefixtures("float64", "own_store")
 DRAWS = 4000
 
 
-def fit_of(pairs: int = 3, keep_prob: float = 1.0, scales: bool = False, seed: int = 7, module: nn.Module | None = None) -> Fit:
+def fit_of(pairs: int = 3, keep_prob: float = 1.0, scales: bool = False, seed: int = 7, module: nn.Module | None = None,
+           model: BayesianNetwork | None = None) -> Fit:  # fmt: skip
     """Pairs that differ in everything, of half the weights."""
-    model, stream = BayesianNetwork(module or net()), torch.Generator().manual_seed(seed)
+    model, stream = model or BayesianNetwork(module or net()), torch.Generator().manual_seed(seed)
     topology, found = initial(model.shapes, 0.5, "uniform", generator=stream), []
     for _ in range(pairs):
         state = {name: t + 0.3 * torch.randn(t.shape, generator=stream) for name, t in model.state_dict().items()}
@@ -94,11 +95,64 @@ def test_several_take_even_turns_for_every_part_of_a_batch() -> None:
     teachers, firsts = Teachers(fits, microbatches=2), 0
     for _ in range(400):
         told = probs(teachers.says(rows, stream))
-        for part in (slice(0, 2), slice(2, 5)):
-            which = [torch.allclose(told[part], own[part], rtol=0, atol=1e-12) for own in alone]
-            assert sum(which) == 1
-            firsts += which[0]
-    assert abs(firsts - 400) < 4.5 * math.sqrt(800 / 4)
+        parts = slice(0, 2), slice(2, 5)
+        who = [[torch.allclose(told[part], own[part], rtol=0, atol=1e-12) for own in alone] for part in parts]
+        assert sorted(who) == [[False, True], [True, False]]
+        firsts += who[0][0]
+    assert abs(firsts - 200) < 4.5 * math.sqrt(400 / 4)
+
+
+def test_they_are_measured_by_as_many_draws_of_each() -> None:
+    fits = [fit_of(1, seed=seed) for seed in (1, 2, 3)]
+    rows = toy().train.x[:5]
+    alone = [probs(Teacher(fit).plainly(rows)) for fit in fits]
+    told = [next(place for place, own in enumerate(alone) if torch.equal(own, probs(one))) for one in Teachers(fits).each(rows)]
+    assert sorted(told) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+
+
+def test_of_networks_without_masks_disagreement_is_that_of_all_of_them() -> None:
+    """Two networks, and a chain of five states of which it takes four from end to end."""
+    fits = [fit_of(1, seed=1), fit_of(5, seed=2)]
+    for fit in fits:
+        fit.record |= {"shape": [3], "num_outputs": 3, "target": (0.0, 1.0)}
+    rows = toy().train.x
+    teachers = Teachers(fits)
+    found = teachers.probs(rows)
+    assert not teachers.sampled
+    assert torch.equal(found[:4], fits[0].predict(rows, "pairs").expand(4, -1, -1))
+    assert torch.equal(found[4:], fits[1].predict(rows, "pairs")[[0, 1, 2, 3]])
+    assert Teachers([*fits, fit_of(2, keep_prob=0.5)]).sampled
+
+
+def test_a_precision_of_several_is_that_of_their_even_mixture() -> None:
+    """Moment matching: the mean over both of (f - f_t)^2 + 1 / tau_t."""
+    fits = []
+    for seed, log_precision in ((1, 0.0), (2, 4.0)):
+        fits.append(regression(seed, log_precision))
+    rows = toy().train.x
+    student = Student(fits[0].model, *Teacher(fits[0]).ticket(), lambda _: 0.0)
+    student.match_precision(Teachers(fits), rows)
+    means = [fit.model.evaluate(fit.dense(fit.pairs.values[0]), rows, fit.pairs.state(0)).squeeze(-1) for fit in fits]
+    wanted = (1 + math.exp(-4.0) + (means[0] - means[1]).square().mean()) / 2
+    assert float(student.own["likelihood.log_precision"].detach()) == pytest.approx(-math.log(float(wanted)), rel=1e-9)
+
+
+def regression(seed: int, log_precision: float, likelihood: object = "normal") -> Fit:
+    model = BayesianNetwork(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)), likelihood=likelihood)
+    fit = fit_of(1, seed=seed, model=model)
+    if "likelihood.log_precision" in fit.pairs.states:
+        fit.pairs.states["likelihood.log_precision"].fill_(log_precision)
+    return fit
+
+
+@pytest.mark.parametrize(("likelihood", "sentence"), [
+    (lambda out: dist.StudentT(4.0, out.squeeze(-1), 1.0), "expected a categorical, Bernoulli or normal .* got StudentT"),
+    (lambda out: dist.Normal(out, 1.0).to_event(1), r"Normal of shape \(2,\), but run 2 has Normal of shape \(2, 1\)"),
+    (lambda out: dist.Bernoulli(logits=out.squeeze(-1)), "but run 2 has Bernoulli"),
+], ids=["unknown", "shape", "kind"])  # fmt: skip
+def test_teachers_of_another_kind_are_refused_before_any_work(likelihood, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        Teachers([regression(1, 0.0), regression(2, 0.0, likelihood)]).check(toy().train.x[:2])
 
 
 def test_one_that_has_nothing_to_disagree_about_is_said_to_be_one() -> None:

@@ -220,6 +220,9 @@ def _picture(path: Path, facts: dict[str, Any]) -> Check:
 def retrained(folder: Path, where: tuple[str | None, str | None]) -> Check:
     """Repeat a training from its recipe on the same rows, with no calibration and no test split in its reach."""
     data, record = runs.data_of(folder, *where), store.check_signed(folder / "record.json")
+    if taught := record.get("distilled", {}).get("teachers"):
+        names = ", ".join(one["run"] for one in taught)
+        return Check("training", False, f"{folder.name} was taught by {names}, which is in no recipe: it cannot be repeated")
     blind = data._replace(calibration=_none_of(data.calibration), test=_none_of(data.test))
     threads = torch.get_num_threads()
     torch.set_num_threads(int(record["versions"]["threads"]))

@@ -86,8 +86,8 @@ def resume(words: list[str]) -> int:
 
 def distil(words: list[str]) -> int:
     parser = Parser(prog="espalier distil", description="Teach one sparse net what the networks of finished runs predict.")
-    parser.add_argument("run", type=Path, metavar="RUN", help="whose topology it stands on")
-    parser.add_argument("others", type=Path, nargs="*", metavar="RUN", help="of the same data and any network: these teach too")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN",
+                        help="on whose topology it stands; and others of the same data, that teach too")  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, metavar="NEW", help="new folder: the run, with the net in it")
     parser.add_argument("--epochs", type=int, default=10, help="passes over the training inputs (default 10)")
     parser.add_argument("--rate", type=float, default=0.05, help="peak of their learning rate (default 0.05)")
@@ -98,10 +98,10 @@ def distil(words: list[str]) -> int:
     from espalier import runs
     from espalier.cli.progress import Bar
 
-    trained = runs.recipe_in(arguments.run).options["epochs"]
-    with Bar(f"distil {arguments.run.name}", trained + arguments.epochs) as bar:
+    trained = runs.recipe_in(arguments.runs[0]).options["epochs"]
+    with Bar(f"distil {arguments.runs[0].name}", trained + arguments.epochs) as bar:
         fit = runs.distil(
-            arguments.run, arguments.out, others=arguments.others, epochs=arguments.epochs, learning_rate=arguments.rate,
+            arguments.runs[0], arguments.out, others=arguments.runs[1:], epochs=arguments.epochs, learning_rate=arguments.rate,
             data_dir=arguments.data_dir, source=arguments.data, watch=bar,
         )  # fmt: skip
     return _conclude(arguments.out, fit, arguments.json, arguments.data)

@@ -226,8 +226,10 @@ def _provenance(record: Mapping[str, Any]) -> list[str]:
     recipe, versions = record.get("recipe", {}), record.get("versions", {})
     trained = f"inference `{recipe['inference']}`, seed {recipe.get('seed', 0)}" if recipe else "from Python, without a recipe"
     hashes = record["data"].get("hashes", {})
+    kept = record["keep_prob"]
+    told = ", ".join(f"{one:g}" for one in kept) + " by layer" if isinstance(kept, list | tuple) else f"{kept:g}"
     return [
-        f"Method: {trained}; {record['num_pairs']} collected pairs, keep probability {record['keep_prob']:g}.",
+        f"Method: {trained}; {record['num_pairs']} collected pairs, keep probability {told}.",
         "Versions: " + (", ".join(f"{one} {versions[one]}" for one in sorted(versions)) or "not recorded") + ".",
         *(f"SHA-256 of the {split} rows: `{hashes[split]}`" for split in ("train", "test") if split in hashes),
     ]

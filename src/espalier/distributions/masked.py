@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -22,6 +22,10 @@ from espalier.distributions.priors import FlatNormal, MixtureNormal, unbatched
 from espalier.sparse import Layout, scatter
 
 _Owner = TypeVar("_Owner")
+Keep = TypeVar("Keep", float, Tensor)
+
+KeepProb = float | tuple[float, ...]
+"""P(Z = 1), of all weights, or of each layer's."""
 
 LEVELS = 1 << 16
 """Z is drawn from 16-bit integers: nine times cheaper than `torch.bernoulli` over all weights, p off by < 8e-6."""
@@ -37,14 +41,37 @@ def effective_keep_prob(keep_prob: float) -> float:
     return max(1, round(LEVELS * keep_prob)) / LEVELS
 
 
-def draw_keep(count: int, keep_prob: float, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
-    """Z: `(count,)` bool, each True with probability `effective_keep_prob(keep_prob)`.
+def effective(keep_prob: KeepProb) -> KeepProb:
+    """`effective_keep_prob` of each."""
+    return tuple(map(effective_keep_prob, keep_prob)) if isinstance(keep_prob, tuple) else effective_keep_prob(keep_prob)
+
+
+def per_weight(keep_prob: KeepProb, counts: Sequence[int], device: torch.device) -> float | Tensor:
+    """Of layers that have `counts` active weights: one number as it is, or those of the layers for each weight, `(k,)`."""
+    if not isinstance(keep_prob, tuple):
+        return keep_prob
+    return torch.tensor(keep_prob, device=device).repeat_interleave(torch.tensor(counts, device=device))
+
+
+def mean_keep_prob(keep_prob: KeepProb, counts: Sequence[int]) -> float:
+    """Over all active weights."""
+    if not isinstance(keep_prob, tuple):
+        return keep_prob
+    return sum(p * count for p, count in zip(keep_prob, counts, strict=True)) / sum(counts)
+
+
+def draw_keep(
+    count: int, keep_prob: float | Tensor, device: torch.device, generator: torch.Generator | None = None
+) -> Tensor:
+    """Z: `(count,)` bool, each True with probability `effective_keep_prob(keep_prob)`, or each with its own of `(count,)`.
 
     `ceil(count / 4)` int64 words are drawn and viewed as int16; a bit is kept if below `round(65536 p) - 32768`. With
     probability one nothing is drawn, so the generator does not move.
     """
-    level = round(LEVELS * effective_keep_prob(keep_prob))
-    if level == LEVELS:
+    level: int | Tensor
+    if isinstance(keep_prob, Tensor):
+        level = (LEVELS * keep_prob.double()).round().clamp(min=1).int()
+    elif (level := round(LEVELS * effective_keep_prob(keep_prob))) == LEVELS:
         return torch.ones(count, dtype=torch.bool, device=device)
     words = torch.empty((count + 3) // 4, dtype=torch.int64, device=device)
     words.random_(-(2**63), None, generator=generator)  # without bounds the sign bit would never be set
@@ -91,8 +118,8 @@ class Scattered(TorchDistribution):
 class MaskedWeights(Scattered):
     """The guide's distribution at noise scale s -> 0: `w = scatter(Z * mean)`, Z ~ Bernoulli(keep_prob) per active weight.
 
-    mean: `(k,)` component means m (u, or u / p where the guide rescales); positions: `(k,)`; event shape
-    `(num_weights,)`. `keep` is the last Z, `(*sample_shape, k)`. Its density at s -> 0 does not exist: `log_prob` raises,
+    mean: `(k,)` component means m (u, or u / p where the guide rescales); positions: `(k,)`; keep_prob: one, or `(k,)`; event
+    shape `(num_weights,)`. `keep` is the last Z, `(*sample_shape, k)`. Its density at s -> 0 does not exist: `log_prob` raises,
     and the only objective that trains it is `TraceMeanField_ELBO` through the registered KL.
     """
 
@@ -101,11 +128,12 @@ class MaskedWeights(Scattered):
         mean: Tensor,
         positions: Tensor,
         num_weights: int,
-        keep_prob: float,
+        keep_prob: float | Tensor,
         draw: Callable[[int], Tensor] | None = None,
         layout: Layout | None = None,
     ) -> None:
-        self.mean_value, self.positions, self.keep_prob = mean, positions, effective_keep_prob(keep_prob)
+        self.mean_value, self.positions = mean, positions
+        self.keep_prob = keep_prob if isinstance(keep_prob, Tensor) else effective_keep_prob(keep_prob)
         self.layout = layout
         self.keep: Tensor | None = None
         self._draw = draw or (lambda count: draw_keep(count, keep_prob, mean.device))
@@ -124,7 +152,7 @@ class MaskedWeights(Scattered):
 
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
         shape = (*sample_shape, *self.mean_value.shape)
-        if self.keep_prob == 1.0:  # no draw, no multiplication
+        if isinstance(self.keep_prob, float) and self.keep_prob == 1.0:  # no draw, no multiplication
             self.keep = torch.ones((), dtype=torch.bool, device=self.mean_value.device).expand(shape)
             return self.placed(self.mean_value.expand(shape))
         self.keep = self._draw(math.prod(shape)).view(shape)
@@ -147,6 +175,8 @@ def in_use(kind: type[_Owner]) -> _Owner | None:
 @register_kl(MaskedWeights, FlatNormal)
 def _kl_masked_flat(q: MaskedWeights, p: FlatNormal) -> Tensor:
     """The terms of A(m) (`kl_bound`) that depend on the parameters: sum over active weights of p m^2 / 2v. In nats."""
+    if isinstance(q.keep_prob, Tensor):
+        return 0.5 * torch.dot(curvature(q.keep_prob, p.scale) * q.mean_value, q.mean_value)
     return 0.5 * curvature(q.keep_prob, p.scale) * torch.dot(q.mean_value, q.mean_value)
 
 
@@ -154,10 +184,10 @@ def _kl_masked_flat(q: MaskedWeights, p: FlatNormal) -> Tensor:
 def _kl_masked_mixture(q: MaskedWeights, p: MixtureNormal) -> Tensor:
     """The same bound by convexity, for components that shrink to a point: sum over active weights of p log pi(0) / pi(m), up to
     a constant. In nats."""
-    return q.keep_prob * (p.log_density(q.mean_value.new_zeros(())) - p.log_density(q.mean_value)).sum()
+    return (q.keep_prob * (p.log_density(q.mean_value.new_zeros(())) - p.log_density(q.mean_value))).sum()
 
 
-def curvature(keep_prob: float, prior_scale: float) -> float:
+def curvature(keep_prob: Keep, prior_scale: float) -> Keep:
     """p / v, the second derivative of A(m) in m: what the KL of a weight is the half square of."""
     return keep_prob / prior_scale**2
 

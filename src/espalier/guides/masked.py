@@ -17,7 +17,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from espalier.contracts import Move, Topology, counts_of
-from espalier.distributions.masked import MaskedWeights, draw_keep, effective_keep_prob, in_use
+from espalier.distributions.masked import KeepProb, MaskedWeights, draw_keep, effective, in_use, per_weight
 from espalier.network import BayesianNetwork
 from espalier.sparse import Layout, Tap, Unwritten
 from espalier.topology.masks import relocate
@@ -66,14 +66,21 @@ def draw_mask(
     positions: Tensor,
     shapes: Sequence[tuple[int, ...]],
     mask: Mask,
-    keep_prob: float,
+    keep_prob: KeepProb,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Z of the weights at `positions` `(k,)`, `(k,)` bool: independent, or one for each of their `groups`."""
     shared = groups(positions, shapes, mask)
+    each: float | Tensor
+    if isinstance(keep_prob, tuple):
+        each = per_weight(keep_prob, counts_of(positions, [math.prod(shape) for shape in shapes]), positions.device)
+    else:
+        each = keep_prob
     if shared is None:
-        return draw_keep(len(positions), keep_prob, positions.device, generator)
-    return draw_keep(shared[1], keep_prob, positions.device, generator)[shared[0]]
+        return draw_keep(len(positions), each, positions.device, generator)
+    if isinstance(each, Tensor):  # all weights of a group are of one layer
+        each = each.new_ones(shared[1]).index_copy(0, shared[0], each)
+    return draw_keep(shared[1], each, positions.device, generator)[shared[0]]
 
 
 class MaskedGuide(PyroModule):
@@ -81,7 +88,7 @@ class MaskedGuide(PyroModule):
 
     It is a Pyro guide for `BayesianNetwork`: site `weights`, trained by `TraceMeanField_ELBO` under any optimiser.
 
-    keep_prob: P(Z = 1); the effective value of the 16-bit draw is kept. One draws nothing.
+    keep_prob: P(Z = 1), of all or a tuple of each layer's; the effective values of 16-bit draws are kept. One draws nothing.
     rescale: component mean m = u / keep_prob instead of u, so that E[w] = u ("inverted dropout").
     mask: 'weight', a Z for each active weight; 'unit', one for all that leave the same input unit; 'filter', one for all of a
         convolution's filter. The KL bound holds for each: it is convex in the mixture, whatever the parts share.
@@ -89,7 +96,8 @@ class MaskedGuide(PyroModule):
     num_particles: draws of Z that a step of our loop averages the likelihood of its batch over, each at the price of a step; a
         move of the topology looks at one. (Under Pyro's own SVI it is the ELBO's.)
     microbatches: equal parts of a batch, each with a Z of its own, at the price of one step: a Z that all examples share leaves a
-        noise in the gradient which no size of batch averages out (Wen et al. 2018, Flipout, sec. 2). A move looks at one.
+        noise in the gradient which no size of batch averages out (Wen et al. 2018, Flipout, sec. 2). A move looks at one. Batch
+        norm sees a part at a time; several processes cut each its own share. (Pyro's own SVI does not know of it.)
     generator: where Z is drawn from; None is torch's default, which `pyro.set_rng_seed` seeds.
 
     values: parameter u `(k,)`. positions: buffer `(k,)`. keep: the last Z drawn, `(k,)`.
@@ -101,7 +109,7 @@ class MaskedGuide(PyroModule):
         self,
         model: BayesianNetwork,
         topology: Topology,
-        keep_prob: float = 1.0,
+        keep_prob: KeepProb = 1.0,
         *,
         rescale: bool = False,
         mask: Mask = "weight",
@@ -124,7 +132,12 @@ class MaskedGuide(PyroModule):
         if mask != "weight":
             _check_shared(model, mask)
         self.counts, self.sizes, self.shapes, self.mask = topology.counts, topology.sizes, model.shapes, mask
-        self.keep_prob = effective_keep_prob(keep_prob)
+        if isinstance(keep_prob, tuple) and (rescale or len(keep_prob) != len(topology.sizes)):
+            raise ValueError(
+                f"expected one keep_prob, or without rescale one for each of {len(topology.sizes)} layers, got {len(keep_prob)}"
+                f"{' with rescale' if rescale else ''}"
+            )
+        self.keep_prob = effective(keep_prob)
         self.rescale, self.kl_scale, self.generator = rescale, kl_scale, generator
         self.num_particles, self.microbatches = num_particles, microbatches
         self.register_buffer("positions", topology.positions.to(model.initial.device, copy=True))
@@ -142,7 +155,12 @@ class MaskedGuide(PyroModule):
     @property
     def scale(self) -> float:
         """Component mean over value: m = scale * u."""
-        return 1 / self.keep_prob if self.rescale else 1.0
+        return 1 / self.keep_prob if self.rescale and isinstance(self.keep_prob, float) else 1.0
+
+    @property
+    def probs(self) -> float | Tensor:
+        """P(Z = 1) of each active weight: one number, or `(k,)` where layers differ."""
+        return per_weight(self.keep_prob, self.counts, self.positions.device)
 
     @property
     def layout(self) -> Layout | None:
@@ -156,7 +174,7 @@ class MaskedGuide(PyroModule):
     def distribution(self) -> MaskedWeights:
         """q(weights) at the present values."""
         mean = self.values * self.scale if self.rescale else self.values
-        return MaskedWeights(mean, self.positions, sum(self.sizes), self.keep_prob, self._draw, self.layout)
+        return MaskedWeights(mean, self.positions, sum(self.sizes), self.probs, self._draw, self.layout)
 
     def forward(self, x: Tensor | None = None, y: Tensor | None = None) -> Tensor:
         """The Pyro program: one site, `weights`. The data are not looked at.
@@ -253,7 +271,10 @@ class MaskedGuide(PyroModule):
 
     def _draw(self, count: int) -> Tensor:
         if self.mask == "weight":
-            return draw_keep(count, self.keep_prob, self.values.device, self.generator)
+            each = self.probs
+            if isinstance(each, Tensor):
+                each = each.repeat(count // len(each))
+            return draw_keep(count, each, self.values.device, self.generator)
         draws = count // len(self.positions)
         masks = [
             draw_mask(self.positions, self.shapes, self.mask, self.keep_prob, self.generator) for _ in range(draws)

@@ -208,7 +208,7 @@ def _work(phase: Mapping[str, Any], work: Forward, sizes: Mapping[str, int]) -> 
 
 
 def _is_random(fit: Fit) -> bool:
-    return fit.keep_prob < 1 or fit.pairs.scales is not None
+    return fit.masked or fit.pairs.scales is not None
 
 
 def _statistics_examples(fit: Fit, how: How, num_samples: int) -> int:
@@ -250,7 +250,7 @@ def _disk_bytes(fit: Fit, how: How) -> tuple[int, int]:
     draws = how in ("pairs", "redraw")
     network = values * (2 if draws and pairs.scales is not None else 1) + other
     if how == "pairs":
-        network = len(pairs.values) * (network + (math.ceil(pairs.keep.shape[1] / 8) if fit.keep_prob < 1 else 0))
+        network = len(pairs.values) * (network + (math.ceil(pairs.keep.shape[1] / 8) if fit.masked else 0))
     return codes.to_gaps(fit.topology).numel() + network, dense
 
 

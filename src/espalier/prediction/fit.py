@@ -25,6 +25,7 @@ from torch import Tensor, nn
 import espalier
 from espalier import nested, store
 from espalier.contracts import Data, Rows, Topology, stand_ins
+from espalier.distributions.masked import KeepProb, mean_keep_prob, per_weight
 from espalier.guides.masked import Mask, draw_mask
 from espalier.network import BayesianNetwork, under
 from espalier.prediction import batchnorm
@@ -64,7 +65,7 @@ class Fit(Predictor):
         topology: Topology,
         pairs: Pairs,
         *,
-        keep_prob: float,
+        keep_prob: KeepProb,
         rescale: bool,
         mask: Mask = "weight",
         record: dict[str, Any],
@@ -83,13 +84,18 @@ class Fit(Predictor):
 
     def __repr__(self) -> str:
         where = f"{self.topology.num_active} of {self.topology.num_weights} weights active"
-        return f"Fit({where}, {len(self.pairs.values)} pairs, keep_prob {self.keep_prob:g})"
+        return f"Fit({where}, {len(self.pairs.values)} pairs, keep_prob {mean_keep_prob(self.keep_prob, self.topology.counts):g})"
 
     def look_at(self, data: Data) -> None:
         """Take the training inputs that batch-norm statistics are estimated on. A loaded fit has none until then."""
         if self.inputs is None and batchnorm.has_batchnorm(self.model):
             batches, size = self.record["bn_batches"], self.record["batch_size"]
             self.inputs = batchnorm.training_batches(data, batches, size, self.topology.positions.device)
+
+    @property
+    def masked(self) -> bool:
+        """Are there random masks, of any layer?"""
+        return min(self.keep_prob) < 1 if isinstance(self.keep_prob, tuple) else self.keep_prob < 1
 
     @property
     def fits(self) -> tuple[Fit, ...]:
@@ -119,7 +125,7 @@ class Fit(Predictor):
     def is_one(self, how: How) -> bool:
         """Are all draws of a way to predict the same network, bit for bit?"""
         if how == "redraw":
-            return self.keep_prob == 1 and self.pairs.scales is None
+            return not self.masked and self.pairs.scales is None
         return how != "pairs" or self.pairs.equal
 
     def alike(self, ways: Sequence[How]) -> dict[How, How]:
@@ -140,13 +146,14 @@ class Fit(Predictor):
 
     def values(self, how: How, *, num_samples: int = 16, seed: int = 0) -> Iterator[tuple[Tensor, State]]:
         """Of these vectors the active weights `(k,)`, each with its other state."""
-        factor = 1 / self.keep_prob if self.rescale else 1.0
+        probs = per_weight(self.keep_prob, self.topology.counts, self.topology.positions.device)
+        factor = 1 / probs if self.rescale else 1.0
         last, state = self.pairs.values[-1], self.pairs.state(-1)
         if how == "ticket":
             averaged = (self.pairs.values * self.pairs.keep).mean(0) * factor
             yield averaged, {**self.pairs.mean_state(), **self.statistics[how]}
         elif how == "mean":
-            yield last * (self.keep_prob * factor), {**state, **self.statistics[how]}
+            yield last * (probs * factor), {**state, **self.statistics[how]}
         elif how == "unmasked":
             yield last, {**state, **self.statistics[how]}
         elif how == "distilled" and self.student is not None:
@@ -249,7 +256,7 @@ class Fit(Predictor):
     def bundle(self) -> Bundle:
         """Everything as tensors and JSON: bit-packed masks, values for active weights only."""
         tensors = {codes.NAME: codes.to_gaps(self.topology), "values": self.pairs.values}
-        if self.keep_prob < 1:
+        if self.masked:
             tensors["keep"] = pack_bits(self.pairs.keep)
         if self.pairs.scales is not None:
             tensors["scales"] = self.pairs.scales
@@ -322,7 +329,7 @@ class Fit(Predictor):
             model,
             topology,
             Pairs.of(pairs),
-            keep_prob=facts["keep_prob"],
+            keep_prob=tuple(facts["keep_prob"]) if isinstance(facts["keep_prob"], list) else facts["keep_prob"],
             rescale=facts["rescale"],
             mask=facts.get("mask", "weight"),
             record={key: value for key, value in record.items() if key != "files"},

@@ -115,7 +115,7 @@ def output_of(
     """What the network gives of every row of x, `(n, ...)`, there: what `outcome_of` hands to the likelihood."""
     batches = x if isinstance(x, Batches) else Batches(x, weights.device)
     with evaluating(model):
-        return nested.each(_joined, *(nested.each(_exact, model.evaluate(weights, batch, state)) for batch in batches))
+        return nested.joined([nested.each(_exact, model.evaluate(weights, batch, state)) for batch in batches])
 
 
 def _exact(part: Any) -> Any:
@@ -123,11 +123,6 @@ def _exact(part: Any) -> Any:
     if not isinstance(part, Tensor):
         return part
     return part.cpu().double() if part.is_floating_point() else part.cpu()
-
-
-def _joined(*parts: Any) -> Any:
-    """Outputs of several batches as one; what has no rows is as the first batch has it."""
-    return torch.cat(parts) if isinstance(parts[0], Tensor) and parts[0].dim() else parts[0]
 
 
 def predictive(model: BayesianNetwork, weights: Tensor, x: Rows, state: Mapping[str, Tensor] | None = None) -> Tensor:

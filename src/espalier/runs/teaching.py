@@ -32,7 +32,8 @@ def distil(
     Of a run of `cigl` its recipe is that of `--inference distilled --distill-epochs EPOCHS`, and so is its fit, bit for bit: one
     that is trained from that recipe ends with equal files. (Killed, it is that training which `espalier resume` goes on with.)
     With others, runs of the same data and any network that teach too, and of a run without random masks whose pairs differ (mean
-    field, a chain), the recipe stays the run's, and the record says who taught; killed, it is begun again by the same call.
+    field, a chain), the recipe stays the run's, and the record says who taught; killed before its files are written, it is begun
+    again by the same call.
     data_dir, source: as of `data_of`.
     Raises ValueError, before any work, where there is but one network to learn from, where the runs make no ensemble, or for a
     run of `cigl` with options that `distilled` has not.
@@ -43,7 +44,7 @@ def distil(
         check_finished(one)
     _check_new(out)
     recipe, fits, data = recipe_in(folder, source), [load(one) for one in every], data_of(folder, data_dir, source)
-    repeats = not others and recipe.inference in ("cigl", "distilled") and fits[0].keep_prob < 1
+    repeats = not others and recipe.inference in ("cigl", "distilled") and fits[0].masked
     recipe = as_distilled(recipe, epochs, learning_rate) if repeats else recipe
     training = Training(**recipe.of("training"))
     for fit in fits:

@@ -164,7 +164,7 @@ def check_objective(
             generator.set_state(state)
             u = guide.values.detach().clone().requires_grad_()
             keep = draw_keep(len(u), keep_prob, u.device, generator)
-            factor = 1 / guide.keep_prob if rescale else 1.0
+            factor = guide.scale
             output = model.evaluate(scatter(u * keep * factor, guide.positions, model.num_weights), x)
             (nn.functional.cross_entropy(output, y) + decay(weight_decay, u)).backward()
             ours, theirs = guide.values.grad, u.grad

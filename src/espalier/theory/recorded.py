@@ -59,7 +59,7 @@ class Recorder(Watch):
             self.start, self.sign = u.double(), u.double().sign()
             self.sum, self.squares = torch.zeros_like(self.start), torch.zeros_like(self.start)
         elif info.step > self.first and self.guide.keep is not None:
-            aligned = self.sign * (self.guide.keep.double() - self.guide.keep_prob)
+            aligned = self.sign * (self.guide.keep.double() - self.guide.probs)
             self.own.append(float(aligned @ moved))
             self.control.append(float(aligned @ self.moved))  # the step before, which cannot know this Z
             self.sum, self.squares = self.sum + u, self.squares + u.double().square()

@@ -85,10 +85,11 @@ class ControlVariate(Follower):
         """u: of the snapshot's values, then of its other parameters."""
 
     def begin(self, model: BayesianNetwork, guide: MaskedGuide) -> None:
-        if guide.scales() is not None or guide.num_particles > 1 or guide.microbatches > 1 or guide.mask != "weight":
+        one = isinstance(guide.keep_prob, float) and guide.num_particles == guide.microbatches == 1
+        if guide.scales() is not None or guide.mask != "weight" or not one:
             raise ValueError(
                 "expected a guide with one Z a step and weight for a control variate, which is to share it: use MaskedGuide with "
-                "mask weight and one particle"
+                "mask weight, one particle, one microbatch and one keep_prob"
             )
 
     def before(self, taken: int, x: Any, y: Tensor, model: BayesianNetwork, guide: MaskedGuide) -> None:
@@ -98,7 +99,7 @@ class ControlVariate(Follower):
             self.passed = epoch
         assert self.snapshot is not None
         assert guide.keep is not None
-        keep = self.carried(guide.keep, guide.positions, self.snapshot.positions, guide.keep_prob)
+        keep = self.carried(guide.keep, guide.positions, self.snapshot.positions, one_rate(guide))
         _, gradients = self.gradient(model, guide, self.snapshot, keep, x, y)
         self.work += GRADIENT * nested.num_rows(x) * distributed.size()
         moved = [mean - distributed.mean(gradient) for mean, gradient in zip(self.mean, gradients, strict=True)]
@@ -113,13 +114,13 @@ class ControlVariate(Follower):
         now, old = Point(guide.topology, guide.values.detach().clone(), others, guide.layout), self.snapshot
         total, losses = [torch.zeros_like(tensor) for tensor in (now.values, *others)], []
         for x, y in self.batches(guide.values.device):
-            keep = draw_keep(len(now.values), guide.keep_prob, torch.device("cpu"), self.generator).to(now.values.device)
+            keep = draw_keep(len(now.values), one_rate(guide), torch.device("cpu"), self.generator).to(now.values.device)
             loss, gradients = self.gradient(model, guide, now, keep, x, y)
             self.work += GRADIENT * len(y) * distributed.size()
             for sum_, gradient in zip(total, gradients, strict=True):
                 sum_.add_(gradient, alpha=len(y) / len(self.data.train.y))
             if old is not None:
-                kept = self.carried(keep, now.positions, old.positions, guide.keep_prob)
+                kept = self.carried(keep, now.positions, old.positions, one_rate(guide))
                 with standing(model, guide, old, kept) as weights, torch.no_grad():
                     losses.append([float(loss), float(self.loss(model, weights, x, y))])
                 self.work += len(y) * distributed.size()
@@ -222,3 +223,9 @@ def standing(model: BayesianNetwork, guide: MaskedGuide, point: Point, keep: Ten
         finally:
             for parameter, tensor in zip(points(model), before, strict=True):
                 parameter.data = tensor
+
+
+def one_rate(guide: MaskedGuide) -> float:
+    """P(Z = 1), which `begin` has made sure is one number."""
+    assert isinstance(guide.keep_prob, float)
+    return guide.keep_prob

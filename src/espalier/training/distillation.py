@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -45,7 +46,7 @@ from espalier.training.loop import Info
 from espalier.training.options import MOST_EPOCHS, Training
 from espalier.training.stopping import ending
 from espalier.training.streams import Streams, find_device
-from espalier.training.teachers import MASKS, Teachers, copied, cross_entropy
+from espalier.training.teachers import Teachers, copied, cross_entropy
 from espalier.training.train import validation_scores
 from espalier.training.watch import Watch, Watches, as_one
 
@@ -95,8 +96,14 @@ def check_later(
     """Can this be distilled now? Who teaches. Raises ValueError where it cannot."""
     if others:
         check_members([fit, *others])
+    if microbatches < 1:
+        raise ValueError(f"expected at least 1 of microbatches, parts of a batch, got {microbatches}")
     teachers = Teachers([fit, *others], microbatches)
     check(fit.model, data, teachers.differ, epochs, learning_rate)
+    with ExitStack() as modes:
+        for one in (fit, *others):
+            modes.enter_context(evaluating(one.model))
+        teachers.check(to_device(data.train.x[torch.arange(min(2, len(data.train.y)))], teachers.device))
     if epochs < 1:
         raise ValueError(f"expected epochs of at least 1, got {epochs}: this training is over, with nothing left to weave into")
     return teachers
@@ -124,7 +131,7 @@ def _distill(
 ) -> Fit:  # fmt: skip
     values, state = teachers.first.ticket()
     student = Student(fit.model, values, state, rates.cosine(learning_rate, epochs * training.steps_per_epoch(data)))
-    teachers.train()  # batch norm by the batch, for them and the student alike
+    teachers.train()  # batch norm by the batch, or its parts, for them and the student alike
     history: list[dict[str, Any]] = []
     stopped, before = "", fit.history[-1]
     streams.seed_default()
@@ -137,7 +144,9 @@ def _distill(
     while len(history) < epochs and not stopped:
         losses, number = [], before["epoch"] + len(history) + 1
         streams.part_ways(number)
-        with distributed.synchronised(fit.model.net, streams.device):
+        with ExitStack() as nets:
+            for teacher in teachers.all:
+                nets.enter_context(distributed.synchronised(teacher.fit.model.net, streams.device))
             for x, _ in batches(data, training, streams):
                 losses.append(student.learn(x, teachers.says(x, streams.mask), fit.dense))
                 watch.on_step(Info(before["step"] + student.taken, losses[-1], -losses[-1], torch.zeros(()), 0))
@@ -146,7 +155,6 @@ def _distill(
         history.append(row | _validate(fit, data, *student.network()))
         stopped = distributed.first_said(watch.on_epoch(history[-1]))
         watch.keep(partial(_checkpoint, student, streams, history, stopped))
-    teachers.train(False)
     reached, ticket = settle(teachers, data, student)
     if not close_enough(reached, ticket):
         raise RuntimeError(
@@ -163,8 +171,8 @@ def settle(teachers: Teachers, data: Data, student: Student) -> tuple[float, flo
     """Give a learned precision its optimum; the cross-entropy from the teachers to the student and to the ticket, nats, at
     the first training rows."""
     rows = to_device(data.train.x[torch.arange(min(SHOWN, len(data.train.y)))], teachers.device)
-    student.match_precision(teachers, rows)
     teachers.train()
+    student.match_precision(teachers, rows)
     found = [teachers.distance(rows, *network) for network in (student.network(), teachers.first.ticket())]
     teachers.train(False)
     return found[0], found[1]
@@ -182,8 +190,7 @@ def hand_out(fit: Fit, data: Data, student: Student, facts: dict[str, Any], teac
     fit.student = (values, batchnorm.estimate(fit.model, fit.dense(values), state, fit.inputs) if fit.inputs else state)
     if one_pass.has_level(fit.model):
         rows = data.train.x[torch.arange(min(SHOWN, len(data.train.y)))]
-        draws = teachers.probs(rows, MASKS)
-        facts["information"] = list(one_pass.fitted(one_pass.energy(fit, rows), draws))
+        facts["information"] = list(one_pass.fitted(one_pass.energy(fit, rows), teachers.probs(rows), sampled=teachers.sampled))
 
 
 def _variance(outcome: dist.TorchDistribution) -> float | Tensor:
@@ -236,11 +243,9 @@ class Student:
         if learned is None or not isinstance(self.model.likelihood, Normal):
             return
         values, state = self.network()
-        stream, dense = torch.Generator().manual_seed(0), teachers.first.fit.dense
-        own = plain(self.model.outcome(dense(values), x, copied(state)))
+        own = plain(self.model.outcome(teachers.first.fit.dense(values), x, copied(state)))
         spread = []
-        for _ in range(MASKS):
-            told = plain(teachers.says(x, stream))
+        for told in map(plain, teachers.each(x)):
             spread.append((told.scale.square() + (told.loc - own.loc).square()).mean())
         learned.copy_(-torch.stack(spread).mean().log())
 

@@ -6,9 +6,9 @@ Data-parallel training, synchronous as torch's DistributedDataParallel (Li et al
 guide, computes the gradient on its share of the batch, and takes the step that the averaged gradient says. The order of the
 data, the augmentation, mixup, random growth and Z are drawn by all from the same streams, for the whole batch, so values
 and topology are the same everywhere without being sent. `batch_size` is that of the whole batch: a run is the same, up to
-rounding, whatever the number of processes, with two exceptions. Each process draws its own dropout (the network's own
+rounding, whatever the number of processes, with three exceptions. Each process draws its own dropout (the network's own
 randomness); and batch norm takes the statistics of the whole batch on GPUs (SyncBatchNorm) but of the share on the CPU,
-where the first process's running averages are kept.
+where the first process's running averages are kept. And with microbatches, each cuts its own share into parts.
 
 Only the first process writes and speaks. In one process nothing here does anything.
 """

@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from espalier.contracts import Data
-from espalier.distributions.masked import LEVELS, effective_keep_prob
+from espalier.distributions.masked import LEVELS, effective_keep_prob, mean_keep_prob, per_weight
 from espalier.distributions.priors import prior_scale_of, weight_decay_of
 from espalier.followers import Follower
 from espalier.guides.masked import MaskedGuide, groups
@@ -55,8 +56,8 @@ STEP, LAST_STEP, TURN = 0.03, 0.0075, 0.6
 DECAY, SQUARE_DECAY = 0.8, 0.95
 
 
-DropRate = float | Literal["auto"]
-"""P(Z = 0), or found while training."""
+DropRate = float | Literal["auto", "auto-kind", "auto-layer"]
+"""P(Z = 0), or found while training: one, one for convolutions and one for the rest, or one a layer."""
 
 
 class State(NamedTuple):
@@ -117,11 +118,11 @@ def begin(
     """
     if isinstance(drop_rate, int | float):
         return effective_keep_prob(1 - drop_rate), []
-    if drop_rate != "auto":
-        raise ValueError(f"expected a drop_rate in [0, 1) or auto, got {drop_rate!r}")
+    if drop_rate not in ("auto", "auto-kind", "auto-layer"):
+        raise ValueError(f"expected a drop_rate in [0, 1) or auto, auto-kind or auto-layer, got {drop_rate!r}")
     if rescale:
         raise ValueError(
-            "expected a number for drop_rate with rescale, got auto: the pairs of one fit share one factor 1 / keep_prob"
+            f"expected a number for drop_rate with rescale, got {drop_rate}: the pairs of one fit share one factor 1 / keep_prob"
         )
     if not len(data.validation.y):
         warnings.warn(
@@ -130,77 +131,105 @@ def begin(
             stacklevel=3,
         )
         return effective_keep_prob(1 - FALLBACK), []
-    found = Found(data, min(training.batch_size, len(data.train.y)), training.steps(data), seed)
+    batch_size = min(training.batch_size, len(data.train.y))
+    found = Found(data, batch_size, training.steps(data), seed, drop_rate, model.shapes)
     found.keeps_prior = model.prior_scale is not None
-    return effective_keep_prob(1 - found.state.rate), [found]
+    return effective_keep_prob(1 - init().rate), [found]
+
+
+def shares(rule: str, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """Of each layer which rate it has, numbered from 0."""
+    of = {"auto": [0] * len(shapes), "auto-layer": list(range(len(shapes))), "auto-kind": [int(len(s) > 2) for s in shapes]}[rule]
+    numbers = {kind: number for number, kind in enumerate(dict.fromkeys(of))}
+    return tuple(numbers[kind] for kind in of)
 
 
 class Found(Follower):
-    """The rate of one training. data: whose validation split is looked at. batch_size: of the training; steps: of all of it."""
+    """The rate of one training, or those of its layers. data: whose validation split is looked at. batch_size: of the training;
+    steps: of all of it. rule: `auto`, or by kind or layer, of which there are `shapes`: several rates are estimated in turn,
+    at the same share of the work."""
 
-    def __init__(self, data: Data, batch_size: int, steps: int, seed: int) -> None:
+    def __init__(
+        self, data: Data, batch_size: int, steps: int, seed: int, rule: str = "auto", shapes: Sequence[tuple[int, ...]] = ((),)
+    ) -> None:
         self.x, self.y = data.validation
         self.pool = min(POOL, len(self.y))
-        self.every, self.steps = period(batch_size), steps
-        self.state = init()
+        self.every, self.steps, self.rule, self.of = period(batch_size), steps, rule, shares(rule, shapes)
+        self.states = [init() for _ in range(max(self.of) + 1)]
+        self.told = init().rate
         self.generator = own_stream(seed, STREAM)
         self.keeps_prior = False
         """Is the prior scale the user's own? Then the decay follows the rate; else the decay stays and the prior follows."""
 
     def begin(self, model: BayesianNetwork, guide: MaskedGuide) -> None:
-        """Set the guide to the rate as it stands, and the model to what follows from it."""
-        keep_prob, guide.keep_prob = guide.keep_prob, effective_keep_prob(1 - self.state.rate)
-        if guide.keep_prob == keep_prob or not model.num_data or not model.prior_scale or not model.weight_decay:
+        """Set the guide to the rates as they stand, and the model to what follows; where layers differ, from their mean."""
+        each = tuple(effective_keep_prob(1 - self.states[own].rate) for own in self.of)
+        before, guide.keep_prob = guide.keep_prob, each if len(self.states) > 1 else each[0]
+        mean = mean_keep_prob(guide.keep_prob, guide.counts)
+        self.told = 1 - mean
+        if guide.keep_prob == before or not model.num_data or not model.prior_scale or not model.weight_decay:
             return
         if self.keeps_prior:
-            model.weight_decay = weight_decay_of(model.prior_scale, model.num_data, guide.keep_prob, rescale=False)
+            model.weight_decay = weight_decay_of(model.prior_scale, model.num_data, mean, rescale=False)
         else:
-            model.prior_scale = prior_scale_of(model.weight_decay, model.num_data, guide.keep_prob, rescale=False)
+            model.prior_scale = prior_scale_of(model.weight_decay, model.num_data, mean, rescale=False)
 
     def after(self, taken: int, x: Any, output: Any, model: BayesianNetwork, guide: MaskedGuide) -> None:
         """Most steps do nothing. The batch is not looked at: validation rows are."""
         if taken % self.every:
             return
-        gradient = float(distributed.mean(self.gradient(model, guide)))
+        number = taken // self.every % len(self.states)
+        gradient = float(distributed.mean(self.gradient(model, guide, number)))
         if math.isfinite(gradient):
-            self.state = step(self.state, gradient, taken / self.steps)
+            self.states[number] = step(self.states[number], gradient, taken / self.steps)
             self.begin(model, guide)
 
     @torch.no_grad()
-    def gradient(self, model: BayesianNetwork, guide: MaskedGuide) -> Tensor:
-        """The estimate of d loss / d phi at the guide's present values."""
+    def gradient(self, model: BayesianNetwork, guide: MaskedGuide, number: int = 0) -> Tensor:
+        """The estimate of d loss / d phi at the guide's present values, phi that of rate `number`; the others stay."""
         device = guide.values.device
         rows = torch.randint(self.pool, (ROWS,), generator=self.generator)
         x, y = to_device(self.x[rows], device), self.y[rows].to(device)
-        low, high = sides(self.state.phi)
+        low, high = sides(self.states[number].phi)
         shared = groups(guide.positions, guide.shapes, guide.mask)
         count = len(guide.values) if shared is None else shared[1]
         logs: list[list[Tensor]] = [[], []]
         for _ in range(DRAWS):
             uniform = torch.rand(count, generator=self.generator).to(device)  # on the CPU: the same wherever the fit is
             for side, angle in enumerate((low, high)):
-                keep = uniform >= math.sin(angle) ** 2
+                rates = tuple(math.sin(angle if own == number else self.states[own].phi) ** 2 for own in self.of)
+                keep = uniform >= self._each(rates, guide, shared)
                 values = guide.values * (keep if shared is None else keep[shared[0]])
                 weights = scatter(values, guide.positions, model.num_weights, guide.layout)
                 logs[side].append(log_likelihood(model, weights, x, y))
         below, above = (loss_of(torch.stack(side).double()).mean() for side in logs)
         return (above - below) / (high - low)
 
+    def _each(self, rates: tuple[float, ...], guide: MaskedGuide, shared: tuple[Tensor, int] | None) -> float | Tensor:
+        """Of the layers' rates, that of each Z: one number where there is one."""
+        if len(self.states) == 1:
+            return rates[0]
+        each = per_weight(rates, guide.counts, guide.positions.device)
+        assert isinstance(each, Tensor)
+        return each if shared is None else each.new_ones(shared[1]).index_copy(0, shared[0], each)
+
     def bundle(self) -> Bundle:
         """What the next estimate depends on."""
-        return Bundle({"drop_rate.stream": self.generator.get_state()}, {"drop_rate": list(self.state)})
+        return Bundle({"drop_rate.stream": self.generator.get_state()}, {"drop_rate": [*map(list, self.states)]})
 
     def row(self) -> dict[str, float]:
-        return {"drop_rate": 1 - effective_keep_prob(1 - self.state.rate)}
+        return {"drop_rate": self.told}
 
     def end(self, fit: Fit, data: Data) -> None:
         looked = fit.history[-1]["step"] // self.every * 2 * DRAWS * ROWS
-        own = {"rule": "auto", "validation_rows": self.pool, "found": 1 - fit.keep_prob, "forward_examples": looked}
+        found = 1 - mean_keep_prob(fit.keep_prob, fit.topology.counts)
+        own = {"rule": self.rule, "validation_rows": self.pool, "found": found, "forward_examples": looked}
+        if isinstance(fit.keep_prob, tuple):
+            own["by_layer"] = [1 - each for each in fit.keep_prob]
         fit.record["drop_rate"] = own
 
     def restore(self, saved: Bundle, model: BayesianNetwork, guide: MaskedGuide) -> None:
-        phi, mean, square, taken = saved.facts["drop_rate"]
-        self.state = State(phi, mean, square, int(taken))
+        self.states = [State(phi, mean, square, int(taken)) for phi, mean, square, taken in saved.facts["drop_rate"]]
         self.generator.set_state(saved.tensors["drop_rate.stream"])
         self.begin(model, guide)
 

@@ -117,8 +117,9 @@ def closed_form(
 ) -> Terms:
     """The same."""
     num_data = model.num_data or len(y)
-    found, outputs = [], []
-    for rows, labels, share in passes(guide, x, y):
+    seen, found, outputs = passes(guide, x, y), [], list[Any]()
+    of_one = len(seen) // (1 if guide.tapped else guide.num_particles)
+    for rows, labels, share in seen:
         with autocast, _Alone():
             weights = guide.draw()
             output = model.evaluate(weights, rows)
@@ -129,11 +130,10 @@ def closed_form(
         if fit.requires_grad:
             fit.backward()
         found.append(fit.detach())
-        outputs.append(nested.each(_without_graph, output))
+        outputs = [*outputs, nested.each(_without_graph, output)][-of_one:]
     kl = _with_gradient_of_kl(model, guide, num_data)
     l2 = _with_gradient_of_l2(model) if model.weight_decay else torch.zeros_like(kl)
-    last = outputs[-(len(outputs) // (1 if guide.tapped else guide.num_particles)) :]
-    return Terms(torch.stack(found).sum(), kl, l2, nested.joined(last))
+    return Terms(torch.stack(found).sum(), kl, l2, nested.joined(outputs))
 
 
 def passes(guide: MaskedGuide, x: Any, y: Tensor) -> list[tuple[Any, Tensor, float]]:
@@ -189,7 +189,12 @@ def _with_gradient_of_kl(model: BayesianNetwork, guide: MaskedGuide, num_data: i
     values, prior_scale = guide.values.data, prior.scale
     if guide.values.grad is None:  # the output has nothing to do with them
         guide.values.grad = torch.zeros_like(values)
-    curvature = guide.kl_scale * masked.curvature(guide.keep_prob, prior_scale) * guide.scale**2 / num_data
+    probs, factor = guide.probs, guide.scale**2 / num_data
+    if isinstance(probs, Tensor):
+        pull = guide.kl_scale * masked.curvature(probs, prior_scale) * factor * values
+        guide.values.grad.add_(pull)
+        return 0.5 * torch.dot(pull, values)
+    curvature = guide.kl_scale * masked.curvature(probs, prior_scale) * guide.scale**2 / num_data
     guide.values.grad.add_(values, alpha=curvature)
     return 0.5 * curvature * torch.dot(values, values)
 

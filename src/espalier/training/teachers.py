@@ -2,14 +2,14 @@
 
 Of random masks these are the average over the pairs under a fresh Z; of a fit that has none, one of its pairs: a draw of its
 Gaussian (mean-field), a state of its chain (Korattikara et al. 2015, *Bayesian dark knowledge*). Of several fits the draws are of
-their even mixture, as an `Ensemble` predicts; without masks that is Hinton et al. 2015, *Distilling the knowledge in
+their even mixture; without masks that is Hinton et al. 2015, *Distilling the knowledge in
 a neural network*, at temperature 1.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyro.distributions as dist
@@ -32,13 +32,13 @@ class Teacher:
 
     def __init__(self, fit: Fit) -> None:
         self.fit = fit
-        self.factor = 1 / fit.keep_prob if fit.rescale else 1.0
+        self.factor = 1 / fit.keep_prob if fit.rescale and isinstance(fit.keep_prob, float) else 1.0
         self.values, self.state = fit.pairs.values.mean(0) * self.factor, fit.pairs.mean_state()
 
     @property
     def differ(self) -> bool:
         """Has it more than one?"""
-        return self.fit.keep_prob < 1 or not self.fit.pairs.equal
+        return self.fit.masked or not self.fit.pairs.equal
 
     def ticket(self) -> tuple[Tensor, State]:
         """The network that a student begins as."""
@@ -51,10 +51,15 @@ class Teacher:
         values, state = self.draw(stream)
         return self.fit.model.outcome(self.fit.dense(values), x, copied(state))
 
+    def plainly(self, x: Any) -> dist.TorchDistribution:
+        """The kind of thing that it says of rows x, by what a student would begin as."""
+        values, state = self.ticket()
+        return plain(self.fit.model.outcome(self.fit.dense(values), x, copied(state)))
+
     def draw(self, stream: torch.Generator) -> tuple[Tensor, State]:
         """Values `(k,)` and other state of one network."""
         fit, device = self.fit, self.values.device
-        if fit.keep_prob < 1:
+        if fit.masked:
             positions = fit.topology.positions.to(stream.device)
             return self.values * draw_mask(positions, fit.model.shapes, fit.mask, fit.keep_prob, stream).to(device), self.state
         index = _one_of(len(fit.pairs.values), stream)
@@ -88,24 +93,48 @@ class Teachers:
             teacher.fit.model.train(mode)
 
     def says(self, x: Any, stream: torch.Generator) -> dist.TorchDistribution:
-        """Of x, each of its parts by one draw of one of them."""
-        found = [self.all[_one_of(len(self.all), stream)].says(rows, stream) for (rows,) in objective.parts(self.microbatches, x)]
-        return joined(found)
+        """Of x, each of its parts by one draw of one of them: evenly, as far as there are parts."""
+        cuts = objective.parts(self.microbatches, x)
+        turns = [0] if len(self.all) == 1 else torch.randperm(len(self.all), generator=stream, device=stream.device).tolist()
+        return joined([self.all[turns[place % len(turns)]].says(rows, stream) for place, (rows,) in enumerate(cuts)])
+
+    def each(self, x: Any) -> Iterator[dist.TorchDistribution]:
+        """Of x, by `MASKS` draws or as many as there are of them, evenly: the same draws whenever it is asked."""
+        stream = torch.Generator().manual_seed(0)
+        for place in range(len(self.all) * math.ceil(MASKS / len(self.all))):
+            yield self.all[place % len(self.all)].says(x, stream)
+
+    @torch.no_grad()
+    def check(self, x: Any) -> None:
+        """Raises ValueError where not all say the same kind of thing of rows x, or what nothing is known of."""
+        told = [teacher.plainly(x) for teacher in self.all]
+        for place, one in enumerate(told, 1):
+            cross_entropy(one, one)
+            if type(one) is not type(told[0]) or one.batch_shape != told[0].batch_shape:
+                what = [f"{type(each).__name__} of shape {tuple(each.batch_shape)}" for each in (told[0], one)]
+                raise ValueError(f"expected teachers of one kind of outcome, {what[0]}, but run {place} has {what[1]}")
 
     @torch.no_grad()
     def distance(self, x: Any, values: Tensor, state: State) -> float:
-        """Mean cross-entropy from `MASKS` draws to the outcome at rows x of a network on the first one's support, nats: the same
-        draws whenever it is asked."""
-        fit, stream = self.first.fit, torch.Generator().manual_seed(0)
+        """Mean cross-entropy from their draws to the outcome at rows x of a network on the first one's support, nats."""
+        fit = self.first.fit
         outcome = fit.model.outcome(fit.dense(values), x, copied(state))
-        found = [cross_entropy(self.says(x, stream), outcome).mean() for _ in range(MASKS)]
-        return float(torch.stack(found).mean())
+        return float(torch.stack([cross_entropy(told, outcome).mean() for told in self.each(x)]).mean())
 
-    def probs(self, x: Rows | Any, num_samples: int) -> Tensor:
-        """Of classes, about `(num_samples, n, C)` at rows x, as they predict: as many of each, as far as there are."""
-        share, draws = math.ceil(num_samples / len(self.all)), []
+    @property
+    def sampled(self) -> bool:
+        """Are their draws a random sample, and not all that there are?"""
+        return not all(teacher.fit.is_one("redraw") for teacher in self.all)
+
+    def probs(self, x: Rows | Any) -> Tensor:
+        """Of classes, `(S, n, C)` at rows x, as they predict: as many draws of each; of a chain, states from all of it."""
+        share, draws = math.ceil(MASKS / len(self.all)), []
         for fit in (teacher.fit for teacher in self.all):
-            draws.append(fit.predict(x, "pairs" if fit.is_one("redraw") else "redraw", num_samples=share)[:share])
+            if not fit.is_one("redraw"):
+                draws.append(fit.predict(x, "redraw", num_samples=share))
+                continue
+            states = fit.predict(x, "pairs")
+            draws.append(states[torch.arange(share) * len(states) // share])
         return torch.cat(draws)
 
 
@@ -126,7 +155,8 @@ def cross_entropy(teacher: dist.TorchDistribution, student: dist.TorchDistributi
         return loss
     if isinstance(student, dist.Bernoulli) and isinstance(teacher, dist.Bernoulli):
         return torch.nn.functional.binary_cross_entropy_with_logits(student.logits, teacher.probs, reduction="none")
-    raise ValueError(f"expected a categorical, Bernoulli or normal likelihood to distill, got {type(student).__name__}")
+    odd = student if type(student) not in (dist.Categorical, dist.Normal, dist.Bernoulli) else teacher
+    raise ValueError(f"expected a categorical, Bernoulli or normal likelihood to distill, got {type(odd).__name__}")
 
 
 def joined(outcomes: Sequence[dist.TorchDistribution]) -> dist.TorchDistribution:

@@ -70,9 +70,7 @@ def train(
             f"step {schedule.last} of {steps}: raise one or lower the other"
         )
     distributed.check_shares(min(training.batch_size, len(data.train.y)), model.num_data)
-    at_once = min(training.batch_size, len(data.train.y)) // distributed.size()
-    if guide.microbatches > at_once:
-        raise ValueError(f"expected microbatches of at most {at_once}, the rows of a batch, got {guide.microbatches}")
+    _check_microbatches(model, guide, min(training.batch_size, len(data.train.y)) // distributed.size())
     guide.to(streams.device)
     followers = followers if model.loss is None else [*followers, model.loss]
     loop = Loop(
@@ -130,6 +128,15 @@ def train(
     for follower in followers:
         follower.end(fit, data)
     return fit
+
+
+def _check_microbatches(model: BayesianNetwork, guide: MaskedGuide, rows: int) -> None:
+    """Raises ValueError where a batch of so many rows is not to be in so many parts."""
+    least = 2 if batchnorm.has_batchnorm(model) else 1
+    if guide.microbatches > max(1, rows // least):
+        raise ValueError(f"expected microbatches of {least} rows or more, of a batch of {rows}, got {guide.microbatches} of them")
+    if guide.microbatches > 1 and model.loss is not None:
+        raise ValueError("expected one microbatch with a loss other than the likelihood, which may look at a batch as a whole")
 
 
 @torch.no_grad()

@@ -65,7 +65,7 @@ class Woven(Follower):
         student = self.student = self.student or self._born(model, guide)
         positions, size, layout = guide.positions, model.num_weights, guide.layout
         with torch.no_grad():
-            if output is None:  # Pyro has it: the same draw once more
+            if output is None:  # Pyro has it: the draw that was last, once more
                 assert guide.keep is not None
                 output = model.evaluate(scatter(guide.values * (guide.scale * guide.keep), positions, size, layout), x)
             target = model.says(nested.each(in_full, output))
@@ -121,4 +121,4 @@ class Woven(Follower):
     def _born(self, model: BayesianNetwork, guide: MaskedGuide) -> Student:
         """As the mean network of the moment."""
         state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-        return Student(model, guide.values * (guide.scale * guide.keep_prob), state, self.rate, self.precision)
+        return Student(model, guide.values * (guide.scale * guide.probs), state, self.rate, self.precision)
