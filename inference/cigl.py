@@ -43,7 +43,8 @@ def infer(
 
     drop_rate: P(Z = 0), the paper's "mask sparsity", or auto: found on validation rows while training; auto-kind and
     auto-layer find several. rescale: weights are Z * u / keep_prob instead of Z * u. mask: one Z per weight, per input unit
-    (Gal's dropout), or per filter of a convolution. num_particles: masks a step. microbatches: parts of a batch, a mask each, at the price of one.
+    (Gal's dropout), or per filter of a convolution. num_particles: masks a step. microbatches: parts of a batch, a mask each,
+    at the price of one step.
     rule: how the topology moves; gradual and one-shot start dense and prune. kl_scale: tempering of the KL.
     """
     streams = Streams(seed, find_device(training.device))
