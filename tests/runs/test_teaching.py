@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from espalier import runs, store
+from espalier.certificates.verification import retrained
 from espalier.cli.main import main
 from espalier.runs.recipes import resolve
 
@@ -61,6 +62,9 @@ def test_several_runs_teach_one_net_of_the_first(tmp_path: Path, capsys: pytest.
     assert fit.record["distilled"]["teachers"] == wanted
     assert fit.record["recipe"] == first.record["recipe"]
     assert main(["evaluate", str(tmp_path / "new"), "--num-samples=2", "--json"]) == 0
+    check = retrained(tmp_path / "new", (None, None))
+    assert not check.holds
+    assert "was taught by first, wide, field, which is in no recipe" in check.says
     capsys.readouterr()
     assert main(["distil", every[0], every[0], "--out", str(tmp_path / "twice")]) == 2
     assert "expected members of an ensemble that differ, got one twice" in capsys.readouterr().err

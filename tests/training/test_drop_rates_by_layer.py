@@ -133,7 +133,7 @@ def network() -> BayesianNetwork:
 
 
 def test_a_training_finds_them_says_so_and_resumes_bit_for_bit() -> None:
-    options = {"drop_rate": "auto-layer", "sparsity": 0.5, "delta_t": 5, "seed": 1}
+    options = {"drop_rate": "auto-layer", "microbatches": 2, "sparsity": 0.5, "delta_t": 5, "seed": 1}
     training, seen = Training(epochs=30, batch_size=128, device="cpu"), Recorder()
     whole = distilled.infer(network(), digits(), training=training, watch=seen, **options)
     again = distilled.infer(network(), digits(), training=training, watch=Recorder(seen.checkpoints[20]), **options)
