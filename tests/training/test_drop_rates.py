@@ -111,6 +111,12 @@ def test_the_rule_is_adam_on_the_angle_and_stays_in_its_bounds() -> None:
     assert step(init(0.1), 0.0, 0.5).rate == pytest.approx(0.1)
 
 
+def test_it_starts_where_it_is_said_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At call, and not when the module was read: a study changes it."""
+    monkeypatch.setattr(drop_rates, "START", 0.2)
+    assert init().rate == pytest.approx(0.2)
+
+
 def test_the_rate_goes_to_where_the_predictive_is_best() -> None:
     """Values that stand still: the rule ends where the enumerated loss is least."""
     model, guide, data = tiny()

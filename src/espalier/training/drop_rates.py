@@ -74,7 +74,9 @@ class State(NamedTuple):
         return math.sin(self.phi) ** 2
 
 
-def init(rate: float = START) -> State:
+def init(rate: float | None = None) -> State:
+    """At a rate, or at `START`."""
+    rate = START if rate is None else rate
     return State(math.asin(math.sqrt(rate)))
 
 

@@ -2,8 +2,7 @@
 
 Of random masks these are the average over the pairs under a fresh Z; of a fit that has none, one of its pairs: a draw of its
 Gaussian (mean-field), a state of its chain (Korattikara et al. 2015, *Bayesian dark knowledge*). Of several fits the draws are of
-their even mixture; without masks that is Hinton et al. 2015, *Distilling the knowledge in
-a neural network*, at temperature 1.
+their even mixture; without masks that is Hinton et al. 2015, *Distilling the knowledge in a neural network*, at temperature 1.
 """
 
 from __future__ import annotations
