@@ -161,7 +161,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "sixty seconds": (["--seed", "1:30"], "--seed: expected a whole number, got '1:30'"),
     "a number in Python's words": (["--epochs", "1_000"], "--epochs: expected a whole number, got '1_000'"),
     "yes": (["--rescale=yes"], "--rescale: expected true or false, got 'yes'"),
-    "no rate": (["--drop-rate", "best"], "--drop-rate: expected a number or auto, got 'best'"),
+    "no rate": (["--drop-rate", "best"], "--drop-rate: expected a number or auto or auto-kind or auto-layer, got 'best'"),
     "not a number": (["--drop-rate", ".nan"], "--drop-rate: expected a number below 1e+38, got .nan"),
     "freeze before the start": (["--freeze=-1"], "a fraction of training in [0, 1]"),
 }
