@@ -189,9 +189,9 @@ def _with_gradient_of_kl(model: BayesianNetwork, guide: MaskedGuide, num_data: i
     values, prior_scale = guide.values.data, prior.scale
     if guide.values.grad is None:  # the output has nothing to do with them
         guide.values.grad = torch.zeros_like(values)
-    probs, factor = guide.probs, guide.scale**2 / num_data
+    probs = guide.probs
     if isinstance(probs, Tensor):
-        pull = guide.kl_scale * masked.curvature(probs, prior_scale) * factor * values
+        pull = guide.kl_scale * masked.curvature(probs, prior_scale) * guide.scale**2 / num_data * values
         guide.values.grad.add_(pull)
         return 0.5 * torch.dot(pull, values)
     curvature = guide.kl_scale * masked.curvature(probs, prior_scale) * guide.scale**2 / num_data

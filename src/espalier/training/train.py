@@ -69,8 +69,9 @@ def train(
             f"expected averaging to start after the topology is frozen, got average_from {average_from} and a freeze at "
             f"step {schedule.last} of {steps}: raise one or lower the other"
         )
-    distributed.check_shares(min(training.batch_size, len(data.train.y)), model.num_data)
-    _check_microbatches(model, guide, min(training.batch_size, len(data.train.y)) // distributed.size())
+    rows = min(training.batch_size, len(data.train.y))
+    distributed.check_shares(rows, model.num_data)
+    _check_microbatches(model, guide, rows // distributed.size())
     guide.to(streams.device)
     followers = followers if model.loss is None else [*followers, model.loss]
     loop = Loop(
