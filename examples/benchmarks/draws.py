@@ -4,7 +4,7 @@
 
 `redraw`: S draws of the random mask over one fit's weights, every draw through the whole network, averaged: what
 `espalier evaluate` does, from rows that lie on the CPU to scores that do. `plain`: S forward passes of the dense network over
-the same batches, on the device already, nothing kept. Weights are untrained: time does not depend on them.
+batches of the same size, on the device already, nothing kept. Weights are untrained: time does not depend on them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from espalier import shelf
 from espalier.contracts import Data, Split
 from espalier.inference import cigl
-from espalier.prediction.predict import BATCH, to_device
+from espalier.prediction.predict import Batches
 from espalier.training import Training
 from espalier.training.streams import find_device
 
@@ -67,7 +67,7 @@ def main() -> None:
         training = Training(epochs=1, batch_size=128, device=str(device))
         fit = cigl.infer(model, data, sparsity=0.9, drop_rate=0.1, training=training)
         net = fit.model.network(fit.model.initial).eval()
-        batches = [to_device(batch, device) for batch in data.test.x.split(BATCH)]
+        batches = list(Batches(data.test.x, device))
 
         @torch.no_grad()
         def plain(net: torch.nn.Module = net, batches: list[torch.Tensor] = batches) -> None:
