@@ -13,7 +13,7 @@ import pytest
 from espalier import calibration, runs
 from espalier.calibration import calibrators, comparison
 from espalier.grids import compare, report
-from espalier.grids.grid import Grid, expand, read
+from espalier.grids.grid import Cell, Grid, expand, read
 from espalier.prediction.evaluation import predictions
 from lines import CIGL, LINES, RIGL, InThisProcess, write
 
@@ -181,6 +181,31 @@ def test_what_is_finished_is_not_done_again(done: tuple[Grid, Path, compare.Outc
     wider = expand(LINES | {"methods": {**LINES["methods"], "Mean": {"run": CIGL, "predict": "mean"}}})
     assert compare.plan(wider, out).runs == {}
     assert {cell.method for cell in compare.plan(wider, out).cells} == {"Mean"}
+
+
+class Stopped(InThisProcess):
+    """Workers that are stopped before they train their third run."""
+
+    def __call__(self, task, items):  # type: ignore[no-untyped-def]
+        for item, failure in super().__call__(task, items):
+            yield item, failure
+            if items and not isinstance(items[0], Cell) and sum(not isinstance(done, Cell) for done in self.did) == 2:
+                raise KeyboardInterrupt
+
+
+def test_a_cell_is_scored_as_soon_as_its_runs_are_there_and_a_stop_leaves_it(
+    done: tuple[Grid, Path, compare.Outcome], tmp_path: Path
+) -> None:
+    grid, _, whole = done
+    hands = Stopped()
+    with pytest.raises(KeyboardInterrupt):
+        compare.compare(grid, tmp_path, hands)
+    trained = {item[0] for item in hands.did if not isinstance(item, Cell)}
+    due = {cell.name for cell in grid.cells if trained.issuperset(cell.runs)}
+    assert len(trained) == 2
+    assert due
+    assert {path.stem for path in (tmp_path / "cells").glob("*.json")} == due
+    assert tables(grid, compare.compare(grid, tmp_path, InThisProcess())) == tables(grid, whole)
 
 
 def test_a_run_of_another_default_is_refused_and_one_of_fewer_options_is_not(

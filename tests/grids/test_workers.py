@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -255,7 +256,7 @@ def test_a_worker_that_cannot_read_the_data_is_refused_before_any_run(
 def test_a_worker_that_joins_later_is_asked_before_its_first_task(scheduler: str, tmp_path: Path) -> None:
     (tmp_path / "espalier.py").write_text("__version__ = '0.0.1'")
     with worker(scheduler), Cluster(scheduler, PATIENCE) as each:
-        ended = each(time.sleep, [0.0] + 100 * [5.0])
+        ended = each(time.sleep, deque([0.0] + 100 * [5.0]))
         assert next(ended) == (0.0, None)
         with worker(scheduler, PYTHONPATH=str(tmp_path)), pytest.raises(ValueError, match="has espalier 0.0.1"):
             assert [*ended] == []
@@ -263,7 +264,7 @@ def test_a_worker_that_joins_later_is_asked_before_its_first_task(scheduler: str
 
 def test_a_cluster_that_all_workers_leave_is_given_up_in_time(scheduler: str) -> None:
     with worker(scheduler) as only, Cluster(scheduler, PATIENCE) as each:
-        ended = each(time.sleep, [0.0, 1000.0])
+        ended = each(time.sleep, deque([0.0, 1000.0]))
         assert next(ended) == (0.0, None)
         only.kill()
         only.wait()

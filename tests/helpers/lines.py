@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -50,8 +51,9 @@ class InThisProcess:
     def __exit__(self, *error: object) -> None:
         return None
 
-    def __call__(self, task: Callable[[Any], None], items: Iterable[Any]) -> Iterator[tuple[Any, Failure | None]]:
-        for item in items:
+    def __call__(self, task: Callable[[Any], None], items: deque[Any]) -> Iterator[tuple[Any, Failure | None]]:
+        while items:
+            item = items.popleft()
             self.did.append(item)
             yield item, attempt(task, item)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import io
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -94,8 +95,8 @@ def compare(
     *,
     every: float = EVERY,
 ) -> Outcome:
-    """Train what is not trained, score what is not scored, gather. A failure is kept for the table, and tried again by the
-    next call. seen: told, after each "run" and "cell", its name, and why it failed if it did. every: seconds between a run's
+    """Train what is not trained, score each cell when its runs are, gather. A failure is kept for the table, and tried again by
+    the next call. seen: told, after each "run" and "cell", its name, and why it failed if it did. every: seconds between a run's
     checkpoints, at least.
 
     Raises ValueError before any work where the data do not suit the grid.
@@ -129,13 +130,33 @@ def _executed(
         seen(what, name, failed.get(name))
 
     if left.cells:
+        awaited = {cell: {name for name in cell.runs if name in left.runs} for cell in left.cells}
+        tasks: deque[Task] = deque(cell for cell in left.cells if not awaited[cell])
+        tasks.extend(left.runs.items())
         with workers as each:
-            for (name, _), failure in each(functools.partial(train, out, every), left.runs.items()):
-                note("run", name, failure)
-            ready = [cell for cell in left.cells if not any(name in failed for name in cell.runs)]
-            for cell, failure in each(functools.partial(score, out, grid.num_samples, grid.split, grid.outside), ready):
-                note("cell", cell.name, failure)
+            for task, failure in each(functools.partial(do, out, every, (grid.num_samples, grid.split, grid.outside)), tasks):
+                if isinstance(task, Cell):
+                    note("cell", task.name, failure)
+                    continue
+                note("run", task[0], failure)
+                for cell, names in awaited.items() if failure is None else ():
+                    if task[0] in names:
+                        names.remove(task[0])
+                        if not names:
+                            tasks.appendleft(cell)  # before the next run: what is scored is kept, whenever we are stopped
     return gather(grid, out, failed)
+
+
+Task = tuple[str, Recipe] | Cell
+"""A run to train, by name, or a cell to score."""
+
+
+def do(out: Path, every: float, how: tuple[int, str, str | None], task: Task) -> None:
+    """What a worker is given. how: draws, split and world of the grid's cells."""
+    if isinstance(task, Cell):
+        score(out, *how, task)
+    else:
+        train(out, every, task)
 
 
 def check_runs(grid: Grid, out: Path) -> None:

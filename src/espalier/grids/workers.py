@@ -1,7 +1,8 @@
 """Where tasks run: processes of this machine, one thread each, or a Dask cluster that is already there.
 
 Both are context managers that are called with a task and its items and yield every item as it ends, with its failure if
-it failed: one that fails, or whose process dies, takes no other with it.
+it failed: one that fails, or whose process dies, takes no other with it. Items are taken from the left of a deque, which may grow
+meanwhile: what an item makes possible is put there when it has ended.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import signal
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
@@ -40,9 +41,7 @@ class Workers(Protocol):
 
     def __enter__(self) -> Self: ...
     def __exit__(self, *error: object) -> None: ...
-    def __call__(
-        self, task: Callable[[Item], None], items: Iterable[Item]
-    ) -> Iterator[tuple[Item, Failure | None]]: ...
+    def __call__(self, task: Callable[[Item], None], items: deque[Item]) -> Iterator[tuple[Item, Failure | None]]: ...
 
 
 def _nothing() -> None:
@@ -120,11 +119,10 @@ class Processes:
                 with suppress(ProcessLookupError):
                     os.kill(process.pid.result(), signal.SIGTERM)
 
-    def __call__(self, task: Callable[[Item], None], items: Iterable[Item]) -> Iterator[tuple[Item, Failure | None]]:
-        waiting = deque(items)
-        while waiting or self.busy:
-            while waiting and len(self.busy) < self.jobs:
-                process, item = self.idle.pop() if self.idle else _Process.new(), waiting.popleft()
+    def __call__(self, task: Callable[[Item], None], items: deque[Item]) -> Iterator[tuple[Item, Failure | None]]:
+        while items or self.busy:
+            while items and len(self.busy) < self.jobs:
+                process, item = self.idle.pop() if self.idle else _Process.new(), items.popleft()
                 self.busy[process.pool.submit(attempt, task, item)] = process, item
             for future in wait(self.busy, return_when=FIRST_COMPLETED).done:
                 process, item = self.busy[future]
@@ -217,15 +215,17 @@ class Cluster:
                 f"expected workers with espalier {__version__} and the files of this grid, but the one at {worker} {said}"
             )
 
-    def __call__(self, task: Callable[[Item], None], items: Iterable[Item]) -> Iterator[tuple[Item, Failure | None]]:
+    def __call__(self, task: Callable[[Item], None], items: deque[Item]) -> Iterator[tuple[Item, Failure | None]]:
         from distributed import wait
         from distributed.protocol.pickle import dumps
 
         do = _asked_first(self.lacks)
-        left = {
-            self.client.submit(do, dumps(functools.partial(attempt, task, item)), pure=False): item for item in items
-        }
-        while left:
+        left, turn = dict[Any, Item](), 0
+        while items or left:
+            while items:  # what came later goes first
+                item = items.popleft()
+                left[self.client.submit(do, dumps(functools.partial(attempt, task, item)), pure=False, priority=turn)] = item
+            turn += 1
             try:
                 done = wait([*left], self.wait, "FIRST_COMPLETED").done
             except TimeoutError:
