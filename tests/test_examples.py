@@ -57,6 +57,7 @@ BENCHMARKS = {
     "distilled_data.py": [
         "--data={small}", "--rows=150", "--methods=dense", "--seeds=1", "--steps=1", "--epochs", "1", "1", "--out={out}",
     ],  # fmt: skip
+    "total_time.py": ["mlp-300-100", "--rounds", "1", "--epochs", "1"],
     "channels.py": ["--rounds", "2", "--batch", "2"],
     "draws.py": ["mlp-512", "--draws", "2", "--rows", "600", "--rounds", "1", "--device", "cpu"],
     "fashion.py": ["--help"],

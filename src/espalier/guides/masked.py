@@ -144,6 +144,7 @@ class MaskedGuide(PyroModule):
         self.values = nn.Parameter(model.initial[self.positions].clone())
         self.keep: Tensor | None = None
         self._layout: tuple[Tensor, int, Layout | None] | None = None
+        self._probs: tuple[tuple[KeepProb, tuple[int, ...], torch.device], float | Tensor] | None = None
         self.tapped = False
         self._tap: Tap | None = None
 
@@ -159,8 +160,11 @@ class MaskedGuide(PyroModule):
 
     @property
     def probs(self) -> float | Tensor:
-        """P(Z = 1) of each active weight: one number, or `(k,)` where layers differ."""
-        return per_weight(self.keep_prob, self.counts, self.positions.device)
+        """P(Z = 1) of each active weight: one number, or `(k,)` where layers differ; asked for several times a step."""
+        given = self.keep_prob, self.counts, self.positions.device
+        if self._probs is None or self._probs[0] != given:
+            self._probs = given, per_weight(*given)
+        return self._probs[1]
 
     @property
     def layout(self) -> Layout | None:
@@ -272,7 +276,7 @@ class MaskedGuide(PyroModule):
     def _draw(self, count: int) -> Tensor:
         if self.mask == "weight":
             each = self.probs
-            if isinstance(each, Tensor):
+            if isinstance(each, Tensor) and count > len(each):
                 each = each.repeat(count // len(each))
             return draw_keep(count, each, self.values.device, self.generator)
         draws = count // len(self.positions)
