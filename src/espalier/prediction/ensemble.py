@@ -62,11 +62,12 @@ class Ensemble(Predictor):
         return {way: first.setdefault(tuple(own[way] for own in by_member), way) for way in ways}
 
     def outcomes(
-        self, x: Rows | Inputs, how: How = "ticket", *, num_samples: int = 16, seed: int = 0
+        self, x: Rows | Inputs, how: How = "ticket", *, num_samples: int = 16, seed: int = 0, on_device: bool = False
     ) -> Iterator[dist.TorchDistribution]:
         if how not in self.ways:
             raise ValueError(f"expected one of {', '.join(self.ways)}, which all members have, got {how!r}")
-        every = (one for fit in self.fits for one in fit.outcomes(x, how, num_samples=num_samples, seed=seed))
+        options: dict[str, Any] = {"num_samples": num_samples, "seed": seed, "on_device": on_device}
+        every = (one for fit in self.fits for one in fit.outcomes(x, how, **options))
         yield from every if self.pool == "probabilities" else iter([_by_logits(every)])
 
 

@@ -106,7 +106,7 @@ class Fit(Predictor):
         return WAYS if self.student is None else (*WAYS, "distilled")
 
     def outcomes(
-        self, x: Rows | Inputs, how: How = "ticket", *, num_samples: int = 16, seed: int = 0
+        self, x: Rows | Inputs, how: How = "ticket", *, num_samples: int = 16, seed: int = 0, on_device: bool = False
     ) -> Iterator[dist.TorchDistribution]:
         if how not in self.ways:
             raise ValueError(f"expected one of {', '.join(self.ways)}, got {how!r}")
@@ -120,7 +120,8 @@ class Fit(Predictor):
         batches = Batches(rows, self.topology.positions.device, across=products)
         one, count = self.is_one(how), {"pairs": len(self.pairs.values), "redraw": num_samples}.get(how, 1)
         for weights, state in islice(self.weights(how, num_samples=num_samples, seed=seed), 1 if one else None):
-            yield from repeat(outcome_of(self.model, weights, batches, state), count if one else 1)
+            outcome = outcome_of(self.model, weights, batches, state, on_device=on_device)
+            yield from repeat(outcome, count if one else 1)
 
     def is_one(self, how: How) -> bool:
         """Are all draws of a way to predict the same network, bit for bit?"""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -101,28 +102,40 @@ def moment(outcome: dist.TorchDistribution, name: Literal["mean", "stddev"]) -> 
 
 
 def outcome_of(
-    model: BayesianNetwork, weights: Tensor, x: Rows | Batches, state: Mapping[str, Tensor] | None = None
+    model: BayesianNetwork,
+    weights: Tensor,
+    x: Rows | Batches,
+    state: Mapping[str, Tensor] | None = None,
+    *,
+    on_device: bool = False,
 ) -> dist.TorchDistribution:
     """The distribution of y given every row of x `(n, *shape)`, at one flat weight vector, in evaluation mode: on the CPU,
-    in float64 from the network's output on, so that the tails of the likelihood keep their digits."""
-    return model.says(output_of(model, weights, x, state), state)
+    in float64 from the network's output on, so that the tails of the likelihood keep their digits. on_device: on the GPU that the
+    weights are on, for who goes on with it there: of a small network the likelihood on the CPU takes longer than the network."""
+    return model.says(output_of(model, weights, x, state, on_device=on_device), state)
 
 
 @torch.no_grad()
 def output_of(
-    model: BayesianNetwork, weights: Tensor, x: Rows | Batches, state: Mapping[str, Tensor] | None = None
+    model: BayesianNetwork,
+    weights: Tensor,
+    x: Rows | Batches,
+    state: Mapping[str, Tensor] | None = None,
+    *,
+    on_device: bool = False,
 ) -> Any:
     """What the network gives of every row of x, `(n, ...)`, there: what `outcome_of` hands to the likelihood."""
     batches = x if isinstance(x, Batches) else Batches(x, weights.device)
+    exact = functools.partial(_exact, on=weights.device if on_device and weights.is_cuda else torch.device("cpu"))
     with evaluating(model):
-        return nested.joined([nested.each(_exact, model.evaluate(weights, batch, state)) for batch in batches])
+        return nested.joined([nested.each(exact, model.evaluate(weights, batch, state)) for batch in batches])
 
 
-def _exact(part: Any) -> Any:
-    """On the CPU, real numbers in float64."""
+def _exact(part: Any, on: torch.device) -> Any:
+    """On this device, real numbers in float64."""
     if not isinstance(part, Tensor):
         return part
-    return part.cpu().double() if part.is_floating_point() else part.cpu()
+    return part.to(on).double() if part.is_floating_point() else part.to(on)
 
 
 def predictive(model: BayesianNetwork, weights: Tensor, x: Rows, state: Mapping[str, Tensor] | None = None) -> Tensor:

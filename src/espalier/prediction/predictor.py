@@ -50,10 +50,10 @@ class Predictor(ABC):
 
     @abstractmethod
     def outcomes(
-        self, x: Rows | Inputs, how: How = "ticket", *, num_samples: int = 16, seed: int = 0
+        self, x: Rows | Inputs, how: How = "ticket", *, num_samples: int = 16, seed: int = 0, on_device: bool = False
     ) -> Iterator[dist.TorchDistribution]:
-        """The distribution of y given every row of x, one draw of the network at a time: float64, on the CPU; of a regression
-        in the units that the network was trained in. Raises ValueError as `predict` does."""
+        """The distribution of y given every row of x, one draw of the network at a time: float64, on the CPU, or left on the GPU
+        (`on_device`); of a regression in the units that the network was trained in. Raises ValueError as `predict` does."""
 
     def predict(self, x: Rows | Inputs, how: How = "ticket", *, num_samples: int = 16, seed: int = 0) -> Tensor:
         """Predictive draws `(S, n, C)` of class probabilities, on the CPU; average over the first dimension.
@@ -67,8 +67,8 @@ class Predictor(ABC):
     def draws(self, x: Rows | Inputs, how: How = "ticket", *, num_samples: int = 16, seed: int = 0) -> Iterator[Tensor]:
         """`predict`, one draw `(n, C)` at a time: nothing of size S is held."""
         shift, scale = self.record.get("target", (0.0, 1.0))
-        for outcome in self.outcomes(x, how, num_samples=num_samples, seed=seed):
-            parameters = parameters_of(outcome).detach()
+        for outcome in self.outcomes(x, how, num_samples=num_samples, seed=seed, on_device=True):
+            parameters = parameters_of(outcome).detach().cpu()
             yield in_units(parameters, shift, scale) if self.record.get("task") == "regression" else parameters
 
     def mixture(self, x: Rows | Inputs, how: How = "pairs", *, num_samples: int = 16, seed: int = 0) -> Mixture:
