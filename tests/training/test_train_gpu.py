@@ -62,6 +62,15 @@ def test_redrawn_masks_are_those_of_the_cpu() -> None:
     torch.testing.assert_close(here, there, rtol=1e-3, atol=1e-4)
 
 
+def test_the_likelihood_stays_on_the_gpu_for_who_goes_on_there() -> None:
+    trained, x = fit("cuda"), load_data("digits").test.x
+    (there,), (here,) = trained.outcomes(x, on_device=True), trained.outcomes(x)
+    assert there.logits.is_cuda
+    assert not here.logits.is_cuda
+    torch.testing.assert_close(there.logits.cpu(), here.logits, rtol=0, atol=1e-6)  # the network's own, twice
+    torch.testing.assert_close(trained.predict(x)[0], here.logits.softmax(-1), rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 def test_the_drop_rate_is_found_and_a_student_taught_on_the_way(precision: str) -> None:
     data = load_data("digits")
