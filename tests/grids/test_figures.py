@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -85,3 +86,14 @@ def test_the_ece_along_training_is_the_runs_history(drawn) -> None:
     histories = [json.loads((out / "runs" / run / "history.json").read_text()) for run in runs]
     expected = np.mean([[row["validation_ece"] for row in rows] for rows in histories], axis=0)
     assert np.asarray(picture.curves[0].y) == pytest.approx(expected)
+
+
+def test_a_finished_cell_whose_run_was_taken_away_stands_in_no_curve_along_training(drawn, tmp_path: Path) -> None:
+    grid, outcome, out = drawn
+    shutil.copytree(out / "cells", tmp_path / "cells")
+    whole = dict(figures(grid, outcome, out))
+    assert set(dict(figures(grid, outcome, tmp_path))) == {name for name in whole if not name.startswith("training")}
+    for run in (run for cell in grid.cells if cell.method == "CigL" for run in cell.runs):
+        shutil.copytree(out / "runs" / run, tmp_path / "runs" / run)
+    picture = dict(figures(grid, outcome, tmp_path))["training-long-0.5"]
+    assert [curve.label for curve in picture.curves] == ["CigL"]

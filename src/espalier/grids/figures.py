@@ -99,11 +99,13 @@ def risk_coverage(grid: Grid, cells: Sequence[Cell], out: Path, title: str) -> P
 
 
 def along_training(grid: Grid, cells: Sequence[Cell], out: Path, title: str) -> Picture | None:
-    """The validation ECE of the posterior mean after every epoch, mean over seeds; one curve per kind of run."""
+    """The validation ECE of the posterior mean after every epoch, mean over seeds; one curve per kind of run. A finished cell
+    needs its run no more, and stands in no curve without it."""
     seen: dict[tuple[str, ...], str] = {}
     for cell in cells:  # methods that share their runs share their curve
         seen.setdefault(cell.runs, cell.method)
-    first = [cell for cell in cells if seen[cell.runs] == cell.method and len(cell.runs) == 1]
+    single = [cell for cell in cells if seen[cell.runs] == cell.method and len(cell.runs) == 1]
+    first = [cell for cell in single if _history_of(out, cell).is_file()]
     histories = {cell.name: _history(out, cell) for cell in first}
     length = min((len(history) for history in histories.values()), default=0)
     if length < 2:
@@ -116,8 +118,12 @@ def along_training(grid: Grid, cells: Sequence[Cell], out: Path, title: str) -> 
     return Picture(f"{title}: along training", "epoch", "validation ECE of the posterior mean", curves)
 
 
+def _history_of(out: Path, cell: Cell) -> Path:
+    return out / "runs" / cell.runs[0] / "history.json"
+
+
 def _history(out: Path, cell: Cell) -> Floats:
-    rows: list[dict[str, Any]] = store.read_json(out / "runs" / cell.runs[0] / "history.json")
+    rows: list[dict[str, Any]] = store.read_json(_history_of(out, cell))
     return np.array([row["validation_ece"] for row in rows if "validation_ece" in row], dtype=np.float64)
 
 
