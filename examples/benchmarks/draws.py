@@ -30,14 +30,14 @@ CELLS: dict[str, tuple[str, tuple[int, ...], dict[str, object]]] = {
 }
 
 
-def synthetic(shape: tuple[int, ...], rows: int) -> Data:
-    """Noise of this shape: 256 rows to train on, `rows` to predict."""
+def synthetic(shape: tuple[int, ...], rows: int, *, train: int = 256, validation: int = 0) -> Data:
+    """Noise of this shape and ten classes, `rows` of it to predict."""
     generator = torch.Generator().manual_seed(0)
 
     def part(count: int) -> Split:
         return Split(torch.randn(count, *shape, generator=generator), torch.randint(10, (count,), generator=generator))
 
-    return Data("noise", part(256), part(0), part(0), part(rows), shape, 10)
+    return Data("noise", part(train), part(validation), part(0), part(rows), shape, 10)
 
 
 def timed(work: Callable[[], object], device: torch.device) -> float:

@@ -17,9 +17,10 @@ import time
 from collections.abc import Callable
 
 import torch
+from draws import synthetic
 
 from espalier import shelf
-from espalier.contracts import Data, Split
+from espalier.contracts import Data
 from espalier.training import Training
 
 CELLS: dict[str, tuple[str, tuple[int, ...], dict[str, object]]] = {
@@ -37,15 +38,6 @@ ARMS: dict[str, tuple[str, dict[str, object]]] = {
     "a rate a layer, distilled": ("distilled", {"drop_rate": "auto-layer"}),
 }
 ROWS, VALIDATION = 9_000, 1_000
-
-
-def noise(shape: tuple[int, ...]) -> Data:
-    generator = torch.Generator().manual_seed(0)
-
-    def part(count: int) -> Split:
-        return Split(torch.randn(count, *shape, generator=generator), torch.randint(10, (count,), generator=generator))
-
-    return Data("noise", part(ROWS), part(VALIDATION), part(0), part(64), shape, 10)
 
 
 def spent(
@@ -69,8 +61,8 @@ def main() -> None:
     print(f"| net, {arguments.sparsity:.0%} sparse | arm | CPU seconds | ÷ RigL | quartiles |\n|---|---|---|---|---|")
     for cell in arguments.cells:
         name, shape, options = CELLS[cell]
-        data, training = noise(shape), Training(epochs=arguments.epochs, batch_size=128, learning_rate=0.05)
-
+        data = synthetic(shape, 64, train=ROWS, validation=VALIDATION)
+        training = Training(epochs=arguments.epochs, batch_size=128, learning_rate=0.05)
         build = functools.partial(shelf.load("models", name), shape, 10, **options)
         turns = []
         for number in range(arguments.rounds + 1):  # the first warms up
