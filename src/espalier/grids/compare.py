@@ -130,20 +130,19 @@ def _executed(
         seen(what, name, failed.get(name))
 
     if left.cells:
-        awaited = {cell: {name for name in cell.runs if name in left.runs} for cell in left.cells}
-        tasks: deque[Task] = deque(cell for cell in left.cells if not awaited[cell])
+        untrained = set(left.runs)
+        tasks: deque[Task] = deque(cell for cell in left.cells if untrained.isdisjoint(cell.runs))
         tasks.extend(left.runs.items())
         with workers as each:
             for task, failure in each(functools.partial(do, out, every, (grid.num_samples, grid.split, grid.outside)), tasks):
                 if isinstance(task, Cell):
                     note("cell", task.name, failure)
                     continue
-                note("run", task[0], failure)
-                for cell, names in awaited.items() if failure is None else ():
-                    if task[0] in names:
-                        names.remove(task[0])
-                        if not names:
-                            tasks.appendleft(cell)  # before the next run: what is scored is kept, whenever we are stopped
+                name, _ = task
+                note("run", name, failure)
+                if failure is None:  # its cells before the next run: what is scored is kept, whenever we are stopped
+                    untrained.remove(name)
+                    tasks.extendleft(cell for cell in left.cells if name in cell.runs and untrained.isdisjoint(cell.runs))
     return gather(grid, out, failed)
 
 
