@@ -36,7 +36,7 @@ def infer(
     freeze: Freeze = 0.75,
     average_from: AverageFrom = 0.8,
     distill_epochs: int = 0,
-    distill_rate: float = 0.05,
+    distill_rate: float = 0.02,
     training: Training = Training(),  # noqa: B008 - frozen
     seed: Seed = 0,
     watch: Watches = None,

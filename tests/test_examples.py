@@ -72,6 +72,9 @@ BENCHMARKS = {
     "pnc.py": ["--help"],
     "power.py": ["--help"],
     "predictive_memory.py": ["--help"],
+    "one_student.py": [
+        "--data={small}", "--rows=150", "--model=mlp", "--epochs=8", "--seeds=0", "--share=20", "--out={out}",
+    ],  # fmt: skip
     "prune_further.py": ["--help"],
     "rate_trials.py": ["--help"],
     "robustness.py": ["--help"],

@@ -90,7 +90,7 @@ def distil(words: list[str]) -> int:
                         help="on whose topology it stands; and others of the same data, that teach too")  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, metavar="NEW", help="new folder: the run, with the net in it")
     parser.add_argument("--epochs", type=int, default=10, help="passes over the training inputs (default 10)")
-    parser.add_argument("--rate", type=float, default=0.05, help="peak of their learning rate (default 0.05)")
+    parser.add_argument("--rate", type=float, default=0.02, help="peak of their learning rate (default 0.02)")
     parser.add_argument("--json", action="store_true", help="print one JSON object, and nothing else, on stdout")
     parser.of_data()
     arguments = parser.parse_args(words)

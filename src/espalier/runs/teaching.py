@@ -22,7 +22,7 @@ def distil(
     *,
     others: Sequence[str | Path] = (),
     epochs: int = 10,
-    learning_rate: float = 0.05,
+    learning_rate: float = 0.02,
     data_dir: str | None = None,
     source: str | None = None,
     watch: Watches = None,
