@@ -72,16 +72,16 @@ def taught(fit: Fit, inputs: Tensor, told: Tensor, arm: Arm, steps: int, seed: i
         return weights if arm.free else fit.dense(weights)
 
     teachers.train()
-    order = torch.randperm(len(inputs), generator=stream)
+    whole = len(inputs) // BATCH
     for step in range(steps):
-        at = step * BATCH % (len(inputs) - BATCH + 1)
-        if at < BATCH:
+        if not step % whole:
             order = torch.randperm(len(inputs), generator=stream)
-        rows = order[at : at + BATCH]
+        rows = order[step % whole * BATCH :][:BATCH]
         x = inputs[rows]
         student.learn(x, dist.Categorical(told[rows]) if arm.told else teachers.says(x, stream), place)
     teachers.train(False)
-    return place(student.network()[0]), student.network()[1]
+    values, state = student.network()
+    return place(values), state
 
 
 def world(given: argparse.Namespace, data: Data, more: Data, seed: int) -> dict[str, list[float]]:
