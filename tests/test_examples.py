@@ -66,15 +66,15 @@ BENCHMARKS = {
     "growth.py": ["--help"],
     "label_noise.py": ["--help"],
     "loading.py": ["--rows", "300", "--workers", "0", "--side", "32"],
+    "one_student.py": [
+        "--data={small}", "--rows=150", "--model=mlp", "--epochs=8", "--seeds=0", "--share=20", "--out={out}",
+    ],  # fmt: skip
     "onnx_parity.py": ["--help"],
     "orderings.py": ["--help"],
     "persistence.py": ["--data={small}", "--rows=150", "--epochs=1", "--seeds=1", "--batches=1"],
     "pnc.py": ["--help"],
     "power.py": ["--help"],
     "predictive_memory.py": ["--help"],
-    "one_student.py": [
-        "--data={small}", "--rows=150", "--model=mlp", "--epochs=8", "--seeds=0", "--share=20", "--out={out}",
-    ],  # fmt: skip
     "prune_further.py": ["--help"],
     "rate_trials.py": ["--help"],
     "robustness.py": ["--help"],

@@ -18,10 +18,10 @@ from typing import NamedTuple
 import pyro.distributions as dist
 import torch
 from label_noise import cell
+from several_teachers import built, three
 from torch import Tensor
 
-from espalier import Data, Fit, Training, load_data, shelf
-from espalier.calibration import accuracy, ece, nll
+from espalier import Data, Fit, Training, load_data
 from espalier.contracts import Rows
 from espalier.inference import distilled
 from espalier.prediction.pairs import State
@@ -85,26 +85,20 @@ def taught(fit: Fit, inputs: Tensor, told: Tensor, arm: Arm, steps: int, seed: i
 
 
 def world(given: argparse.Namespace, data: Data, more: Data, seed: int) -> dict[str, list[float]]:
-    torch.manual_seed(seed)
-    options = {"hidden": (300, 100)} if given.model == "mlp" else {}
-    model = shelf.load("models", given.model)(data.shape, data.num_outputs, **options)
     training = Training(epochs=given.epochs, batch_size=BATCH, learning_rate=given.learning_rate, device="cpu")
-    fit = distilled.infer(model, data, sparsity=given.sparsity, training=training, seed=seed)
+    fit = distilled.infer(built(given, data, seed), data, sparsity=given.sparsity, training=training, seed=seed)
     held, y = data.validation.x, data.validation.y.numpy()
 
     def scores(probs: Tensor) -> list[float]:
-        p = probs.double().numpy()
-        return [accuracy(p, y), nll(p, y), ece(p, y)]
-
-    def rows(part: Data) -> Tensor:
-        return part.train.x[torch.arange(len(part.train.y))]
+        return three(probs.double().numpy(), y)
 
     found = {"ticket": scores(fit.predict(held, "ticket")[0]), f"{MASKS} masks": scores(_mean(fit, held))}
     found["student on the way"] = scores(fit.predict(held, "distilled")[0])
-    told = _mean(fit, rows(data))
+    own, every = (part.train.x[torch.arange(len(part.train.y))] for part in (data, more))
+    told = _mean(fit, own)
     for name, arm in ARMS.items():
-        steps = max(1, arm.passes * given.share * len(data.train.y) // (100 * BATCH))
-        weights, state = taught(fit, rows(more if arm.more else data), told, arm, steps, seed)
+        steps = max(1, arm.passes * given.share * len(own) // (100 * BATCH))
+        weights, state = taught(fit, every if arm.more else own, told, arm, steps, seed)
         found[name] = scores(outcome_of(fit.model, weights, held, state).probs)
     return found
 

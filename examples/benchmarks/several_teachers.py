@@ -35,26 +35,32 @@ MEMBERS, DRAWS = 4, 32
 Row = dict[str, list[float]]
 
 
-def trained(given: argparse.Namespace, data: Data, training: Training, seed: int, masked: bool) -> Fit:
+def built(given: argparse.Namespace, data: Data, seed: int) -> BayesianNetwork:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         options = {"hidden": (300, 100)} if given.model == "mlp" else {}
         model: BayesianNetwork = shelf.load("models", given.model)(data.shape, data.num_outputs, **options)
+    return model
+
+
+def trained(given: argparse.Namespace, data: Data, training: Training, seed: int, masked: bool) -> Fit:
+    model = built(given, data, seed)
     if not masked:
         return dense.infer(model, data, training=training, seed=seed)
     parts = given.microbatches
     return cigl.infer(model, data, sparsity=given.sparsity, microbatches=parts, training=training, seed=seed)
 
 
+def three(p: NDArray[np.float64], y: NDArray[np.int64]) -> list[float]:
+    return [score(p, y) for score in (accuracy, nll, ece)]
+
+
 def scored(who: Predictor, data: Data, way: How, draws: int = DRAWS) -> Row:
     """Accuracy, NLL and ECE of the test split, as it predicts and with a temperature."""
     test, held = (predictions(who, data, split, ways=[way], num_samples=draws)[way] for split in ("test", "validation"))
     heated = apply_temperature(test, fit_temperature(held, data.validation.y.numpy()))
-
-    def three(p: NDArray[np.float64]) -> list[float]:
-        return [score(p, data.test.y.numpy()) for score in (accuracy, nll, ece)]
-
-    return {"": three(test), " + TS": three(heated)}
+    y = data.test.y.numpy()
+    return {"": three(test, y), " + TS": three(heated, y)}
 
 
 def world(given: argparse.Namespace, data: Data, seed: int) -> dict[str, Row]:
