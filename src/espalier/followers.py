@@ -6,7 +6,7 @@ taught, a prior that is annealed, noise or a control variate in the gradient. It
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from espalier.prediction.fit import Fit
 
 
+Said = Callable[[], Any]
+"""Asked, what the network said of a step's rows under its draw, without a graph: of a program that goes by Pyro, by a forward
+pass more, with point-estimated parameters as they are by then."""
+
+
 class Follower:
     """It is told of every step, and its state is in the checkpoints. By default it does nothing."""
 
@@ -30,9 +35,8 @@ class Follower:
         """Before the optimiser takes step `taken`, on x and y: gradients of the mean loss per example are in `.grad`, the
         mean over all processes, and what is written there is what the optimiser sees. Moves of the topology have no such."""
 
-    def after(self, taken: int, x: Any, output: Any, model: BayesianNetwork, guide: MaskedGuide) -> None:
-        """After step `taken`, on x. output: what the network said of x under the step's draw, without its graph; None where
-        only Pyro has seen it."""
+    def after(self, taken: int, x: Any, said: Said, model: BayesianNetwork, guide: MaskedGuide) -> None:
+        """After step `taken`, on x."""
 
     def row(self) -> Mapping[str, float]:
         """What the history keeps of the epoch that ends."""

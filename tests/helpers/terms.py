@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from espalier import nested
 from espalier.guides.gaussian import GaussianGuide
 from espalier.guides.masked import MaskedGuide
 from espalier.network import BayesianNetwork
@@ -49,7 +50,8 @@ def step(objective: Callable[..., Any], model: BayesianNetwork, guide: MaskedGui
     every = [*guide.named_parameters(), *model.named_parameters()]
     found = {name: p.grad if p.grad is not None else torch.zeros_like(p) for name, p in every}
     of_loss = {name: getattr(terms, name) for name in ("loss", "fit", "kl", "l2")}
-    return {**of_loss, **dict(model.named_buffers()), **found}
+    told = {f"said.{place}": leaf for place, leaf in enumerate(nested.leaves(terms.said())) if isinstance(leaf, Tensor)}
+    return {**of_loss, **dict(model.named_buffers()), **found, **told}
 
 
 def same(mine: dict[str, Tensor], theirs: dict[str, Tensor], eps: float = 1e-10) -> None:

@@ -106,3 +106,34 @@ def test_what_cannot_be_distilled_is_refused_and_nothing_is_left(tmp_path: Path,
     assert not (tmp_path / "new").exists()
     assert main(["distil", str(tmp_path / "good"), "--out", str(tmp_path / "rigl")]) == 2
     assert "expected a new folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("last", ["config.yaml", "fit.safetensors", "history.json"])
+def test_killed_within_its_last_writes_it_is_begun_again_and_not_taken_for_its_first_run(
+    last: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every = [tmp_path / name for name in ("a", "b")]
+    for place, folder in enumerate(every):
+        words = [word for word in WORDS if "seed" not in word]
+        runs.start(resolve(["--inference=cigl", "--drop-rate=0.2", *MLP, *words, f"--seed={place}"]), folder)
+    whole = runs.distil(every[0], tmp_path / "whole", others=every[1:], epochs=1)
+    real = store.write_bytes
+
+    def killed(path: Path, data: bytes) -> None:
+        real(path, data)
+        if path.name == last:
+            raise KeyboardInterrupt
+
+    new = tmp_path / "new"
+    monkeypatch.setattr(store, "write_bytes", killed)
+    with pytest.raises(KeyboardInterrupt):
+        runs.distil(every[0], new, others=every[1:], epochs=1)
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="expected a new folder"):
+        runs.distil(every[0], new, epochs=1)
+    with pytest.raises(ValueError, match="but .*new was to learn from a b: `espalier distil` anew"):
+        runs.resume(new)
+    runs.distil(every[0], new, others=every[1:], epochs=1)
+    assert (new / "fit.safetensors").read_bytes() == (tmp_path / "whole" / "fit.safetensors").read_bytes()
+    assert not (new / "teachers.json").exists()
+    assert runs.load(new).record["distilled"] == whole.record["distilled"]

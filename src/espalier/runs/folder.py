@@ -3,6 +3,7 @@
 config.yaml               the resolved recipe; `espalier fit --config` takes it
 model.py, inference.py, init.safetensors    copies of the user's own programs and weights, where there are any
 checkpoint.safetensors    while training; gone when it is done
+teachers.json             who teaches, while runs teach what no recipe says (teaching.py); gone when it is done
 pairs/*.safetensors       a collected pair (Z, u): a bit-packed mask, values of the active weights; written once
 fit.safetensors           the rest of the fit
 history.json              one row per epoch
@@ -38,6 +39,8 @@ from espalier.training.watch import EVERY, Checkpoints, Watches
 
 CHECKPOINT = "checkpoint.safetensors"
 INIT = "init.safetensors"
+TEACHERS = "teachers.json"
+PASSING = CHECKPOINT, TEACHERS
 
 
 def start(recipe: Recipe, folder: str | Path, watch: Watches = None, *, every: float = EVERY) -> Fit:
@@ -53,9 +56,12 @@ def start(recipe: Recipe, folder: str | Path, watch: Watches = None, *, every: f
     return _run(recipe, folder, loaded, model, watch, every, new=True)
 
 
-def _check_new(folder: Path) -> None:
-    """Raises ValueError where the folder holds anything but what a run leaves that ended before its first checkpoint."""
+def _check_new(folder: Path, *, taught: bool = False) -> None:
+    """Raises ValueError where the folder holds anything but what a run leaves that ended before its first checkpoint. taught: or
+    what a run leaves that others were to teach."""
     ours = {"config.yaml", "model.py", "inference.py", INIT, PAIRS} if (folder / store.LOCK).exists() else set()
+    if ours and taught and (folder / TEACHERS).exists():
+        ours |= {TEACHERS, "fit.safetensors", "history.json"}
     known = folder.is_dir() and all(path.name in ours or path.name.startswith(".") for path in folder.iterdir())
     if folder.exists() and not known:
         raise ValueError(
@@ -92,6 +98,9 @@ def resume(
     if finished(folder):
         tidy(folder)
         return load(folder)
+    if (folder / TEACHERS).exists():
+        names = " ".join(one["run"] for one in store.read_json(folder / TEACHERS))
+        raise ValueError(f"expected a run that its recipe ends, but {folder} was to learn from {names}: `espalier distil` anew")
     recipe = recipe_in(folder, source)
     with store.owned(folder) if distributed.rank() == 0 else nullcontext():
         if distributed.size() == 1 and finished(folder):  # by another process, while we waited
@@ -106,10 +115,15 @@ def repeat(recipe: Recipe, loaded: Data, folder: Path, watch: Watches = None) ->
 
 
 def tidy(folder: Path) -> None:
-    """Remove the checkpoint that a kill between the last two writes leaves in a finished run."""
-    if (folder / CHECKPOINT).exists() and finished(folder):
+    """Remove what a kill after the last write leaves in a finished run: its checkpoint, or who was to teach it."""
+    if any((folder / name).exists() for name in PASSING) and finished(folder):
         with store.owned(folder):
-            (folder / CHECKPOINT).unlink(missing_ok=True)
+            _remove_passing(folder)
+
+
+def _remove_passing(folder: Path) -> None:
+    for name in PASSING:
+        (folder / name).unlink(missing_ok=True)
 
 
 def check_finished(folder: str | Path) -> None:
@@ -233,7 +247,7 @@ def _conclude(fit: Fit, folder: Path, loaded: Data) -> Fit:
     for path in (folder / PAIRS).iterdir():
         if path.name not in kept:
             path.unlink()  # of a training that another one followed, or that a kill cut short
-    (folder / CHECKPOINT).unlink(missing_ok=True)
+    _remove_passing(folder)
     return fit
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from espalier import shelf, store
 from espalier.prediction.fit import Fit
-from espalier.runs.folder import _begin, _check_new, _conclude, check_finished, data_of, load, recipe_in
+from espalier.runs.folder import TEACHERS, _begin, _check_new, _conclude, check_finished, data_of, load, recipe_in
 from espalier.runs.recipes import Recipe, options
 from espalier.training.distillation import check_later, distill
 from espalier.training.options import Training
@@ -32,8 +32,7 @@ def distil(
     Of a run of `cigl` its recipe is that of `--inference distilled --distill-epochs EPOCHS`, and so is its fit, bit for bit: one
     that is trained from that recipe ends with equal files. (Killed, it is that training which `espalier resume` goes on with.)
     With others, runs of the same data and any network that teach too, and of a run without random masks whose pairs differ (mean
-    field, a chain), the recipe stays the run's, and the record says who taught; killed before its files are written, it is begun
-    again by the same call.
+    field, a chain), the recipe stays the run's, and the record says who taught; killed, it is begun again by the same call.
     data_dir, source: as of `data_of`.
     Raises ValueError, before any work, where there is but one network to learn from, where the runs make no ensemble, or for a
     run of `cigl` with options that `distilled` has not.
@@ -42,7 +41,7 @@ def distil(
     every = [folder, *map(Path, others)]
     for one in every:
         check_finished(one)
-    _check_new(out)
+    _check_new(out, taught=True)
     recipe, fits, data = recipe_in(folder, source), [load(one) for one in every], data_of(folder, data_dir, source)
     repeats = not others and recipe.inference in ("cigl", "distilled") and fits[0].masked
     recipe = as_distilled(recipe, epochs, learning_rate) if repeats else recipe
@@ -53,7 +52,7 @@ def distil(
     microbatches = recipe.options.get("microbatches", 1)
     check_later(fit, data, epochs, learning_rate, microbatches, rest)
     with store.owned(out):
-        _check_new(out)
+        _check_new(out, taught=not repeats)
         if repeats:
             _begin(recipe, out)
         distill(
@@ -61,8 +60,9 @@ def distil(
             microbatches=microbatches, others=rest, watch=watch,
         )  # fmt: skip
         if not repeats:
-            _begin(recipe, out)
             fit.record["distilled"]["teachers"] = [_named(one) for one in every]
+            store.write_bytes(out / TEACHERS, store.canonical(fit.record["distilled"]["teachers"]).encode())
+            _begin(recipe, out)
         return _conclude(fit, out, data)
 
 

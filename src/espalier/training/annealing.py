@@ -13,7 +13,7 @@ from torch import Tensor
 
 from espalier.contracts import Data, Topology
 from espalier.distributions.priors import MixtureNormal
-from espalier.followers import Follower
+from espalier.followers import Follower, Said
 from espalier.guides.masked import MaskedGuide
 from espalier.network import BayesianNetwork
 from espalier.prediction.fit import Fit
@@ -39,7 +39,7 @@ class KLWarmup(Follower):
         self.full = guide.kl_scale
         self.after(0, None, None, model, guide)
 
-    def after(self, taken: int, x: Any, output: Any, model: BayesianNetwork, guide: MaskedGuide) -> None:
+    def after(self, taken: int, x: Any, said: Said, model: BayesianNetwork, guide: MaskedGuide) -> None:
         """Ready for step taken + 1."""
         guide.kl_scale = self.now = self.full * min(1.0, (taken + 1) / self.rise)
 
@@ -182,7 +182,7 @@ class PriorAnnealing(Noise):
     def begin(self, model: BayesianNetwork, guide: MaskedGuide) -> None:
         self.after(0, None, None, model, guide)
 
-    def after(self, taken: int, x: Any, output: Any, model: BayesianNetwork, guide: MaskedGuide) -> None:
+    def after(self, taken: int, x: Any, said: Said, model: BayesianNetwork, guide: MaskedGuide) -> None:
         """Ready for step taken + 1."""
         self.now = self.stages.at(taken + 1, self.steps, self.per_epoch)
         self.temperature = self.now.temperature

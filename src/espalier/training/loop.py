@@ -108,7 +108,7 @@ class Loop:
                 follower.before(self.taken, x, y, self.model, self.guide)
             self.optimizer.step()
         for follower in self.followers:
-            follower.after(self.taken, x, terms.output, self.model, self.guide)
+            follower.after(self.taken, x, terms.said, self.model, self.guide)
         return Info(self.taken, seen, terms.kl + terms.l2 - seen, terms.kl, grown, moving, active)
 
     @torch.no_grad()

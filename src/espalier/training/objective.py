@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import operator
 import warnings
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -51,14 +52,24 @@ class _Alone(Messenger):
         )
 
 
+class _Drawn(Messenger):
+    """Keeps the weights that were drawn."""
+
+    weights: Tensor
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if msg["name"] == "weights":
+            self.weights = msg["value"]
+
+
 class Terms(NamedTuple):
-    """-log-likelihood, KL (times kl_scale) and L2: nats per example, without their graphs. output: of the network for the whole
-    batch, where it is known, of each part under the last of its draws; without its graph too."""
+    """-log-likelihood, KL (times kl_scale) and L2: nats per example, without their graphs. said: asked, what the network says of
+    the whole batch, of each part under the last of its draws; without its graph too."""
 
     fit: Tensor
     kl: Tensor
     l2: Tensor
-    output: Any = None
+    said: Callable[[], Any]
 
     @property
     def loss(self) -> Tensor:
@@ -91,21 +102,29 @@ def _is_as_written(program: BayesianNetwork | MaskedGuide) -> bool:
 
 def by_pyro(model: BayesianNetwork, guide: MaskedGuide, x: Any, y: Tensor, autocast: AbstractContextManager[Any]) -> Terms:
     """The terms of a step's draws, their gradient added to the parameters'."""
-    given, num_data, found = model.num_data, model.num_data or len(y), []
+    given, num_data, found, draws = model.num_data, model.num_data or len(y), [], []
+    seen = passes(guide, x, y)
     try:
         model.num_data = num_data  # of a part it would be the part
-        for rows, labels, share in passes(guide, x, y):
-            with autocast:
+        for rows, labels, share in seen:
+            with autocast, _Drawn() as drawn:
                 loss = TraceMeanField_ELBO().differentiable_loss(model, guide, rows, labels) * (share / num_data)
             loss.backward()
             found.append(loss.detach())
+            draws.append((drawn.weights, rows))
     finally:
         model.num_data = given
     loss = torch.stack(found).sum()
+
+    def said() -> Any:
+        """By a forward pass more, since what Pyro has seen is gone: asked after the step, of the other parameters after it."""
+        with unmoved(*model.children(), device=y.device), autocast:
+            return nested.joined([model.evaluate(weights, rows) for weights, rows in draws[-_of_one(guide, seen):]])
+
     with torch.no_grad():
         kl = guide.kl_scale * kl_divergence(guide.distribution(), model.prior()) / num_data
         l2 = model.l2() if model.weight_decay else torch.zeros_like(kl)
-        return Terms(loss - kl - l2, kl, l2)
+        return Terms(loss - kl - l2, kl, l2, said)
 
 
 def closed_form(
@@ -118,7 +137,7 @@ def closed_form(
     """The same."""
     num_data = model.num_data or len(y)
     seen, found, outputs = passes(guide, x, y), [], list[Any]()
-    of_one = len(seen) // (1 if guide.tapped else guide.num_particles)
+    of_one = _of_one(guide, seen)
     for rows, labels, share in seen:
         with autocast, _Alone():
             weights = guide.draw()
@@ -133,7 +152,7 @@ def closed_form(
         outputs = [*outputs, nested.each(_without_graph, output)][-of_one:]
     kl = _with_gradient_of_kl(model, guide, num_data)
     l2 = _with_gradient_of_l2(model) if model.weight_decay else torch.zeros_like(kl)
-    return Terms(torch.stack(found).sum(), kl, l2, nested.joined(outputs))
+    return Terms(torch.stack(found).sum(), kl, l2, lambda: nested.joined(outputs))
 
 
 def passes(guide: MaskedGuide, x: Any, y: Tensor) -> list[tuple[Any, Tensor, float]]:
@@ -141,6 +160,11 @@ def passes(guide: MaskedGuide, x: Any, y: Tensor) -> list[tuple[Any, Tensor, flo
     the gradient of one draw."""
     draws, cuts = (1, 1) if guide.tapped else (guide.num_particles, guide.microbatches)
     return [(rows, labels, len(labels) / len(y) / draws) for rows, labels in parts(cuts, x, y) * draws]
+
+
+def _of_one(guide: MaskedGuide, seen: Sequence[Any]) -> int:
+    """Of the passes of a step, those of its last draw."""
+    return len(seen) // (1 if guide.tapped else guide.num_particles)
 
 
 def parts(count: int, *batch: Any) -> list[tuple[Any, ...]]:

@@ -20,7 +20,7 @@ import torch
 
 from espalier import nested
 from espalier.contracts import Data
-from espalier.followers import Follower
+from espalier.followers import Follower, Said
 from espalier.guides.masked import MaskedGuide
 from espalier.network import BayesianNetwork, under
 from espalier.prediction.fit import Fit
@@ -59,16 +59,13 @@ class Woven(Follower):
             )
         return cls(first, training.steps(data), learning_rate, training.precision)
 
-    def after(self, taken: int, x: Any, output: Any, model: BayesianNetwork, guide: MaskedGuide) -> None:
+    def after(self, taken: int, x: Any, said: Said, model: BayesianNetwork, guide: MaskedGuide) -> None:
         if taken <= self.first or self.lost:
             return
         student = self.student = self.student or self._born(model, guide)
         positions, size, layout = guide.positions, model.num_weights, guide.layout
         with torch.no_grad():
-            if output is None:  # Pyro has it: the draw that was last, once more
-                assert guide.keep is not None
-                output = model.evaluate(scatter(guide.values * (guide.scale * guide.keep), positions, size, layout), x)
-            target = model.says(nested.each(in_full, output))
+            target = model.says(nested.each(in_full, said()))
         try:
             self.losses.append(student.learn(x, target, lambda values: scatter(values, positions, size, layout)))
         except Diverged as error:  # the training that it goes along with is not to end for that
