@@ -37,17 +37,20 @@ class KLWarmup(Follower):
 
     def begin(self, model: BayesianNetwork, guide: MaskedGuide) -> None:
         self.full = guide.kl_scale
-        self.after(0, None, None, model, guide)
+        self._ready(0, guide)
 
     def after(self, taken: int, x: Any, said: Said, model: BayesianNetwork, guide: MaskedGuide) -> None:
-        """Ready for step taken + 1."""
+        self._ready(taken, guide)
+
+    def _ready(self, taken: int, guide: MaskedGuide) -> None:
+        """For step taken + 1."""
         guide.kl_scale = self.now = self.full * min(1.0, (taken + 1) / self.rise)
 
     def row(self) -> Mapping[str, float]:
         return {"kl_scale": self.now}
 
     def restore(self, saved: Bundle, model: BayesianNetwork, guide: MaskedGuide) -> None:
-        self.after(saved.facts["step"], None, None, model, guide)
+        self._ready(saved.facts["step"], guide)
 
     def end(self, fit: Fit, data: Data) -> None:
         fit.record["kl_warmup"] = self.warmup
@@ -180,10 +183,13 @@ class PriorAnnealing(Noise):
         )  # fmt: skip
 
     def begin(self, model: BayesianNetwork, guide: MaskedGuide) -> None:
-        self.after(0, None, None, model, guide)
+        self._ready(0, model, guide)
 
     def after(self, taken: int, x: Any, said: Said, model: BayesianNetwork, guide: MaskedGuide) -> None:
-        """Ready for step taken + 1."""
+        self._ready(taken, model, guide)
+
+    def _ready(self, taken: int, model: BayesianNetwork, guide: MaskedGuide) -> None:
+        """For step taken + 1."""
         self.now = self.stages.at(taken + 1, self.steps, self.per_epoch)
         self.temperature = self.now.temperature
         prior = MixtureNormal(self.lam, self.slab_scale, self.now.spike_scale, model.num_weights, model.initial)
@@ -196,7 +202,7 @@ class PriorAnnealing(Noise):
         return {**self.now._asdict(), "slab": self.slab}
 
     def restore(self, saved: Bundle, model: BayesianNetwork, guide: MaskedGuide) -> None:
-        self.after(saved.facts["step"], None, None, model, guide)
+        self._ready(saved.facts["step"], model, guide)
 
     def end(self, fit: Fit, data: Data) -> None:
         fit.record |= {"temperature": self.stages.temperature, "kl_scale": 1.0, "stages": list(self.stages[2:])}
