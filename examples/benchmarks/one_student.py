@@ -4,9 +4,9 @@
 
 A network is trained with its drop rate found, and a student beside it; then others stand on its support and begin as its ticket.
 Told one mask a batch, each is the product's own. Told the mean of 64 masks of every input, it has a teacher without noise; with
-all weights free, one that is not sparse; of more inputs, all training rows of the set, without labels, for as many steps. Scores
-are of validation rows, which the drop rate looks at too: this is for understanding, and for choosing. Given several seeds, ± is
-half the 95 % t interval.
+all weights free, one that is not sparse; of more inputs, all training rows of the set, without labels. Scores are of validation
+rows, which the drop rate looks at too: this is for understanding, and for choosing. Given several seeds, ± is half the 95 % t
+interval.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MASKS, BATCH = 64, 128
 
 class Arm(NamedTuple):
     """rate: peak of the learning rate. passes: over the training inputs. decay: L2. told: the mean of many masks. free: all
-    weights learn. more: all training rows of the set."""
+    weights learn. more: all training rows of the set. adam: in place of Nesterov SGD."""
 
     rate: float = 0.02
     passes: int = 6
@@ -44,6 +44,7 @@ class Arm(NamedTuple):
     told: bool = False
     free: bool = False
     more: bool = False
+    adam: bool = False
 
 
 ARMS = {
@@ -56,7 +57,12 @@ ARMS = {
     "told the mean": Arm(told=True),
     "told the mean, 20 epochs": Arm(told=True, passes=20),
     "told the mean, 20 epochs, all weights free": Arm(told=True, passes=20, free=True),
+    "told the mean, 20 epochs, Adam at .001": Arm(0.001, told=True, passes=20, adam=True),
+    "told the mean of more inputs, as many steps": Arm(told=True, passes=20, more=True),
+    "told the mean of more inputs, as many steps, Adam at .001": Arm(0.001, told=True, passes=20, more=True, adam=True),
+    "told the mean of more inputs, 100 epochs, Adam at .001": Arm(0.001, told=True, passes=100, more=True, adam=True),
     "told the mean, rate .1, decay .002": Arm(0.1, told=True, decay=0.002),
+    "told the mean, 20 epochs, rate .1, decay .002": Arm(0.1, told=True, passes=20, decay=0.002),
     "a mask a batch, rate .1, decay .002": Arm(0.1, decay=0.002),
 }
 
@@ -66,6 +72,8 @@ def taught(fit: Fit, inputs: Tensor, told: Tensor, arm: Arm, steps: int, seed: i
     teachers, stream = Teachers([fit]), torch.Generator().manual_seed(seed)
     values, state = teachers.first.ticket()
     student = Student(fit.model, fit.dense(values) if arm.free else values, state, rates.cosine(arm.rate, steps))
+    if arm.adam:
+        student.optimizer = torch.optim.Adam([student.values, *student.own.values()])
     student.optimizer.param_groups[0]["weight_decay"] = arm.decay
 
     def place(weights: Tensor) -> Tensor:
@@ -78,7 +86,7 @@ def taught(fit: Fit, inputs: Tensor, told: Tensor, arm: Arm, steps: int, seed: i
             order = torch.randperm(len(inputs), generator=stream)
         rows = order[step % whole * BATCH :][:BATCH]
         x = inputs[rows]
-        student.learn(x, dist.Categorical(told[rows]) if arm.told else teachers.says(x, stream), place)
+        student.learn(x, [dist.Categorical(told[rows]) if arm.told else teachers.says(x, stream)], place)
     teachers.train(False)
     values, state = student.network()
     return place(values), state
@@ -95,10 +103,10 @@ def world(given: argparse.Namespace, data: Data, more: Data, seed: int) -> dict[
     found = {"ticket": scores(fit.predict(held, "ticket")[0]), f"{MASKS} masks": scores(_mean(fit, held))}
     found["student on the way"] = scores(fit.predict(held, "distilled")[0])
     own, every = (part.train.x[torch.arange(len(part.train.y))] for part in (data, more))
-    told = _mean(fit, own)
+    told = {False: _mean(fit, own), True: _mean(fit, every)}
     for name, arm in ARMS.items():
         steps = max(1, arm.passes * given.share * len(own) // (100 * BATCH))
-        weights, state = taught(fit, every if arm.more else own, told, arm, steps, seed)
+        weights, state = taught(fit, every if arm.more else own, told[arm.more], arm, steps, seed)
         found[name] = scores(outcome_of(fit.model, weights, held, state).probs)
     return found
 

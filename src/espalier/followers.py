@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from espalier.prediction.fit import Fit
 
 
-Said = Callable[[], Any]
-"""Asked, what the network said of a step's rows under its draw, without a graph: of a program that goes by Pyro, by a forward
-pass more, with point-estimated parameters as they are by then."""
+Said = Callable[[], list[Any]]
+"""Asked, what the network said of a step's rows under each of its draws, without a graph: of a program that goes by Pyro, by
+forward passes more, with point-estimated parameters as they are by then."""
 
 
 class Follower:

@@ -46,16 +46,18 @@ class Listener:
             if taken > woven.first:
                 biases = [tensor.detach().clone() for name, tensor in model.state_dict().items() if "bias" in name]
                 self.began = self.began or [guide.values.detach() * KEEP, *biases]
-                self.heard.append((x.clone(), said().clone()))
+                self.heard.append((x.clone(), torch.stack(said())))
             real(woven, taken, x, said, model, guide)
 
         monkeypatch.setattr(Woven, "after", after)
 
 
 @pytest.mark.usefixtures("float64")
-def test_it_is_nesterov_sgd_towards_the_masked_outputs_by_plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("draws", [1, 3])
+def test_it_is_nesterov_sgd_towards_the_masked_outputs_by_plain_torch(draws: int, monkeypatch: pytest.MonkeyPatch) -> None:
     listener = Listener(monkeypatch)
-    fit = fitted()
+    fit = fitted(num_particles=draws)
+    assert {len(output) for _, output in listener.heard} == {draws}
     steps = len(listener.heard)
     assert steps == round(0.15 * 2 * EPOCHS)
     student = [tensor.clone().requires_grad_() for tensor in listener.began]
@@ -64,7 +66,7 @@ def test_it_is_nesterov_sgd_towards_the_masked_outputs_by_plain_torch(monkeypatc
         dense = torch.zeros(24).index_put((fit.topology.positions,), student[0])
         hidden = torch.tanh(F.linear(x, dense[:12].reshape(4, 3), student[1]))
         logits = F.linear(hidden, dense[12:].reshape(3, 4), student[2])
-        loss = -(output.softmax(-1) * logits.log_softmax(-1)).sum() / len(x)
+        loss = -(output.softmax(-1).mean(0) * logits.log_softmax(-1)).sum() / len(x)
         gradients = torch.autograd.grad(loss, student)
         rate = RATE / 2 * (1 + math.cos(math.pi * (number - 1) / steps))
         for tensor, momentum, gradient in zip(student, momenta, gradients, strict=True):

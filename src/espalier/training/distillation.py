@@ -148,7 +148,7 @@ def _distill(
             for teacher in teachers.all:
                 nets.enter_context(distributed.synchronised(teacher.fit.model.net, streams.device))
             for x, _ in batches(data, training, streams):
-                losses.append(student.learn(x, teachers.says(x, streams.mask), fit.dense))
+                losses.append(student.learn(x, [teachers.says(x, streams.mask)], fit.dense))
                 watch.on_step(Info(before["step"] + student.taken, losses[-1], -losses[-1], torch.zeros(()), 0))
         row = {"epoch": number, "step": before["step"] + student.taken, "loss": float(torch.stack(losses).mean()),
                "learning_rate": student.rate(student.taken), "density": fit.topology.density, "exchanged": 0}  # fmt: skip
@@ -216,14 +216,14 @@ class Student:
         self.own = {n: t.detach().clone().requires_grad_() for n, t in state.items() if n in trained}
         self.optimizer = torch.optim.SGD([self.values, *self.own.values()], lr=0.0, momentum=0.9, nesterov=True)
 
-    def learn(self, x: Any, target: dist.TorchDistribution, dense: Callable[[Tensor], Tensor]) -> Tensor:
-        """One step towards what a teacher says of x. dense: places values of the active weights among all. Returns the
-        cross-entropy, nats per example. Raises Diverged where that is no number."""
+    def learn(self, x: Any, told: Sequence[dist.TorchDistribution], dense: Callable[[Tensor], Tensor]) -> Tensor:
+        """One step towards the even mixture of what is told of x. dense: places values of the active weights among all. Returns
+        the cross-entropy, nats per example. Raises Diverged where that is no number."""
         self.taken += 1
         with objective.cast(self.precision, self.values.device):
             output = self.model.evaluate(dense(self.values), x, {**copied(self.state), **self.own})
         outcome = self.model.says(nested.each(in_full, output), self.own)
-        loss = cross_entropy(target, outcome).mean()
+        loss = torch.stack([cross_entropy(one, outcome).mean() for one in told]).mean()
         unit = _variance(outcome)
         seen = distributed.mean(loss.detach())
         if not torch.isfinite(seen):

@@ -64,12 +64,12 @@ class _Drawn(Messenger):
 
 class Terms(NamedTuple):
     """-log-likelihood, KL (times kl_scale) and L2: nats per example, without their graphs. said: asked, what the network says of
-    the whole batch, of each part under the last of its draws; without its graph too."""
+    the whole batch under each of the step's draws; without its graph too."""
 
     fit: Tensor
     kl: Tensor
     l2: Tensor
-    said: Callable[[], Any]
+    said: Callable[[], list[Any]]
 
     @property
     def loss(self) -> Tensor:
@@ -103,10 +103,9 @@ def _is_as_written(program: BayesianNetwork | MaskedGuide) -> bool:
 def by_pyro(model: BayesianNetwork, guide: MaskedGuide, x: Any, y: Tensor, autocast: AbstractContextManager[Any]) -> Terms:
     """The terms of a step's draws, their gradient added to the parameters'."""
     given, num_data, found, draws = model.num_data, model.num_data or len(y), [], []
-    seen = passes(guide, x, y)
     try:
         model.num_data = num_data  # of a part it would be the part
-        for rows, labels, share in seen:
+        for rows, labels, share in passes(guide, x, y):
             with autocast, _Drawn() as drawn:
                 loss = TraceMeanField_ELBO().differentiable_loss(model, guide, rows, labels) * (share / num_data)
             loss.backward()
@@ -116,10 +115,10 @@ def by_pyro(model: BayesianNetwork, guide: MaskedGuide, x: Any, y: Tensor, autoc
         model.num_data = given
     loss = torch.stack(found).sum()
 
-    def said() -> Any:
-        """By a forward pass more, since what Pyro has seen is gone: asked after the step, of the other parameters after it."""
+    def said() -> list[Any]:
+        """By forward passes more, since what Pyro has seen is gone: asked after the step, of the other parameters after it."""
         with unmoved(*model.children(), device=y.device), autocast:
-            return nested.joined([model.evaluate(weights, rows) for weights, rows in draws[-_of_one(guide, seen):]])
+            return _by_draw(guide, [model.evaluate(weights, rows) for weights, rows in draws])
 
     with torch.no_grad():
         kl = guide.kl_scale * kl_divergence(guide.distribution(), model.prior()) / num_data
@@ -136,9 +135,8 @@ def closed_form(
 ) -> Terms:
     """The same."""
     num_data = model.num_data or len(y)
-    seen, found, outputs = passes(guide, x, y), [], list[Any]()
-    of_one = _of_one(guide, seen)
-    for rows, labels, share in seen:
+    found, outputs = [], list[Any]()
+    for rows, labels, share in passes(guide, x, y):
         with autocast, _Alone():
             weights = guide.draw()
             output = model.evaluate(weights, rows)
@@ -149,10 +147,10 @@ def closed_form(
         if fit.requires_grad:
             fit.backward()
         found.append(fit.detach())
-        outputs = [*outputs, nested.each(_without_graph, output)][-of_one:]
+        outputs.append(nested.each(_without_graph, output))
     kl = _with_gradient_of_kl(model, guide, num_data)
     l2 = _with_gradient_of_l2(model) if model.weight_decay else torch.zeros_like(kl)
-    return Terms(torch.stack(found).sum(), kl, l2, lambda: nested.joined(outputs))
+    return Terms(torch.stack(found).sum(), kl, l2, lambda: _by_draw(guide, outputs))
 
 
 def passes(guide: MaskedGuide, x: Any, y: Tensor) -> list[tuple[Any, Tensor, float]]:
@@ -162,9 +160,10 @@ def passes(guide: MaskedGuide, x: Any, y: Tensor) -> list[tuple[Any, Tensor, flo
     return [(rows, labels, len(labels) / len(y) / draws) for rows, labels in parts(cuts, x, y) * draws]
 
 
-def _of_one(guide: MaskedGuide, seen: Sequence[Any]) -> int:
-    """Of the passes of a step, those of its last draw."""
-    return len(seen) // (1 if guide.tapped else guide.num_particles)
+def _by_draw(guide: MaskedGuide, outputs: Sequence[Any]) -> list[Any]:
+    """Those of a step's passes, of the whole batch for each draw."""
+    of_one = max(1, len(outputs) // guide.num_particles)  # a move has one
+    return [nested.joined(outputs[first : first + of_one]) for first in range(0, len(outputs), of_one)]
 
 
 def parts(count: int, *batch: Any) -> list[tuple[Any, ...]]:

@@ -1,7 +1,7 @@
 """The distilled net, taught while its teacher still trains: no epochs of its own, and no forward pass of the teacher's.
 
-Late, when the topology stands still and pairs are collected, every training step has drawn a Z and computed what
-the network says of its batch under it. A second net on the same support takes a step towards just that, as in `distillation.py`:
+Late, when the topology stands still and pairs are collected, every training step has drawn a Z, or several, and computed what
+the network says of its batch under each. A second net on the same support takes a step towards that, as in `distillation.py`:
 
     w <- w - rate * grad CE( softmax f(x; Z_t * u_t), softmax f(x; w) )
 
@@ -65,9 +65,9 @@ class Woven(Follower):
         student = self.student = self.student or self._born(model, guide)
         positions, size, layout = guide.positions, model.num_weights, guide.layout
         with torch.no_grad():
-            target = model.says(nested.each(in_full, said()))
+            told = [model.says(nested.each(in_full, output)) for output in said()]
         try:
-            self.losses.append(student.learn(x, target, lambda values: scatter(values, positions, size, layout)))
+            self.losses.append(student.learn(x, told, lambda values: scatter(values, positions, size, layout)))
         except Diverged as error:  # the training that it goes along with is not to end for that
             self.lost = str(error)
 
