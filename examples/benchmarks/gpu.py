@@ -23,7 +23,8 @@ from pathlib import Path
 import torch
 
 HERE = Path(__file__).parent
-PIECES = ("cifar10-wrn22-30", "cifar10-residual", "fashion-mlp-auto", "cifar10-wrn22", "cifar10-resnet50", "cifar100-resnet50")
+PIECES = ("cifar10-wrn22-30", "cifar10-residual", "cifar10-lenet", "fashion-mlp-auto",
+          "cifar10-wrn22", "cifar10-resnet50", "cifar100-resnet50")  # fmt: skip
 PARTS = ("tests", "steps", "draws", "pieces")
 
 

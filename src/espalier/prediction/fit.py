@@ -165,16 +165,16 @@ class Fit(Predictor):
                 yield self.pairs.pair(index).draw(index) * factor, self.pairs.state(index)
         else:
             generator = torch.Generator().manual_seed(seed)  # on the CPU: the same masks wherever the fit is
+            positions = self.topology.positions.cpu()
             for _ in range(num_samples):
-                values = self._redrawn(generator) * factor
+                values = self._redrawn(positions, generator) * factor
                 yield values, self._with_statistics(values, state)
 
-    def _redrawn(self, generator: torch.Generator) -> Tensor:
-        """The last u under a fresh Z, or a fresh draw of N(u, sigma^2)."""
+    def _redrawn(self, positions: Tensor, generator: torch.Generator) -> Tensor:
+        """The last u under a fresh Z of the weights at `positions`, or a fresh draw of N(u, sigma^2)."""
         last = self.pairs.values[-1]
         if self.pairs.scales is not None:
             return gaussian(last, self.pairs.scales[-1], generator)
-        positions = self.topology.positions.cpu()
         return last * draw_mask(positions, self.model.shapes, self.mask, self.keep_prob, generator).to(last.device)
 
     def ticket(self, how: How = "ticket", *, sparse: Sparse = False) -> nn.Module:
