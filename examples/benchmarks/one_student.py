@@ -35,8 +35,8 @@ MASKS, BATCH = 64, 128
 
 
 class Arm(NamedTuple):
-    """rate: peak of the learning rate. passes: over the training inputs. decay: L2. told: the mean of many masks. free: all
-    weights learn. more: all training rows of the set. adam: in place of Nesterov SGD."""
+    """rate: peak of the learning rate. passes: over the training inputs, or as many steps over more. decay: L2. told: the mean of
+    many masks. free: all weights learn. more: all training rows of the set. adam: in place of Nesterov SGD."""
 
     rate: float = 0.02
     passes: int = 6
@@ -60,7 +60,7 @@ ARMS = {
     "told the mean, 20 epochs, Adam at .001": Arm(0.001, told=True, passes=20, adam=True),
     "told the mean of more inputs, as many steps": Arm(told=True, passes=20, more=True),
     "told the mean of more inputs, as many steps, Adam at .001": Arm(0.001, told=True, passes=20, more=True, adam=True),
-    "told the mean of more inputs, 100 epochs, Adam at .001": Arm(0.001, told=True, passes=100, more=True, adam=True),
+    "told the mean of more inputs, steps of 100 epochs, Adam at .001": Arm(0.001, told=True, passes=100, more=True, adam=True),
     "told the mean, rate .1, decay .002": Arm(0.1, told=True, decay=0.002),
     "told the mean, 20 epochs, rate .1, decay .002": Arm(0.1, told=True, passes=20, decay=0.002),
     "a mask a batch, rate .1, decay .002": Arm(0.1, decay=0.002),
@@ -133,7 +133,7 @@ def main() -> None:
     assert torch.equal(data.validation.y, more.validation.y), "the same rows are held out of both"
     book = Ledger(given.out / "results.jsonl")
     told = {name: value for name, value in vars(given).items() if name not in ("data_dir", "seeds", "out")}
-    worlds = [book.of(f"{told} {seed}", lambda seed=seed: world(given, data, more, seed)) for seed in given.seeds]
+    worlds = [book.of(f"{told} {seed} {ARMS}", lambda seed=seed: world(given, data, more, seed)) for seed in given.seeds]
     print("| validation rows | accuracy | NLL | ECE |\n|---|---|---|---|")
     for name in worlds[0]:
         print(f"| {name} | {' | '.join(cell(column, 4) for column in zip(*(one[name] for one in worlds), strict=True))} |")

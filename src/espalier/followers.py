@@ -6,7 +6,7 @@ taught, a prior that is annealed, noise or a control variate in the gradient. It
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -20,11 +20,6 @@ if TYPE_CHECKING:
     from espalier.prediction.fit import Fit
 
 
-Said = Callable[[], list[Any]]
-"""Asked, what the network said of a step's rows under each of its draws, without a graph: of a program that goes by Pyro, by
-forward passes more, with point-estimated parameters as they are by then."""
-
-
 class Follower:
     """It is told of every step, and its state is in the checkpoints. By default it does nothing."""
 
@@ -35,8 +30,13 @@ class Follower:
         """Before the optimiser takes step `taken`, on x and y: gradients of the mean loss per example are in `.grad`, the
         mean over all processes, and what is written there is what the optimiser sees. Moves of the topology have no such."""
 
-    def after(self, taken: int, x: Any, said: Said, model: BayesianNetwork, guide: MaskedGuide) -> None:
-        """After step `taken`, on x."""
+    def hears(self, taken: int) -> bool:
+        """Is it to be told what the network said at step `taken`? Of a program that goes by Pyro that is a forward pass more."""
+        return False
+
+    def after(self, taken: int, x: Any, outputs: Sequence[Any], model: BayesianNetwork, guide: MaskedGuide) -> None:
+        """After step `taken`, on x. outputs: what the network said of x under each of the step's draws, without a graph; none
+        where nobody `hears`."""
 
     def row(self) -> Mapping[str, float]:
         """What the history keeps of the epoch that ends."""

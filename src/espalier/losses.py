@@ -18,7 +18,7 @@ from espalier import nested
 from espalier.bounds import Bounds, bounds, nrs
 from espalier.compiled import uncompiled
 from espalier.data.balls import Ball, ball_of
-from espalier.followers import Follower, Said
+from espalier.followers import Follower
 from espalier.likelihoods import WithUnknown
 from espalier.sparse import Unwritten
 from espalier.sparse.trial import evaluating
@@ -345,7 +345,7 @@ class Loss(Follower):
         """See `Remembering`."""
         return self.function.beside(weights, x, model) if isinstance(self.function, Remembering) else None
 
-    def after(self, taken: int, x: Any, said: Said, model: BayesianNetwork, guide: MaskedGuide) -> None:
+    def after(self, taken: int, x: Any, outputs: Sequence[Any], model: BayesianNetwork, guide: MaskedGuide) -> None:
         self.progress = self.progress._replace(taken=taken)
         if isinstance(self.function, Remembering):
             self.function.told(self.progress, model, guide)

@@ -108,9 +108,9 @@ def test_what_cannot_be_distilled_is_refused_and_nothing_is_left(tmp_path: Path,
     assert "expected a new folder" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("last", ["config.yaml", "fit.safetensors", "history.json"])
-def test_killed_within_its_last_writes_it_is_begun_again_and_not_taken_for_its_first_run(
-    last: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("last", ["teachers.json", "config.yaml", "fit.safetensors", "history.json"])
+def test_killed_it_is_begun_again_and_not_taken_for_its_first_run(
+    last: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     every = [tmp_path / name for name in ("a", "b")]
     for place, folder in enumerate(every):
@@ -129,10 +129,13 @@ def test_killed_within_its_last_writes_it_is_begun_again_and_not_taken_for_its_f
     with pytest.raises(KeyboardInterrupt):
         runs.distil(every[0], new, others=every[1:], epochs=1)
     monkeypatch.undo()
-    with pytest.raises(ValueError, match="expected a new folder"):
-        runs.distil(every[0], new, epochs=1)
-    with pytest.raises(ValueError, match="but .*new was to learn from a b: `espalier distil` anew"):
-        runs.resume(new)
+    sentence = "but a b were teaching that in .*new when it was cut off: `espalier distil` them into it once more"
+    for refused in (lambda: runs.resume(new), lambda: runs.load(new), lambda: runs.distil(every[0], new, epochs=1),
+                    lambda: runs.distil(every[1], new, others=every[:1], epochs=1)):  # fmt: skip
+        with pytest.raises(ValueError, match=sentence):
+            refused()
+    assert main(["resume", str(new)]) == 2
+    assert "a b were teaching" in capsys.readouterr().err
     runs.distil(every[0], new, others=every[1:], epochs=1)
     assert (new / "fit.safetensors").read_bytes() == (tmp_path / "whole" / "fit.safetensors").read_bytes()
     assert not (new / "teachers.json").exists()

@@ -146,6 +146,25 @@ def test_a_guide_with_a_forward_of_its_own_goes_by_pyro() -> None:
     assert not is_ours(model, plain, x_of(), labels())
 
 
+def test_a_program_with_another_name_for_its_weights_trains_and_is_not_heard() -> None:
+    class Renamed(BayesianNetwork):
+        def forward(self, x, y=None):
+            weights = pyro.sample("w", self.prior())
+            with pyro.plate("data", len(x)):
+                return pyro.sample("y", self.outcome(weights, x), obs=y)
+
+    class Same(MaskedGuide):
+        def forward(self, x=None, y=None):
+            return self._noted(pyro.sample("w", q := self.distribution()), q)
+
+    model = Renamed(mlp(), num_data=90)
+    plain = guide_of(model)
+    guide = Same(model, plain.topology, 0.9, generator=plain.generator)
+    Loop(model, guide, schedules.static(), rates.constant(0.05)).step(x_of(), labels())
+    with pytest.raises(ValueError, match="expected a program whose site is named weights"):
+        step(by_pyro, model, guide, x_of(), labels())
+
+
 def test_handlers_around_the_training_are_heard() -> None:
     model = BayesianNetwork(mlp(), num_data=90)
     with pyro.poutine.scale(scale=2.0):

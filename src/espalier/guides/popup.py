@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from espalier.distributions.popup import PopupWeights
-from espalier.followers import Follower, Said
+from espalier.followers import Follower
 from espalier.guides.masked import MaskedGuide
 from espalier.network import BayesianNetwork
 from espalier.topology.masks import magnitude_topology
@@ -68,7 +68,7 @@ class PopupGuide(MaskedGuide):
 class Chosen(Follower):
     """The subnetwork of a `PopupGuide`, chosen anew after every step."""
 
-    def after(self, taken: int, x: Any, said: Said, model: BayesianNetwork, guide: MaskedGuide) -> None:
+    def after(self, taken: int, x: Any, outputs: Sequence[Any], model: BayesianNetwork, guide: MaskedGuide) -> None:
         assert isinstance(guide, PopupGuide)
         guide.settle()
 

@@ -165,7 +165,7 @@ class Fit(Predictor):
                 yield self.pairs.pair(index).draw(index) * factor, self.pairs.state(index)
         else:
             generator = torch.Generator().manual_seed(seed)  # on the CPU: the same masks wherever the fit is
-            positions = self.topology.positions.cpu()
+            positions = self.topology.positions.cpu() if self.pairs.scales is None else self.topology.positions
             for _ in range(num_samples):
                 values = self._redrawn(positions, generator) * factor
                 yield values, self._with_statistics(values, state)

@@ -41,6 +41,8 @@ CHECKPOINT = "checkpoint.safetensors"
 INIT = "init.safetensors"
 TEACHERS = "teachers.json"
 PASSING = CHECKPOINT, TEACHERS
+Teachers = list[dict[str, str]]
+"""Their names, and the digests of their records."""
 
 
 def start(recipe: Recipe, folder: str | Path, watch: Watches = None, *, every: float = EVERY) -> Fit:
@@ -56,16 +58,34 @@ def start(recipe: Recipe, folder: str | Path, watch: Watches = None, *, every: f
     return _run(recipe, folder, loaded, model, watch, every, new=True)
 
 
-def _check_new(folder: Path, *, taught: bool = False) -> None:
-    """Raises ValueError where the folder holds anything but what a run leaves that ended before its first checkpoint. taught: or
-    what a run leaves that others were to teach."""
+def _check_new(folder: Path, teachers: Teachers | None = None) -> None:
+    """Raises ValueError where the folder holds anything but what a run leaves that ended before its first checkpoint, or one that
+    just these teachers were teaching."""
+    if teachers is None or teachers != _teachers_in(folder):
+        _check_taught(folder)
     ours = {"config.yaml", "model.py", "inference.py", INIT, PAIRS} if (folder / store.LOCK).exists() else set()
-    if ours and taught and (folder / TEACHERS).exists():
+    if ours and (folder / TEACHERS).exists():
         ours |= {TEACHERS, "fit.safetensors", "history.json"}
     known = folder.is_dir() and all(path.name in ours or path.name.startswith(".") for path in folder.iterdir())
     if folder.exists() and not known:
         raise ValueError(
             f"expected a new folder, but {folder} exists: choose another --out, remove it, or `espalier resume {folder}`"
+        )
+
+
+def _teachers_in(folder: Path) -> Teachers:
+    """Who was teaching a run that has not come to its end."""
+    told: Teachers = store.read_json(folder / TEACHERS) if (folder / TEACHERS).exists() and not finished(folder) else []
+    return told
+
+
+def _check_taught(folder: Path) -> None:
+    """Raises ValueError where others were teaching the run in a folder: it is not ended by its recipe."""
+    if told := _teachers_in(folder):
+        names = " ".join(one["run"] for one in told)
+        raise ValueError(
+            f"expected a run that its recipe ends, but {names} were teaching that in {folder} when it was cut off: `espalier "
+            "distil` them into it once more, or remove it"
         )
 
 
@@ -98,9 +118,6 @@ def resume(
     if finished(folder):
         tidy(folder)
         return load(folder)
-    if (folder / TEACHERS).exists():
-        names = " ".join(one["run"] for one in store.read_json(folder / TEACHERS))
-        raise ValueError(f"expected a run that its recipe ends, but {folder} was to learn from {names}: `espalier distil` anew")
     recipe = recipe_in(folder, source)
     with store.owned(folder) if distributed.rank() == 0 else nullcontext():
         if distributed.size() == 1 and finished(folder):  # by another process, while we waited
@@ -129,6 +146,7 @@ def _remove_passing(folder: Path) -> None:
 def check_finished(folder: str | Path) -> None:
     """Raises FileNotFoundError where there is no run folder, ValueError where its run has not ended."""
     folder = Path(folder)
+    _check_taught(folder)
     if not (folder / "config.yaml").is_file():
         raise FileNotFoundError(
             f"expected a run folder, but {folder} has no config.yaml; a fit saved from Python is read by Fit.load(folder, model)"
@@ -282,6 +300,7 @@ def recipe_in(folder: str | Path, source: str | None = None) -> Recipe:
     Raises ValueError where it names a program or weights that are not its own: a run is whole in its folder.
     """
     folder = Path(folder)
+    _check_taught(folder)
     if not (folder / "config.yaml").is_file():
         raise FileNotFoundError(f"expected a run folder, but {folder} has no config.yaml")
     written = read_config(folder / "config.yaml")

@@ -41,7 +41,8 @@ def distil(
     every = [folder, *map(Path, others)]
     for one in every:
         check_finished(one)
-    _check_new(out, taught=True)
+    teachers = [_named(one) for one in every]
+    _check_new(out, teachers)
     recipe, fits, data = recipe_in(folder, source), [load(one) for one in every], data_of(folder, data_dir, source)
     repeats = not others and recipe.inference in ("cigl", "distilled") and fits[0].masked
     recipe = as_distilled(recipe, epochs, learning_rate) if repeats else recipe
@@ -52,16 +53,17 @@ def distil(
     microbatches = recipe.options.get("microbatches", 1)
     check_later(fit, data, epochs, learning_rate, microbatches, rest)
     with store.owned(out):
-        _check_new(out, taught=not repeats)
+        _check_new(out, None if repeats else teachers)
         if repeats:
             _begin(recipe, out)
+        else:
+            store.write_bytes(out / TEACHERS, store.canonical(teachers).encode())
         distill(
             fit, data, training=training, seed=recipe.options["seed"], epochs=epochs, learning_rate=learning_rate,
             microbatches=microbatches, others=rest, watch=watch,
         )  # fmt: skip
         if not repeats:
-            fit.record["distilled"]["teachers"] = [_named(one) for one in every]
-            store.write_bytes(out / TEACHERS, store.canonical(fit.record["distilled"]["teachers"]).encode())
+            fit.record["distilled"]["teachers"] = teachers
             _begin(recipe, out)
         return _conclude(fit, out, data)
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from espalier.contracts import Data
 from espalier.distributions.masked import LEVELS, effective_keep_prob, mean_keep_prob, per_weight
 from espalier.distributions.priors import prior_scale_of, weight_decay_of
-from espalier.followers import Follower, Said
+from espalier.followers import Follower
 from espalier.guides.masked import MaskedGuide, groups
 from espalier.likelihoods import matched
 from espalier.network import BayesianNetwork
@@ -176,7 +176,7 @@ class Found(Follower):
         else:
             model.prior_scale = prior_scale_of(model.weight_decay, model.num_data, mean, rescale=False)
 
-    def after(self, taken: int, x: Any, said: Said, model: BayesianNetwork, guide: MaskedGuide) -> None:
+    def after(self, taken: int, x: Any, outputs: Sequence[Any], model: BayesianNetwork, guide: MaskedGuide) -> None:
         """Most steps do nothing. The batch is not looked at: validation rows are."""
         if taken % self.every:
             return

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import operator
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -55,7 +55,7 @@ class _Alone(Messenger):
 class _Drawn(Messenger):
     """Keeps the weights that were drawn."""
 
-    weights: Tensor
+    weights: Tensor | None = None
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if msg["name"] == "weights":
@@ -63,13 +63,13 @@ class _Drawn(Messenger):
 
 
 class Terms(NamedTuple):
-    """-log-likelihood, KL (times kl_scale) and L2: nats per example, without their graphs. said: asked, what the network says of
-    the whole batch under each of the step's draws; without its graph too."""
+    """-log-likelihood, KL (times kl_scale) and L2: nats per example, without their graphs. outputs: what the network said of the
+    whole batch under each of the step's draws, where that was to be heard; without its graph too."""
 
     fit: Tensor
     kl: Tensor
     l2: Tensor
-    said: Callable[[], list[Any]]
+    outputs: Sequence[Any] = ()
 
     @property
     def loss(self) -> Tensor:
@@ -100,9 +100,12 @@ def _is_as_written(program: BayesianNetwork | MaskedGuide) -> bool:
     return same and not any(getattr(program, hooks) for hooks in HOOKS)
 
 
-def by_pyro(model: BayesianNetwork, guide: MaskedGuide, x: Any, y: Tensor, autocast: AbstractContextManager[Any]) -> Terms:
-    """The terms of a step's draws, their gradient added to the parameters'."""
-    given, num_data, found, draws = model.num_data, model.num_data or len(y), [], []
+def by_pyro(
+    model: BayesianNetwork, guide: MaskedGuide, x: Any, y: Tensor, autocast: AbstractContextManager[Any], *, heard: bool = False
+) -> Terms:
+    """The terms of a step's draws, their gradient added to the parameters'. heard: and what the network said, by a forward pass
+    more for each, since what Pyro has seen is gone; of a network with noise of its own, under fresh noise."""
+    given, num_data, found, outputs = model.num_data, model.num_data or len(y), [], list[Any]()
     try:
         model.num_data = num_data  # of a part it would be the part
         for rows, labels, share in passes(guide, x, y):
@@ -110,20 +113,19 @@ def by_pyro(model: BayesianNetwork, guide: MaskedGuide, x: Any, y: Tensor, autoc
                 loss = TraceMeanField_ELBO().differentiable_loss(model, guide, rows, labels) * (share / num_data)
             loss.backward()
             found.append(loss.detach())
-            draws.append((drawn.weights, rows))
+            if heard:
+                if drawn.weights is None:
+                    raise ValueError("expected a program whose site is named weights, to hear what the network says under them")
+                state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+                with torch.no_grad(), autocast:
+                    outputs.append(model.evaluate(drawn.weights, rows, state))
     finally:
         model.num_data = given
     loss = torch.stack(found).sum()
-
-    def said() -> list[Any]:
-        """By forward passes more, since what Pyro has seen is gone: asked after the step, of the other parameters after it."""
-        with unmoved(*model.children(), device=y.device), autocast:
-            return _by_draw(guide, [model.evaluate(weights, rows) for weights, rows in draws])
-
     with torch.no_grad():
         kl = guide.kl_scale * kl_divergence(guide.distribution(), model.prior()) / num_data
         l2 = model.l2() if model.weight_decay else torch.zeros_like(kl)
-        return Terms(loss - kl - l2, kl, l2, said)
+        return Terms(loss - kl - l2, kl, l2, _by_draw(guide, outputs))
 
 
 def closed_form(
@@ -132,6 +134,8 @@ def closed_form(
     x: Any,
     y: Tensor,
     autocast: AbstractContextManager[Any] = nullcontext(),  # noqa: B008 - of no state
+    *,
+    heard: bool = False,
 ) -> Terms:
     """The same."""
     num_data = model.num_data or len(y)
@@ -147,10 +151,11 @@ def closed_form(
         if fit.requires_grad:
             fit.backward()
         found.append(fit.detach())
-        outputs.append(nested.each(_without_graph, output))
+        if heard:
+            outputs.append(nested.each(_without_graph, output))
     kl = _with_gradient_of_kl(model, guide, num_data)
     l2 = _with_gradient_of_l2(model) if model.weight_decay else torch.zeros_like(kl)
-    return Terms(torch.stack(found).sum(), kl, l2, lambda: _by_draw(guide, outputs))
+    return Terms(torch.stack(found).sum(), kl, l2, _by_draw(guide, outputs))
 
 
 def passes(guide: MaskedGuide, x: Any, y: Tensor) -> list[tuple[Any, Tensor, float]]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from torch import Tensor
 
 from espalier.contracts import Topology
-from espalier.followers import Follower, Said
+from espalier.followers import Follower
 from espalier.guides.masked import MaskedGuide
 from espalier.network import BayesianNetwork
 from espalier.store import Bundle
@@ -78,7 +78,7 @@ class Search(Follower):
         """m `(k,)`, of that step or of now."""
         return self.guide.get_parameter("relaxed").detach() if self.reached is None else self.reached
 
-    def after(self, taken: int, x: Any, said: Said, model: BayesianNetwork, guide: MaskedGuide) -> None:
+    def after(self, taken: int, x: Any, outputs: Sequence[Any], model: BayesianNetwork, guide: MaskedGuide) -> None:
         if self.reached is None and above(self.relaxed) <= self.count:
             self.reached = self.relaxed.clone()
 

@@ -1,7 +1,8 @@
 """The distilled net, taught while its teacher still trains: no epochs of its own, and no forward pass of the teacher's.
 
 Late, when the topology stands still and pairs are collected, every training step has drawn a Z, or several, and computed what
-the network says of its batch under each. A second net on the same support takes a step towards that, as in `distillation.py`:
+the network says of its batch under each (of a program that goes by Pyro it is computed again). A second net on the same support
+takes a step towards that, as in `distillation.py`:
 
     w <- w - rate * grad CE( softmax f(x; Z_t * u_t), softmax f(x; w) )
 
@@ -14,13 +15,14 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from espalier import nested
 from espalier.contracts import Data
-from espalier.followers import Follower, Said
+from espalier.followers import Follower
 from espalier.guides.masked import MaskedGuide
 from espalier.network import BayesianNetwork, under
 from espalier.prediction.fit import Fit
@@ -59,13 +61,16 @@ class Woven(Follower):
             )
         return cls(first, training.steps(data), learning_rate, training.precision)
 
-    def after(self, taken: int, x: Any, said: Said, model: BayesianNetwork, guide: MaskedGuide) -> None:
-        if taken <= self.first or self.lost:
+    def hears(self, taken: int) -> bool:
+        return taken > self.first and not self.lost
+
+    def after(self, taken: int, x: Any, outputs: Sequence[Any], model: BayesianNetwork, guide: MaskedGuide) -> None:
+        if not self.hears(taken):
             return
         student = self.student = self.student or self._born(model, guide)
         positions, size, layout = guide.positions, model.num_weights, guide.layout
         with torch.no_grad():
-            told = [model.says(nested.each(in_full, output)) for output in said()]
+            told = [model.says(nested.each(in_full, output)) for output in outputs]
         try:
             self.losses.append(student.learn(x, told, lambda values: scatter(values, positions, size, layout)))
         except Diverged as error:  # the training that it goes along with is not to end for that
