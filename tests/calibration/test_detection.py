@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import norm
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
-from budget import assert_rate
+from budget import assert_at_most, assert_rate
 from espalier.calibration import detection
 from espalier.calibration.detection import (
     aupr_in,
@@ -126,3 +126,14 @@ def test_what_does_not_fit_is_refused() -> None:
         false_positive_rate(np.ones(3), np.ones(3), 0)
     with pytest.raises(ValueError, match="expected two scores of the same examples"):
         detection_differences((np.ones(3), np.ones(3)), (np.ones(3), np.ones(4)))
+
+
+def test_the_interval_is_no_point_where_all_scores_tie() -> None:
+    found = auroc_interval(np.zeros(30), np.zeros(40))
+    assert found.value == 0.5
+    assert found.interval[0] < 0.45 < 0.55 < found.interval[1]
+    rng, missed = np.random.default_rng(9), 0
+    for _ in range(400):
+        low, high = auroc_interval(np.zeros(30), (rng.random(30) < 0.05).astype(float)).interval
+        missed += not low <= 0.525 <= high
+    assert_at_most(missed, 400, 0.05)

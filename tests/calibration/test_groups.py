@@ -58,6 +58,25 @@ def test_the_interval_of_the_largest_gap_covers_it(means: tuple[float, ...]) -> 
     assert np.mean(plain) > truth + 0.02  # what is seen is too large: the interval is not built around it by accident
 
 
+@pytest.mark.parametrize(("rates", "size"), [((1.0, 0.95), 30), ((0.99, 0.9), 20), ((0.98, 0.98, 0.98), 25)])
+def test_it_covers_the_gap_of_accuracies_where_a_group_may_have_no_error(rates: tuple[float, ...], size: int) -> None:
+    rng, groups, missed = np.random.default_rng(5), np.repeat(np.arange(len(rates)), size), 0
+    for _ in range(300):
+        low, high = largest_gap(rng.random(len(groups)) < np.repeat(rates, size), groups, num_resamples=300).interval
+        missed += not low - 1e-9 <= np.ptp(rates) <= high + 1e-9
+    assert_at_most(missed, 300, 0.05)
+    low, high = largest_gap(np.ones(60), groups[:1].tolist() * 30 + ["b"] * 30).interval
+    assert low == 0
+    assert high > 0.05
+
+
+def test_it_covers_the_gap_of_groups_of_five() -> None:
+    rng, groups, missed = np.random.default_rng(6), np.repeat(np.arange(10), 5), 0
+    for _ in range(300):
+        missed += largest_gap(rng.normal(size=50), groups, num_resamples=200).interval[0] > 0
+    assert_at_most(missed, 300, 0.05)
+
+
 def test_a_wide_gap_is_seen() -> None:
     rng = np.random.default_rng(2)
     gap = largest_gap(rng.normal(np.repeat([0.0, 0.1, 1.0], 200)), np.repeat([0, 1, 2], 200))
@@ -106,6 +125,22 @@ def test_a_harder_group_that_knows_it_is_as_calibrated() -> None:
     assert np.mean(np.array(biased) <= 0.05) > 0.7
 
 
+@pytest.mark.parametrize(("sizes", "shapes"), [((20, 200), (5.0, 100.0)), ((60, 60), (100.0, 3.0))])
+def test_groups_of_other_confidences_are_as_calibrated(sizes: tuple[int, int], shapes: tuple[float, float]) -> None:
+    """Where permutations within bins find a difference in a seventh of the worlds."""
+    rng, groups, found = np.random.default_rng(7), np.repeat([0, 1], sizes), []
+    for seed in range(200):
+        confidence = np.maximum(np.concatenate([rng.beta(a, 1, n) for a, n in zip(shapes, sizes, strict=True)]), 0.5)
+        labels = (rng.random(len(groups)) >= confidence).astype(int)
+        found.append(calibration_differs(np.stack([confidence, 1 - confidence], 1), labels, groups, seed=seed).p_value)
+    assert_at_most(int((np.array(found) <= 0.05).sum()), 200, 0.05)
+
+
+def test_where_all_are_right_no_group_differs() -> None:
+    probs = np.stack([np.linspace(0.6, 1, 40), np.linspace(0.4, 0, 40)], 1)
+    assert calibration_differs(probs, np.zeros(40, int), np.arange(40) % 2).p_value > 0.2
+
+
 def test_the_classes_diagrams_add_up_to_the_classwise_error() -> None:
     probs, labels = draw_probs(400, 5)
     tables = class_reliability(probs, labels, 10)
@@ -131,4 +166,6 @@ def test_what_does_not_fit_is_refused() -> None:
         groups_differ(x, [0] * 4)
     with pytest.raises(ValueError, match=r"expected strata of shape \(4,\), got \(3,\)"):
         groups_differ(x, [0, 0, 1, 1], [0, 0, 1])
+    with pytest.raises(ValueError, match="expected two groups or more, got 1"):
+        calibration_differs(np.full((4, 2), 0.5), [0, 1, 0, 1], [0] * 4)
     assert groups_differ(x, ["a", "a", "a", "b"], num_permutations=9).p_value > 0, "a single example is a group, too"

@@ -122,3 +122,18 @@ def test_what_does_not_fit_is_refused() -> None:
         smooth_error(np.ones(2), np.ones(3))
     with pytest.raises(ValueError, match="expected a bandwidth above 0, got 0; leave it out"):
         smooth_error(np.ones(2), np.ones(2), 0)
+
+
+@pytest.mark.parametrize(("count", "confidence"), [(20, 0.95), (20, 0.99), (60, 0.97)])
+def test_the_interval_covers_0_where_hardly_an_error_is_seen(count: int, confidence: float) -> None:
+    rng, missed = np.random.default_rng(8), 0
+    for _ in range(200):
+        hit = (rng.random(count) < confidence).astype(float)
+        missed += smooth_error_interval(np.full(count, confidence), hit, num_resamples=200).interval[0] > 0
+    assert_at_most(missed, 200, 0.05)
+
+
+@pytest.mark.parametrize("count", [1, 10, 100, 1000])
+def test_certain_and_always_wrong_is_an_error_of_1(count: int) -> None:
+    for certain in (1.0, 0.0):
+        assert smooth_error(np.full(count, certain), np.full(count, 1 - certain)) == pytest.approx(1.0)

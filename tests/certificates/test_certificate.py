@@ -121,6 +121,15 @@ def test_anytime_goes_on_to_the_next_candidate_and_knows_when_it_is_hopeless() -
     assert states.index("hopeless") > 0
 
 
+def test_a_batch_that_is_refused_is_not_kept() -> None:
+    watch = Anytime(1, 0.1, 0.05)
+    for wrong in ([[2.0]], [[np.nan]], [0.0], np.zeros((2, 1))):
+        with pytest.raises(ValueError, match=r"expected losses \(1, b\) in \[0, 1\]"):
+            watch.update(wrong)
+    assert watch.update(np.zeros((1, 100))) == "certified"
+    assert watch.labels == [32]
+
+
 def test_the_opposite_bet_is_hopeless_too_soon_in_at_most_delta_of_the_worlds() -> None:
     delta, worlds = 0.1, 400
     early = 0

@@ -370,3 +370,25 @@ def test_torch_and_numpy_have_the_same_losses() -> None:
         mine = risks.named(name).losses(PROBS, np.array([1, 1]), PROBS[::-1])
         theirs = risks.named(name).losses(torch.tensor(PROBS), torch.tensor([1, 1]), torch.tensor(PROBS[::-1].copy()))
         np.testing.assert_array_equal(mine, theirs)
+
+
+@pytest.mark.parametrize("name", ["error", "gap", "disagreement", "ece", "selective:0.8", "miscoverage:0.9", "brier"])
+def test_what_is_no_probability_certifies_nothing(name: str) -> None:
+    risk, probs, labels = risks.named(name), np.full((10, 2), 0.5), np.zeros(10, int)
+    reference = probs if risk.compares else None
+    risk.losses(probs, labels, reference)
+    for wrong, said in ((np.full((10, 2), np.nan), "finite probs"), (np.log(probs), "rows of probs that sum to 1")):
+        with pytest.raises(ValueError, match=said):
+            risk.losses(wrong, labels, reference)
+        if risk.compares:
+            with pytest.raises(ValueError, match=said):
+                risk.losses(probs, labels, wrong)
+
+
+@pytest.mark.parametrize("name", ["gap", "disagreement", "dice-change"])
+def test_a_risk_that_compares_wants_something_to_compare_with(name: str) -> None:
+    shape = (4, 3, 2) if name == "dice-change" else (4, 2)
+    probs, labels = np.full(shape, 0.5), np.zeros(shape[:-1], int)
+    for reference in (None, probs[:1]):
+        with pytest.raises(ValueError, match=f"the unpruned predictor's probabilities .* for the risk {name}, got"):
+            risks.named(name).losses(probs, labels, reference)

@@ -111,6 +111,38 @@ def test_a_ready_family_of_runs(folder: Path, tmp_path: Path, capsys: pytest.Cap
     assert again.facts["p_values"] == facts["p_values"]
 
 
+@pytest.fixture(scope="module")
+def two(folder: Path) -> list[Path]:
+    """Of other widths, trained apart."""
+    words = ["--drop-rate", "0", "--epochs", "6"]
+    wide = fit(folder, "wide", "--sparsity", "0.5", "--hidden", "32,16", *words)
+    return [wide, fit(folder, "narrow", "--sparsity", "0.8", *words)]
+
+
+def test_of_several_runs_and_confidences_the_certified_run_is_the_chosen_ones(two: list[Path], tmp_path: Path) -> None:
+    for alpha, thresholds in (("0.12", ["0.05", "0.9"]), ("0.5", ["0.05", "0.1", "0.15"])):
+        out = tmp_path / alpha
+        words = ["--alpha", alpha, "--abstain", *thresholds, "--delta", "0.1", "--predict", "unmasked", "--again"]
+        assert main(["certify", *map(str, two), *words, "--out", str(out)]) == 0
+        facts = json.loads((out / "certificate.json").read_text())
+        (own,) = (f for f in two if runs.load(f).topology.num_active == facts["chosen"]["num_active"])
+        assert Path(facts["certified_run"]).name == own.name
+        assert main(["verify", str(out / "certificate.json")]) == 0
+        assert load_pruned(out).predict(runs.data_of(own).test.x).shape == (200, 3)
+
+
+def test_earlier_looks_of_any_of_the_runs_count(two: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder in two:
+        (folder / "looks.json").unlink(missing_ok=True)
+    assert main(["certify", str(two[1]), *WORDS, "--predict", "unmasked"]) == 0
+    words = [*map(str, two), *WORDS, "--predict", "unmasked", "--out", str(tmp_path / "chosen")]
+    capsys.readouterr()
+    assert main(["certify", *words]) == 2
+    assert f"{two[1] / 'looks.json'} has 1 for other questions" in capsys.readouterr().err
+    assert main(["certify", *words, "--again"]) == 0
+    assert main(["verify", str(tmp_path / "chosen" / "certificate.json")]) == 0
+
+
 def test_the_same_question_from_elsewhere_is_the_same_and_a_moved_run_verifies(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -47,7 +47,8 @@ def auroc_interval(inside: ArrayLike, outside: ArrayLike, level: float = LEVEL) 
     and covers better near them (Pepe 2003, sec. 5.2).
 
     Where every pair is in one order that variance is 0. Then min(m, n) disjoint pairs are, which are independent, and a
-    probability theta of each has theta^min(m, n) for all: the end is Clopper & Pearson's 1934 for them.
+    probability theta of each has theta^min(m, n) for all: the end is Clopper & Pearson's 1934 for them. Where all scores tie
+    it is 0 too, and the probability of a tie is at least that end: the area is half of it away from 0 and from 1.
     """
     i, o = _samples(inside, outside)
     require(0 < level < 1, "level between 0 and 1", level, f"use {LEVEL}")
@@ -56,6 +57,9 @@ def auroc_interval(inside: ArrayLike, outside: ArrayLike, level: float = LEVEL) 
     if area in (0.0, 1.0):
         least = ((1 - level) / 2) ** (1 / min(len(i), len(o)))
         return Estimate(area, (least, 1.0) if area else (0.0, 1 - least))
+    if error == 0:
+        least = ((1 - level) / 2) ** (1 / min(len(i), len(o)))
+        return Estimate(area, (least / 2, 1 - least / 2))
     half = norm.ppf((1 + level) / 2) * error / (area * (1 - area))
     return Estimate(area, (float(expit(logit(area) - half)), float(expit(logit(area) + half))))
 

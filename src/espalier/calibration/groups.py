@@ -6,12 +6,16 @@ it serves regression too.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import norm
+from scipy.stats import t as student
 
 from espalier.calibration.kernel import Evidence
+from espalier.calibration.monotone import calibrated
 from espalier.calibration.resampling import Estimate, resampled, vector
 from espalier.calibration.scores import (
     LEVEL,
@@ -83,8 +87,11 @@ def largest_gap(
 
     The largest of several noisy differences is biased upwards: equal groups show a gap. The range of a vector is a
     seminorm, so the gap is off by at most the range of the means' deviations; the interval is the gap +- the `level`
-    quantile of that range over resamples within groups, cut at 0 [derived]. It covers a true 0 and is conservative where
-    few groups carry the gap. Raises ValueError for a single group, or one of a single example, which shows no spread.
+    quantile of that range, cut at 0 [derived]. It covers a true 0 and is conservative where few groups carry the gap. Of
+    scores that are 0 or 1 the deviations are those of binomials with two more of each, as a group without an error shows no
+    spread (Agresti & Coull 1998); of others, of resamples within groups, widened by sqrt(n / (n - 1)) and by Student's t
+    over the normal's, as a bootstrap of few is too narrow (Hesterberg 2015). Raises ValueError for a single group, or one of a
+    single example, which shows no spread.
     """
     x = vector(scores, "scores")
     members = _members(groups, len(x))
@@ -95,11 +102,20 @@ def largest_gap(
     own = [x[rows] for rows in members.values()]
     means = np.array([each.mean() for each in own])
 
-    def spread(*counts: Floats) -> Floats:
-        off = np.stack([(c - 1) @ each / len(each) for c, each in zip(counts, own, strict=True)], axis=1)
-        return np.asarray(np.ptp(off, axis=1))
+    sizes, tail = np.array([len(each) for each in own]), (1 + level) / 2
+    if np.isin(x, (0, 1)).all():
+        rates = (means * sizes + 2) / (sizes + 4)
+        off = np.random.default_rng(seed).binomial(sizes, rates, (num_resamples, len(sizes))) / sizes - rates
+        spread = np.ptp(off, axis=1)
+    else:
+        wider = np.sqrt(sizes / (sizes - 1)) * student.ppf(tail, sizes - 1) / norm.ppf(tail)
 
-    half = float(np.quantile(resampled(spread, tuple(map(len, own)), num_resamples, seed), level))
+        def deviation(*counts: Floats) -> Floats:
+            found = [w * ((c - 1) @ each) / len(each) for w, c, each in zip(wider, counts, own, strict=True)]
+            return np.asarray(np.ptp(np.stack(found, axis=1), axis=1))
+
+        spread = resampled(deviation, tuple(sizes.tolist()), num_resamples, seed)
+    half = float(np.quantile(spread, level))
     names, value = list(members), float(np.ptp(means))
     return Gap(names[means.argmax()], names[means.argmin()], value, (max(0.0, value - half), value + half))
 
@@ -124,30 +140,65 @@ def groups_differ(
     require(num_permutations >= 1, "one permutation or more", num_permutations, f"use {NUM_PERMUTATIONS}")
     layer = np.zeros(len(x), np.int64) if strata is None else np.unique(array(strata), return_inverse=True)[1]
     require(layer.shape == x.shape, f"strata of shape ({len(x)},)", layer.shape, "name one per example")
-    rest = x - (np.bincount(layer, x) / np.bincount(layer))[layer]
-    belongs = np.zeros((len(x), len(members)))
+    rest, belongs = _less_means(x[None], layer)[0], _belongs(members, len(x))
+    order, rng = np.argsort(layer, kind="stable"), np.random.default_rng(seed)
+    found, belongs = float(((rest @ belongs) ** 2).sum()), belongs[order]
+
+    def drawn(count: int) -> Floats:
+        moved = np.argsort(layer + rng.random((count, len(x))), axis=1)
+        return np.asarray(((rest[moved] @ belongs) ** 2).sum(1))
+
+    return _evidence(found, drawn, len(x), num_permutations)
+
+
+def _belongs(members: dict[str, NDArray[Any]], num_examples: int) -> Floats:
+    """`(n, G)`: an example's weight in its group, such that a square is n_g times a squared mean."""
+    found = np.zeros((num_examples, len(members)))
     for place, own in enumerate(members.values()):
-        belongs[own, place] = 1 / np.sqrt(len(own))
-    order = np.argsort(layer, kind="stable")
-    found, belongs, rng = float(((rest @ belongs) ** 2).sum()), belongs[order], np.random.default_rng(seed)
-    step, as_large = max(1, _HELD // len(x)), 0
-    for start in range(0, num_permutations, step):
-        moved = np.argsort(layer + rng.random((min(step, num_permutations - start), len(x))), axis=1)
-        drawn = ((rest[moved] @ belongs) ** 2).sum(1)
-        as_large += int((drawn >= found * (1 - 1e-9)).sum())  # equal ones, but for the order of the sum
-    return Evidence(found, (1 + as_large) / (1 + num_permutations))
+        found[own, place] = 1 / np.sqrt(len(own))
+    return found
+
+
+def _less_means(x: Floats, layer: NDArray[Any]) -> Floats:
+    """x `(R, n)` less the means of its strata `(n,)`."""
+    inside = np.zeros((x.shape[1], layer.max() + 1))
+    inside[np.arange(len(layer)), layer] = 1
+    return np.asarray(x - (x @ inside / np.maximum(inside.sum(0), 1))[:, layer])
+
+
+def _evidence(found: float, drawn: Callable[[int], Floats], num_examples: int, count: int) -> Evidence:
+    """The share of `count` statistics, `drawn` in blocks, that are as large as the one that was found."""
+    step = max(1, _HELD // num_examples)
+    blocks = [drawn(min(step, count - start)) for start in range(0, count, step)]
+    as_large = int((np.concatenate(blocks) >= found * (1 - 1e-9)).sum())  # equal ones, but for the order of the sum
+    return Evidence(found, (1 + as_large) / (1 + count))
 
 
 def calibration_differs(
     probs: ArrayLike, labels: ArrayLike, groups: ArrayLike, num_bins: int = NUM_BINS, *, seed: int = SEED
 ) -> Evidence:
-    """Is a confidence worth the same in every group? `groups_differ` of hit - confidence within equal-mass bins of confidence.
+    """Is a confidence worth the same in every group? The statistic of `groups_differ` for hit - confidence, in equal-mass bins of
+    confidence, among hits that are drawn anew from one calibration map for all groups.
 
     A group that is harder, and knows it, is none that differs: accuracies may, and the ECEs' biases do, as they grow where groups
-    are small. The statistic sees a group that is more, or less, over-confident than the others at the same confidence.
+    are small. The statistic sees a group that is more, or less, over-confident than the others at the same confidence. The map is
+    Kull et al. 2017's beta calibration of all examples: a parametric bootstrap (Davison & Hinkley 1997, sec. 4.2.3), since within
+    a bin hits of unequal confidence may not be exchanged between groups whose confidences differ. Raises ValueError for a single
+    group.
     """
     confidence, hit = top_label(*classification(probs, labels))
-    return groups_differ(hit - confidence, groups, equal_mass(confidence, num_bins), seed=seed)
+    members = _members(groups, len(hit))
+    require(len(members) > 1, "two groups or more", len(members), "a difference is between two")
+    rate = calibrated(confidence, hit)
+    layer, belongs, rng = equal_mass(confidence, num_bins), _belongs(members, len(hit)), np.random.default_rng(seed)
+
+    def parted(hits: Floats) -> Floats:
+        return np.asarray(((_less_means(hits - confidence, layer) @ belongs) ** 2).sum(1))
+
+    def drawn(count: int) -> Floats:
+        return parted((rng.random((count, len(hit))) < rate).astype(np.float64))
+
+    return _evidence(float(parted(hit[None].astype(np.float64))[0]), drawn, len(hit), NUM_PERMUTATIONS)
 
 
 def class_reliability(probs: ArrayLike, labels: ArrayLike, num_bins: int = NUM_BINS) -> tuple[Reliability, ...]:

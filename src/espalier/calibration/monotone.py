@@ -107,6 +107,13 @@ def _beta(logs: Floats, own: dict[str, list[float]]) -> Floats:
     return np.asarray(expit(a * logs[:, 0] - b * logs[:, 1] + c))
 
 
+def calibrated(confidence: Floats, hit: Floats) -> Floats:
+    """The rate of hits at each confidence `(n,)` in [0, 1], by the `beta_map` of both."""
+    with np.errstate(divide="ignore"):
+        logs = np.clip(np.log(np.stack([confidence, 1 - confidence], 1)), -30.0, 0.0)
+    return _beta(logs, beta_map(logs, hit))
+
+
 def fit_beta(probs: ArrayLike, labels: ArrayLike) -> Parameters:
     """`beta_map`s (Kull et al. 2017): the map that calibrates p if it is Beta distributed in either class. Raises ValueError
     for arrays that do not fit."""

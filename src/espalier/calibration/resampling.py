@@ -72,6 +72,14 @@ def resampled(
     return np.concatenate(found)
 
 
+def drawn(statistic: Callable[[Floats], Floats], probs: Floats, num_draws: int = NUM_RESAMPLES, seed: int = SEED) -> Floats:
+    """`statistic` of Bernoulli draws `(r, n)` of these probabilities `(n,)`, `(R,)`."""
+    rng, found, step = np.random.default_rng(seed), [], max(1, _BLOCK // len(probs))
+    for start in range(0, num_draws, step):
+        found.append(statistic((rng.random((min(step, num_draws - start), len(probs))) < probs).astype(np.float64)))
+    return np.concatenate(found)
+
+
 def estimates(
     statistic: Callable[..., Floats], sizes: tuple[int, ...], level: float = LEVEL,
     num_resamples: int = NUM_RESAMPLES, seed: int = SEED,

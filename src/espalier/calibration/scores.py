@@ -389,11 +389,13 @@ def regression_summary(
 
 
 def summary_of(scores: dict[str, Floats], covered: Floats, *, level: float = LEVEL, seed: int = SEED) -> Summary:
-    """The summary of a regression from its scores `(n,)`: `rmse` (squared errors), and others; `covered`, 0 or 1."""
+    """The summary of a regression from its scores `(n,)`: `rmse` (squared errors), and others; `covered`, 0 or 1, or the share of
+    an example's columns."""
     coverage = f"coverage_{100 * level:g}"
     values = {name: float(score.mean()) for name, score in scores.items()} | {coverage: float(covered.mean())}
     intervals = {name: bootstrap_interval(score, level, seed=seed) for name, score in scores.items()}
-    intervals[coverage] = _wilson(covered, level)
+    shares = not np.isin(covered, (0, 1)).all()
+    intervals[coverage] = bootstrap_interval(covered, level, seed=seed) if shares else _wilson(covered, level)
     intervals["rmse"] = (intervals["rmse"][0] ** 0.5, intervals["rmse"][1] ** 0.5)
     out: Summary = {"num_examples": len(covered), **values, "rmse": values["rmse"] ** 0.5}
     return out | {f"{name}_interval": list(ends) for name, ends in intervals.items()}

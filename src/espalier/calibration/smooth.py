@@ -15,7 +15,7 @@ from scipy.fft import dct
 from scipy.optimize import brentq
 from scipy.sparse import csr_array
 
-from espalier.calibration.resampling import Estimate, resampled, vector
+from espalier.calibration.resampling import Estimate, drawn, resampled, vector
 from espalier.calibration.scores import LEVEL, NUM_RESAMPLES, SEED, Floats, classification, require, top_label
 
 GRID, POINTS = 2000, 200
@@ -62,6 +62,8 @@ def _fixed_point(masses: Floats) -> float:
     def excess(bandwidth: float) -> float:
         return float(_norm(_smoothed(masses, bandwidth))[0]) - bandwidth
 
+    if excess(1.0) >= 0:  # by rounding, where all are certain and wrong
+        return 1.0
     return NARROWEST if excess(NARROWEST) <= 0 else float(brentq(excess, NARROWEST, 1.0, xtol=1e-9))
 
 
@@ -92,8 +94,10 @@ def smooth_error_interval(
 
     q is the `level` quantile of the bootstrapped norm of the smoothed difference between a resample and the sample. The
     norm obeys the triangle inequality, so the error at a bandwidth is off by at most the norm of the deviation; and since
-    it falls in the bandwidth, so is the fixed point [derived]. The interval is asymptotic, covers a true 0, where
-    percentiles of resampled errors never do (`test_smooth.py` shows both), and is conservative elsewhere."""
+    it falls in the bandwidth, so is the fixed point [derived]. A sample without an error has no spread, so q is at least that
+    quantile of the norm where the confidences are right, of hits drawn from them (Broecker & Smith 2007, consistency
+    resampling). The interval is asymptotic, covers a true 0, where percentiles of resampled errors never do (`test_smooth.py`
+    shows both), and is conservative elsewhere."""
     c, h = _pair(confidence, hit)
     require(0 < level < 1, "level between 0 and 1", level, f"use {LEVEL}")
     residual = (h - c) / len(c)
@@ -104,7 +108,11 @@ def smooth_error_interval(
     def deviation(counts: Floats) -> Floats:
         return _norm(_smoothed(_gridded((counts - 1) * residual, c), bandwidth))
 
-    half = float(np.quantile(resampled(deviation, (len(c),), num_resamples, seed), level))
+    def consistent(hits: Floats) -> Floats:
+        return _norm(_smoothed(_gridded((hits - c) / len(c), c), bandwidth))
+
+    draws = (resampled(deviation, (len(c),), num_resamples, seed), drawn(consistent, c, num_resamples, seed))
+    half = max(float(np.quantile(each, level)) for each in draws)
     return Estimate(value, (max(0.0, value - half), min(1.0, value + half)))
 
 

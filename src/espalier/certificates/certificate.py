@@ -124,7 +124,10 @@ class Anytime:
 
     def update(self, losses: ArrayLike) -> Literal["certified", "hopeless", "more"]:
         """losses: of new examples, `(size, b)` in [0, 1]. `certified`: all candidates are; `labels[i]` says after how many."""
-        self.losses = np.concatenate([self.losses, np.asarray(losses, dtype=np.float64)], axis=1)
+        new = np.asarray(losses, dtype=np.float64)
+        if new.ndim != 2 or len(new) != self.size or not ((new >= 0) & (new <= 1)).all():
+            raise ValueError(f"expected losses ({self.size}, b) in [0, 1], got {new.shape}: one of each candidate per label")
+        self.losses = np.concatenate([self.losses, new], axis=1)
         target = math.log(1 / self.delta)
         while self.certified < self.size:
             own = self.losses[self.certified]

@@ -201,6 +201,8 @@ def decided(found: Candidates, calibration: Split, settings: Settings) -> Certif
     level = selection.strictest(settings.delta, len(found.points), settings.procedure)
     chosen = None if decision.chosen is None else found.points[evidence.members[decision.chosen]][1]()
     facts = _facts(evidence, [found.points[place][0] for place in evidence.members], settings, len(labels))
+    if found.apart and settings.abstain and decision.chosen is not None:
+        facts["member"] = evidence.members[decision.chosen]
     if found.apart:
         facts["pruning"] = {"by": "training each for itself", "structure": "a ready family", "biases": False}
     facts["predictor"] = {"how": settings.predict, "draws": len(base.values), "seed": settings.seed}

@@ -41,7 +41,7 @@ class Risk(NamedTuple):
 
     loss: of probabilities `(n, ..., C)`, labels `(n, ...)` and the unpruned predictor's probabilities: `(n,)`, or `(n, k)`
     where the risk is no mean over examples. test: binomial, wsr, selective or mcdiarmid (`p_value`). upper: of one loss.
-    signed: may a loss be below 0?
+    signed: may a loss be below 0? compares: with the unpruned predictor?
     """
 
     name: str
@@ -51,16 +51,19 @@ class Risk(NamedTuple):
     needs_labels: bool = True
     upper: float = 1.0
     signed: bool = False
+    compares: bool = False
 
     def losses(self, probs: ArrayLike, labels: ArrayLike | None, reference: ArrayLike | None) -> Floats:
         """The losses of examples, `loss` of arrays that were looked at: NumPy or torch alike. labels may be None for a risk
         without, reference (the unpruned predictor's probabilities) for one that does not compare.
 
-        Raises ValueError where there are no examples, or labels are not whole numbers, one for each, of the classes there are.
+        Raises ValueError where there are no examples, what is given are no probabilities, or labels are not whole numbers, one
+        for each, of the classes there are.
         """
-        p = np.asarray(probs, dtype=np.float64)
-        if p.ndim < 2 or not p.size:
-            raise ValueError(f"expected probabilities (n, ..., C) of at least one example, got shape {p.shape}")
+        p = _probabilities(probs)
+        if self.compares and (reference is None or np.shape(reference) != p.shape):
+            got = "none" if reference is None else f"shape {np.shape(reference)}"
+            raise ValueError(f"expected the unpruned predictor's probabilities {p.shape} for the risk {self.name}, got {got}")
         y = np.zeros(p.shape[:-1], np.int64) if labels is None else np.asarray(labels)
         if labels is None and self.needs_labels:
             raise ValueError(f"expected labels for the risk {self.name}, got none: disagreement needs none")
@@ -72,7 +75,7 @@ class Risk(NamedTuple):
             if y.min() < 0 or y.max() >= p.shape[-1]:
                 wrong = y[(y < 0) | (y >= p.shape[-1])].flat[0]
                 raise ValueError(f"expected labels in 0..{p.shape[-1] - 1}, got {wrong}: drop or renumber such examples")
-        return self.loss(p, y.astype(np.int64), p if reference is None else np.asarray(reference, dtype=np.float64))
+        return self.loss(p, y.astype(np.int64), p if reference is None else _probabilities(reference))
 
     def value(self, losses: ArrayLike) -> float:
         """The observed risk: what a deployment would see on average, estimated."""
@@ -125,6 +128,14 @@ class Risk(NamedTuple):
         return float(pvalues.OF_SUMS[chosen](x.sum(), n, alpha))
 
 
+def _probabilities(probs: ArrayLike) -> Floats:
+    """`(n, ..., C)`. Raises ValueError for what they cannot be."""
+    p = np.asarray(probs, dtype=np.float64)
+    if p.ndim < 2 or not p.size:
+        raise ValueError(f"expected probabilities (n, ..., C) of at least one example, got shape {p.shape}")
+    return calibration.scores.probabilities(p.reshape(-1, p.shape[-1])).reshape(p.shape)
+
+
 def named(name: str) -> Risk:
     """The risk of a name, `selective:0.8` and `miscoverage:0.95` with their number. Raises ValueError for another."""
     kind, _, number = name.partition(":")
@@ -167,7 +178,7 @@ def shifted(risk: Risk, weights: ArrayLike, bound: float) -> Risk:
         return np.asarray(w * risk.losses(probs, labels, reference))
 
     says = f"{risk.says}, under covariate shift with known weights of at most {bound:g}"
-    return Risk(risk.name, says, losses, "wsr", risk.needs_labels, bound * risk.upper, risk.signed)
+    return Risk(risk.name, says, losses, "wsr", risk.needs_labels, bound * risk.upper, risk.signed, risk.compares)
 
 
 def _error(probs: Floats, labels: NDArray[np.int64], reference: Floats) -> Floats:
@@ -239,11 +250,11 @@ RISKS: dict[str, Risk] = {
     risk.name: risk
     for risk in (
         Risk("error", "classification error", _error, "binomial"),
-        Risk("disagreement", "disagreement with the unpruned predictor", _disagreement, "binomial", needs_labels=False),
-        Risk("gap", "error beyond the unpruned predictor's", _gap, signed=True),
+        Risk("disagreement", "disagreement with the unpruned predictor", _disagreement, "binomial", False, compares=True),
+        Risk("gap", "error beyond the unpruned predictor's", _gap, signed=True, compares=True),
         Risk("brier", "half the Brier score", _brier),
         Risk("ece", f"binned calibration error of the top label, {NUM_BINS} bins", _ece, "mcdiarmid"),
         Risk("dice", "1 - Dice, one loss per image", _dice),
-        Risk("dice-change", "1 - Dice between the pruned and the unpruned mask", _dice_change, needs_labels=False),
+        Risk("dice-change", "1 - Dice between the pruned and the unpruned mask", _dice_change, needs_labels=False, compares=True),
     )
 }

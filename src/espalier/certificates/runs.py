@@ -132,11 +132,11 @@ def question(settings: Settings, data: Data, folders: Sequence[Path]) -> dict[st
 def _ask(folders: Sequence[Path], asked: dict[str, Any], again: bool) -> list[dict[str, Any]]:
     """Write the question into the ledger of every run, and return all looks at these examples, this one last or in its
     place. The delta is spent as soon as they may be looked at."""
-    looks = list({store.canonical(look): look for folder in folders for look in looks_in(folder)}.values())
-    before = [look for look in looks if look["examples"] == asked["examples"]]
+    before = looks_of([looks_in(folder) for folder in folders], asked["examples"])
     if before and asked not in before and not again:
+        seen = [folder for folder in folders if any(look in before for look in looks_in(folder))]
         raise ValueError(
-            f"expected a first look at the {asked['settings']['split']} split, but {folders[0] / 'looks.json'} has "
+            f"expected a first look at the {asked['settings']['split']} split, but {seen[0] / 'looks.json'} has "
             f"{len(before)} for other questions: its confidence is spent; use fresh examples, or --again to declare the "
             "union of all looks"
         )
@@ -159,7 +159,8 @@ def _rehearse(base: Frozen, data: Data, settings: Settings, n: int) -> None:
 
 def certified_run(facts: dict[str, Any], fits: Sequence[Fit]) -> str:
     """Which of the runs the certified predictor is of."""
-    run: str = facts["runs"][densest_first(fits)[max(facts["rejected"])] if len(fits) > 1 else 0]
+    place = facts.get("member", max(facts["rejected"]))  # with confidences to abstain below, candidates are pairs
+    run: str = facts["runs"][densest_first(fits)[place] if len(fits) > 1 else 0]
     return run
 
 
@@ -230,6 +231,12 @@ def picture(facts: dict[str, Any]) -> Picture:
 
 def ticket_of(path: Path) -> Path:
     return path.with_name(f"{path.stem.replace('certificate', 'pruned')}.safetensors")
+
+
+def looks_of(ledgers: Sequence[list[dict[str, Any]]], examples: str) -> list[dict[str, Any]]:
+    """The looks at these examples in any of the ledgers, each once."""
+    every = {store.canonical(look): look for ledger in ledgers for look in ledger}
+    return [look for look in every.values() if look["examples"] == examples]
 
 
 def looks_in(home: Path) -> list[dict[str, Any]]:

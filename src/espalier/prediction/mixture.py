@@ -90,7 +90,8 @@ class Mixture:
         target, log_prob = y.double().numpy(), self.log_prob(y).numpy()
         count = int(np.clip(HELD // target.size, 256, NUM_DRAWS))
         drawn = np.sort(self.sample(count, seed).numpy(), axis=0)
-        low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
+        # Between two of K draws that have j between them lies j / (K + 1) of the distribution (Weibull's plotting positions).
+        low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0, method="weibull")
         error, crps = (target - self.centre(drawn)) ** 2, crps_of_draws(drawn, target)
         covered = ((low <= target) & (target <= high)).astype(np.float64)
         return {"rmse": error, "nll": -log_prob, "crps": crps}, covered
