@@ -334,3 +334,37 @@ def test_the_shelfs_group_norm_is_refused_and_a_network_without_relus_is_not_sta
         bounds(model.network(model.initial).eval(), torch.zeros(1, 1, 8, 8), torch.ones(1, 1, 8, 8))
     with pytest.raises(ValueError, match="expected a network with ReLUs to be stable, got none"):
         nrs(bounds(nn.Linear(4, 2), torch.zeros(2, 4), torch.ones(2, 4)).relus)
+
+
+class InPlace(nn.Module):
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.a, self.b, self.how, self.act = nn.Linear(3, 8), nn.Linear(8, 2), how, nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        h = self.a(x)
+        if self.how == "module":
+            self.act(h)
+        elif self.how == "function":
+            torch.nn.functional.relu(h, inplace=True)
+        elif self.how == "method":
+            h.relu_()
+        elif self.how == "torch":
+            torch.relu_(h)
+        else:
+            h.mul_(-2.0)
+        return self.b(h)
+
+
+@pytest.mark.parametrize("how", ["module", "function", "method", "torch", "scaled"])
+def test_what_is_written_in_place_counts(how: str) -> None:
+    net = InPlace(how).eval()
+    lower = torch.randn(4, 3)
+    upper = lower + 0.5
+    found = bounds(net, lower, upper)
+    with torch.no_grad():
+        for _ in range(200):
+            said = net(lower + torch.rand(4, 3) * 0.5)
+            assert ((found.lower - 1e-5 <= said) & (said <= found.upper + 1e-5)).all()
+    assert len(found.relus) == (how != "scaled")

@@ -11,6 +11,7 @@ import torch
 from pyro.infer import Predictive
 from torch import nn
 
+from espalier.maskable import owner_of
 from espalier.network import BayesianNetwork
 from zoo import ZOO, meet, prior_draw, sites, tokens, train_some_steps
 
@@ -215,3 +216,54 @@ def test_a_file_that_does_not_fit_is_refused_and_changes_nothing(spoil, message)
         model.start_from(tensors)
     assert torch.equal(model.initial, before)
     assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
+
+
+class Known(nn.Module):
+    """Its last layer and its batch norm stand under two names."""
+
+    def __init__(self, alias: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(nn.Linear(3, 6), nn.BatchNorm1d(6), nn.PReLU(), nn.Linear(6, 6), nn.PReLU(), nn.Linear(6, 2))
+        if alias:
+            self.head, self.normed, self.act = self.body[5], self.body[1], self.body[2]
+
+    def forward(self, x):
+        return self.body(x)
+
+
+def test_a_module_under_two_names_keeps_its_parameters_when_others_stand_in() -> None:
+    """`functional_call`, told to tie, put the stand-in back where the parameter had been: it trained no more."""
+    model, plain = BayesianNetwork(Known(True)), BayesianNetwork(Known(False))
+    x, names = torch.randn(5, 3), list(dict(plain.named_parameters()))
+    before = dict(model.named_parameters(remove_duplicate=False))
+    others = {name: tensor.detach() + 1 for name, tensor in plain.state_dict().items()}
+    stands = {name: tensor for name, tensor in others.items() if name in model.state_dict()}
+    for _ in range(2):
+        said = model.evaluate(model.initial, x, stands)
+        torch.testing.assert_close(said, plain.evaluate(plain.initial, x, others))
+    after = dict(model.named_parameters(remove_duplicate=False))
+    assert after.keys() == before.keys()
+    assert all(after[name] is before[name] for name in before)
+    assert set(names) <= set(after)
+    slots = [owner_of(model.net, name) for weight in model.weights for name in weight.names]
+    assert all(owner._parameters[attribute] is None for owner, attribute in slots)
+
+
+def test_a_tied_parameter_stands_in_wherever_it_is() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+            self.b.bias, self.b.weight = self.a.bias, self.a.weight
+
+        def forward(self, x):
+            return self.b(torch.tanh(self.a(x)))
+
+    model, x = BayesianNetwork(Tied()), torch.randn(3, 4)
+    bias, weight = torch.randn(4), torch.randn(16)
+    said = model.evaluate(weight, x, {"net.a.bias": bias})
+    w = weight.view(4, 4)
+    torch.testing.assert_close(said, torch.tanh(x @ w.T + bias) @ w.T + bias)
+    assert model.net.b.bias is model.net.a.bias
+    assert isinstance(model.net.a.bias, nn.Parameter)

@@ -174,9 +174,19 @@ def _by_channel(values: Tensor, like: Tensor) -> Tensor:
 
 
 def _answer(func: Any, *args: Any, **kwargs: Any) -> Interval:
-    """A function of torch's at arguments of which some are intervals."""
-    name = func.__name__.strip("_")
-    kwargs.pop("inplace", None)
+    """A function of torch's at arguments of which some are intervals; where it writes into the first, so does this."""
+    name = func.__name__
+    writes = kwargs.pop("inplace", False) or (name.endswith("_") and not name.endswith("__"))
+    found = _answered(func, name.strip("_"), *args, **kwargs)
+    if not writes:
+        return found
+    if not isinstance(args[0], Interval):
+        raise ValueError(f"expected a function with a rule for its bounds, got {name}, which writes an interval into a tensor")
+    vars(args[0]).update(vars(found))
+    return args[0]
+
+
+def _answered(func: Any, name: str, *args: Any, **kwargs: Any) -> Interval:
     intervals = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Interval)]
     first = intervals[0]
     alone = len(intervals) == 1 and args and args[0] is first

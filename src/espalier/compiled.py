@@ -65,4 +65,4 @@ def _program() -> Callable[..., Any]:
 
 
 def _called(net: nn.Module, tensors: dict[str, Tensor], arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
-    return functional_call(net, tensors, arguments, keywords)
+    return functional_call(net, tensors, arguments, keywords, tie_weights=False)

@@ -93,7 +93,7 @@ class BayesianNetwork(PyroModule):
         # The weights the network came with, `(num_weights,)`: where active ones start. Not part of the state.
         self.register_buffer("initial", torch.cat(parts), persistent=False)
         self.net = _without(net, {name for weight in self.weights for name in weight.names})
-        self._aliases = _aliases(self.net)
+        self._aliases, self._homes = _aliases(self.net), _homes(self.net, self.weights)
         self._unwritten: dict[bool, bool] = {}
         self.compiled: compiled.Compiled = "no"
         self.loss: Loss | None = None
@@ -127,7 +127,7 @@ class BayesianNetwork(PyroModule):
             y = matched(y, outcome)
         with pyro.plate("data", rows), pyro.poutine.scale(scale=(self.num_data or rows) / rows):
             if y is not None and is_soft(y, outcome):
-                pyro.factor("y", (y * outcome.logits).sum(-1))
+                pyro.factor("y", (y * outcome.logits).sum(-1).reshape(rows, -1).sum(1))
                 return y
             drawn: Tensor = pyro.sample("y", outcome.to_event(len(outcome.batch_shape) - 1), obs=y)
         return drawn
@@ -154,11 +154,12 @@ class BayesianNetwork(PyroModule):
     def _computed(self, weights: Tensor, x: Any, state: Mapping[str, Tensor] | None = None) -> Any:
         arguments, keywords = nested.arguments(x)
         tensors, net = self.unflatten(weights), self.net  # which Pyro looks through, so before it holds any weights
-        own = {name: tensor for name, tensor in under("net.", state or {}).items() if name not in self._aliases}
-        if compiled.is_due(self.compiled, net):
-            return compiled.call(net, {**own, **tensors}, arguments, keywords)
-        if state is not None:
-            return functional_call(net, {**own, **tensors}, arguments, keywords)
+        if state is not None or compiled.is_due(self.compiled, net):
+            given = {**under("net.", state or {}), **tensors}
+            placed = {home: tensor for name, tensor in given.items() for home in self._homes.get(name, (name,))}
+            if compiled.is_due(self.compiled, net):
+                return compiled.call(net, placed, arguments, keywords)
+            return functional_call(net, placed, arguments, keywords, tie_weights=False)
         # Without other tensors to put in their places, what `functional_call` does is a tenth of its price.
         slots = [owner_of(net, name) for name in tensors]
         try:
@@ -270,6 +271,20 @@ class BayesianNetwork(PyroModule):
         parameters = dict(net.named_parameters(remove_duplicate=False))
         self.initial = torch.cat([parameters[weight.name].detach().reshape(-1) for weight in self.weights])
         self.net.load_state_dict({k: v for k, v in net.state_dict().items() if k in self.net.state_dict()}, strict=False)
+
+
+def _homes(net: nn.Module, weights: Sequence[Weight]) -> dict[str, tuple[str, ...]]:
+    """Of every tensor's first name the places where it stands, each once; of its other names none. `functional_call` puts a
+    tensor back once for each name, and of two names of one place the second would put back what the first had put there."""
+    everything = [*net.named_parameters(remove_duplicate=False), *net.named_buffers(remove_duplicate=False)]
+    shared: dict[int, list[str]] = {}
+    for name, tensor in everything:
+        shared.setdefault(id(tensor), []).append(name)
+    homes: dict[str, tuple[str, ...]] = {}
+    for names in [*shared.values(), *(weight.names for weight in weights)]:
+        places = {(id(owner), attribute): name for name in reversed(names) for owner, attribute in [owner_of(net, name)]}
+        homes |= dict.fromkeys(names, ()) | {names[0]: tuple(reversed(places.values()))}
+    return homes
 
 
 def _aliases(net: nn.Module) -> frozenset[str]:

@@ -193,3 +193,35 @@ def test_what_would_leave_it_where_it_is_is_refused() -> None:
         case(keep_prob=1.0)
     with pytest.raises(ValueError, match="expected rescale=False where keep_prob is learned"):
         case(rescale=True)
+
+
+@pytest.mark.parametrize("mask", ["unit", "filter"])
+def test_the_entropy_is_that_of_the_masks_there_are(mask: str) -> None:
+    """One weight in, two out, one Z: its KL by quadrature of the mixture of two normals in the plane, as they get narrow."""
+    torch.manual_seed(0)
+    net = nn.Linear(1, 2) if mask == "unit" else nn.Conv1d(1, 1, 2)
+    model = BayesianNetwork(net, prior_scale=1.0, num_data=10)
+    guide = LearnedGuide(model, Topology(torch.arange(2), (2,), model.sizes), 0.7, mask=mask)
+    guide.values.data = torch.tensor([0.8, -1.1])
+    s, p = 0.02, float(torch.cos(guide.angle.detach()) ** 2)
+
+    def kl(p: float) -> float:
+        """Of p N(u, s^2) + (1 - p) N(0, s^2) from N(0, 1), less what the same without u has: the two parts are far apart."""
+        apart = p * math.log(p) + (1 - p) * math.log(1 - p)
+        u = guide.values.detach().numpy()
+        grid = np.linspace(-8, 8, 401)
+        x, y = np.meshgrid(grid, grid)
+        means = []
+        for centre in (u, np.zeros(2)):
+            own = norm.pdf(x) * norm.pdf(y)
+            points = centre[0] + s * x, centre[1] + s * y
+            prior = norm.logpdf(points[0]) + norm.logpdf(points[1])
+            parts = [norm.logpdf(points[0], c[0], s) + norm.logpdf(points[1], c[1], s) for c in (u, np.zeros(2))]
+            q = np.logaddexp(math.log(p) + parts[0], math.log(1 - p) + parts[1])
+            means.append(float((own * (q - prior)).sum() * (grid[1] - grid[0]) ** 2))
+        constant = 2 * (-math.log(s) - 0.5 + s * s / 2)
+        found = p * means[0] + (1 - p) * means[1] - constant
+        assert found == pytest.approx(p * float(u @ u) / 2 + apart, abs=1e-6)
+        return found
+
+    assert float(guide.kl_in_angle(model).detach()) == pytest.approx(kl(p), abs=1e-6)

@@ -339,3 +339,19 @@ def test_costs_survive_the_disk(tmp_path: Path) -> None:
     fit = fitted("rigl", sparsity=0.8, delta_t=4)
     fit.save(tmp_path / "run")
     assert costs.costs(Fit.load(tmp_path / "run", fit.model)) == costs.costs(fit)
+
+
+def test_an_lstm_costs_its_products() -> None:
+    """Gates of 4 x 32 units, of 6 inputs and 32 states, at 5 steps: oneDNN's fused layer hides them."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cells, self.head = nn.LSTM(6, 32, batch_first=True), nn.Linear(32, 2)
+
+        def forward(self, x):
+            return self.head(self.cells(x)[0][:, -1])
+
+    found = costs.forward(BayesianNetwork(Net()), (5, 6))
+    assert found.rest == 5 * 4 * 32 * (6 + 32)
+    assert found.layers == {"head.weight": 32 * 2}

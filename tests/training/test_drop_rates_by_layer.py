@@ -154,3 +154,14 @@ def test_as_many_as_layers_and_none_with_rescale() -> None:
     for options in ({"keep_prob": (0.9,)}, {"keep_prob": KEPT, "rescale": True}):
         with pytest.raises(ValueError, match="expected one keep_prob, or without rescale one for each of 2 layers, got"):
             MaskedGuide(model, guide.topology, **options)
+
+
+def test_with_a_topology_that_is_pruned_it_resumes_bit_for_bit_too() -> None:
+    """The mean rate is that of the last estimate, of as many weights as there were then."""
+    options = {"drop_rate": "auto-layer", "rule": "gradual", "sparsity": 0.8, "delta_t": 5, "seed": 3}
+    training, seen = Training(epochs=16, batch_size=128, device="cpu"), Recorder()
+    whole = cigl.infer(network(), digits(), training=training, watch=seen, **options)
+    for begun in (4, 8):
+        again = cigl.infer(network(), digits(), training=training, watch=Recorder(seen.checkpoints[begun]), **options)
+        assert again.history == whole.history
+        assert torch.equal(again.pairs.values, whole.pairs.values)

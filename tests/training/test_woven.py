@@ -3,6 +3,7 @@ teacher does not notice it; what goes wrong with it costs no training."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from espalier import BayesianNetwork, Training, calibration
+from espalier import BayesianNetwork, Data, Split, Training, calibration
 from espalier.guides.masked import MaskedGuide
 from espalier.inference import cigl, distilled
 from espalier.prediction.fit import Fit
@@ -21,6 +22,7 @@ from espalier.training import objective
 from espalier.training.woven import BEGINS, Woven
 from fitted import digits
 from toys import net, toy
+from watches import Recorder
 
 pytestmark = pytest.mark.usefixtures("own_store")
 EPOCHS, RATE, KEEP = 10, 0.3, 0.75
@@ -175,3 +177,45 @@ def test_on_digits_one_pass_is_as_good_as_sixteen() -> None:
         for how in ("distilled", "redraw")
     }
     assert nll["distilled"] < nll["redraw"] + 0.01
+
+
+class Aside(nn.Module):
+    """With statistics that no estimate mends, and a bias that no output depends on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.unused = nn.Linear(3, 8), nn.Linear(8, 3), nn.Linear(8, 2)
+        self.normed = nn.InstanceNorm1d(1, track_running_stats=True)
+        self.unused.weight.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        h = torch.tanh(self.normed(self.a(x).unsqueeze(1)).squeeze(1))
+        return {"logits": self.b(h), "aside": self.unused(h)}
+
+
+def test_a_student_resumes_with_all_that_it_began_with() -> None:
+    def run(watch: Recorder) -> Fit:
+        return distilled.infer(BayesianNetwork(Aside(), output="logits"), toy(), training=TRAINING, watch=watch, **OPTIONS)
+
+    seen = Recorder()
+    whole = run(seen)
+    again = run(Recorder(seen.checkpoints[8]))
+    assert whole.student is not None
+    assert again.student is not None
+    assert torch.equal(again.student[0], whole.student[0])
+    assert all(torch.equal(again.student[1][name], tensor) for name, tensor in whole.student[1].items())
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_of_several_labels_an_example_it_hands_out_a_student(smoothing: float) -> None:
+    """Sequences of five, each with a label of its own."""
+    stream = torch.Generator().manual_seed(0)
+    x = torch.randn(60, 5, 3, generator=stream)
+    rows = (x[:40], x[40:50], x[50:])
+    parts = [Split(each, each.argmax(-1)) for each in rows]
+    data = Data("sequences", parts[0], parts[1], parts[1], parts[2], (5, 3), 3)
+    training = dataclasses.replace(TRAINING, label_smoothing=smoothing)
+    fit = distilled.infer(BayesianNetwork(net()), data, training=training, **OPTIONS)
+    assert "distilled" in fit.ways
+    assert fit.predict(rows[2], "distilled").shape == (1, 10, 5, 3)

@@ -92,11 +92,13 @@ class LearnedGuide(MaskedGuide):
         return torch.as_tensor((found[1] - found[0]) / (high - low))
 
     def kl_in_angle(self, model: BayesianNetwork) -> Tensor:
-        """kl_scale (p sum u^2 / 2v - k H(p)), nats, as a function of `angle` alone."""
+        """kl_scale (p sum u^2 / 2v - k H(p)), nats, as a function of `angle` alone; k Zs there are."""
         drop = torch.sin(self.angle) ** 2
         size = torch.dot(self.values.detach(), self.values.detach()) / (2 * model.prior().scale ** 2)
         entropy = -(torch.special.xlogy(drop, drop) + torch.special.xlogy(1 - drop, 1 - drop))
-        found: Tensor = self.kl_scale * ((1 - drop) * size - len(self.values) * entropy)
+        shared = groups(self.positions, self.shapes, self.mask)
+        count = len(self.values) if shared is None else len(shared[0].unique())
+        found: Tensor = self.kl_scale * ((1 - drop) * size - count * entropy)
         return found
 
 

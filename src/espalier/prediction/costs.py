@@ -57,12 +57,14 @@ def forward(model: BayesianNetwork, shape: Any) -> Forward:
     calls them, and as often as it does."""
     counter = _Counter(model)
     fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # fused attention hides its products
+    torch.backends.mha.set_fastpath_enabled(False)  # fused attention hides its products, and oneDNN's LSTM
+    onednn = torch.backends.mkldnn.set_flags(_enabled=False)[0]
     try:
         with evaluating(model), torch.inference_mode(False), torch.no_grad(), counter:
             model.evaluate(model.initial, nested.by_shape(lambda own: model.initial.new_zeros(1, *own), shape))
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+        torch.backends.mkldnn.set_flags(_enabled=onednn)
     return Forward(dict(zip((weight.name for weight in model.weights), counter.layers, strict=True)), counter.rest)
 
 

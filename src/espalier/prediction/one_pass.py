@@ -67,9 +67,10 @@ def energy(fit: Fit, x: Rows | Inputs, way: How = "distilled") -> NDArray[np.flo
 
 
 def fitted(energies: ArrayLike, draws: ArrayLike, *, sampled: bool = True) -> Line:
-    """The line of rows whose energies are `(n,)` and whose masked class probabilities are `draws` `(S, n, C)`. To first order the
-    mutual information of S draws is S / (S - 1) times too small, which is put right, where they are `sampled`."""
-    p, t = np.asarray(draws, np.float64), np.asarray(energies, np.float64)
+    """The line of rows whose energies are `(n, ...)` and whose masked class probabilities are `draws` `(S, n, ..., C)`. To first
+    order the mutual information of S draws is S / (S - 1) times too small, which is put right, where they are `sampled`."""
+    p, t = np.asarray(draws, np.float64), np.asarray(energies, np.float64).reshape(-1)
+    p = p.reshape(len(p), len(t), -1)
     count, most = len(p), float(np.log(p.shape[-1]))
     told = mutual_information(p) * (count / (count - 1) if sampled else 1) + LEAST
     centre, spread = t.mean(), max(t.std(), LEAST)

@@ -257,8 +257,10 @@ class Student:
     def bundle(self) -> Bundle:
         """What its next step depends on."""
         tensors = {"values": self.values.detach(), **{f"own.{name}": t.detach() for name, t in self.own.items()}}
+        tensors |= {f"state.{name}": tensor for name, tensor in self.state.items()}
         for name, parameter in self._parameters():
-            tensors[f"momentum.{name}"] = self.optimizer.state[parameter]["momentum_buffer"]
+            if (momentum := self.optimizer.state[parameter].get("momentum_buffer")) is not None:  # the output depends on it
+                tensors[f"momentum.{name}"] = momentum
         return Bundle(tensors, {"step": self.taken})
 
     def restore(self, saved: Bundle) -> None:
@@ -266,8 +268,11 @@ class Student:
         self.values.data.copy_(saved.tensors["values"])
         for name, tensor in self.own.items():
             tensor.data.copy_(saved.tensors[f"own.{name}"])
+        for name, tensor in self.state.items():
+            tensor.copy_(saved.tensors.get(f"state.{name}", tensor))
         for name, parameter in self._parameters():
-            self.optimizer.state[parameter]["momentum_buffer"] = saved.tensors[f"momentum.{name}"].to(parameter.device)
+            if f"momentum.{name}" in saved.tensors:
+                self.optimizer.state[parameter]["momentum_buffer"] = saved.tensors[f"momentum.{name}"].to(parameter.device)
 
     def _parameters(self) -> list[tuple[str, Tensor]]:
         """By name: a file does not keep their order."""

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from espalier.contracts import Data
-from espalier.distributions.masked import LEVELS, effective_keep_prob, mean_keep_prob, per_weight
+from espalier.distributions.masked import LEVELS, KeepProb, effective_keep_prob, mean_keep_prob, per_weight
 from espalier.distributions.priors import prior_scale_of, weight_decay_of
 from espalier.followers import Follower
 from espalier.guides.masked import MaskedGuide, groups
@@ -158,7 +158,7 @@ class Found(Follower):
         self.pool = min(POOL, len(self.y))
         self.every, self.steps, self.rule, self.of = period(batch_size), steps, rule, shares(rule, shapes)
         self.states = [init() for _ in range(max(self.of) + 1)]
-        self.told = init().rate
+        self.told, self.prior = init().rate, list[float]()
         self.generator = own_stream(seed, STREAM)
         self.keeps_prior = False
         """Is the prior scale the user's own? Then the decay follows the rate; else the decay stays and the prior follows."""
@@ -169,6 +169,11 @@ class Found(Follower):
         before, guide.keep_prob = guide.keep_prob, each if len(self.states) > 1 else each[0]
         mean = mean_keep_prob(guide.keep_prob, guide.counts)
         self.told = 1 - mean
+        self._follow(model, guide, before, mean)
+        self.prior = [model.prior_scale, model.weight_decay] if model.prior_scale else []
+
+    def _follow(self, model: BayesianNetwork, guide: MaskedGuide, before: KeepProb, mean: float) -> None:
+        """Decay or prior, whichever is not the user's own."""
         if guide.keep_prob == before or not model.num_data or not model.prior_scale or not model.weight_decay:
             return
         if self.keeps_prior:
@@ -217,7 +222,8 @@ class Found(Follower):
 
     def bundle(self) -> Bundle:
         """What the next estimate depends on."""
-        return Bundle({"drop_rate.stream": self.generator.get_state()}, {"drop_rate": [*map(list, self.states)]})
+        facts = {"drop_rate": [*map(list, self.states)], "drop_rate.told": self.told, "drop_rate.prior": self.prior}
+        return Bundle({"drop_rate.stream": self.generator.get_state()}, facts)
 
     def row(self) -> dict[str, float]:
         return {"drop_rate": self.told}
@@ -234,6 +240,10 @@ class Found(Follower):
         self.states = [State(phi, mean, square, int(taken)) for phi, mean, square, taken in saved.facts["drop_rate"]]
         self.generator.set_state(saved.tensors["drop_rate.stream"])
         self.begin(model, guide)
+        # A topology that has moved since has another mean rate, which the unbroken run learns of at its next estimate.
+        self.told, self.prior = saved.facts.get("drop_rate.told", self.told), saved.facts.get("drop_rate.prior", self.prior)
+        if self.prior:
+            model.prior_scale, model.weight_decay = self.prior
 
 
 def log_likelihood(model: BayesianNetwork, weights: Tensor, x: Any, y: Tensor) -> Tensor:
