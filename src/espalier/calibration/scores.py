@@ -389,8 +389,7 @@ def regression_summary(
 
 
 def summary_of(scores: dict[str, Floats], covered: Floats, *, level: float = LEVEL, seed: int = SEED) -> Summary:
-    """The summary of a regression from its scores `(n,)`: `rmse` (squared errors), and others; `covered`, 0 or 1, or the share of
-    an example's columns."""
+    """The summary of a regression from its scores `(n,)`: `rmse` (squared errors), others; `covered`, 0 or 1 or a share."""
     coverage = f"coverage_{100 * level:g}"
     values = {name: float(score.mean()) for name, score in scores.items()} | {coverage: float(covered.mean())}
     intervals = {name: bootstrap_interval(score, level, seed=seed) for name, score in scores.items()}

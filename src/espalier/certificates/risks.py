@@ -19,7 +19,7 @@ Romano et al. 2020 (sets by cumulated probability); `calibration/scores.py` for 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -75,7 +75,7 @@ class Risk(NamedTuple):
             if y.min() < 0 or y.max() >= p.shape[-1]:
                 wrong = y[(y < 0) | (y >= p.shape[-1])].flat[0]
                 raise ValueError(f"expected labels in 0..{p.shape[-1] - 1}, got {wrong}: drop or renumber such examples")
-        return self.loss(p, y.astype(np.int64), p if reference is None else _probabilities(reference))
+        return self.loss(p, y.astype(np.int64), _probabilities(cast(ArrayLike, reference)) if self.compares else p)
 
     def value(self, losses: ArrayLike) -> float:
         """The observed risk: what a deployment would see on average, estimated."""
