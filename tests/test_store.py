@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -99,3 +101,23 @@ def test_a_file_that_is_no_ledger_is_refused_and_left_alone(text: str, tmp_path:
     with pytest.raises(ValueError, match=r"expected lines \[name, result\] in .*diary.txt, got .*: mend it, or"):
         store.Ledger(file)
     assert file.read_text(encoding="latin-1") == text
+
+
+def test_the_temporary_file_of_a_living_process_is_its_own(tmp_path: Path) -> None:
+    living, mine = tmp_path / f".a.tmp-{os.getppid()}-0123abcd", tmp_path / f".b.tmp-{os.getpid()}-0123abcd"
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    dead = tmp_path / f".c.tmp-{ended.pid}-0123abcd"
+    for path in (living, mine, dead):
+        path.touch()
+    store.remove_orphans(tmp_path)
+    assert [path for path in (living, mine, dead) if path.exists()] == [living]
+
+
+def test_of_two_that_find_a_torn_line_neither_loses_its_own(tmp_path: Path) -> None:
+    file = tmp_path / "results.jsonl"
+    file.write_bytes(b'["a", 1]\n["b", 2')
+    one, two = store.Ledger(file), store.Ledger(file)
+    one.of("one", lambda: "first")
+    two.of("two", lambda: "second")
+    assert store.Ledger(file).known == {"a": 1, "one": "first", "two": "second"}

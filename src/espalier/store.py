@@ -48,7 +48,7 @@ def sha256(data: bytes) -> str:
 def write_bytes(path: Path, data: bytes) -> None:
     """Write atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex[:8]}")
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}-{uuid.uuid4().hex[:8]}")
     try:
         with open(temporary, "wb") as file:
             file.write(data)
@@ -96,10 +96,24 @@ def owned(folder: Path, writes: Sequence[str] = ()) -> Iterator[None]:
 
 
 def remove_orphans(folder: Path) -> None:
-    """Delete the temporary files that a kill in the middle of `write_bytes` left."""
+    """Delete the temporary files that a kill in the middle of `write_bytes` left; those of the living are theirs."""
     for path in folder.glob(".*"):
-        if re.fullmatch(r"\..+\.tmp-[0-9a-f]{8}", path.name):
-            path.unlink()
+        found = re.fullmatch(r"\..+\.tmp-(?:([0-9]+)-)?[0-9a-f]{8}", path.name)
+        if found and not (found[1] and _lives(int(found[1]))):
+            path.unlink(missing_ok=True)
+
+
+def _lives(process: int) -> bool:
+    """Is there another process of this number, here?"""
+    if process == os.getpid():
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OSError):
+        pass
+    return True
 
 
 def write_bundle(path: Path, bundle: Bundle) -> str:
@@ -210,8 +224,11 @@ class Ledger:
 
     def _append(self, file: Path, line: str) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("ab") as out:
-            out.truncate(out.tell() - len(self.torn))
+        with file.open("ab+") as out:
+            end = out.seek(0, os.SEEK_END) - len(self.torn)
+            out.seek(max(0, end))
+            if self.torn and out.read() == self.torn:  # else another process has written since
+                out.truncate(end)
             self.torn = b""
             out.write(f"{line}\n".encode())
 

@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 
 import espalier
 from commands import WAYS, fit, spoken
-from espalier import calibration
+from espalier import calibration, store
 from espalier.cli.main import main
 from espalier.prediction import robustness_of
 from places import ROOT
@@ -218,3 +218,17 @@ def test_scores_by_group_of_the_sources_rows(run: Path, tmp_path: Path, capsys: 
     file.write_text("half\nlow\nhigh\n")
     assert "expected 1,797 values in column 'half'" in spoken(capsys, words)
     assert (own / "evaluation-test.json").read_bytes() == before
+
+
+def test_scores_that_cannot_be_kept_are_shown_all_the_same(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(store, "write_bytes", full)
+    assert main(["evaluate", str(run), "--num-samples", "2"]) == 0
+    told = capsys.readouterr()
+    assert "redraw" in told.out
+    assert "the scores are not kept in" in told.err
+    assert "Read-only file system" in told.err

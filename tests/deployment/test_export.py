@@ -12,7 +12,7 @@ from torch import nn
 
 import espalier
 from commands import fit as fitted
-from espalier import runs
+from espalier import runs, store
 from espalier.certificates import Settings, certify_run, load_pruned
 from espalier.deployment import FORMS, export_run
 from espalier.likelihoods import Categorical
@@ -196,3 +196,31 @@ def test_a_likelihood_of_ones_own_comes_back_with_its_model(tmp_path: Path) -> N
     assert net.likelihood.temperature.item() != 1.0
     with torch.no_grad():
         assert torch.allclose(net(raw), fit.predict(data.inputs(raw))[0], atol=CLOSE)
+
+
+def test_a_program_that_cannot_be_made_leaves_the_folder_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fit = made("mlp")
+    folder = fit.export(tmp_path / "out", program=words("mlp"), how="ticket")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def missing(*_: object) -> None:
+        raise RuntimeError("expected onnx, onnxscript and onnxruntime")
+
+    monkeypatch.setattr("espalier.deployment.programs.to_onnx", missing)
+    with pytest.raises(RuntimeError, match="expected onnx"):
+        fit.export(folder, program=words("mlp"), how="unmasked", onnx=True)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    with pytest.raises(RuntimeError, match="expected onnx"):
+        fit.export(tmp_path / "new", program=words("mlp"), how="unmasked", onnx=True)
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_page_of_somebody_is_left_alone_where_another_command_has_been(tmp_path: Path) -> None:
+    with store.owned(tmp_path):
+        (tmp_path / "README.md").write_text("# My project")
+    with pytest.raises(ValueError, match=r"README\.md is no model card of ours: choose another, or move it away"):
+        made("mlp").export(tmp_path, program=words("mlp"))
+    assert (tmp_path / "README.md").read_text() == "# My project"
+    (tmp_path / "README.md").unlink()
+    for _ in range(2):
+        made("mlp").export(tmp_path, program=words("mlp"))

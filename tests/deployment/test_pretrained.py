@@ -214,3 +214,14 @@ def test_a_deployed_network_says_what_it_is(exported: Path) -> None:
     assert isinstance(net, Deployed)
     assert net.classes == ["ash", "elm", "oak"]
     assert "weights active (distilled)" in repr(net)
+
+
+@pytest.mark.parametrize("name", ["espalier", "weights"])
+@pytest.mark.parametrize("value", [None, [], "x"])
+def test_a_configuration_of_another_form_is_one_sentence(name: str, value: Any, folder: Path) -> None:
+    altered(folder, lambda config: config.update({name: value}))
+    with pytest.raises(ValueError, match="as `espalier export` writes it, format|it was altered"):
+        espalier.from_pretrained(folder)
+    (folder / "config.json").write_text("[1]")
+    with pytest.raises(ValueError, match="as `espalier export` writes it, format"):
+        espalier.from_pretrained(folder)

@@ -78,3 +78,13 @@ def test_what_is_no_file_of_rows_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_text("no image")
     with pytest.raises(ValueError, match="broken.png is no readable image"):
         rows.read(tmp_path, [3, 8, 8])
+
+
+def test_numbers_that_training_takes_are_taken(tmp_path: Path) -> None:
+    x = np.arange(12.0).reshape(4, 3)
+    for dtype in (np.longdouble, ">f8", ">i4"):
+        np.savez(tmp_path / "x.npz", x=x.astype(dtype))
+        assert np.array_equal(rows.read(tmp_path / "x.npz", [3]).x[0:4].numpy(), x)
+    np.savez(tmp_path / "x.npz", x=x * 1e300)
+    with pytest.raises(ValueError, match="expected finite inputs, got NaN or infinity in single precision, first in row 0"):
+        rows.read(tmp_path / "x.npz", [3])

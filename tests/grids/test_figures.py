@@ -13,7 +13,7 @@ from scipy import stats
 
 from espalier.cli.main import main
 from espalier.grids import compare
-from espalier.grids.figures import COVERAGE, figures, risk
+from espalier.grids.figures import COVERAGE, figures, risk, write
 from espalier.grids.grid import Grid, read
 
 GRID = """
@@ -97,3 +97,13 @@ def test_a_finished_cell_whose_run_was_taken_away_stands_in_no_curve_along_train
         shutil.copytree(out / "runs" / run, tmp_path / "runs" / run)
     picture = dict(figures(grid, outcome, tmp_path))["training-long-0.5"]
     assert [curve.label for curve in picture.curves] == ["CigL"]
+
+
+def test_a_picture_of_somebody_is_left_alone(drawn: tuple[Grid, compare.Outcome, Path], tmp_path: Path) -> None:
+    grid, outcome, out = drawn
+    own = tmp_path / "out"
+    shutil.copytree(out, own)
+    (own / "figures" / "density-short-accuracy.png").write_bytes(b"mine")
+    with pytest.raises(ValueError, match="is there and not Espalier's"):
+        write(grid, outcome, own)
+    assert (own / "figures" / "density-short-accuracy.png").read_bytes() == b"mine"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import os
 import textwrap
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -266,3 +268,17 @@ def test_a_file_that_is_no_grid_is_refused(tmp_path: Path) -> None:
     (tmp_path / "b.yaml").write_text("just words")
     with pytest.raises(ValueError, match="to hold lines of `name: ...`, got 'just words'"):
         grids.read(tmp_path / "b.yaml")
+
+
+def test_labels_of_a_file_count_by_content(tmp_path: Path) -> None:
+    file = tmp_path / "noisy.npz"
+    names = []
+    for label in (0, 1, 0):
+        np.savez(file, y=np.full(4, label))
+        names.append(*grid(base={"model": "mlp", "data": "digits", "label_noise": f"{file}:y"}).runs)
+        os.utime(file, ns=(len(names), len(names)))
+    assert names[0] == names[2] != names[1]
+    found = expand({"base": {"model": "mlp", "data": "digits", "label_noise": "noisy.npz:y"}, "sparsities": [0.5],
+                    "methods": {"RigL": RIGL}}, folder=tmp_path)  # fmt: skip
+    (recipe,) = found.runs.values()
+    assert recipe.options["label_noise"] == f"{file.resolve()}:y"

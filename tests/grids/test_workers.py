@@ -132,7 +132,7 @@ def long(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     path = write(folder / "long.yaml", **LONG)
     grid = read(path)
     outcome = compare.compare(grid, folder / "whole", InThisProcess())
-    report.write(grid, outcome, path, folder / "whole")
+    report.write(grid, outcome, path.read_bytes(), folder / "whole")
     return path, folder / "whole"
 
 

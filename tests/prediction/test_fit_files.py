@@ -168,3 +168,10 @@ def test_a_fit_of_the_time_when_all_pairs_were_in_one_file_is_read(name: str, tm
     old, before = Fit.load(tmp_path / "run", fresh(name)).bundle().tensors, fit.bundle().tensors
     assert old.keys() == before.keys()
     assert all(torch.equal(tensor, before[key]) for key, tensor in old.items())
+
+
+def test_a_file_of_somebody_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "history.json").write_text("mine")
+    with pytest.raises(ValueError, match=r"holds history\.json, which would be overwritten"):
+        trained("mlp")[0].save(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["history.json"]

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -165,3 +166,20 @@ def test_runs_load_without_pickle(tmp_path: Path) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONWARNINGS": "ignore"}
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_home_and_labels_of_a_file_are_found_from_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home, here = tmp_path / "home", tmp_path / "here"
+    for folder in (home, here, tmp_path / "elsewhere"):
+        folder.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(here)
+    np.savez(here / "noisy.npz", y=np.roll(np.arange(10), 1)[np.zeros(1797, int)])
+    words = ["--data-dir=~/sets", "--label-noise=noisy.npz:y", "--train-size=160", "--epochs=2", "--delta-t=1", "--device=cpu"]
+    recipe = ["--model=mlp", "--hidden=[8]", "--inference=rigl", "--data=digits", *words]
+    assert main(["fit", *recipe, "--out", str(here / "run")]) == 0
+    written = yaml.safe_load((here / "run" / "config.yaml").read_text())
+    assert written["data_dir"] == str(home / "sets")
+    assert written["label_noise"] == f"{here / 'noisy.npz'}:y"
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert main(["evaluate", str(here / "run")]) == 0

@@ -61,3 +61,22 @@ def test_a_recipe_means_what_the_command_line_means(tmp_path: Path) -> None:
     words = ["--drop-rate", "1e-1", "--seed", "010", "--no-rescale", "--hidden", "0x20", "--data-dir", "no"]
     assert recipes.resolve(["--model", "mlp", "--inference", "cigl", "--data", "digits", *words]).options == options
     assert recipes.resolve(["--config", str(path), "--rescale=true"]).options["rescale"] is True
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["clip: float = float('inf')", "clip: float = float('nan')", "heads: dict = {}", "limit: int = 2**31", "opt: set = {1}",
+     "raw: bytes = b'x'", "act=torch.nn.ReLU", "place=pathlib.Path('x')", "how: Unknown = 1"],
+)
+def test_a_program_whose_options_no_file_can_hold_is_refused_before_any_work(
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "own.py").write_text(
+        "from __future__ import annotations\nimport pathlib\nimport torch\nfrom espalier import BayesianNetwork\n"
+        f"def model(shape, num_outputs, *, {option}):\n"
+        "    return BayesianNetwork(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, num_outputs)))\n"
+    )
+    words = ["fit", "--model", str(tmp_path / "own.py"), "--inference", "rigl", "--data", "digits", "--train-size", "160"]
+    told = spoken(capsys, [*words, "--epochs", "2", "--delta-t", "1", "--out", str(tmp_path / "run")])
+    assert "expected" in told
+    assert not (tmp_path / "run").exists()

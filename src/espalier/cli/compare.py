@@ -30,7 +30,7 @@ def compare(words: list[str]) -> int:
     from espalier.grids.grid import read
     from espalier.grids.workers import workers
 
-    grid = read(arguments.grid)
+    source, grid = arguments.grid.read_bytes() if arguments.grid.is_file() else b"", read(arguments.grid)
     hands = workers(arguments.jobs, arguments.scheduler, arguments.wait, functools.partial(check_data, grid))
     out = arguments.out or Path("runs") / arguments.grid.stem
     left = plan(grid, out)
@@ -41,7 +41,7 @@ def compare(words: list[str]) -> int:
     with comparing(len(left.runs), epochs, len(left.cells), lambda: epochs_done(out, left.runs)) as seen:
         outcome = execute(grid, out, hands, seen, every=arguments.checkpoint_every)
     with store.owned(out, WRITTEN):
-        files = report.write(grid, outcome, arguments.grid, out)
+        files = report.write(grid, outcome, source, out)
         print(report.summary(grid, outcome))
         figures.write(grid, outcome, out)
     print(f"\nThe tables are in {', '.join(str(file) for file in files)}; figures in {out / 'figures'}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -139,8 +140,11 @@ def scored(
     labels = evaluation.split_of(data, split).y.numpy()
     if folder is None:
         return result, (predicted["ticket"], labels)
-    store.write_bytes(folder / f"evaluation-{split}.json", store.canonical({**result, "run": folder.name}).encode())
-    if data.num_classes is not None:
-        panels = {f"{folder.name}: {way}": (predicted[way], labels) for way in ("ticket", "redraw")}
-        plots.save(plots.reliability(panels), folder / f"reliability-{split}.png")
+    try:
+        store.write_bytes(folder / f"evaluation-{split}.json", store.canonical({**result, "run": folder.name}).encode())
+        if data.num_classes is not None:
+            panels = {f"{folder.name}: {way}": (predicted[way], labels) for way in ("ticket", "redraw")}
+            plots.save(plots.reliability(panels), folder / f"reliability-{split}.png")
+    except OSError as error:  # a disk that is read-only, or full: what was computed is shown all the same
+        print(f"espalier: the scores are not kept in {folder}: {error.strerror or error}", file=sys.stderr)
     return result, (predicted["ticket"], labels)

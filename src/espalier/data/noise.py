@@ -62,11 +62,16 @@ def _by_chance(y: Labels, rows: Labels, classes: int, source: int, rate: float, 
     return np.where(wrong, (y + shift) % classes, y)
 
 
+def file_of(noise: Any) -> tuple[Path, str] | None:
+    """The file and the name of labels FILE.npz:NAME; None for what is no such."""
+    path, colon, name = noise.rpartition(":") if isinstance(noise, str) else ("", "", "")
+    return (Path(path).expanduser(), name) if colon and path.endswith(".npz") else None
+
+
 def _from_file(noise: str, data: Data) -> Labels:
-    path, colon, name = noise.rpartition(":")
-    if not colon or not path.endswith(".npz"):
+    if (found := file_of(noise)) is None:
         raise ValueError(f"expected label_noise as a number in [0, 1), or labels as FILE.npz:NAME, got {noise!r}")
-    file = Path(path).expanduser()
+    file, name = found
     if not file.is_file():
         raise FileNotFoundError(f"expected an .npz file of labels at {file}, got nothing: mend the path")
     if name not in (there := archives.names(file)):

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 TRAIN_ROWS = 10_000
 """Training rows, at most, that tell the regime."""
+MARK = "library_name: espalier"
+"""A line of every card."""
 FITTED = 0.99
 """Accuracy on training rows from which a network fits them."""
 TYPES = {"brier": "brier_score", "ece_15": "expected_calibration_error", "nll": "negative_log_likelihood"}

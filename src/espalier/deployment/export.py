@@ -9,6 +9,7 @@ model.onnx          where it is asked for
 from __future__ import annotations
 
 import inspect
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -22,7 +23,7 @@ from espalier.certificates.runs import load_pruned, ticket_of
 from espalier.contracts import Data, Topology, stand_ins
 from espalier.deployment import card
 from espalier.deployment.hub import CARD, CONFIG, FILES, ONNX, WEIGHTS
-from espalier.deployment.pretrained import FORMAT, LIKELIHOOD, NET, assembled
+from espalier.deployment.pretrained import FORMAT, LIKELIHOOD, NET, Deployed, assembled
 from espalier.likelihoods import LIKELIHOODS
 from espalier.network import BayesianNetwork, copied, under
 from espalier.prediction.fit import SINGLE, Fit, How
@@ -137,18 +138,25 @@ def _written(
     if not agree(module.network, net, stand_ins(config, MIN_ROWS)):
         what = "the program that was named" if asked else f"{words.get('model')} of this installation"
         raise ValueError(f"expected a program that builds the network of this fit, but {what} says something else: mend program=")
+    program = _as_onnx(module) if onnx else None
     page = card.page(chosen, config, record, data, name or folder.resolve().name, licence)
     with store.owned(folder, FILES):
         (folder / ONNX).unlink(missing_ok=True)  # of another network, by now
         digest = store.write_bundle(folder / WEIGHTS, bundle)
-        if onnx:
-            from espalier.deployment.programs import to_onnx
-
-            to_onnx(module, folder / ONNX)
+        if program is not None:
+            store.write_bytes(folder / ONNX, program)
         store.write_bytes(folder / CARD, page.encode())
         config["weights"] |= {"sha256": digest}
         store.write_bytes(folder / CONFIG, store.canonical(config).encode())
     return folder
+
+
+def _as_onnx(module: Deployed) -> bytes:
+    from espalier.deployment.programs import to_onnx
+
+    with tempfile.TemporaryDirectory() as scratch:
+        to_onnx(module, Path(scratch) / ONNX)
+        return (Path(scratch) / ONNX).read_bytes()
 
 
 def _on_cpu(model: BayesianNetwork, topology: Topology, weights: Tensor, state: Mapping[str, Tensor], way: str) -> Chosen:
@@ -162,6 +170,9 @@ def _check_folder(folder: Path) -> None:
     if (folder / "config.yaml").exists() or (folder / "record.json").exists():
         raise ValueError(f"expected a folder of its own, but {folder} is that of a run: choose another")
     store.check_free(folder, FILES)
+    page = folder / CARD
+    if page.is_file() and not (folder / CONFIG).is_file() and card.MARK not in page.read_text(encoding="utf-8", errors="replace"):
+        raise ValueError(f"expected a folder of its own, but {page} is no model card of ours: choose another, or move it away")
 
 
 def _weights(chosen: Chosen, form: Form) -> tuple[Bundle, dict[str, Any]]:

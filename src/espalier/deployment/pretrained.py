@@ -148,10 +148,12 @@ def read(folder: Path) -> tuple[dict[str, Any], Bundle]:
         if not (folder / name).is_file():
             raise ValueError(f"expected an exported folder, but {folder} has no {name}: `espalier export` makes one")
     config = store.read_json(folder / CONFIG)
-    form = config.get("espalier", {}).get("format") if isinstance(config, dict) else None
+    config = config if isinstance(config, dict) else {}
+    told = {name: found if isinstance(found := config.get(name), dict) else {} for name in ("espalier", "weights")}
+    form = told["espalier"].get("format")
     if form != FORMAT:
         raise ValueError(f"expected {folder / CONFIG} as `espalier export` writes it, format {FORMAT}, got {form}")
-    if store.sha256((folder / WEIGHTS).read_bytes()) != config.get("weights", {}).get("sha256"):
+    if store.sha256((folder / WEIGHTS).read_bytes()) != told["weights"].get("sha256"):
         raise ValueError(f"expected {folder / WEIGHTS} as it was exported, but its SHA-256 differs: it was altered")
     return config, store.read_bundle(folder / WEIGHTS)
 

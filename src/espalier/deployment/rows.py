@@ -54,15 +54,19 @@ def read(path: str | Path, shape: Any) -> Asked:
     x = readers.channels_first(path, archives.arrays(path, ["x"])["x"])
     if not len(x) or list(x.shape[1:]) != shape:
         raise ValueError(f"expected rows of shape (n, {', '.join(map(str, shape))}) in {path}, got {x.shape}")
+    x = x.astype(np.float64 if x.dtype.kind == "f" and x.dtype.itemsize > 8 else x.dtype.newbyteorder("="), copy=False)
     if x.dtype.kind == "f":
         _refuse_broken(path, x)
     return Asked(torch.from_numpy(np.ascontiguousarray(x)), len(x))
 
 
 def _refuse_broken(path: Path, x: NDArray[Any]) -> None:
-    broken = ~np.isfinite(x).all(axis=tuple(range(1, x.ndim)))
+    with np.errstate(over="ignore"):
+        broken = ~np.isfinite(x.astype(np.float32)).all(axis=tuple(range(1, x.ndim)))
     if broken.any():
-        raise ValueError(f"{path}: expected finite inputs, got NaN or infinity, first in row {broken.argmax()} (counted from 0)")
+        single = "" if not np.isfinite(x).all() else " in single precision"
+        first = f"first in row {broken.argmax()} (counted from 0)"
+        raise ValueError(f"{path}: expected finite inputs, got NaN or infinity{single}, {first}")
 
 
 def _images(root: Path, shape: Any) -> Asked:

@@ -107,6 +107,8 @@ def compare(
     check_runs(grid, out)
     if plan(grid, out).cells:
         check_data(grid)
+    for path in filter(Path.is_file, (out / "cells" / f"{cell.name}.json" for cell in grid.cells)):
+        store.check_signed(path)
     with store.owned(out, WRITTEN):
         for part in ("cells", "errors", "figures"):
             store.remove_orphans(out / part)
@@ -231,7 +233,7 @@ def epochs_done(out: Path, names: Mapping[str, Recipe]) -> float:
         if runs.finished(out / "runs" / name):
             done += recipe.options["epochs"]
         elif path.is_file():
-            done += min(recipe.options["epochs"], store.read_json(path)["epoch"])
+            done += min(recipe.options["epochs"], dict(store.read_json(path)).get("epoch", 0))
     return done
 
 

@@ -27,6 +27,7 @@ def write(grid: Grid, outcome: Outcome, out: Path) -> list[Path]:
     files = []
     for name, picture in figures(grid, outcome, out):
         files.append(out / "figures" / f"{name}.png")
+        plots.check_free(files[-1])
         plots.save(plots.curves(picture), files[-1])
     return files
 

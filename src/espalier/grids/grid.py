@@ -37,6 +37,7 @@ import numpy as np
 
 from espalier import data, shelf, store
 from espalier.calibration.calibrators import CALIBRATORS
+from espalier.data.noise import file_of
 from espalier.nested import plain
 from espalier.prediction.ensemble import Pool
 from espalier.prediction.evaluation import SPLITS
@@ -260,6 +261,9 @@ def _located(name: str, value: Any, folder: Path) -> Any:
         for path in (folder / Path(text).expanduser(), Path(text)):
             if path.exists():
                 return str(path.resolve())
+    if name == "label_noise" and (noise := file_of(value)):
+        found = [path for path in (folder / noise[0], noise[0]) if path.exists()]
+        return f"{found[0].resolve()}:{noise[1]}" if found else value
     return value
 
 
@@ -317,6 +321,8 @@ def _defaults(model: str, inference: str) -> dict[str, Any]:
 
 
 def _identity(name: str, value: Any) -> Any:
+    if name == "label_noise" and (noise := file_of(value)) and noise[0].is_file():
+        return [_file_digest(str(noise[0]), noise[0].stat().st_mtime_ns), noise[1]]
     is_file = name in ("model", "inference", "data", "init") and isinstance(value, str) and Path(value).is_file()
     return _file_digest(value, Path(value).stat().st_mtime_ns) if is_file else value
 

@@ -56,15 +56,15 @@ of a step over its mean in the same run of the grid, on whatever else the machin
 """
 
 
-def write(grid: Grid, outcome: Outcome, source: Path, out: Path) -> list[Path]:
-    """Write `cells.csv`, `differences.csv`, `table.md` and a copy of the grid file; `cells.parquet` where pyarrow is."""
+def write(grid: Grid, outcome: Outcome, source: bytes, out: Path) -> list[Path]:
+    """Write `cells.csv`, `differences.csv`, `table.md` and the grid file, `source`; `cells.parquet` where pyarrow is."""
     cells, differences = cell_rows(grid, outcome), difference_rows(grid, outcome)
     page = f"{summary(grid, outcome)}\n\n{every_seed(grid, outcome)}\n"
     written = {
         "table.md": page.encode(),
         "cells.csv": csv_of(cells),
         "differences.csv": csv_of(differences),
-        "grid.yaml": source.read_bytes(),
+        "grid.yaml": source,
     }
     if (parquet := _parquet(cells)) is not None:
         written["cells.parquet"] = parquet

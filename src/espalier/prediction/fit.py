@@ -280,6 +280,7 @@ class Fit(Predictor):
         folder = Path(folder)
         if (folder / "record.json").exists():
             raise ValueError(f"expected a folder without a fit, but {folder} holds one: choose another or remove it")
+        store.check_free(folder, ("fit.safetensors", "history.json"))
         pairs = [Bundle(self.pairs.pair(index).tensors(), {}) for index in range(len(self.pairs.values))]
         # What a checkpoint has written is not written again: of a long run the pairs are nearly all.
         digests = [store.add_bundle(folder / PAIRS, pair) for pair in pairs]

@@ -24,12 +24,13 @@ import torch
 
 from espalier import data, losses, shelf, store
 from espalier.contracts import Data
+from espalier.data.noise import file_of
 from espalier.nested import plain
 from espalier.network import BayesianNetwork
 from espalier.prediction.ensemble import Ensemble, Pool
 from espalier.prediction.fit import PAIRS, Fit
 from espalier.runs import lines
-from espalier.runs.recipes import Recipe, read_config, resolve
+from espalier.runs.recipes import Recipe, check_written, read_config, resolve
 from espalier.runs.trust import told
 from espalier.sparse import kernels
 from espalier.store import Bundle
@@ -53,6 +54,7 @@ def start(recipe: Recipe, folder: str | Path, watch: Watches = None, *, every: f
     """
     folder = Path(folder)
     _check_new(folder)
+    check_written(recipe)
     distributed.barrier()  # the first process makes the folder after all have looked
     loaded, model = _materials(recipe)
     return _run(recipe, folder, loaded, model, watch, every, new=True)
@@ -91,9 +93,12 @@ def _check_taught(folder: Path) -> None:
 
 def _begin(recipe: Recipe, folder: Path) -> None:
     """Write down what is asked, so that the run can be resumed: the user's own files first, the recipe last."""
-    own: dict[str, Any] = {"data_dir": recipe.options["data_dir"] and str(Path(recipe.options["data_dir"]).resolve())}
-    if Path(recipe.data).exists() and recipe.data not in data.names():
-        own["data"] = str(Path(recipe.data).resolve())  # the run may be looked at from another folder
+    place = recipe.options["data_dir"]  # a run may be looked at from another folder
+    own: dict[str, Any] = {"data_dir": place and str(Path(place).expanduser().resolve())}
+    if Path(recipe.data).expanduser().exists() and recipe.data not in data.names():
+        own["data"] = str(Path(recipe.data).expanduser().resolve())
+    if noise := file_of(recipe.options["label_noise"]):
+        own["label_noise"] = f"{noise[0].resolve()}:{noise[1]}"
     for part, name in (("model", recipe.model), ("inference", recipe.inference)):
         if name.endswith(".py"):
             store.write_bytes(folder / f"{part}.py", Path(name).read_bytes())

@@ -21,6 +21,7 @@ from jsonargparse import ActionYesNo, ArgumentParser
 from torch import Tensor
 
 from espalier import data, shelf
+from espalier.nested import plain
 from espalier.runs import lines, trust
 from espalier.training.options import Training, words_of
 
@@ -198,7 +199,10 @@ _PARTS = {
 
 
 def _parameters(function: Callable[..., Any], owner: str, skip: set[str]) -> list[Option]:
-    hints, annotated = typing.get_type_hints(function), typing.get_type_hints(function, include_extras=True)
+    try:
+        hints, annotated = typing.get_type_hints(function), typing.get_type_hints(function, include_extras=True)
+    except NameError as error:
+        raise ValueError(f"expected annotations of {owner}'s options that stand when it runs, but {error}: import it") from error
     doc = inspect.getdoc(function) or ""
     said = {name: getattr(hint, "__metadata__", ("",))[0] for name, hint in annotated.items()}  # where several share it
     return [
@@ -303,6 +307,20 @@ def as_word(name: str, value: Any) -> str:
         raise ValueError(f"{flag(name)}: expected one value, got {value!r}")
     plain = isinstance(value, str)
     return f"{flag(name)}={value if plain else json.dumps(value, ensure_ascii=False)}"
+
+
+def check_written(recipe: Recipe) -> None:
+    """Raises ValueError where a recipe file would not give these options back: nobody could resume the run, or read it."""
+    own = plain(recipe.config())
+    try:
+        written = lines.load(lines.dump(own))
+        again = plain(resolve([as_word(name, value) for name, value in written.items() if value is not None]).config())
+    except (ValueError, TypeError, yaml.YAMLError) as error:
+        why = str(error).split("\n")[0]
+        raise ValueError(f"expected options that a recipe file can hold, numbers, words and lists of them, but {why}") from error
+    if lost := [name for name in own if again.get(name) != own[name]]:
+        found = f"{lost[0]} is {own[lost[0]]!r} before and {again.get(lost[0])!r} after"
+        raise ValueError(f"expected options that a recipe file gives back, but {found}: use a number, a word or a list of them")
 
 
 def read_config(path: Path) -> dict[str, Any]:
