@@ -91,7 +91,8 @@ def targets(
         raise ValueError(f"expected real-valued targets of shape (n,) or (n, d) in {what}, got {values.shape}")
     if values.dtype.kind not in "fiu":
         raise ValueError(f"expected real-valued targets in {what}, as in y, got {values.dtype}")
-    return values.astype(np.float64), ()
+    with np.errstate(invalid="ignore", over="ignore"):  # of wider floats; what is not finite is refused by who cuts
+        return values.astype(np.float64), ()
 
 
 def column(y: Any, what: str) -> NDArray[Any]:
