@@ -93,7 +93,7 @@ class BayesianNetwork(PyroModule):
         # The weights the network came with, `(num_weights,)`: where active ones start. Not part of the state.
         self.register_buffer("initial", torch.cat(parts), persistent=False)
         self.net = _without(net, {name for weight in self.weights for name in weight.names})
-        self._aliases, self._homes = _aliases(self.net), _homes(self.net, self.weights)
+        self._homes = _homes(self.net, self.weights)
         self._unwritten: dict[bool, bool] = {}
         self.compiled: compiled.Compiled = "no"
         self.loss: Loss | None = None
@@ -228,7 +228,7 @@ class BayesianNetwork(PyroModule):
             for name in weight.names:
                 owner, attribute = owner_of(net, name)
                 setattr(owner, attribute, parameter)
-        own = {name: tensor for name, tensor in under("net.", state or {}).items() if name not in self._aliases}
+        own = {name: tensor for name, tensor in under("net.", state or {}).items() if self._homes.get(name, (name,))}
         net.load_state_dict(own, strict=False)  # a second name may still hold what `state` replaced under the first
         return net
 
@@ -285,13 +285,6 @@ def _homes(net: nn.Module, weights: Sequence[Weight]) -> dict[str, tuple[str, ..
         places = {(id(owner), attribute): name for name in reversed(names) for owner, attribute in [owner_of(net, name)]}
         homes |= dict.fromkeys(names, ()) | {names[0]: tuple(reversed(places.values()))}
     return homes
-
-
-def _aliases(net: nn.Module) -> frozenset[str]:
-    """Second names of parameters and buffers: `functional_call` wants every tensor once."""
-    everything = [*net.named_parameters(remove_duplicate=False), *net.named_buffers(remove_duplicate=False)]
-    first: dict[int, str] = {}
-    return frozenset(name for name, tensor in everything if first.setdefault(id(tensor), name) != name)
 
 
 def copied(net: Net) -> Net:

@@ -111,8 +111,8 @@ def _lives(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except (PermissionError, OSError):
-        pass
+    except PermissionError:
+        pass  # somebody else's
     return True
 
 
