@@ -54,12 +54,9 @@ def auroc_interval(inside: ArrayLike, outside: ArrayLike, level: float = LEVEL) 
     require(0 < level < 1, "level between 0 and 1", level, f"use {LEVEL}")
     above, below = _placements(i, o)
     area, error = float(above.mean()), _error(above, below)
-    if area in (0.0, 1.0):
+    if area in (0.0, 1.0) or error == 0:
         least = ((1 - level) / 2) ** (1 / min(len(i), len(o)))
-        return Estimate(area, (least, 1.0) if area else (0.0, 1 - least))
-    if error == 0:
-        least = ((1 - level) / 2) ** (1 / min(len(i), len(o)))
-        return Estimate(area, (least / 2, 1 - least / 2))
+        return Estimate(area, {1.0: (least, 1.0), 0.0: (0.0, 1 - least)}.get(area, (least / 2, 1 - least / 2)))
     half = norm.ppf((1 + level) / 2) * error / (area * (1 - area))
     return Estimate(area, (float(expit(logit(area) - half)), float(expit(logit(area) + half))))
 

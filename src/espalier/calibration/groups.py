@@ -6,17 +6,17 @@ it serves regression too.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import csr_array
 from scipy.stats import norm
 from scipy.stats import t as student
 
 from espalier.calibration.kernel import Evidence
 from espalier.calibration.monotone import calibrated
-from espalier.calibration.resampling import Estimate, resampled, vector
+from espalier.calibration.resampling import Estimate, drawn, resampled, vector
 from espalier.calibration.scores import (
     LEVEL,
     NUM_BINS,
@@ -144,11 +144,11 @@ def groups_differ(
     order, rng = np.argsort(layer, kind="stable"), np.random.default_rng(seed)
     found, belongs = float(((rest @ belongs) ** 2).sum()), belongs[order]
 
-    def drawn(count: int) -> Floats:
-        moved = np.argsort(layer + rng.random((count, len(x))), axis=1)
-        return np.asarray(((rest[moved] @ belongs) ** 2).sum(1))
-
-    return _evidence(found, drawn, len(x), num_permutations)
+    statistics, step = [], max(1, _HELD // len(x))
+    for start in range(0, num_permutations, step):
+        moved = np.argsort(layer + rng.random((min(step, num_permutations - start), len(x))), axis=1)
+        statistics.append(((rest[moved] @ belongs) ** 2).sum(1))
+    return _evidence(found, np.concatenate(statistics))
 
 
 def _belongs(members: dict[str, NDArray[Any]], num_examples: int) -> Floats:
@@ -161,17 +161,14 @@ def _belongs(members: dict[str, NDArray[Any]], num_examples: int) -> Floats:
 
 def _less_means(x: Floats, layer: NDArray[Any]) -> Floats:
     """x `(R, n)` less the means of its strata `(n,)`."""
-    inside = np.zeros((x.shape[1], layer.max() + 1))
-    inside[np.arange(len(layer)), layer] = 1
-    return np.asarray(x - (x @ inside / np.maximum(inside.sum(0), 1))[:, layer])
+    inside = csr_array((np.ones(len(layer)), (np.arange(len(layer)), layer)))
+    return np.asarray(x - (x @ inside / np.maximum(np.bincount(layer), 1))[:, layer])
 
 
-def _evidence(found: float, drawn: Callable[[int], Floats], num_examples: int, count: int) -> Evidence:
-    """The share of `count` statistics, `drawn` in blocks, that are as large as the one that was found."""
-    step = max(1, _HELD // num_examples)
-    blocks = [drawn(min(step, count - start)) for start in range(0, count, step)]
-    as_large = int((np.concatenate(blocks) >= found * (1 - 1e-9)).sum())  # equal ones, but for the order of the sum
-    return Evidence(found, (1 + as_large) / (1 + count))
+def _evidence(found: float, under_null: Floats) -> Evidence:
+    """The share of statistics `(R,)` that are as large as the one that was found."""
+    as_large = int((under_null >= found * (1 - 1e-9)).sum())  # equal ones, but for the order of the sum
+    return Evidence(found, (1 + as_large) / (1 + len(under_null)))
 
 
 def calibration_differs(
@@ -190,15 +187,13 @@ def calibration_differs(
     members = _members(groups, len(hit))
     require(len(members) > 1, "two groups or more", len(members), "a difference is between two")
     rate = calibrated(confidence, hit)
-    layer, belongs, rng = equal_mass(confidence, num_bins), _belongs(members, len(hit)), np.random.default_rng(seed)
+    layer, belongs = equal_mass(confidence, num_bins), _belongs(members, len(hit))
 
     def parted(hits: Floats) -> Floats:
         return np.asarray(((_less_means(hits - confidence, layer) @ belongs) ** 2).sum(1))
 
-    def drawn(count: int) -> Floats:
-        return parted((rng.random((count, len(hit))) < rate).astype(np.float64))
-
-    return _evidence(float(parted(hit[None].astype(np.float64))[0]), drawn, len(hit), NUM_PERMUTATIONS)
+    found = float(parted(hit[None].astype(np.float64))[0])
+    return _evidence(found, drawn(parted, rate, NUM_PERMUTATIONS, seed))
 
 
 def class_reliability(probs: ArrayLike, labels: ArrayLike, num_bins: int = NUM_BINS) -> tuple[Reliability, ...]:

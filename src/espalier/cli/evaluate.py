@@ -122,13 +122,12 @@ def scored(
 
     predicted = evaluation.predictions(fit, data, split, num_samples=num_samples)
     scores = evaluation.evaluate(fit, data, split, num_samples=num_samples, predicted=predicted)
+    parameters = None
     if calibrate:
         mapped, parameters = recalibration.recalibrated(
             fit, data, split, calibrate, num_samples=num_samples, predicted=predicted
         )
         scores["predict"] |= evaluation.score(mapped, data, split)
-        if folder is not None:
-            store.write_bytes(folder / recalibration.KEPT, store.canonical(parameters).encode())
     if groups:
         main = {way: predicted[way] for way in grouped.main_ways(fit)}
         scores["by_group"] = grouped.by_groups(main, data, groups, split)
@@ -141,6 +140,8 @@ def scored(
     if folder is None:
         return result, (predicted["ticket"], labels)
     try:
+        if parameters is not None:
+            store.write_bytes(folder / recalibration.KEPT, store.canonical(parameters).encode())
         store.write_bytes(folder / f"evaluation-{split}.json", store.canonical({**result, "run": folder.name}).encode())
         if data.num_classes is not None:
             panels = {f"{folder.name}: {way}": (predicted[way], labels) for way in ("ticket", "redraw")}

@@ -63,7 +63,7 @@ def start(recipe: Recipe, folder: str | Path, watch: Watches = None, *, every: f
 def _check_new(folder: Path, teachers: Teachers | None = None) -> None:
     """Raises ValueError where the folder holds anything but what a run leaves that ended before its first checkpoint, or one that
     just these teachers were teaching."""
-    if teachers is None or teachers != _teachers_in(folder):
+    if teachers != _teachers_in(folder):
         _check_taught(folder)
     ours = {"config.yaml", "model.py", "inference.py", INIT, PAIRS} if (folder / store.LOCK).exists() else set()
     if ours and (folder / TEACHERS).exists():
