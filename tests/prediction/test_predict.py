@@ -2,10 +2,12 @@
 
 import copy
 
+import pyro.distributions as dist
 import torch
 from torch import nn
 
 from espalier.prediction.fit import WAYS
+from espalier.prediction.predict import is_valid
 from fitted import TOLERANCE, digits, trained
 
 
@@ -27,3 +29,22 @@ def test_prediction_changes_nothing_in_the_model() -> None:
     assert all(torch.equal(tensor, before[key]) for key, tensor in fit.model.state_dict().items())
     assert [module.training for module in fit.model.modules()] == modes
     assert [module.momentum for module in fit.model.modules() if isinstance(module, nn.BatchNorm2d)] == momenta
+
+
+def test_what_is_valid_is_what_torch_would_build() -> None:
+    """Of a distribution on a GPU it is asked later, so that no draw waits: here beside torch's own answer."""
+    nan, half = torch.tensor([0.5, torch.nan]), torch.tensor([0.5, 0.25])
+    for kind, given in [
+        (dist.Categorical, {"logits": torch.stack([half, nan])}), (dist.Categorical, {"logits": torch.stack([half, half])}),
+        (dist.Bernoulli, {"logits": nan}), (dist.Bernoulli, {"probs": torch.tensor([0.5, 1.5])}), (dist.Bernoulli, {"probs": half}),
+        (dist.Normal, {"loc": nan, "scale": half}), (dist.Normal, {"loc": half, "scale": -half}),
+        (dist.Normal, {"loc": half, "scale": half}), (dist.StudentT, {"df": half, "loc": half, "scale": half}),
+        (dist.NegativeBinomial, {"total_count": half, "logits": half}), (dist.NegativeBinomial, {"total_count": -half, "logits": half}),
+    ]:  # fmt: skip
+        try:
+            kind(**given, validate_args=True)
+            built = True
+        except ValueError:
+            built = False
+        assert bool(is_valid(kind(**given, validate_args=False))) == built, (kind, given)
+        assert bool(is_valid(kind(**given, validate_args=False).to_event(1))) == built

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,29 @@ def test_the_likelihood_stays_on_the_gpu_for_who_goes_on_there() -> None:
     assert not here.logits.is_cuda
     torch.testing.assert_close(there.logits.cpu(), here.logits, rtol=0, atol=1e-6)  # the network's own, twice
     torch.testing.assert_close(trained.predict(x)[0], here.logits.softmax(-1), rtol=0, atol=1e-6)
+
+
+def test_draws_do_not_wait_for_the_gpu_one_by_one() -> None:
+    """What waits is there once a prediction, batch norm's statistics of every draw included."""
+    trained, x = fit("cuda"), load_data("digits").test.x
+    trained.predict(x, "redraw", num_samples=1)
+
+    def waits(draws: int) -> int:
+        with warnings.catch_warnings(record=True) as heard:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            trained.predict(x, "redraw", num_samples=draws)
+            torch.cuda.set_sync_debug_mode("default")
+        return sum("called a synchronizing" in str(one.message) for one in heard)
+
+    assert waits(12) <= waits(2) + 1  # torch may say nothing the first time
+
+
+def test_a_network_that_diverged_is_told_of_though_nothing_waits() -> None:
+    trained, x = fit("cuda"), load_data("digits").test.x
+    trained.pairs.values.fill_(float("nan"))
+    with pytest.raises(ValueError, match="may have diverged"):
+        trained.predict(x, "redraw", num_samples=3)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])

@@ -50,8 +50,10 @@ def estimate(
         fresh[f"{name}num_batches_tracked"] = torch.zeros_like(module.num_batches_tracked)
     if not has_batchnorm(model):
         return fresh
-    with by_the_batch(model):
-        for batch in batches:
+    with by_the_batch(model) as norms:
+        for count, batch in enumerate(batches, 1):
+            for module in norms:
+                module.momentum = 1 / count  # by None torch has the same, but waits for the device to say how many
             model.evaluate(weights, batch, fresh)
     return fresh
 
@@ -70,17 +72,17 @@ def _norms(net: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 @contextmanager
-def by_the_batch(model: BayesianNetwork) -> Iterator[None]:
-    """For the while, normalisation by each batch's own statistics, whose cumulative mean the buffers take; everything else (the
-    network's own dropout, say) as in prediction."""
+def by_the_batch(model: BayesianNetwork) -> Iterator[Sequence[Any]]:
+    """For the while, normalisation by each batch's own statistics, which the buffers take; everything else (the network's own
+    dropout, say) as in prediction. Yields the batch normalisations."""
     training = {module: module.training for module in model.net.modules()}
     momenta = {module: module.momentum for _, module in _norms(model.net)}
     model.net.eval()
     for module in momenta:
         module.train()
-        module.momentum = None  # torch's own sign for a cumulative mean
+        module.momentum = 1.0
     try:
-        yield
+        yield list(momenta)
     finally:
         for module, mode in training.items():
             module.training = mode

@@ -29,7 +29,7 @@ from espalier.distributions.masked import KeepProb, mean_keep_prob, per_weight
 from espalier.guides.masked import Mask, draw_mask
 from espalier.network import BayesianNetwork, under
 from espalier.prediction import batchnorm
-from espalier.prediction.pairs import Pair, Pairs, State, gaussian
+from espalier.prediction.pairs import Pair, Pairs, State, gaussian, sent
 from espalier.prediction.predict import Batches, outcome_of
 from espalier.prediction.predictor import Inputs, Predictor
 from espalier.sparse import Layout, Sparse, scatter, sparsified
@@ -175,7 +175,7 @@ class Fit(Predictor):
         last = self.pairs.values[-1]
         if self.pairs.scales is not None:
             return gaussian(last, self.pairs.scales[-1], generator)
-        return last * draw_mask(positions, self.model.shapes, self.mask, self.keep_prob, generator).to(last.device)
+        return last * sent(draw_mask(positions, self.model.shapes, self.mask, self.keep_prob, generator), last.device)
 
     def ticket(self, how: How = "ticket", *, sparse: Sparse = False) -> nn.Module:
         """The averaged (or the `distilled`) sparse network as a plain dense `nn.Module` with zeros, in evaluation mode; `sparse`:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
+import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 
 from espalier import nested
 from espalier.contracts import Rows
@@ -111,8 +113,13 @@ def outcome_of(
 ) -> dist.TorchDistribution:
     """The distribution of y given every row of x `(n, *shape)`, at one flat weight vector, in evaluation mode: on the CPU,
     in float64 from the network's output on, so that the tails of the likelihood keep their digits. on_device: on the GPU that the
-    weights are on, for who goes on with it there: of a small network the likelihood on the CPU takes longer than the network."""
-    return model.says(output_of(model, weights, x, state, on_device=on_device), state)
+    weights are on, for who goes on with it there: of a small network the likelihood on the CPU takes longer than the network. Its
+    arguments are not validated there, which would wait for the GPU: `fetched` does so when they come back."""
+    output = output_of(model, weights, x, state, on_device=on_device)
+    if not (on_device and weights.is_cuda):
+        return model.says(output, state)
+    with pyro.validation_enabled(False):
+        return model.says(output, state)
 
 
 @torch.no_grad()
@@ -136,6 +143,40 @@ def _exact(part: Any, on: torch.device) -> Any:
     if not isinstance(part, Tensor):
         return part
     return part.to(on).double() if part.is_floating_point() else part.to(on)
+
+
+def fetched(outcomes: Iterable[dist.TorchDistribution]) -> Iterator[Tensor]:
+    """`parameters_of` each, on the CPU; of a GPU one is copied while the next is computed.
+
+    Raises ValueError where a distribution was made on a GPU with parameters that it cannot have.
+    """
+    under_way: tuple[Tensor, Tensor, torch.cuda.Event] | None = None
+    for outcome in outcomes:
+        found = parameters_of(outcome).detach()
+        if not found.is_cuda:
+            yield found
+            continue
+        copies = [tensor.to("cpu", non_blocking=True) for tensor in (found, is_valid(outcome))]
+        if under_way is not None:
+            yield _arrived(*under_way)
+        under_way = copies[0], copies[1], torch.cuda.current_stream(found.device).record_event()
+    if under_way is not None:
+        yield _arrived(*under_way)
+
+
+def _arrived(found: Tensor, valid: Tensor, copied: torch.cuda.Event) -> Tensor:
+    copied.synchronize()
+    if not valid:
+        raise ValueError("expected outputs that the likelihood can take, but the network's are not: it may have diverged")
+    return found.clone()  # out of memory that the next copy is made through
+
+
+def is_valid(outcome: dist.TorchDistribution) -> Tensor:
+    """Does a distribution have only parameters that it can have, as torch's own validation asks, `()` bool, where they are?"""
+    own = plain(outcome)
+    given = {name: constraint for name, constraint in own.arg_constraints.items() if name in own.__dict__}
+    checks = [c.check(getattr(own, name)).all() for name, c in given.items() if not constraints.is_dependent(c)]
+    return torch.stack(checks).all() if checks else torch.ones((), dtype=torch.bool)
 
 
 def predictive(model: BayesianNetwork, weights: Tensor, x: Rows, state: Mapping[str, Tensor] | None = None) -> Tensor:

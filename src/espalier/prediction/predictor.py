@@ -12,7 +12,7 @@ from torch import Tensor
 
 from espalier.contracts import Data, Rows
 from espalier.prediction.mixture import Mixture
-from espalier.prediction.predict import in_units, parameters_of
+from espalier.prediction.predict import fetched, in_units
 
 if TYPE_CHECKING:
     from espalier.prediction.fit import Fit, How
@@ -67,8 +67,7 @@ class Predictor(ABC):
     def draws(self, x: Rows | Inputs, how: How = "ticket", *, num_samples: int = 16, seed: int = 0) -> Iterator[Tensor]:
         """`predict`, one draw `(n, C)` at a time: nothing of size S is held."""
         shift, scale = self.record.get("target", (0.0, 1.0))
-        for outcome in self.outcomes(x, how, num_samples=num_samples, seed=seed, on_device=True):
-            parameters = parameters_of(outcome).detach().cpu()
+        for parameters in fetched(self.outcomes(x, how, num_samples=num_samples, seed=seed, on_device=True)):
             yield in_units(parameters, shift, scale) if self.record.get("task") == "regression" else parameters
 
     def mixture(self, x: Rows | Inputs, how: How = "pairs", *, num_samples: int = 16, seed: int = 0) -> Mixture:
