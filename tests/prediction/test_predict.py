@@ -36,10 +36,12 @@ def test_what_is_valid_is_what_torch_would_build() -> None:
     nan, half = torch.tensor([0.5, torch.nan]), torch.tensor([0.5, 0.25])
     for kind, given in [
         (dist.Categorical, {"logits": torch.stack([half, nan])}), (dist.Categorical, {"logits": torch.stack([half, half])}),
-        (dist.Bernoulli, {"logits": nan}), (dist.Bernoulli, {"probs": torch.tensor([0.5, 1.5])}), (dist.Bernoulli, {"probs": half}),
+        (dist.Bernoulli, {"logits": nan}), (dist.Bernoulli, {"probs": half}),
+        (dist.Bernoulli, {"probs": torch.tensor([0.5, 1.5])}),
         (dist.Normal, {"loc": nan, "scale": half}), (dist.Normal, {"loc": half, "scale": -half}),
         (dist.Normal, {"loc": half, "scale": half}), (dist.StudentT, {"df": half, "loc": half, "scale": half}),
-        (dist.NegativeBinomial, {"total_count": half, "logits": half}), (dist.NegativeBinomial, {"total_count": -half, "logits": half}),
+        (dist.NegativeBinomial, {"total_count": half, "logits": half}),
+        (dist.NegativeBinomial, {"total_count": -half, "logits": half}),
     ]:  # fmt: skip
         try:
             kind(**given, validate_args=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -72,20 +74,48 @@ def test_the_likelihood_stays_on_the_gpu_for_who_goes_on_there() -> None:
     torch.testing.assert_close(trained.predict(x)[0], here.logits.softmax(-1), rtol=0, atol=1e-6)
 
 
+def waits(work: Callable[[], object]) -> int:
+    """How many times it waits for the GPU, as torch tells."""
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        work()
+        torch.cuda.set_sync_debug_mode("default")
+    return sum("called a synchronizing" in str(one.message) for one in heard)
+
+
 def test_draws_do_not_wait_for_the_gpu_one_by_one() -> None:
     """What waits is there once a prediction, batch norm's statistics of every draw included."""
     trained, x = fit("cuda"), load_data("digits").test.x
-    trained.predict(x, "redraw", num_samples=1)
+    waits(lambda: trained.predict(x, "redraw", num_samples=1))  # torch says something of its own the first time
+    few, many = (waits(partial(trained.predict, x, "redraw", num_samples=draws)) for draws in (2, 12))
+    assert many == few
 
-    def waits(draws: int) -> int:
-        with warnings.catch_warnings(record=True) as heard:
-            warnings.simplefilter("always")
-            torch.cuda.set_sync_debug_mode("warn")
-            trained.predict(x, "redraw", num_samples=draws)
-            torch.cuda.set_sync_debug_mode("default")
-        return sum("called a synchronizing" in str(one.message) for one in heard)
 
-    assert waits(12) <= waits(2) + 1  # torch may say nothing the first time
+def test_steps_do_not_wait_for_the_gpu() -> None:
+    """Nor a student's: what waits is there once an epoch, however many steps it has."""
+    infer, data = load_program("inference", "distilled"), load_data("digits")
+
+    def trained(batch_size: int) -> None:
+        training = Training(epochs=6, batch_size=batch_size, device="cuda")
+        infer(conv_net(), data, sparsity=0.8, drop_rate=0.1, delta_t=10**6, training=training)
+
+    waits(partial(trained, 64))
+    few, many = waits(partial(trained, 128)), waits(partial(trained, 16))
+    assert abs(many - few) <= 4  # in the end, what a report is told of the student is looked at in batches
+
+
+def test_a_training_that_diverges_says_at_which_step() -> None:
+    """Looked at a step later on a GPU, and named as on the CPU."""
+    said = []
+    for device in ("cpu", "cuda"):
+        with pytest.raises(RuntimeError, match="stopped being finite at step") as error:
+            load_program("inference", "cigl")(
+                conv_net(), load_data("digits"), sparsity=0.8, drop_rate=0.1, delta_t=8, seed=1,
+                training=Training(epochs=2, batch_size=64, device=device, learning_rate=1e25),
+            )  # fmt: skip
+        said.append(str(error.value).split(":")[0])
+    assert said[0] == said[1]
 
 
 def test_a_network_that_diverged_is_told_of_though_nothing_waits() -> None:

@@ -29,8 +29,8 @@ from espalier.distributions.masked import KeepProb, mean_keep_prob, per_weight
 from espalier.guides.masked import Mask, draw_mask
 from espalier.network import BayesianNetwork, under
 from espalier.prediction import batchnorm
-from espalier.prediction.pairs import Pair, Pairs, State, gaussian, sent
-from espalier.prediction.predict import Batches, outcome_of
+from espalier.prediction.pairs import Pair, Pairs, State, gaussian
+from espalier.prediction.predict import Batches, outcome_of, sent
 from espalier.prediction.predictor import Inputs, Predictor
 from espalier.sparse import Layout, Sparse, scatter, sparsified
 from espalier.sparse.layout import MIN_ROWS

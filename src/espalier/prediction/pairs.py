@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from espalier.network import under
+from espalier.prediction.predict import sent
 from espalier.topology.masks import pack_bits, unpack_bits
 
 State = dict[str, Tensor]
@@ -83,8 +84,3 @@ class Pairs(NamedTuple):
 def gaussian(mean: Tensor, scale: Tensor, generator: torch.Generator) -> Tensor:
     """A draw of N(mean, scale^2) `(k,)`, its noise drawn on the CPU: the same wherever the fit is."""
     return mean + scale * sent(torch.randn(mean.shape, generator=generator, dtype=mean.dtype), mean.device)
-
-
-def sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """What was drawn on the CPU, on the device, without a wait for the work that a GPU still has."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

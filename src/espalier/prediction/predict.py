@@ -64,10 +64,17 @@ def to_device(x: Any, device: torch.device) -> Any:
     """A batch where the network is; images in channels-last memory, 1.2 to 1.6 times faster for convolutions."""
 
     def moved(tensor: Tensor) -> Tensor:
-        tensor = tensor.to(device, non_blocking=True)
+        tensor = sent(tensor, device)
         return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
 
     return nested.each(moved, x)
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """On the device, without a wait for the work that a GPU still has."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def parameters_of(outcome: dist.TorchDistribution) -> Tensor:

@@ -13,6 +13,7 @@ walks.py          a walk over the layers that removes weights from each, and the
 constrained.py    an agent that learns to walk so, by PPO
 options.py        Training: how long, how fast, where; `prepare`: the prior that a weight decay is
 batches.py        the batches of an epoch: shuffled, shared, augmented, softened
+finite.py         losses that have to be numbers, looked at without a wait
 rates.py          learning rates by step
 streams.py        the device, and random numbers by purpose
 watch.py          who looks on, and may end it: a bar, a log, a file of checkpoints, a run folder

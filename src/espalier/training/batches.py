@@ -13,7 +13,7 @@ from torch import Tensor
 from espalier import nested
 from espalier.contracts import Data
 from espalier.data.streamed import in_turn
-from espalier.prediction.predict import to_device
+from espalier.prediction.predict import sent, to_device
 from espalier.training import distributed
 from espalier.training.options import Training, augmented
 from espalier.training.streams import Streams
@@ -35,7 +35,7 @@ def batches(data: Data, training: Training, streams: Streams) -> Iterator[tuple[
     mine = [rows[part] for rows, part in zip(parts, shares, strict=True)]
     inputs = in_turn(data.train.x, mine, seeds[0])
     for index, (rows, part, batch) in enumerate(zip(parts, shares, inputs, strict=True)):
-        x, y = to_device(batch, streams.device), data.train.y[mine[index]].to(streams.device)
+        x, y = to_device(batch, streams.device), sent(data.train.y[mine[index]], streams.device)
         if callable(training.augment):
             x = augmented(training.augment, x, seeds[1], index)
         elif training.augment == "crop-flip":

@@ -42,6 +42,7 @@ from espalier.prediction.predict import outcome_of, to_device
 from espalier.store import Bundle
 from espalier.training import distributed, objective, rates
 from espalier.training.batches import batches
+from espalier.training.finite import Finite
 from espalier.training.loop import Info
 from espalier.training.options import MOST_EPOCHS, Training
 from espalier.training.stopping import ending
@@ -150,6 +151,7 @@ def _distill(
             for x, _ in batches(data, training, streams):
                 losses.append(student.learn(x, [teachers.says(x, streams.mask)], fit.dense))
                 watch.on_step(Info(before["step"] + student.taken, losses[-1], -losses[-1], torch.zeros(()), 0))
+        student.finite.settle()
         row = {"epoch": number, "step": before["step"] + student.taken, "loss": float(torch.stack(losses).mean()),
                "learning_rate": student.rate(student.taken), "density": fit.topology.density, "exchanged": 0}  # fmt: skip
         history.append(row | _validate(fit, data, *student.network()))
@@ -210,6 +212,7 @@ class Student:
         self, model: BayesianNetwork, values: Tensor, state: State, rate: rates.Rate, precision: str = "float32"
     ) -> None:
         self.model, self.rate, self.precision, self.taken = model, rate, precision, 0
+        self.finite = Finite(lambda _: Diverged("the distillation's loss stopped being finite: lower the distill_rate"))
         self.state = copied(state)
         trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         self.values = values.detach().clone().requires_grad_()
@@ -226,8 +229,7 @@ class Student:
         loss = torch.stack([cross_entropy(one, outcome).mean() for one in told]).mean()
         unit = _variance(outcome)
         seen = distributed.mean(loss.detach())
-        if not torch.isfinite(seen):
-            raise Diverged("the distillation's loss stopped being finite: lower the distill_rate")
+        self.finite.see(self.taken, seen)
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate(self.taken)
         self.optimizer.zero_grad()

@@ -31,7 +31,7 @@ from espalier.likelihoods import matched
 from espalier.network import BayesianNetwork
 from espalier.prediction import batchnorm
 from espalier.prediction.fit import Fit
-from espalier.prediction.predict import to_device
+from espalier.prediction.predict import sent, to_device
 from espalier.sparse import scatter
 from espalier.store import Bundle
 from espalier.training import distributed
@@ -196,13 +196,13 @@ class Found(Follower):
         """The estimate of d loss / d phi at the guide's present values, phi that of rate `number`; the others stay."""
         device = guide.values.device
         rows = torch.randint(self.pool, (ROWS,), generator=self.generator)
-        x, y = to_device(self.x[rows], device), self.y[rows].to(device)
+        x, y = to_device(self.x[rows], device), sent(self.y[rows], device)
         low, high = sides(self.states[number].phi)
         shared = groups(guide.positions, guide.shapes, guide.mask)
         count = len(guide.values) if shared is None else shared[1]
         logs: list[list[Tensor]] = [[], []]
         for _ in range(DRAWS):
-            uniform = torch.rand(count, generator=self.generator).to(device)  # on the CPU: the same wherever the fit is
+            uniform = sent(torch.rand(count, generator=self.generator), device)  # on the CPU: the same wherever the fit is
             for side, angle in enumerate((low, high)):
                 rates = tuple(math.sin(angle if own == number else self.states[own].phi) ** 2 for own in self.of)
                 keep = uniform >= self._each(rates, guide, shared)

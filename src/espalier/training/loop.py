@@ -20,6 +20,7 @@ from espalier.store import Bundle
 from espalier.topology import codes
 from espalier.topology.masks import relocate, united
 from espalier.training import distributed, objective, rates
+from espalier.training.finite import Finite
 
 
 class Info(NamedTuple):
@@ -67,6 +68,9 @@ class Loop:
         else:
             self.optimizer = torch.optim.SGD(parameters, momentum=momentum, nesterov=momentum > 0)
         self.taken = 0
+        self.finite = Finite(
+            lambda step: RuntimeError(f"the loss stopped being finite at step {step}: lower the learning_rate or add warmup")
+        )
         self.ever = guide.topology
         """All weights that were active at one time."""
         self.source: Tensor | None = None
@@ -86,12 +90,10 @@ class Loop:
             heard=any(follower.hears(self.taken) for follower in self.followers),
         )  # fmt: skip
         seen = distributed.mean(terms.loss)
-        if not torch.isfinite(seen):
-            raise RuntimeError(
-                f"the loss stopped being finite at step {self.taken}: lower the learning_rate or add warmup"
-            )
+        self.finite.see(self.taken, seen)
         grown, self.source = 0, None
         if moving:
+            self.finite.settle()
             gradient = distributed.mean(self.guide.gradient())
             evidence = Evidence(
                 self.taken, self.guide.values.data, gradient, self.topology_stream, self.guide.scales(),

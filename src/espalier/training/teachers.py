@@ -20,6 +20,7 @@ from espalier.guides.masked import draw_mask
 from espalier.likelihoods import plain
 from espalier.prediction.fit import Fit
 from espalier.prediction.pairs import State, gaussian
+from espalier.prediction.predict import sent
 from espalier.training import objective
 
 MASKS = 8
@@ -60,7 +61,8 @@ class Teacher:
         fit, device = self.fit, self.values.device
         if fit.masked:
             positions = fit.topology.positions.to(stream.device)
-            return self.values * draw_mask(positions, fit.model.shapes, fit.mask, fit.keep_prob, stream).to(device), self.state
+            keep = draw_mask(positions, fit.model.shapes, fit.mask, fit.keep_prob, stream)
+            return self.values * sent(keep, device), self.state
         index = _one_of(len(fit.pairs.values), stream)
         pair = fit.pairs.pair(index)
         if pair.scales is None:

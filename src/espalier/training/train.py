@@ -116,6 +116,7 @@ def train(
                 for x, y in batches(data, training, streams):
                     infos.append(loop.step(x, y))
                     watch.on_step(infos[-1])
+            loop.finite.settle()
             history.append(_row(epoch, infos, loop, data))
             stopped = stopped or distributed.first_said(watch.on_epoch(history[-1]))
             over = epoch == training.epochs or (stopped != "" and loop.taken >= schedule.reached)

@@ -79,6 +79,11 @@ class Woven(Follower):
     def row(self) -> dict[str, float]:
         """The cross-entropy from teacher to student, the mean over the epoch's steps, nats per example."""
         losses, self.losses = self.losses, []
+        try:
+            if self.student is not None:
+                self.student.finite.settle()
+        except Diverged as error:
+            self.lost, losses = str(error), losses[:-1]
         if losses:
             self.told = float(torch.stack(losses).mean())
         return {"distill_loss": self.told} if losses else {}
