@@ -16,8 +16,10 @@ import espalier
 from commands import WAYS, fit, spoken
 from espalier import runs, store
 from espalier.cli.main import main
+from espalier.runs.recipes import resolve
 from hashed import hashes
 from places import PROGRAM, ROOT
+from watches import Killed
 
 
 def test_a_run_folder_holds_its_recipe_its_fit_and_its_record(run: Path) -> None:
@@ -229,3 +231,23 @@ def test_an_existing_folder_is_never_overwritten(run: Path, capsys: pytest.Captu
     assert fit(run) == 2
     assert "expected a new folder" in capsys.readouterr().err
     assert before == hashes(run)
+
+
+def test_named_sets_that_have_moved_are_found_by_resume_and_distil(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    old, new, rng = tmp_path / "old", tmp_path / "new", np.random.default_rng(0)
+    (old / "uci").mkdir(parents=True)
+    x, rows = rng.standard_normal((120, 6)), rng.permutation(120)
+    np.savez(old / "uci" / "energy.npz", x=x, y=x[:, 0], train=rows[None, :108], test=rows[None, 108:])
+    words = ["--model=mlp", "--hidden=[8]", "--inference=cigl", "--data=energy", "--likelihood=normal", f"--data-dir={old}",
+             "--drop-rate=0.1", "--epochs=2", "--delta-t=1", "--device=cpu"]  # fmt: skip
+    recipe = resolve(words)
+    with pytest.raises(KeyboardInterrupt):
+        runs.start(recipe, tmp_path / "run", Killed(epoch=1), every=0)
+    old.rename(new)
+    assert main(["resume", str(tmp_path / "run")]) == 2
+    assert "energy" in capsys.readouterr().err
+    moved = ["--data-dir", str(new)]
+    assert main(["resume", str(tmp_path / "run"), *moved]) == 0
+    assert len(espalier.load(tmp_path / "run").history) == 2
+    assert main(["distil", str(tmp_path / "run"), "--out", str(tmp_path / "taught"), "--epochs", "1", *moved]) == 0
+    assert "distilled" in capsys.readouterr().out

@@ -61,7 +61,7 @@ def _fit_help(own: argparse.ArgumentParser, rest: list[str]) -> int:
 def resume(words: list[str]) -> int:
     parser = Parser(prog="espalier resume", description="Go on with a run that was stopped, bit for bit.")
     parser.add_argument("run", type=Path)
-    parser.of_source()
+    parser.of_data()
     parser.add_argument("--checkpoint-every", type=float, default=30.0, metavar="SECONDS", help="as of fit")
     _of_logs(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object, and nothing else, on stdout")
@@ -75,13 +75,15 @@ def resume(words: list[str]) -> int:
         finished = runs.finished(arguments.run)
         with nullcontext() if finished else _watching(runs.recipe_in(arguments.run), first) as bar:
             watches = [bar, *logs] if bar is not None else None
-            reached = runs.resume(arguments.run, watches, source=arguments.data, every=arguments.checkpoint_every)
+            reached = runs.resume(
+                arguments.run, watches, data_dir=arguments.data_dir, source=arguments.data, every=arguments.checkpoint_every
+            )
     if not first:
         return 0
     if finished and not arguments.json:
         print(f"{arguments.run} is finished; nothing to do")
         return 0
-    return _conclude(arguments.run, reached, arguments.json, arguments.data)
+    return _conclude(arguments.run, reached, arguments.json, arguments.data_dir, arguments.data)
 
 
 def distil(words: list[str]) -> int:
@@ -104,7 +106,7 @@ def distil(words: list[str]) -> int:
             arguments.runs[0], arguments.out, others=arguments.runs[1:], epochs=arguments.epochs, learning_rate=arguments.rate,
             data_dir=arguments.data_dir, source=arguments.data, watch=bar,
         )  # fmt: skip
-    return _conclude(arguments.out, fit, arguments.json, arguments.data)
+    return _conclude(arguments.out, fit, arguments.json, arguments.data_dir, arguments.data)
 
 
 def _of_logs(parser: argparse.ArgumentParser) -> None:
@@ -132,13 +134,13 @@ def _watching(recipe: Any, first: bool) -> Any:
     return Bar(title, recipe.options["epochs"])
 
 
-def _conclude(folder: Path, fit: Fit, as_json: bool, source: str | None = None) -> int:
+def _conclude(folder: Path, fit: Fit, as_json: bool, data_dir: str | None = None, source: str | None = None) -> int:
     """After training: scores on validation. The test split waits for `espalier evaluate`."""
     from espalier import runs
     from espalier.cli.evaluate import scored
     from espalier.cli.tables import score_table
 
-    data = runs.data_of(folder, source=source)
+    data = runs.data_of(folder, data_dir, source)
     split = "validation" if len(data.validation.y) else "train"
     results = {str(folder): scored(folder, fit, data, split)[0]}
     if (

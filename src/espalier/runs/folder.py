@@ -115,10 +115,10 @@ def finished(folder: str | Path) -> bool:
 
 
 def resume(
-    folder: str | Path, watch: Watches = None, *, source: str | None = None, every: float = EVERY
+    folder: str | Path, watch: Watches = None, *, data_dir: str | None = None, source: str | None = None, every: float = EVERY
 ) -> Fit:
-    """Go on with a killed run, bit for bit, from its last checkpoint or from the seed. A finished one is loaded. source: where
-    its data have moved."""
+    """Go on with a killed run, bit for bit, from its last checkpoint or from the seed. A finished one is loaded. data_dir: where
+    named sets lie now. source: where the run's own file or folder has moved."""
     folder = Path(folder)
     if finished(folder):
         tidy(folder)
@@ -127,7 +127,7 @@ def resume(
     with store.owned(folder) if distributed.rank() == 0 else nullcontext():
         if distributed.size() == 1 and finished(folder):  # by another process, while we waited
             return load(folder)
-        loaded, model = _materials(recipe)
+        loaded, model = _materials(recipe, data_dir)
         return _run(recipe, folder, loaded, model, watch, every)
 
 
@@ -192,11 +192,15 @@ def data_of(folder: str | Path, data_dir: str | None = None, source: str | None 
     folder = Path(folder)
     record = _checked_record(folder)
     recipe = recipe_in(folder, source)
-    options = recipe.of("data")
-    loaded = data.load(recipe.data, **{**options, "data_dir": data_dir or options.get("data_dir")})
+    loaded = _loaded(recipe, data_dir)
     if record["data"]["hashes"] != loaded.hashes:
         raise ValueError(f"expected the data that {folder} was trained on, but {recipe.data} now holds other rows")
     return loaded
+
+
+def _loaded(recipe: Recipe, data_dir: str | None = None) -> Data:
+    options = recipe.of("data")
+    return data.load(recipe.data, **{**options, "data_dir": data_dir or options.get("data_dir")})
 
 
 def _checked_record(folder: Path) -> dict[str, Any]:
@@ -274,9 +278,9 @@ def _conclude(fit: Fit, folder: Path, loaded: Data) -> Fit:
     return fit
 
 
-def _materials(recipe: Recipe) -> tuple[Data, BayesianNetwork]:
+def _materials(recipe: Recipe, data_dir: str | None = None) -> tuple[Data, BayesianNetwork]:
     Training(**recipe.of("training"))
-    loaded = data.load(recipe.data, **recipe.of("data"))
+    loaded = _loaded(recipe, data_dir)
     return loaded, _model(recipe, loaded.shape, loaded.num_outputs)
 
 
