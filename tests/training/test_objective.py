@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import gpytorch
 import pyro.distributions as dist
@@ -233,3 +234,19 @@ def test_the_loop_takes_the_steps_it_would_by_pyro(kind: str, monkeypatch: pytes
         losses = torch.stack([info.loss for info in infos])
         ends.append({"losses": losses, "z": guide.keep, **dict(guide.state_dict()), **dict(model.state_dict())})
     same(*ends)
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_activation_checkpointing_is_refused_in_a_sentence(own: bool) -> None:
+    class Checkpointed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.Sequential(nn.Linear(4, 8), nn.ReLU()), nn.Linear(8, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(torch.utils.checkpoint.checkpoint(self.body, x, use_reentrant=False))
+
+    model = BayesianNetwork(Checkpointed(), num_data=8)
+    form = closed_form if own else by_pyro
+    with pytest.raises(ValueError, match="turn activation checkpointing off"):
+        form(model, guide_of(model), torch.randn(8, 4), torch.arange(8) % 3, nullcontext())

@@ -233,7 +233,7 @@ class Student:
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate(self.taken)
         self.optimizer.zero_grad()
-        (loss * unit).backward()
+        objective.backward(loss * unit)
         distributed.average_gradients(self.optimizer)
         self.optimizer.step()
         return seen

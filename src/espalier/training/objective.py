@@ -111,7 +111,7 @@ def by_pyro(
         for rows, labels, share in passes(guide, x, y):
             with autocast, _Drawn() as drawn:
                 loss = TraceMeanField_ELBO().differentiable_loss(model, guide, rows, labels) * (share / num_data)
-            loss.backward()
+            backward(loss)
             found.append(loss.detach())
             if heard:
                 if drawn.weights is None:
@@ -149,7 +149,7 @@ def closed_form(
                 fit = fit + beside.mean()
             fit = fit * share
         if fit.requires_grad:
-            fit.backward()
+            backward(fit)
         found.append(fit.detach())
         if heard:
             outputs.append(nested.each(_without_graph, output))
@@ -163,6 +163,18 @@ def passes(guide: MaskedGuide, x: Any, y: Tensor) -> list[tuple[Any, Tensor, flo
     the gradient of one draw."""
     draws, cuts = (1, 1) if guide.tapped else (guide.num_particles, guide.microbatches)
     return [(rows, labels, len(labels) / len(y) / draws) for rows, labels in parts(cuts, x, y) * draws]
+
+
+def backward(loss: Tensor) -> None:
+    """The gradients of a loss. Raises ValueError for a network that calls parts of itself once more for them (activation
+    checkpointing): its weights stand in it for a forward pass alone."""
+    try:
+        loss.backward()
+    except TypeError as error:  # torch's for a product with no weight
+        raise ValueError(
+            "expected a network that keeps its activations, but a part of it was called again in the backward pass, when its "
+            f"masked weights are not there ({error}): turn activation checkpointing off"
+        ) from error
 
 
 def _by_draw(guide: MaskedGuide, outputs: Sequence[Any]) -> list[Any]:
