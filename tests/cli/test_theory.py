@@ -49,3 +49,45 @@ def test_a_claim_that_fails_and_is_not_recorded_as_failing_is_an_exit_code(
     monkeypatch.setattr("espalier.theory.run.run", lambda *_: iter([line]))
     assert main(["theory", "mine", "--out", str(tmp_path / "out")]) == code
     assert ("mine failed" in capsys.readouterr().err) == bool(code)
+
+
+def test_the_page_goes_on_and_nothing_of_a_strangers_is_overwritten(tmp_path: Path, capsys) -> None:
+    def of(*words: str) -> int:
+        return main(["theory", *words, "--quick", "--out", str(tmp_path), "--jobs", "1"])
+
+    def there() -> list[str]:
+        return [claim["name"] for claim in json.loads((tmp_path / "theory.json").read_text())["claims"]]
+
+    assert of("objective-prior-scale") == 0
+    assert of("kl-gal") == 0
+    assert there() == ["kl-gal", "objective-prior-scale"]  # as the catalogue has them
+    page = (tmp_path / "index.html").read_text()
+    assert "2 of 2 claims hold" in page
+    assert "kl-gal-1.png" in page
+    result = json.loads((tmp_path / "theory.json").read_text())
+    (tmp_path / "theory.json").write_text(json.dumps({**result, "version": "0.0.1"}))
+    (tmp_path / "kl-gal-1.png").write_bytes(b"a picture of mine")
+    assert of("kl-gal") == 2
+    assert "not Espalier's" in capsys.readouterr().err
+    assert (tmp_path / "kl-gal-1.png").read_bytes() == b"a picture of mine"
+    assert of("objective-prior-scale") == 0
+    assert there() == ["objective-prior-scale"]  # those of another version are not of this page
+
+
+def test_what_an_ended_run_has_found_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [Line(name, "says", "source", Finding("one with two", 0.0, 0.5, "nats"), 0.1) for name in ("kl-bound", "kl-gal")]
+
+    def ended(*_: object):
+        yield lines[0]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("espalier.theory.run.run", ended)
+    main(["theory", "kl-bound", "kl-gal", "--out", str(tmp_path)])
+    assert [claim["name"] for claim in json.loads((tmp_path / "theory.json").read_text())["claims"]] == ["kl-bound"]
+
+
+def test_the_list_as_json(capsys) -> None:
+    assert main(["theory", "--list", "--json"]) == 0
+    claims = json.loads(capsys.readouterr().out)["claims"]
+    assert [claim["name"] for claim in claims] == list(theory.catalogue())
+    assert set(claims[0]) == {"name", "claim", "source"}

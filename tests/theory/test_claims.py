@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -65,3 +67,49 @@ def test_what_was_kept_is_made_anew_under_a_rewrite_and_comes_back() -> None:
     assert sbc.simulate is kept
     with rewritten(KL_WITHOUT_P):
         assert sbc.simulate is made  # shared by the claims that the same rewrite is tried on
+
+
+def test_the_worst_of_numbers_with_a_nan_is_a_nan() -> None:
+    assert claims.worst(0.5, np.array([[2.0, 1.0]]), torch.tensor(-3.0)) == 2.0
+    for among in ((math.nan, 1.0), (1.0, math.nan), (np.array([0.0, math.nan]), math.inf)):
+        assert math.isnan(claims.worst(*among))
+    assert math.isnan(claims.surprise(math.nan))
+    assert claims.surprise(7.0) == 0.0
+
+
+def nan_of(value: Any) -> Any:
+    """The same with NaN for every number that is none of counting."""
+    if isinstance(value, torch.Tensor):
+        return torch.full_like(value, math.nan) if value.is_floating_point() else value
+    if isinstance(value, np.ndarray):
+        return np.full_like(value, math.nan) if value.dtype.kind == "f" else value
+    if isinstance(value, tuple):
+        return tuple(map(nan_of, value))
+    return math.nan if isinstance(value, float) else value
+
+
+@pytest.mark.parametrize(("name", "formula"), [
+    ("literal-marginal", "cdf"), ("subsets-large", "reference"), ("kl-bound", "entropy"), ("kl-gal", "approximation"),
+    ("kl-monte-carlo", "log_density"), ("objective-prior-scale", "prior"), ("approximation-rate", "count"),
+    ("nngp-kernel", "expectation"), ("deep-gp-reference", "posterior"), ("deep-gp-reference", "elbo"),
+])  # fmt: skip
+def test_a_formula_that_gives_nan_does_not_hold(name: str, formula: str) -> None:
+    check = theory.catalogue()[name].check
+    own = inspect.signature(check).parameters[formula].default
+    assert check(True, **{formula: lambda *a, **k: nan_of(own(*a, **k))}).verdict == "fails"
+
+
+def test_a_check_leaves_the_world_as_it_was() -> None:
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+
+    def careless(quick: bool) -> Finding:
+        torch.set_default_dtype(torch.float64)
+        torch.manual_seed(1)
+        raise RuntimeError("and it ends badly")
+
+    with pytest.raises(RuntimeError, match="badly"):
+        claims.apart(careless)(True)
+    assert torch.get_default_dtype() == torch.float32
+    theory.catalogue()["objective-cigl"].check(True)
+    assert torch.equal(torch.random.get_rng_state(), before)

@@ -160,3 +160,9 @@ def test_the_highest_derivatives_are_as_near_as_said_and_nothing_is_larger_than_
 def test_a_network_that_cannot_be_is_refused(n: int, depth: int) -> None:
     with pytest.raises(ValueError, match="^expected at least 2 cells a side and 2 or 3 hidden layers, got"):
         construct(power(1, 2), n, 0.1, 1.0, depth)
+
+
+@pytest.mark.parametrize(("dim", "smoothness"), [(0, 2.0), (1, 0), (2, -1.0)])
+def test_a_function_of_no_smoothness_is_refused(dim: int, smoothness: float) -> None:
+    with pytest.raises(ValueError, match="expected a dim of at least 1 and a smoothness above 0"):
+        power(dim, smoothness)

@@ -64,3 +64,10 @@ def test_the_error_of_a_distance_is_left_out_of_it_and_reported():
     roots, errors = np.transpose([finite_width.distance(gap, 0.25 * np.eye(5)) for gap in gaps])
     assert_mean(roots**2, 9.0)
     assert errors.mean() == pytest.approx(roots.std(), rel=0.05)
+
+
+def test_a_width_whose_gap_is_not_told_from_0_says_nothing_of_the_rate() -> None:
+    widths, values, errors = [8, 16, 32, 64, 128], [1 / 8, 1 / 16, 1 / 32, 1 / 64, 0.0], [1e-3, 1e-3, 1e-3, 1e-3, math.inf]
+    assert finite_width.rate(widths, values, errors).slope == pytest.approx(-1, abs=1e-6)
+    with pytest.raises(RuntimeError, match="expected three widths at which the gap is told from 0, got 2"):
+        finite_width.rate(widths, [1.0, 0.5, 0.0, 0.0, 0.0], [0.1, 0.1, *[math.inf] * 3])

@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from espalier.distributions.masked import kl_bound
 from espalier.distributions.priors import prior_scale_of
+from espalier.network import BayesianNetwork
 from espalier.theory import kl
 from rewritten import KL_WITHOUT_P, MORE_KEPT, Rewrite, Rewrites, assert_seen
 from wrong import assert_all_have_mutations, assert_caught, assert_holds, mutants
@@ -26,6 +28,9 @@ MUTATIONS: dict[str, dict[str, dict[str, Any]]] = {
     "kl-gal": {
         "entropy added": {"approximation": lambda m, p, v, s: kl_bound(m, p, v, s) + kl.binary_entropy(p)},
         "no entropy": {"approximation": kl_bound},
+        "exact for single weights, too": {
+            "approximation": lambda m, p, v, s: torch.tensor(kl.kl_by_quadrature(float(m), p, v**2, s)),
+        },
     },
     "kl-monte-carlo": {
         "weights of the parts swapped": {"log_density": lambda w, m, p, s: kl.mixture_log_density(w, m, 1 - p, s)},
@@ -49,7 +54,10 @@ CODE_MUTATIONS: Rewrites = {
     "kl-bound": {"no p": BOUND_WITHOUT_P},
     "kl-gal": {"no p": BOUND_WITHOUT_P},
     "kl-monte-carlo": {"P(Z = 1) + .02": MORE_KEPT._replace(anew=False)},
-    "objective-cigl": {"KL without p": KL_WITHOUT_P},
+    "objective-cigl": {
+        "KL without p": KL_WITHOUT_P,
+        "biases decay twice": Rewrite(BayesianNetwork.l2, "0.5 * self.weight_decay", "self.weight_decay"),
+    },
     "objective-prior-scale": {
         "rescale's p upside down": Rewrite(prior_scale_of, "1 / keep_prob if rescale", "keep_prob if rescale"),
     },
@@ -81,3 +89,9 @@ def test_the_kl_has_the_values_of_the_design_note() -> None:
     """seed-systems.md 2.5: p .9, s .05, v 1 at m = 0, .05, .1, .3, 1."""
     found = [kl.kl_by_quadrature(m, 0.9, 1.0, 0.05) for m in (0, 0.05, 0.1, 0.3, 1)]
     assert found == pytest.approx([2.497, 2.455, 2.359, 2.215, 2.622], abs=6e-4)
+
+
+@pytest.mark.parametrize("p", [0.0, 1.0])
+def test_the_kl_of_one_component_is_that_of_two_normals(p: float) -> None:
+    mixed = kl.kl_by_quadrature(0.3, abs(p - 1e-9), 0.7, 0.2)
+    assert kl.kl_by_quadrature(0.3, p, 0.7, 0.2) == pytest.approx(mixed, abs=1e-6)

@@ -107,3 +107,8 @@ def test_wrong_code_is_seen(name: str, wrong: str) -> None:
 def test_the_mode_is_a_large_step_at_temperature_one() -> None:
     finding = CLAIMS["subsets-mode"].check(True)
     assert finding.figures["normal, sd 0.05, 5 %"]["overlap"] == pytest.approx(0.0537, abs=2e-3)
+
+
+def test_the_mode_has_to_be_a_large_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("espalier.theory.topologies.MOST_SHARED", 0.05)  # below what is shared
+    assert CLAIMS["subsets-mode"].check(True).verdict == "fails"

@@ -7,6 +7,7 @@ fail.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
@@ -65,14 +66,37 @@ class Line(NamedTuple):
     seconds: float
 
 
+def apart(check: Callable[..., Finding]) -> Callable[..., Finding]:
+    """The check in a world of its own: torch's random stream and default type and Pyro's store are afterwards as they were."""
+
+    @functools.wraps(check)
+    def in_its_own(*arguments: Any, **formulas: Any) -> Finding:
+        import pyro
+        import torch
+
+        dtype = torch.get_default_dtype()
+        try:
+            with torch.random.fork_rng(devices=[]), pyro.get_param_store().scope():
+                return check(*arguments, **formulas)
+        finally:
+            torch.set_default_dtype(dtype)
+
+    return in_its_own
+
+
 def limit(looks: int = 1) -> float:
     """Standard errors that the worst of `looks` two-sided normal comparisons stays within, but for `FALSE_ALARMS`."""
     return float(stats.norm.isf(FALSE_ALARMS / (2 * looks)))
 
 
+def worst(*numbers: ArrayLike) -> float:
+    """The largest of all these; NaN where one of them is (Python's own `max` drops it, and a claim would hold by it)."""
+    return float(np.max(np.concatenate([np.ravel(np.asarray(each, dtype=np.float64)) for each in numbers])))
+
+
 def surprise(p_value: float) -> float:
-    """-log10 of a p-value (above 1, as Bonferroni's may be, it counts as 1); a check holds up to `SURPRISE`."""
-    return float(-np.log10(min(1.0, max(p_value, 1e-300)))) + 0.0
+    """-log10 of a p-value (above 1, as Bonferroni's may be, it counts as 1; NaN stays); a check holds up to `SURPRISE`."""
+    return float(-np.log10(np.clip(p_value, 1e-300, 1.0))) + 0.0
 
 
 SURPRISE = surprise(FALSE_ALARMS)

@@ -56,6 +56,8 @@ class Target(NamedTuple):
 def power(dim: int, smoothness: float) -> Target:
     """z^s / s! of z = x_1 + .. + x_d - c for a whole s; else |z|^s, no smoother than s, scaled so that its r-th derivative is
     |z|^(s - r), or that with z's sign: Hoelder with constant 1, or 2^(1 + r - s)."""
+    if dim < 1 or not smoothness > 0:
+        raise ValueError(f"expected a dim of at least 1 and a smoothness above 0, got {dim} and {smoothness}")
     degree, c = math.ceil(smoothness) - 1, 0.37 * dim
     odd = int(smoothness) if smoothness == int(smoothness) else 0
 

@@ -208,8 +208,13 @@ class Rate(NamedTuple):
 
 
 def rate(widths: ArrayLike, values: ArrayLike, errors: ArrayLike) -> Rate:
-    """The power of K that `values` follow, with its standard error, the next power of 1/K fitted with it."""
+    """The power of K that `values` follow, with its standard error, the next power of 1/K fitted with it; by those values that
+    are told from 0. Raises RuntimeError below three of them."""
     k, value, error = (np.asarray(each, dtype=np.float64) for each in (widths, values, errors))
+    told = ~np.isinf(error) & (value != 0)
+    if told.sum() < 3:
+        raise RuntimeError(f"expected three widths at which the gap is told from 0, got {told.sum()}: draw more networks")
+    k, value, error = k[told], value[told], error[told]
     weight = np.abs(value) / error
     design = np.stack([np.log(k), np.ones_like(k), 1 / k], 1) * weight[:, None]
     covariance = np.linalg.inv(design.T @ design)

@@ -1,4 +1,4 @@
-"""Runs the claims, each in a process of its own world: nothing that one leaves behind reaches another."""
+"""Runs the claims on processes, and keeps the page of them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,13 @@ def check(name: str, quick: bool) -> tuple[Finding, float]:
     """Check one claim on one thread, and how long it took. A check that raises has not shown its claim: it fails."""
     import warnings
 
-    import pyro
     import torch
 
     from espalier.theory import catalogue
 
     torch.set_num_threads(1)
     start = time.perf_counter()
-    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), pyro.get_param_store().scope():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             finding = catalogue()[name].check(quick)
@@ -40,7 +39,7 @@ def check(name: str, quick: bool) -> tuple[Finding, float]:
 def run(
     names: Sequence[str], quick: bool, jobs: int, done: Callable[[int], None] = lambda count: None
 ) -> Iterator[Line]:
-    """Lines in the order of the page, each as soon as it and all before it are there. done: told of every claim that ends."""
+    """Lines, each as soon as it is there. done: told of every claim that ends."""
     from espalier.theory import chosen
 
     wanted = chosen(list(names))
@@ -60,12 +59,12 @@ def _lines(wanted: dict[str, Claim], quick: bool, jobs: int, done: Callable[[int
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(jobs, len(wanted)), spawn, initializer=follow_parent) as pool:
         # The page ends with what takes longest: begun first, so that no process is left alone with it.
-        futures = {name: pool.submit(check, name, quick) for name in reversed(wanted)}
-        for future in futures.values():
+        futures = {pool.submit(check, name, quick): wanted[name] for name in reversed(wanted)}
+        for future in futures:
             future.add_done_callback(count)
-        for name, claim in wanted.items():
-            finding, seconds = futures[name].result()
-            yield Line(name, claim.says, claim.source, finding, seconds)
+        for future in as_completed(futures):
+            claim, (finding, seconds) = futures[future], future.result()
+            yield Line(claim.name, claim.says, claim.source, finding, seconds)
 
 
 def sentence(line: Line) -> str:
@@ -77,21 +76,60 @@ def sentence(line: Line) -> str:
     )
 
 
-def write(lines: Sequence[Line], out: Path, quick: bool) -> None:
-    """`theory.json`, one PNG per picture, and `index.html`, the page that shows them. Each is replaced atomically."""
+Page = dict[str, tuple[Line, list[str]]]
+"""By claim its line, and the names of its pictures."""
+
+
+def begun(out: Path, names: Sequence[str], quick: bool) -> Page:
+    """What the page in `out` holds that goes on: one of this version, of as many draws; of any other nothing.
+
+    Raises ValueError where a picture lies there that these claims would overwrite and Espalier did not draw.
+    """
+    for name in names:
+        for path in out.glob(f"{name}-[0-9]*.png"):
+            plots.check_free(path)
+    try:
+        written = json.loads((out / "theory.json").read_bytes())
+        if (written["version"], written["quick"]) != (__version__, quick):
+            return {}
+        return {claim["name"]: _from_json(claim) for claim in written["claims"]}
+    except (OSError, ValueError, LookupError, TypeError):  # none, or not ours to read: the page begins anew
+        return {}
+
+
+def drawn(line: Line, out: Path) -> list[str]:
+    """One PNG per picture of a claim: their names."""
+    names = []
+    for index, picture in enumerate(line.finding.pictures):
+        figure = plots.ranks(picture) if isinstance(picture, Ranks) else plots.curves(picture)
+        plots.save(figure, out / f"{line.name}-{index + 1}.png")
+        names.append(f"{line.name}-{index + 1}.png")
+    return names
+
+
+def write(found: Page, out: Path, quick: bool) -> None:
+    """`theory.json` and `index.html`, the page of all of it in the order of the catalogue. Each is replaced atomically."""
+    from espalier.theory import catalogue
     from espalier.theory.page import page
 
-    pictures: dict[str, list[str]] = {}
-    for line in lines:
-        pictures[line.name] = []
-        for index, picture in enumerate(line.finding.pictures):
-            name = f"{line.name}-{index + 1}.png"
-            figure = plots.ranks(picture) if isinstance(picture, Ranks) else plots.curves(picture)
-            plots.save(figure, out / name)
-            pictures[line.name].append(name)
-    result = {"version": __version__, "quick": quick, "claims": [as_json(line, pictures[line.name]) for line in lines]}
-    store.write_bytes(out / "theory.json", (json.dumps(result, indent=1, ensure_ascii=False) + "\n").encode())
+    ordered = [found[name] for name in sorted(found, key=[*catalogue(), *found].index)]
+    lines, pictures = [line for line, _ in ordered], {line.name: names for line, names in ordered}
+    store.write_bytes(out / "theory.json", (text(found, quick) + "\n").encode())
     store.write_bytes(out / "index.html", page(lines, pictures, quick).encode())
+
+
+def text(found: Page, quick: bool) -> str:
+    """As `theory.json` has it."""
+    from espalier.theory import catalogue
+
+    claims = [as_json(*found[name]) for name in sorted(found, key=[*catalogue(), *found].index)]
+    return json.dumps({"version": __version__, "quick": quick, "claims": claims}, indent=1, ensure_ascii=False)
+
+
+def _from_json(claim: dict[str, Any]) -> tuple[Line, list[str]]:
+    gap = math.nan if claim["discrepancy"] is None else float(claim["discrepancy"])
+    finding = Finding(claim["compared"], gap, float(claim["tolerance"]), claim["unit"], claim["figures"], claim["breaks"])
+    return Line(claim["name"], claim["claim"], claim["source"], finding, float(claim["seconds"])), list(claim["pictures"])
 
 
 WRITTEN = ("theory.json", "index.html")

@@ -169,7 +169,7 @@ def check_exact(quick: bool, *, formula: Posterior = posterior) -> Finding:
     return Finding(
         f"ranks of {FEATURES} weights drawn by the Pyro program among {NUM_DRAWS} draws of the closed-form posterior, "
         f"{len(ranks):,} data sets, with the uniform law by chi-square, and their pooled spread with its variance",
-        surprise(2 * min(FEATURES * min(p_values), 2 * float(stats.norm.sf(abs(spread_z))))),
+        surprise(2 * float(np.min([FEATURES * np.min(p_values), 2 * stats.norm.sf(abs(spread_z))]))),
         SURPRISE,
         "-log10 p",
         {"p_values": p_values, "spread_z": spread_z, "data_sets": len(ranks), "draws": NUM_DRAWS},
@@ -199,7 +199,7 @@ def check_guide(quick: bool, *, formula: Optimum = optimum, law: Law = rank_law)
         f"signs and ranks of {len(active)} active weights among {NUM_DRAWS} draws of the guide at its optimum, "
         f"{len(ranks):,} data sets, with the law of the two atoms by chi-square"
         + ("; uniformity is refuted for each weight" if refuted else "; uniformity is NOT refuted"),
-        surprise(min(1.0, len(active) * min(p_values))) if refuted else math.inf,
+        surprise(len(active) * float(np.min(p_values))) if refuted else math.inf,
         SURPRISE,
         "-log10 p",
         {
@@ -257,7 +257,7 @@ def check_optimum(quick: bool, *, formula: Optimum = optimum) -> Finding:
     return Finding(
         f"mean iterate of inference/cigl over {len(values):,} steps at a constant rate with the closed form u*, {count} "
         f"active weights one by one and by the slope of all, by Student's t on {blocks} blocks",
-        surprise(2 * min(count * float(p_values[:-1].min()), float(p_values[-1]))) if sharp else math.inf,
+        surprise(2 * float(np.min([count * p_values[:-1].min(), p_values[-1]]))) if sharp else math.inf,
         SURPRISE,
         "-log10 p",
         {

@@ -18,7 +18,7 @@ from espalier.network import BayesianNetwork
 from espalier.prediction.evaluation import predictions
 from espalier.prediction.fit import How
 from espalier.shelf import load
-from espalier.theory.claims import Claim, Curve, Finding, Picture
+from espalier.theory.claims import Claim, Curve, Finding, Picture, worst
 from espalier.topology.masks import erk, random_topology
 from espalier.topology.schedules import rigl
 from espalier.training.loop import Loop
@@ -69,7 +69,7 @@ def check_rescale(quick: bool, *, recipe: Recipe = as_rescaled) -> Finding:
             break
     return Finding(
         f"component means u and u' / p after each of {steps} Nesterov steps with topology moves, equal Z; float64",
-        max(gaps), 1e-10, "absolute", {"at the last step": gaps[-1], "keep_prob": p},
+        worst(*gaps), 1e-10, "absolute", {"at the last step": gaps[-1], "keep_prob": p},
         "Only with init p, learning rate p^2 and decay p^-2: at equal settings the arms differ in effective step, prior and "
         "start; parameters without a mask (biases) need their own, unscaled rate.",
         (Picture("Plain against rescaled", "step", "largest difference in W",
@@ -86,7 +86,7 @@ def check_logits(quick: bool, *, factor: Callable[[float, int], float] = logit_f
     """The ways of one CigL fit of a bias-free MLP: `unmasked` beside `mean` at the temperature that the factor stands for."""
     data = load_data("digits")
     rows: list[dict[str, Any]] = []
-    worst, names = 0.0, ("accuracy", "nll", "ece_15")
+    apart, names = 0.0, ("accuracy", "nll", "ece_15")
     x, targets = torch.as_tensor(data.test.x[torch.arange(len(data.test.y))]), data.test.y.numpy()
     for layers, drop_rate in [(2, 0.2), (3, 0.1)] if quick else [(2, 0.1), (2, 0.3), (3, 0.1), (3, 0.2), (4, 0.1)]:
         torch.manual_seed(layers)
@@ -99,7 +99,7 @@ def check_logits(quick: bool, *, factor: Callable[[float, int], float] = logit_f
         fit = load("inference", "cigl")(model, data, sparsity=0.8, drop_rate=drop_rate, delta_t=20, training=training)
         by_mean, by_value = (_logits(fit.model, next(fit.weights(way)), x) for way in ("mean", "unmasked"))
         f = factor(fit.keep_prob, layers)
-        worst = max(worst, float((by_value - f * by_mean).abs().max() / by_value.abs().max()))
+        apart = worst(apart, (by_value - f * by_mean).abs().max() / by_value.abs().max())
         ways: tuple[How, ...] = ("ticket", "mean", "unmasked", "redraw")
         scored = {str(way): probs for way, probs in predictions(fit, data, "test", ways=ways).items()}
         scored["mean at temperature p^L"] = torch.softmax(f * by_mean, -1).numpy()
@@ -111,7 +111,7 @@ def check_logits(quick: bool, *, factor: Callable[[float, int], float] = logit_f
     return Finding(
         f"logits at u against p^-L times those at p u, of {len(rows)} trained bias-free MLPs of 2 to 4 masked layers "
         "(digits, 80 % sparse)",
-        worst, 1e-4, "relative", {"cells": rows},
+        apart, 1e-4, "relative", {"cells": rows},
         "Layers with biases or normalisation are not homogeneous, and there the factor is not p^-L; with batch norm "
         "re-estimated for the weights it vanishes from every layer but the last.",
         (Picture("One fit, read with and without the factor p (digits, test)",
