@@ -41,6 +41,8 @@ def model(
     stem: cifar is one 3 x 3 convolution, imagenet 7 x 7 by two and a pool by two.
     prior_scale: standard deviation of the weights' prior; None follows weight_decay.
     """
+    if stem not in ("cifar", "imagenet"):
+        raise ValueError(f"expected a stem of cifar, imagenet, got {stem!r}")
     if stem == "cifar":
         layers: list[nn.Module] = [nn.Conv2d(shape[0], 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU()]
     else:

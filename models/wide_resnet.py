@@ -31,7 +31,7 @@ def model(
     depth: 6 n + 4 layers. widen: multiplies the widths 16, 32, 64.
     prior_scale: standard deviation of the weights' prior; None follows weight_decay.
     """
-    if (depth - 4) % 6:
+    if depth < 10 or (depth - 4) % 6:
         raise ValueError(f"expected a depth of 6 n + 4 (10, 16, 22, 28 ...), got {depth}")
     layers: list[nn.Module] = [nn.Conv2d(shape[0], 16, 3, 1, 1, bias=False)]
     inputs = 16

@@ -368,3 +368,28 @@ def test_what_is_written_in_place_counts(how: str) -> None:
             said = net(lower + torch.rand(4, 3) * 0.5)
             assert ((found.lower - 1e-5 <= said) & (said <= found.upper + 1e-5)).all()
     assert len(found.relus) == (how != "scaled")
+
+
+@pytest.mark.parametrize("how", ["a part", "a view", "what the view is of"])
+def test_what_is_written_into_through_a_view_is_refused(how: str) -> None:
+    class Net(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            h = x * 1.0
+            if how == "a part":
+                h[:, :2].relu_()
+                return h + 1.0
+            flat = h.flatten(1)
+            (flat if how == "a view" else h).relu_()
+            return (h if how == "a view" else flat) + 1.0
+
+    with pytest.raises(ValueError, match="written into through a view, or whose view was"):
+        bounds(Net(), -torch.ones(2, 3), torch.ones(2, 3))
+
+
+def test_a_view_that_is_written_into_and_gone_on_with_is_as_it_was() -> None:
+    shaped = nn.Unflatten(1, (2, 2)), nn.Flatten(), nn.ReLU(inplace=True), nn.Dropout()
+    net = nn.Sequential(nn.Linear(3, 4), *shaped, nn.Linear(4, 2)).eval()
+    plain = nn.Sequential(net[0], nn.ReLU(), net[-1])
+    found, expected = (bounds(each, -torch.ones(2, 3), torch.ones(2, 3)) for each in (net, plain))
+    torch.testing.assert_close(found.lower, expected.lower)
+    torch.testing.assert_close(found.upper, expected.upper)

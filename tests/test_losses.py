@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
@@ -193,3 +194,31 @@ def test_what_does_not_go_with_a_loss_is_refused_before_any_work() -> None:
         loss(logits(), LABELS)
     with pytest.raises(ValueError, match=r"one row for each of the labels \(6,\), for loss mine, got \(5, 4\)"):
         loss(logits()[:5], LABELS)
+
+
+class Counted(losses.Remembering):
+    """-log p, and how many steps it was told of."""
+
+    def meet(self, model: Any, data: Any, device: Any) -> None:
+        self.memory = self.memory or {"steps": 0}
+
+    def told(self, progress: losses.Progress, model: Any, guide: Any) -> None:
+        self.memory["steps"] += 1
+
+    def __call__(self, logits: Tensor, y: Tensor, progress: losses.Progress) -> Tensor:
+        return losses.cross_entropy(logits, y)
+
+
+def test_a_loss_that_remembers_does_so_for_each_training_of_its_own() -> None:
+    mine = Counted()
+    fits = [trained(mine) for _ in range(2)]
+    assert torch.equal(fits[0].pairs.values, fits[1].pairs.values)
+    assert [fit.model.loss.function.memory["steps"] for fit in fits] == [fits[0].history[-1]["step"]] * 2
+
+
+def test_once_the_training_is_over_the_program_is_that_of_its_last_step() -> None:
+    model = trained("dro:5").model
+    x, y = digits().train.x[:8], digits().train.y[:8]
+    with pyro.get_param_store().scope():
+        trace = pyro.poutine.trace(pyro.poutine.condition(model, data={"weights": model.initial})).get_trace(x, y)
+    assert torch.isfinite(trace.log_prob_sum())

@@ -120,6 +120,8 @@ def test_a_resnet50_with_100_classes_has_23_65_million_weights():
     [
         ("lenet", (1, 12, 12), {}, r"^expected images .* at least 16 x 16 for lenet, got shape \(1, 12, 12\)$"),
         ("lenet", (7,), {}, r"^expected images .* for lenet, got shape \(7,\)$"),
+        ("wide_resnet", (3, 32, 32), {"depth": 4}, "^expected a depth of 6 n"),
+        ("resnet50", (3, 32, 32), {"stem": "CIFAR"}, "^expected a stem of cifar, imagenet, got 'CIFAR'$"),
         ("wide_resnet", (3, 32, 32), {"depth": 21}, r"^expected a depth of 6 n \+ 4 \(10, 16, 22, 28 ...\), got 21$"),
     ],
 )

@@ -27,6 +27,7 @@ _SHAPES = {
     "flatten", "unflatten", "reshape", "view", "squeeze", "unsqueeze", "permute", "transpose", "movedim", "contiguous", "getitem",
     "cat", "pad",
 }  # fmt: skip
+_VIEWS = _SHAPES - {"cat", "pad"}
 _MONOTONE = _POOLS | _SHAPES | {"mean", "sum", "sigmoid", "tanh", "softplus"}
 """What never falls where its inputs rise."""
 _CONVOLUTIONS = {f"conv{kind}{d}d" for kind in ("", "_transpose") for d in (1, 2, 3)}
@@ -56,9 +57,13 @@ class Interval:
         scale: Tensor | None = None,
         made_by: Tensor | None = None,
         affine: tuple[Interval, Tensor, Tensor | None] | None = None,
+        memory: list[int] | None = None,
     ) -> None:
         self.lower, self.upper, self.relus = lower, upper, relus
         self.scale, self.made_by, self.affine = scale, made_by, affine
+        # How often the memory was written into that it has with its views, and how often when it came to be.
+        self.memory = [0] if memory is None else memory
+        self.seen = self.memory[0]
 
     @property
     def centre(self) -> Tensor:
@@ -182,12 +187,19 @@ def _answer(func: Any, *args: Any, **kwargs: Any) -> Interval:
         return found
     if not isinstance(args[0], Interval):
         raise ValueError(f"expected a function with a rule for its bounds, got {name}, which writes an interval into a tensor")
-    vars(args[0]).update(vars(found))
+    memory = args[0].memory
+    memory[0] += 1
+    vars(args[0]).update(vars(found) | {"memory": memory, "seen": memory[0]})
     return args[0]
 
 
 def _answered(func: Any, name: str, *args: Any, **kwargs: Any) -> Interval:
     intervals = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Interval)]
+    if any(interval.seen != interval.memory[0] for interval in intervals):
+        raise ValueError(
+            f"expected a network whose functions give tensors of their own, but {name} has one that was written into through a "
+            "view, or whose view was: it has no bounds"
+        )
     first = intervals[0]
     alone = len(intervals) == 1 and args and args[0] is first
     if name in _MONOTONE or (name == "add" and not kwargs):
@@ -207,8 +219,8 @@ def _answered(func: Any, name: str, *args: Any, **kwargs: Any) -> Interval:
         return _scaled(first, args[1] if args[0] is first else args[0])
     if alone and name == "div" and len(args) == 2 and not kwargs:
         return _scaled(first, 1 / args[1])
-    if alone and name.endswith("dropout") and not kwargs.get("training", args[2] if len(args) > 2 else True):
-        return first
+    if alone and "dropout" in name and not kwargs.get("training", args[2] if len(args) > 2 else True):
+        return Interval(first.lower, first.upper, first.relus, scale=first.scale, made_by=first.made_by, memory=first.memory)
     raise ValueError(
         "expected a network that intervals go through (Linear, Conv, batch norm in evaluation mode, ReLU, pooling, sums), got "
         f"{name} in it: it has no bounds"
@@ -221,7 +233,9 @@ def _monotone(func: Any, first: Interval, args: Any, kwargs: Any, channels_stay:
         own, named = tree_map_only(Interval, attrgetter(end), (args, kwargs))
         ends.append(func(*own, **named))
     scale, made_by = (first.scale, first.made_by) if channels_stay else (None, None)
-    return Interval(ends[0], ends[1], first.relus, scale=scale, made_by=made_by)
+    # A view, in the network's own tensors or in these: what is written into one is in the other.
+    memory = first.memory if func.__name__.strip("_") in _VIEWS else None
+    return Interval(ends[0], ends[1], first.relus, scale=scale, made_by=made_by, memory=memory)
 
 
 def _affine(

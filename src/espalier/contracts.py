@@ -91,7 +91,7 @@ class Data(NamedTuple):
         """New inputs x `(n, *shape)`, in the user's units and channels first, as the network takes them: float32."""
 
         def taken(shape: Sequence[int], own: Any, by: tuple[Tensor, Tensor] | None) -> Tensor:
-            plain = own.double() if isinstance(own, Tensor) else torch.tensor(np.asarray(own), dtype=torch.float64)
+            plain = own.double() if isinstance(own, Tensor) else torch.from_numpy(np.array(own, np.float64, order="C"))
             if plain.shape[1:] != torch.Size(shape):
                 raise ValueError(f"expected inputs of shape (n, {', '.join(map(str, shape))}), got {tuple(plain.shape)}")
             if by is None:

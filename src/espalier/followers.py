@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 class Follower:
     """It is told of every step, and its state is in the checkpoints. By default it does nothing."""
 
+    nesterov = True
+    """May the momentum of its training look ahead, as Nesterov's does?"""
+
     def begin(self, model: BayesianNetwork, guide: MaskedGuide) -> None:
         """Before the first step, and before a checkpoint is gone on from."""
 

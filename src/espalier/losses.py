@@ -56,7 +56,7 @@ SMALL = 0.01
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """-log softmax(z)_y of each label, nats. Raises IndexError for a label that is no class."""
+    """-log softmax(z)_y of each label, nats. Raises RuntimeError for a label that is no class."""
     return -logits.log_softmax(-1).gather(-1, y.unsqueeze(-1)).squeeze(-1)
 
 
@@ -335,7 +335,8 @@ class Loss(Follower):
             raise ValueError(
                 f"expected a tensor of logits, one row for each of the labels {tuple(y.shape)}, for loss {self.name}, got {said}"
             )
-        each = self.function(logits.flatten(0, -2), y.flatten().long(), self.progress)
+        at = self.progress._replace(taken=min(self.progress.taken, self.progress.steps - 1))  # afterwards, as at the last step
+        each = self.function(logits.flatten(0, -2), y.flatten().long(), at)
         if each.shape != (y.numel(),):
             of = tuple(each.shape)
             raise ValueError(f"expected loss {self.name} to give one number for each of {y.numel()} labels, got {of}")

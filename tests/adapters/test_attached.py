@@ -223,3 +223,19 @@ def test_what_goes_wrong_in_a_loop_is_a_sentence() -> None:
     sparse.step(optimizer)
     with pytest.raises(ValueError, match="expected 14 steps, to reach the sparsity, got 1: train on"):
         sparse.fit()
+
+
+def test_a_fit_of_what_was_removed_before_is_the_same() -> None:
+    """Without pairs it is that of the last step, of whose u the plain network has the mean."""
+    fits = []
+    for removed in (False, True):
+        sparse, net, optimizer = small()
+        for _ in range(20):
+            optimizer.zero_grad()
+            learn(net)
+            sparse.step(optimizer)
+        if removed:
+            sparse.remove()
+        fits.append(sparse.fit())
+    assert torch.equal(fits[0].pairs.values, fits[1].pairs.values)
+    assert torch.equal(fits[0].predict(X, "mean"), fits[1].predict(X, "mean"))

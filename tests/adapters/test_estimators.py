@@ -161,6 +161,7 @@ def test_mapie_controls_its_risk() -> None:
     ({"inference": "rigle"}, "expected an inference of .* got 'rigle'; did you mean 'rigl'"),
     ({"options": {"deltas": 3}}, "expected options of cigl, .*, got 'deltas'"),
     ({"patience": 3}, "expected a validation split for patience"),
+    ({"model": torch.nn.Linear(4, 5)}, "expected a network of 3 outputs, one a class, got one of 5"),
     ({"sparsity": 1.0}, r"expected a sparsity in \[0, 1\)"),
 ])  # fmt: skip
 def test_what_is_wrong_is_a_sentence(options: dict[str, Any], sentence: str) -> None:
@@ -178,3 +179,10 @@ def test_sample_weights_are_refused_and_nobody_believes_that_they_are_taken() ->
     assert not has_fit_parameter(classifier(), "sample_weight")
     with pytest.raises(NotFittedError):
         classifier().predict(IRIS[0])
+
+
+@pytest.mark.parametrize("as_given", [lambda x: x[::-1], lambda x: x.astype(">f4"), np.asfortranarray])
+def test_arrays_of_any_layout_predict_as_they_train(as_given: Any) -> None:
+    fitted = classifier(epochs=2).fit(*IRIS)
+    x = np.asarray(IRIS[0])
+    assert np.allclose(fitted.predict_proba(as_given(x)), fitted.predict_proba(np.ascontiguousarray(as_given(x), np.float64)))

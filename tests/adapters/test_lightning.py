@@ -131,3 +131,15 @@ def test_what_it_cannot_do_is_a_sentence(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         callback().load_state_dict({})
+
+
+def test_one_callback_for_several_folds_trains_each_of_them_sparse(tmp_path: Path) -> None:
+    sparse, alone = callback(), callback()
+    trainer(sparse, tmp_path / "first").fit(Lit(), *loaders())
+    first, modules = sparse.fit, [Lit(), Lit()]
+    trainer(sparse, tmp_path / "second").fit(modules[0], *loaders())
+    trainer(alone, tmp_path / "alone").fit(modules[1], *loaders())
+    assert sparse.fit is not None
+    assert sparse.fit is not first
+    assert torch.equal(sparse.fit.pairs.values, alone.fit.pairs.values)
+    assert torch.equal(sparse.fit.topology.positions, alone.fit.topology.positions)

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
@@ -14,8 +15,10 @@ from pyro.poutine.util import site_is_subsample
 from torch import nn
 
 from budget import assert_mean
+from espalier import losses
 from espalier.distributions.priors import MixtureNormal
 from espalier.likelihoods import Normal
+from espalier.losses import Loss
 from espalier.network import BayesianNetwork
 from espalier.references.nuts import Potential, nuts, program
 from espalier.topology.masks import initial
@@ -181,3 +184,37 @@ def test_a_foreign_topology_and_a_part_of_the_data_are_refused():
     model.num_data = 100
     with pytest.raises(ValueError, match="expected all 100 training examples, got 20"):
         nuts(model, sparse(model), x, y)
+
+
+@pytest.mark.parametrize("kind", ["normal of one column", "poisson of one column", "bernoulli", "soft labels"])
+def test_targets_meet_the_likelihood_as_they_do_in_the_program(kind: str) -> None:
+    """`(n,)` targets of an `(n, 1)` outcome would broadcast to `(n, n)`."""
+    torch.manual_seed(0)
+    x, net = torch.randn(6, 3).double(), nn.Linear(3, 3 if kind == "soft labels" else 1).double()
+    likelihood, y = {
+        "normal of one column": (lambda out: dist.Normal(out, 0.5), torch.randn(6).double()),
+        "poisson of one column": (lambda out: dist.Poisson(out.exp()), torch.arange(6) % 3),
+        "bernoulli": ("bernoulli", torch.arange(6) % 2),
+        "soft labels": ("categorical", torch.randn(6, 3).double().softmax(-1)),
+    }[kind]
+    model = BayesianNetwork(net, likelihood=likelihood, prior_scale=0.7)
+    topology, values = sparse(model), torch.randn(sparse(model).num_active).double()
+    with pyro.get_param_store().scope():
+        joint = poutine.trace(poutine.condition(program(model, topology), data={"values": values})).get_trace(x, y).log_prob_sum()
+    assert Potential(model, topology, x, y, None)(values).item() == pytest.approx(-joint.item(), rel=1e-12)
+    assert nuts(model, topology, x, y, num_samples=4, warmup_steps=2, num_chains=1).values.shape == (1, 4, topology.num_active)
+
+
+def test_a_loss_in_the_likelihoods_place_is_refused() -> None:
+    model, (x, y) = network(), rows()
+    model.loss = Loss("dro:5", losses.named("dro:5"), 10, 1)
+    for begin in (lambda: nuts(model, sparse(model), x, y), lambda: program(model, sparse(model))):
+        with pytest.raises(ValueError, match="expected a model of its likelihood, got one of loss dro:5: set model.loss to None"):
+            begin()
+
+
+def test_chains_too_short_for_their_diagnosis_are_refused_before_they_run() -> None:
+    model, (x, y) = network(), rows()
+    for few in ({"num_samples": 3}, {"num_chains": 0}):
+        with pytest.raises(ValueError, match="expected num_samples of 4 or more"):
+            nuts(model, sparse(model), x, y, **{**FAST, **few})

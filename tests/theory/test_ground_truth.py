@@ -78,7 +78,7 @@ MUTATIONS: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 
-MEAN_FOR_SUM = Rewrite(Potential.__call__, "(self.y).sum()", "(self.y).mean()")
+MEAN_FOR_SUM = Rewrite(Potential.__call__, "outcome.log_prob(y)).sum()", "outcome.log_prob(y)).mean()")
 
 CODE_MUTATIONS: Rewrites = {
     "nuts-posterior": {"mean for sum": MEAN_FOR_SUM},

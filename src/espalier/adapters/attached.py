@@ -295,6 +295,8 @@ class Attached:
 
     def remove(self) -> nn.Module:
         """Leave the network as a plain one, its masked weights at their posterior mean; it is not sparse training any more."""
+        if not self.pairs and self.keep is not None:
+            self._collect()  # while the weights are u, for a `fit` that comes later
         with torch.no_grad():
             for index, (owner, attribute) in enumerate(self.owners):
                 self.originals[index].copy_(self.masked(index, self.originals[index], training=False))

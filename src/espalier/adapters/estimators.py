@@ -15,6 +15,7 @@ from typing import Any, Literal, Self, get_args
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from pyro.distributions import Categorical
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
@@ -24,7 +25,7 @@ from torch import nn
 from espalier import shelf
 from espalier.contracts import Data, Split
 from espalier.data.arrays import from_arrays
-from espalier.network import BayesianNetwork
+from espalier.network import BayesianNetwork, evaluating
 from espalier.prediction.fit import Fit, How
 from espalier.training.options import Training
 
@@ -172,6 +173,17 @@ class SparseBayesianClassifier(ClassifierMixin, _Sparse):
         if len(self.classes_) < 2:
             raise ValueError(f"expected two or more classes in y, got one class only, {self.classes_[0]!r}")
         return self._trained(x, numbers, list(range(len(self.classes_))))
+
+    def _model(self, data: Data) -> BayesianNetwork:
+        model = super()._model(data)
+        try:
+            with torch.no_grad(), evaluating(model):
+                outcome = model.outcome(model.initial, data.train.x[torch.arange(2)].to(model.initial))
+        except Exception:  # noqa: BLE001 - whatever it is, training says it in a sentence
+            return model
+        if isinstance(outcome, Categorical) and (outputs := outcome.logits.shape[-1]) != len(self.classes_):
+            raise ValueError(f"expected a network of {len(self.classes_)} outputs, one a class, got one of {outputs}")
+        return model
 
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
         """Class probabilities `(n, C)`, in the order of `classes_`: the mean over the draws of `predict_with`."""

@@ -52,8 +52,9 @@ class SparseTraining(Callback):
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Raises ValueError for several processes, and for a trainer that does not know how long it trains."""
-        if stage != "fit" or self.sparse is not None:
+        if stage != "fit" or (self.sparse is not None and self.sparse.net is pl_module.get_submodule(self.of)):
             return
+        self.sparse = self.fit = None  # another module's, of another fold
         if trainer.world_size > 1:
             raise ValueError(f"expected one process, got {trainer.world_size}: train on several with `espalier.train`")
         steps = trainer.estimated_stepping_batches

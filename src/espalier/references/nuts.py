@@ -27,6 +27,7 @@ from torch import Tensor
 
 from espalier.contracts import Topology
 from espalier.distributions.priors import MixtureNormal
+from espalier.likelihoods import is_soft, matched
 from espalier.network import BayesianNetwork
 from espalier.prediction.predict import predictive
 from espalier.sparse import scatter
@@ -38,7 +39,10 @@ State = Mapping[str, Tensor]
 
 
 def _prior_scale(model: BayesianNetwork) -> float:
-    """Of the normal prior. Raises ValueError for a mixture, which has a spike that chains do not leave."""
+    """Of the normal prior. Raises ValueError for a mixture, which has a spike that chains do not leave, and for a loss in the
+    likelihood's place, whose factor depends on where its training stood."""
+    if model.loss is not None:
+        raise ValueError(f"expected a model of its likelihood, got one of loss {model.loss.name}: set model.loss to None first")
     prior = model.prior()
     if isinstance(prior, MixtureNormal):
         raise ValueError("expected a normal prior of the weights to sample under, got a mixture: take the refitted fit of sghmc")
@@ -69,7 +73,9 @@ class Potential:
 
     def __call__(self, values: Tensor) -> Tensor:
         weights = scatter(values, self.topology.positions, self.topology.num_weights)
-        log_likelihood = self.model.outcome(weights, self.x, self.state).log_prob(self.y).sum()
+        outcome = self.model.outcome(weights, self.x, self.state)
+        y = matched(self.y, outcome)
+        log_likelihood = ((y * outcome.logits) if is_soft(y, outcome) else outcome.log_prob(y)).sum()
         nats: Tensor = 0.5 * torch.dot(values, values) / self.scale**2 + self.constant - log_likelihood
         return nats
 
@@ -179,8 +185,11 @@ def nuts(
     spread: chains start at N(0, (spread * prior_scale)^2). target_accept, max_tree_depth, full_mass: Pyro's (Hoffman &
     Gelman 2014). state: what other parameters, such as biases, stand at; by default the model's own.
 
-    Raises ValueError where the topology is another network's, or x is only a part of the model's num_data.
+    Raises ValueError where the topology is another network's, x is only a part of the model's num_data, there are fewer than 4
+    samples a chain, or the model has a mixture prior or a loss in its likelihood's place.
     """
+    if num_samples < 4 or num_chains < 1:
+        raise ValueError(f"expected num_samples of 4 or more, as R-hat needs, of a chain or more, got {num_samples}, {num_chains}")
     if topology.sizes != model.sizes:
         raise ValueError(f"expected a topology over layers of {model.sizes} weights, got {topology.sizes}")
     if model.num_data not in (None, len(x)):

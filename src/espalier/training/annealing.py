@@ -89,8 +89,8 @@ class Annealing(NamedTuple):
 
 
 def steepness(stages: Annealing, rate: Rate, step: int, steps: int, per_epoch: int, num_data: int) -> float:
-    """rate * curvature of the spike per example, eta / N s^2: momentum SGD as torch has it converges in a parabola where this is
-    below 2 (1 + m) / (1 + 2 m) (Nesterov's; O'Donoghue & Candes 2015, sec. 2)."""
+    """rate * curvature of the spike per example, eta / N s^2: SGD with momentum m converges in a parabola where this is below
+    2 (1 + m) (Polyak 1964)."""
     at = stages.at(step, steps, per_epoch)
     return rate(step) * at.eta / (num_data * at.spike_scale**2)
 
@@ -118,12 +118,16 @@ def survivors(model: BayesianNetwork, fit: Fit, sparsity: float | None = None) -
 
 
 class Noise(Follower):
-    """Stochastic gradient Hamiltonian Monte Carlo (Chen, Fox & Guestrin 2014): SGD with momentum m and rate a is its
-    discretisation where the gradient of the mean loss has noise N(0, 2 (1 - m) T / a), T the temperature over N.
+    """Stochastic gradient Hamiltonian Monte Carlo (Chen, Fox & Guestrin 2014): SGD with plain momentum m and rate a is its
+    discretisation where the gradient of the mean loss has noise N(0, 2 (1 - m) T / a), T the temperature over N. (Nesterov's
+    has a friction of its own, of order m a times the curvature, so that its draws would be too narrow.)
 
-    At temperature 1 the draws are the posterior's, up to the noise of batches and the size of steps. The guide's values have it;
-    point estimates have no prior, and stay such. Raises ValueError for a temperature below 0.
+    At temperature 1 the draws are the posterior's, up to the noise of batches and the size of steps: in a parabola of curvature h
+    their variance is 1 / (1 - a h / 2 (1 + m)) of it. The guide's values have it; point estimates have no prior, and stay such.
+    Raises ValueError for a temperature below 0.
     """
+
+    nesterov = False
 
     def __init__(self, temperature: float, momentum: float, rate: Rate, generator: torch.Generator) -> None:
         if not 0 <= temperature < math.inf:
@@ -162,7 +166,7 @@ class PriorAnnealing(Noise):
         for spike_scale in stages.spike_scales:
             MixtureNormal(lam, slab_scale, spike_scale, 1)
         steepest = max(steepness(stages, rate, step, steps, per_epoch, num_data) for step in range(1, steps + 1))
-        most = 2 * (1 + momentum) / (1 + 2 * momentum)
+        most = 2 * (1 + momentum)
         if steepest > most:
             raise ValueError(
                 "expected a spike that steps at this learning_rate can follow, got standard deviations "

@@ -66,7 +66,8 @@ class Loop:
         if optimizer == "adam":
             self.optimizer: torch.optim.Optimizer = torch.optim.Adam(parameters)
         else:
-            self.optimizer = torch.optim.SGD(parameters, momentum=momentum, nesterov=momentum > 0)
+            ahead = momentum > 0 and all(follower.nesterov for follower in followers)
+            self.optimizer = torch.optim.SGD(parameters, momentum=momentum, nesterov=ahead)
         self.taken = 0
         self.finite = Finite(
             lambda step: RuntimeError(f"the loss stopped being finite at step {step}: lower the learning_rate or add warmup")

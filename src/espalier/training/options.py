@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -193,6 +194,7 @@ def prepare(
         said = type(model.likelihood).__name__
         raise ValueError(f"expected the categorical likelihood for loss {training.loss}, got {said}: leave loss at likelihood")
     if isinstance(loss, losses.Remembering):
+        loss = copy.deepcopy(loss)  # one's own may be given to several trainings, and each remembers its own
         loss.meet(model, data, find_device(training.device))
     if callable(training.augment):
         augmented(training.augment, data.train.x[torch.arange(min(2, len(data.train.y)))], 0, 0)
