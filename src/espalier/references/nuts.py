@@ -189,7 +189,7 @@ def nuts(
     samples a chain, or the model has a mixture prior or a loss in its likelihood's place.
     """
     if num_samples < 4 or num_chains < 1:
-        raise ValueError(f"expected num_samples of 4 or more, as R-hat needs, of a chain or more, got {num_samples}, {num_chains}")
+        raise ValueError(f"expected num_samples of 4 or more, as R-hat needs, of any chain, got {num_samples}, {num_chains}")
     if topology.sizes != model.sizes:
         raise ValueError(f"expected a topology over layers of {model.sizes} weights, got {topology.sizes}")
     if model.num_data not in (None, len(x)):
