@@ -232,3 +232,26 @@ def test_scores_that_cannot_be_kept_are_shown_all_the_same(
     assert "redraw" in told.out
     assert "the scores are not kept in" in told.err
     assert "Read-only file system" in told.err
+
+
+def test_masks_of_images_are_scored_and_have_no_diagram(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    x = np.random.default_rng(0).normal(size=(60, 1, 8, 8))
+    words, y = ["--model=unet", "--channels=[4,4]"], (x[:, 0] > 0).astype(int)
+    np.savez(tmp_path / "several.npz", x=x.astype(np.float32), y=y)
+    run = tmp_path / "run"
+    words += ["--inference=cigl", f"--data={tmp_path / 'several.npz'}", "--epochs=2", "--batch-size=16", "--sparsity=0.5"]
+    assert main(["fit", *words, "--drop-rate=0.1", "--delta-t=2", "--device=cpu", "--out", str(run)]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", str(run), "--json"]) == 0
+    assert 0 <= json.loads(capsys.readouterr().out)["predict"]["redraw"]["accuracy"] <= 1
+    assert not list(run.glob("reliability*"))
+    refused = spoken(capsys, ["evaluate", str(run), "--picture", str(tmp_path / "a.png")])
+    assert "expected runs of one label an example for --picture" in refused
+
+
+def test_runs_that_were_standardised_otherwise_make_no_tree(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("all", "none"):
+        assert fit(tmp_path / name, "--hidden", "8", "--standardise", name) == 0
+    capsys.readouterr()
+    refused = spoken(capsys, ["evaluate", str(tmp_path / "all"), str(tmp_path / "none"), "--save", str(tmp_path / "a.zarr")])
+    assert "expected fits of inputs that were standardised alike" in refused

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import re
 from pathlib import Path
 
@@ -11,7 +12,10 @@ import pytest
 from sklearn.datasets import load_digits
 
 from commands import fit, spoken
+from espalier.calibration import UNCERTAINTIES
 from espalier.cli.main import main
+from espalier.reports.look import look_at
+from espalier.reports.report import report
 
 
 def test_a_run_becomes_a_page(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -94,3 +98,28 @@ def test_what_makes_no_page_is_refused(
     assert main(["report", str(run), "--out", str(tmp_path / "page.html"), *words]) == 2
     assert sentence in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [(["--ood", "mnits"], "did you mean"), (["--corrupt", "rain"], "expected a corruption of")],
+)
+def test_what_cannot_be_looked_at_is_refused_before_any_prediction(
+    run: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch, words: list[str], sentence: str
+) -> None:
+    monkeypatch.setattr("espalier.prediction.evaluation.predictions", lambda *_, **__: pytest.fail("it has begun"))
+    assert main(["report", str(run), "--out", str(tmp_path / "page.html"), *words]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_the_page_of_a_chain_speaks_of_its_draws(tmp_path: Path) -> None:
+    """`redraw` of a chain is one network, its last; its pairs are the posterior's draws."""
+    words = ["--model=mlp", "--inference=sghmc", "--data=digits", "--train-size=150", "--epochs=2", "--batch-size=50", "--hidden=8"]
+    words += ["--sparsity=0.5", "--refit-epochs=3", "--refit-temperature=1", "--device=cpu"]
+    assert main(["fit", *words, "--out", str(tmp_path / "chain")]) == 0
+    look = look_at(tmp_path / "chain", num_samples=4)
+    assert look.predictor.posterior == "pairs"
+    assert look.unsure["mutual_information"].max() > 0
+    draws = look.fit.predict(look.data.test.x, "pairs").numpy()
+    np.testing.assert_allclose(look.unsure["mutual_information"], UNCERTAINTIES["mutual_information"](draws), atol=1e-9)
+    assert "mean over the draws of chain (`pairs`)" in html.unescape(report([look]))

@@ -32,3 +32,14 @@ def test_a_statistic_without_a_value_is_drawn_without_a_line() -> None:
     (known, unknown) = plots.replicated([Replicated("a", values, 0.3, 0.5), Replicated("b", values, np.nan, 1.0)]).axes
     assert (len(known.lines), len(unknown.lines)) == (1, 0)
     assert sum(patch.get_height() for patch in unknown.patches) == 3
+
+
+def test_a_dollar_in_a_name_is_a_dollar() -> None:
+    """Not the beginning of a formula, which may not even be one."""
+    names = ["a$_$", "$#1$", "US$ 5% - US$ 10", "50$\\frac$"]
+    pictures = [Picture(name, name, name, (Curve(name, [0, 1], [0, 1]),)) for name in names]
+    for name, picture in zip(names, pictures, strict=True):
+        figure = plots.curves(picture)
+        assert plots.png(figure).startswith(b"\x89PNG")
+        assert figure.axes[0].get_xlabel() == name
+        assert not figure.axes[0].xaxis.label.get_parse_math()

@@ -79,3 +79,10 @@ def test_datatree_is_decided_by_its_seed() -> None:
     first, again, other = (tree["posterior_predictive"]["y"].values for tree in trees)
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
+
+
+def test_a_likelihood_that_is_one_event_a_row_has_its_classes() -> None:
+    x, y = torch.randn(6, 2, generator=torch.Generator().manual_seed(0)), torch.tensor([[0, 1]] * 6)
+    tree = to_datatree(Mixture([dist.Bernoulli(logits=x.double()).to_event(1)] * 2), y)
+    assert tree["predictions"]["probability"].sizes["class"] == 2
+    assert tree["posterior_predictive"]["y"].dtype == np.int64

@@ -200,3 +200,11 @@ def test_a_comparison_wants_two_fits_of_the_same_rows() -> None:
         compare_loo({"one": one})
     with pytest.raises(ValueError, match="expected LOO scores of the same rows, but those of 'one' and 'other' have other"):
         compare_loo({"one": one, "other": other})
+
+
+def test_a_tree_that_names_its_outcomes_otherwise_is_told_what_to_rename() -> None:
+    mine = from_dict({"log_likelihood": {"obs": np.zeros((1, 200, 5))}, "observed_data": {"obs": np.zeros(5)}})
+    with pytest.raises(ValueError, match="expected y in the tree's log_likelihood, .* got obs: rename yours"):
+        psis_loo(mine)
+    with pytest.raises(ValueError, match="expected y in the tree's observed_data, .* got no such group"):
+        psis_loo(from_dict({"log_likelihood": {"y": np.zeros((1, 200, 5))}}))

@@ -263,3 +263,12 @@ def test_the_coverage_of_several_columns_lies_in_its_interval() -> None:
     low, high = found["coverage_95_interval"]
     assert low <= 0.9 <= high
     assert 0.8 <= low < high <= 1
+
+
+def test_the_spread_is_that_of_many_draws_in_the_units_of_the_target() -> None:
+    loc, scale = torch.tensor([[0.0, 1.0], [2.0, -1.0], [1.0, 0.5]]).double(), torch.tensor([0.5, 2.0]).double()
+    mixture = Mixture([dist.Normal(each, scale) for each in loc], 5.0, 10.0)
+    by_hand = 10 * np.sqrt(scale.numpy() ** 2 + loc.numpy().var(0))
+    np.testing.assert_allclose(mixture.spread(), by_hand)
+    np.testing.assert_allclose(mixture.sample(200_000).std(0).numpy(), by_hand, rtol=0.01)
+    assert np.isnan(Mixture([dist.StudentT(torch.tensor([1.5]), 0.0, 1.0)]).spread()).all()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pyro.distributions as dist
 import pytest
 import torch
-from scipy.stats import norm
+from scipy.stats import kstest, norm
 
-from espalier.pages import Table
+from espalier.pages import Table, Text
 from espalier.pictures import plots
 from espalier.prediction import Mixture
 from espalier.reports import targets
@@ -35,8 +36,12 @@ def test_the_pit_of_any_likelihood_is_uniform_where_it_is_right(regression: Look
             return y.numpy()
 
     look = Right(*regression._replace(predicted={"redraw": said}))
-    pit = told(look).pit
+    pit, centre, wide = told(look)
     assert abs(pit.mean() - 0.5) < 4 * pit.std() / np.sqrt(len(pit))
+    assert kstest(pit, "uniform").pvalue > 1e-3  # which half of each tie would not be
+    assert "0 of 20 bars are outside" in targets.pit_figure({"right": pit}).says
+    np.testing.assert_allclose(centre, 3.5)
+    np.testing.assert_allclose(wide, np.sqrt(3.5))
 
 
 def test_coverage_counts_targets_in_central_intervals(regression: Look) -> None:
@@ -65,3 +70,17 @@ def test_the_farthest_example_is_the_largest_standardised_residual(regression: L
     rest = (regression.labels - draws[..., 0].mean(0)) / wide
     assert int(str(table.rows[0][0])) == np.abs(rest).argmax()
     assert float(str(table.rows[0][1])) == pytest.approx(regression.labels[np.abs(rest).argmax()], rel=1e-3)
+
+
+@pytest.mark.parametrize("law", ["Student's t", "Cauchy"])
+def test_a_law_without_a_variance_has_its_sections_all_the_same(regression: Look, law: str) -> None:
+    n = len(regression.labels)
+    centre, scale = torch.as_tensor(regression.labels).double(), torch.ones(n).double()
+    said = Mixture([dist.StudentT(1.5 * scale, centre, scale) if law == "Student's t" else dist.Cauchy(centre, scale)])
+    look = regression._replace(predicted={**regression.predicted, "redraw": said}, unsure={})
+    found = told(look)
+    assert np.isnan(found.wide).all()
+    np.testing.assert_allclose(found.centre, regression.labels, atol=0.5)
+    sections = targets.sections([look])
+    assert [section.title for section in sections][-1] == "Examples"
+    assert any("has no variance" in block.text for block in sections[2].blocks if isinstance(block, Text))

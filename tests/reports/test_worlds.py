@@ -8,7 +8,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from espalier.calibration import accuracy
-from espalier.contracts import Split
+from espalier.contracts import Data, Split
 from espalier.data.worlds import shifted
 from espalier.pages import Figure, Table
 from espalier.prediction import information, uncertainties
@@ -18,7 +18,7 @@ from espalier.reports.look import Look
 
 def test_another_world_is_told_by_every_uncertainty(looks: list[Look]) -> None:
     noise = torch.randn(60, *looks[0].data.shape, generator=torch.Generator().manual_seed(0))
-    section = worlds.other_world(looks, "noise", noise, 4)
+    section = worlds.other_world(looks, "noise", lambda _: noise, 4)
     rows = {row[0]: row for row in next(block for block in section.blocks if isinstance(block, Table)).rows}
     inside = looks[0].unsure["predictive_entropy"]
     outside = uncertainties(looks[0].fit, noise, num_samples=4)["predictive_entropy"]
@@ -30,7 +30,7 @@ def test_another_world_is_told_by_every_uncertainty(looks: list[Look]) -> None:
 
 def test_a_distilled_network_tells_another_world_in_one_pass(distilled_look: Look) -> None:
     noise = torch.randn(60, *distilled_look.data.shape, generator=torch.Generator().manual_seed(0))
-    section = worlds.other_world([distilled_look], "noise", noise, 4)
+    section = worlds.other_world([distilled_look], "noise", lambda _: noise, 4)
     rows = {row[0]: row for row in next(block for block in section.blocks if isinstance(block, Table)).rows}
     inside, outside = (information(distilled_look.fit, x) for x in (distilled_look.data.test.x, noise))
     auroc = roc_auc_score(np.repeat([0, 1], [len(inside), len(outside)]), np.concatenate([inside, outside]))
@@ -68,13 +68,13 @@ def _halved(look: Look) -> Split:
 
 
 def test_what_cannot_be_corrupted_is_refused_before_any_work(looks: list[Look], regression: Look) -> None:
-    worlds.check_shift(looks[0], ["all"])
+    worlds.check_shift(looks[0].data, "test", ["all"])
     with pytest.raises(ValueError, match="expected a corruption of"):
-        worlds.check_shift(looks[0], ["rain"])
+        worlds.check_shift(looks[0].data, "test", ["rain"])
     with pytest.raises(ValueError, match="expected images of three colours"):
-        worlds.check_shift(looks[0], ["saturate"])
+        worlds.check_shift(looks[0].data, "test", ["saturate"])
     with pytest.raises(ValueError, match="expected runs on labelled images"):
-        worlds.check_shift(regression, ["contrast"])
+        worlds.check_shift(regression.data, "test", ["contrast"])
 
 
 def test_checks_of_a_run_stand_with_their_p_values(looks: list[Look], regression: Look) -> None:
@@ -85,3 +85,18 @@ def test_checks_of_a_run_stand_with_their_p_values(looks: list[Look], regression
         p = [float(str(row[3]).split()[0]) for row in table.rows]
         figure = next(block for block in section.blocks if isinstance(block, Figure))
         assert f"p {min(p):.3f}" in figure.says
+
+
+def test_each_run_is_given_another_world_as_it_takes_its_inputs(looks: list[Look]) -> None:
+    mean, sd = looks[0].data.input_scale
+    other = looks[0]._replace(name="scaled", data=looks[0].data._replace(input_scale=(mean, 2 * sd)))
+    noise = torch.randn(40, *looks[0].data.shape, generator=torch.Generator().manual_seed(0))
+
+    def read(own: Data) -> torch.Tensor:
+        return noise / own.input_scale[1].mean()
+
+    def auroc(among: list[Look]) -> dict[str, str]:
+        table = next(block for block in worlds.other_world(among, "noise", read, 4).blocks if isinstance(block, Table))
+        return {str(row[0]): str(row[1]) for row in table.rows}
+
+    assert auroc([looks[0], other]) == auroc(looks[:1]) | auroc([other])

@@ -74,6 +74,8 @@ def evaluate(words: list[str]) -> int:
     if arguments.robust:
         for fit, data in zip(fits, loaded, strict=True):
             robustness.check(fit, data, arguments.robust)
+    if arguments.picture and not any(_has_diagram(data, arguments.split) for data in loaded):
+        raise ValueError("expected runs of one label an example for --picture, a reliability diagram: leave it out")
     if arguments.save is not None:
         if len(different := {data.hashes[arguments.split] for data in loaded[: len(fits)]}) > 1:
             raise ValueError(f"expected runs of one {arguments.split} split for --save, got {len(different)} different ones")
@@ -88,7 +90,7 @@ def evaluate(words: list[str]) -> int:
         )  # fmt: skip
         if kept is None:
             results[name] |= {"run": name, "members": [str(folder) for folder in folders]}
-        if data.num_classes is not None:
+        if _has_diagram(data, arguments.split):
             panels[f"{name}: ticket"] = ticket
     if arguments.save is not None:
         options = {"splits": [arguments.split], "ways": arguments.ways, "layers": arguments.layers, "prior": arguments.prior}
@@ -106,6 +108,13 @@ def evaluate(words: list[str]) -> int:
         if arguments.save:
             print(f"\nLabelled results: {arguments.save}, by xarray.open_datatree")
     return 0
+
+
+def _has_diagram(data: Data, split: str) -> bool:
+    """Is there a label for each example of this split, one bar of confidence?"""
+    from espalier.prediction.evaluation import split_of
+
+    return data.num_classes is not None and split_of(data, split).y.dim() == 1
 
 
 def scored(
@@ -143,7 +152,7 @@ def scored(
         if parameters is not None:
             store.write_bytes(folder / recalibration.KEPT, store.canonical(parameters).encode())
         store.write_bytes(folder / f"evaluation-{split}.json", store.canonical({**result, "run": folder.name}).encode())
-        if data.num_classes is not None:
+        if _has_diagram(data, split):
             panels = {f"{folder.name}: {way}": (predicted[way], labels) for way in ("ticket", "redraw")}
             plots.save(plots.reliability(panels), folder / f"reliability-{split}.png")
     except OSError as error:  # a disk that is read-only, or full: what was computed is shown all the same

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,8 +55,16 @@ def report(words: list[str]) -> int:
     device = find_device(arguments.device)
     columns = groupings.read(arguments.by[0], arguments.by[1:]) if arguments.by else {}
 
+    kinds = [kind.replace("_", " ").replace("-", " ") for kind in arguments.corrupt]
+    others = {name: partial(data.out_of_distribution, name, data_dir=arguments.data_dir) for name in arguments.ood}
+    checked: list[str] = []
+
     def check(own: Data) -> None:
         recalibration.check(own, arguments.split, arguments.calibrate)
+        worlds.check_shift(own, arguments.split, kinds)
+        for read in others.values() if not checked else ():
+            read(own)
+        checked.append(own.name)
         if columns:
             groupings.groups_of(own, arguments.split, columns, arguments.by[0])
 
@@ -67,12 +76,9 @@ def report(words: list[str]) -> int:
     by = groupings.groups_of(own, arguments.split, columns) if columns else {}
     for look in looks:
         calibrators.check(look, arguments.calibrate)
-    kinds = [kind.replace("_", " ").replace("-", " ") for kind in arguments.corrupt]
-    worlds.check_shift(looks[0], kinds)
-    others = {name: data.out_of_distribution(name, own, data_dir=arguments.data_dir) for name in arguments.ood}
     extras = groups.sections(looks, by)
     extras += [worlds.criticism(runs_of(looks), arguments.replicates)] if arguments.replicates else []
-    extras += [worlds.other_world(looks, Path(name).stem, x, arguments.num_samples) for name, x in others.items()]
+    extras += [worlds.other_world(looks, Path(name).stem, read, arguments.num_samples) for name, read in others.items()]
     extras += [worlds.shift(looks, kinds, arguments.num_samples)] if arguments.corrupt else []
     report.write(arguments.out, looks, extras, arguments.calibrate)
     print(f"{arguments.out}: {arguments.out.stat().st_size / 2**20:.1f} MiB, opens anywhere")

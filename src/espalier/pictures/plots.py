@@ -27,6 +27,10 @@ def save(figure: Figure, path: Path) -> None:
 
 def png(figure: Figure) -> bytes:
     """The bytes of such a file."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # a dollar in a name is a dollar  # type: ignore[attr-defined]
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120, bbox_inches="tight", metadata={"Software": "Espalier"})
     return buffer.getvalue()

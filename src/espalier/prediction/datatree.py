@@ -8,6 +8,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from espalier.likelihoods import plain
 from espalier.prediction.mixture import Mixture
 from espalier.prediction.predict import in_units, parameters_of
 
@@ -25,7 +26,7 @@ def to_datatree(mixture: Mixture, y: Tensor, *, seed: int = 0) -> xarray.DataTre
     """
     from arviz_base import from_dict
 
-    classes = isinstance(mixture.distributions[0], dist.Categorical | dist.Bernoulli)
+    classes = isinstance(plain(mixture.distributions[0]), dist.Categorical | dist.Bernoulli)
     parameters = torch.stack([parameters_of(each) for each in mixture.distributions])
     if not classes:
         parameters = in_units(parameters, mixture.shift, mixture.scale)

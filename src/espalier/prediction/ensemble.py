@@ -83,7 +83,7 @@ def check_members(fits: Sequence[Fit]) -> None:
     """Raises ValueError where these make no ensemble."""
     if len(fits) < 2:
         raise ValueError(f"expected two members of an ensemble or more, got {len(fits)}")
-    first, *others = (_seen(fit.record) for fit in fits)
+    first, *others = (seen_by(fit.record) for fit in fits)
     for place, other in enumerate(others, 2):
         if other != first:
             what = next(name for name, value in other.items() if value != first[name])
@@ -96,7 +96,7 @@ def check_members(fits: Sequence[Fit]) -> None:
             raise ValueError(f"expected members of an ensemble that differ, got one twice: member {place + 1}")
 
 
-def _seen(record: Mapping[str, Any]) -> dict[str, Any]:
+def seen_by(record: Mapping[str, Any]) -> dict[str, Any]:
     """Of a record, what a network took for its data."""
     data = record.get("data", {})
     return {

@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from espalier.contracts import Data, Split
+from espalier.prediction.ensemble import seen_by
 from espalier.prediction.evaluation import split_of
 from espalier.prediction.fit import Fit, How
 from espalier.prediction.mixture import Mixture
@@ -180,7 +181,9 @@ def check(
             raise ValueError(f"expected ways to predict of {', '.join(fit.ways)}, got {unknown[0]!r}")
     if "pairs" in ways and len(counts := {len(fit.pairs.values) for fit in fits}) > 1:
         raise ValueError(f"expected fits of as many draws each, to be the chains of one tree, got {sorted(counts)}")
-    if fits[0].model.shapes != fits[-1].model.shapes:
+    if len({repr(seen_by(fit.record)["standardisation"]) for fit in fits}) > 1:
+        raise ValueError("expected fits of inputs that were standardised alike, to be the chains of one tree, got different ones")
+    if any(fit.model.shapes != fits[0].model.shapes for fit in fits):
         raise ValueError("expected fits of one network, to be the chains of one tree, got networks of different shapes")
     places_of(fits, layers)
 

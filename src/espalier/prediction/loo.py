@@ -200,6 +200,10 @@ def _in_units(data: Data, part: str) -> torch.Tensor:
 
 def _log_likelihood(tree: xarray.DataTree) -> Floats:
     """`(chain, draw, n)`. Raises ValueError where that is no posterior to leave rows out of."""
+    for group in ("log_likelihood", "observed_data"):
+        if group not in tree.children or "y" not in tree[group]:
+            there = ", ".join(map(str, tree[group])) if group in tree.children else "no such group"
+            raise ValueError(f"expected y in the tree's {group}, as `to_datatree` has it, got {there}: rename yours")
     logs = np.asarray(tree["log_likelihood"]["y"].to_numpy(), dtype=np.float64)
     count = logs.shape[0] * logs.shape[1]
     if count < MIN_DRAWS:

@@ -102,6 +102,12 @@ class Mixture:
         found = (self._flat(means) * self.scale + self.shift).mean(0).numpy()
         return np.where(np.isfinite(found), found, np.median(drawn, axis=0))
 
+    def spread(self) -> NDArray[np.float64]:
+        """The standard deviation `(n, ...)`, by the law of total variance; NaN where a component has no finite one."""
+        means, own = (torch.stack([moment(each, name) for each in self.distributions]) for name in ("mean", "stddev"))
+        found = (self._flat(own).square().mean(0) + self._flat(means).var(0, correction=0)).sqrt() * self.scale
+        return torch.where(found.isfinite(), found, torch.nan).numpy()
+
     def _flat(self, drawn: Tensor) -> Tensor:
         """`(S, n, 1)` of a likelihood that keeps a last column -> `(S, n)`, unless that is what its scales are of."""
         return drawn.squeeze(-1) if drawn.dim() == 3 and drawn.shape[-1] == 1 and not self.scale.dim() else drawn

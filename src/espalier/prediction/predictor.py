@@ -36,6 +36,12 @@ class Predictor(ABC):
     def ways(self) -> tuple[How, ...]:
         """The ways to predict that it has."""
 
+    @property
+    def posterior(self) -> How:
+        """The way whose draws are the posterior's: `redraw`; `pairs` of a chain (`sghmc`), which has no masks to draw anew."""
+        chain = all(fit.record.get("temperature") and fit.is_one("redraw") for fit in self.fits)
+        return "pairs" if chain else "redraw"
+
     @abstractmethod
     def to(self, device: str | torch.device) -> Self:
         """The same on another device, moved in place."""

@@ -25,7 +25,7 @@ from espalier.prediction.fit import Fit, How
 from espalier.prediction.predict import BATCH, to_device
 
 ROWS = 1000
-"""Of a split that are looked at: the first ones."""
+"""Of a split that are looked at."""
 STEPS, RESTARTS = 20, 2
 SHARES = ("accuracy", "noise", "fgsm", "pgd", "certified")
 
@@ -42,7 +42,7 @@ def robustness_of(
     restarts: int = RESTARTS,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """For every eps, in the units of `data.ball_of`, shares of the first `rows` rows with their Clopper-Pearson intervals:
+    """For every eps, in the units of `data.ball_of`, shares of `rows` rows, drawn by the seed, with Clopper-Pearson intervals:
 
     accuracy at the rows; noise, also under one uniform draw from the box; fgsm, also after one step of the whole radius along
     the sign of the loss's gradient (Goodfellow et al. 2015); pgd, also at every point of `steps` steps from the row and from
@@ -55,7 +55,7 @@ def robustness_of(
         raise ValueError(f"expected rows, steps and restarts of at least 1, got {rows}, {steps} and {restarts}")
     balls = check(fit, data, eps, how)
     part, net = split_of(data, split), fit.ticket(how)
-    index = torch.arange(min(rows, len(part.y)))
+    index = torch.randperm(len(part.y), generator=torch.Generator().manual_seed(seed))[:rows].sort().values
     device = fit.topology.positions.device
     found = []
     for ball in balls:

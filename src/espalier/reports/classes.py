@@ -83,7 +83,7 @@ def selective(looks: Sequence[Look]) -> Section:
             curves.append(Curve(label, [own.answered / len(own.look.labels)], [own.alpha], style="dots"))
     picture = Picture("Risk against coverage", "share of examples answered", "errors among them", tuple(curves))
     best = min(rows, key=lambda row: float(row[1].split()[0]))
-    says = f"Errors fall as fewer examples are answered; the smallest area under the curve, {best[1]}, is that of {best[0]}."
+    says = f"Errors among the examples that are answered; the smallest area under the curve, {best[1]}, is that of {best[0]}."
     header = ["by", "AURC", "AUGRC", f"risk at {COVERAGE:.0%} coverage", f"coverage at {RISK:.0%} risk"]
     told = Text(
         "The most uncertain examples are left unanswered first. Read off these examples, the curves are no guarantee: that is "
@@ -176,8 +176,8 @@ def examples(look: Look) -> Section:
         "Most certain": np.argsort(unsure, kind="stable")[:SHOWN],
     }
     told = Text(
-        f"Probabilities are the mean over {look.num_samples} masks of {look.name}, with the standard deviation between them; MI "
-        "is the mutual information of label and mask, in nats: what the masks disagree in."
+        f"Probabilities are the mean over the draws of {look.name} (`{look.predictor.posterior}`), with the standard deviation "
+        "between them; MI is the mutual information of label and draw, in nats: what they disagree in."
     )
     return Section(
         "Examples",
@@ -194,7 +194,7 @@ def _most(scores: NDArray[np.float64]) -> NDArray[np.int64]:
 
 def _shown(look: Look, rows: NDArray[np.int64]) -> list[Example]:
     inputs, names = look.x(rows), look.named
-    draws = look.predictor.predict(inputs, "redraw", num_samples=look.num_samples).numpy()
+    draws = look.predictor.predict(inputs, look.predictor.posterior, num_samples=look.num_samples).numpy()
     shown = []
     for place, row in enumerate(rows):
         mean, spread = draws[:, place].mean(0), draws[:, place].std(0)
@@ -207,7 +207,7 @@ def _shown(look: Look, rows: NDArray[np.int64]) -> list[Example]:
         lines += [f"{names[c]}: {mean[c]:.3f} ± {spread[c]:.3f}" for c in top]
         shown.append(
             Example(
-                _image(look, inputs, place), f"Row {row}: {label}, answered {answer}", lines + _features(inputs, place)
+                _image(look, inputs, place), f"Row {row}: {label}, answered {answer}", lines + _features(look, inputs, place)
             )
         )
     return shown
@@ -221,12 +221,11 @@ def _image(look: Look, inputs: Any, place: int) -> bytes | None:
     return image_of(inputs[place].cpu().numpy(), shift, scale)
 
 
-def _features(inputs: Any, place: int) -> list[str]:
-    """The first features of a row that is no image."""
+def _features(look: Look, inputs: Any, place: int) -> list[str]:
+    """The first features of a row that is no image, in the data's units."""
     if not hasattr(inputs, "dim") or inputs.dim() != 2:
         return []
-    return [
-        "x: "
-        + ", ".join(f"{value:.2f}" for value in inputs[place, :6].tolist())
-        + (" …" if inputs.shape[1] > 6 else "")
-    ]
+    by, row = look.data.input_scale, inputs[place].double().cpu()
+    if by is not None:
+        row = row * by[1].double().view(-1) + by[0].double().view(-1)
+    return ["x: " + ", ".join(f"{value:.4g}" for value in row[:6].tolist()) + (" …" if len(row) > 6 else "")]

@@ -17,13 +17,15 @@ from espalier.calibration.uncertainty import mean_of
 from espalier.contracts import Data
 from espalier.prediction import evaluation
 from espalier.prediction.fit import Fit, How
+from espalier.prediction.predict import parameters_of
 from espalier.prediction.predictor import Predictor
 from espalier.prediction.uncertainty import HELD, uncertainties
 
 
 class Look(NamedTuple):
     """folders: of the run, or of the members. predicted: as `evaluation.predictions` returns it. scores: of every way, as
-    `evaluation.evaluate` has them. unsure: by name the uncertainty of every example, from the draws of `redraw`."""
+    `evaluation.evaluate` has them. unsure: by name the uncertainty of every example, from the draws of the posterior
+    (`Predictor.posterior`); of a regression without a variance none."""
 
     name: str
     folders: tuple[Path, ...]
@@ -126,20 +128,25 @@ def look_with(
 def _predicted(
     predictor: Predictor, data: Data, split: str, num_samples: int
 ) -> tuple[dict[How, Any], dict[str, NDArray[np.float64]]]:
-    """What every way predicts, and the uncertainties of `redraw`, from the same draws where all of them can be held."""
+    """What every way predicts, and the posterior's uncertainties, from the same draws where all of them can be held."""
+    way = predictor.posterior
     x = evaluation.split_of(data, split).x
     if data.num_classes is None:
         predicted = evaluation.predictions(predictor, data, split, num_samples=num_samples)
-        draws = predicted["redraw"]
-        if isinstance(draws, np.ndarray):
+        draws = predicted[way]
+        if not isinstance(draws, np.ndarray):
+            draws = torch.stack([parameters_of(each) for each in draws.distributions]).numpy()
+        if not np.isfinite(draws).all():  # Student's t of few degrees of freedom, say
+            return predicted, {}
+        if isinstance(predicted[way], np.ndarray):
             return predicted, {name: score(draws) for name, score in REGRESSION_UNCERTAINTIES.items()}
-        return predicted, uncertainties(predictor, x, num_samples=num_samples)
+        return predicted, uncertainties(predictor, x, way, num_samples=num_samples)
     if len(predictor.fits) * num_samples * len(x) * data.num_classes > HELD:
         predicted = evaluation.predictions(predictor, data, split, num_samples=num_samples)
-        return predicted, uncertainties(predictor, x, num_samples=num_samples)
-    others: list[How] = [way for way in predictor.ways if way != "redraw"]
+        return predicted, uncertainties(predictor, x, way, num_samples=num_samples)
+    others: list[How] = [each for each in predictor.ways if each != way]
     predicted = evaluation.predictions(predictor, data, split, ways=others, num_samples=num_samples)
-    draws = predictor.predict(x, "redraw", num_samples=num_samples).numpy()
-    same = predictor.alike([*others, "redraw"])["redraw"]  # one network's ways are equal, in the last digit too
-    predicted["redraw"] = mean_of(draws) if same == "redraw" else predicted[same]
-    return {way: predicted[way] for way in predictor.ways}, {name: score(draws) for name, score in UNCERTAINTIES.items()}
+    draws = predictor.predict(x, way, num_samples=num_samples).numpy()
+    same = predictor.alike([*others, way])[way]  # one network's ways are equal, in the last digit too
+    predicted[way] = mean_of(draws) if same == way else predicted[same]
+    return {each: predicted[each] for each in predictor.ways}, {name: score(draws) for name, score in UNCERTAINTIES.items()}

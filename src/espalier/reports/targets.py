@@ -26,13 +26,15 @@ DRAWN = 2048
 
 def sections(looks: Sequence[Look]) -> list[Section]:
     """All of them, in their order."""
-    told = [told_of(look.predicted["redraw"], look.labels) for look in looks]
+    told = [told_of(look.predicted[look.predictor.posterior], look.labels) for look in looks]
     return [transform(looks, told), intervals(looks, told), residuals(looks, told), furthest(looks[0], told[0])]
 
 
 class Told(NamedTuple):
-    """Of n targets and a predictive distribution. pit: the probability integral transform P(Y <= y_i) (Dawid 1984), uniform if it
-    is right. centre, wide: its mean and standard deviation. Of a distribution without a closed form by draws, ties by halves."""
+    """Of n targets and a predictive distribution. pit: the probability integral transform P(Y <= y_i) (Dawid 1984), uniform if
+    it is right; by draws where it has no closed form, and of ties, as counts have, a uniform share (the randomised transform of
+    Czado, Gneiting & Held 2009). centre, wide: its mean and standard deviation; where it has no mean the median of draws, where
+    it has no variance NaN."""
 
     pit: NDArray[np.float64]
     centre: NDArray[np.float64]
@@ -42,9 +44,10 @@ class Told(NamedTuple):
 def told_of(said: Any, y: NDArray[Any]) -> Told:
     """said: of one way to predict, as `evaluation.predictions` returns it."""
     if isinstance(said, Mixture):
-        drawn = said.sample(DRAWN).numpy()
-        pit = np.asarray((drawn < y).mean(0) + 0.5 * (drawn == y).mean(0))
-        return Told(pit, drawn.mean(0), drawn.std(0))
+        drawn = np.sort(said.sample(DRAWN).numpy(), axis=0)
+        share = np.random.default_rng(0).random(len(y))
+        pit = np.asarray((drawn < y).mean(0) + share * (drawn == y).mean(0))
+        return Told(pit, said.centre(drawn), said.spread())
     wide = np.sqrt(np.mean(said[..., 1] ** 2, 0) + said[..., 0].var(0))
     return Told(np.asarray(ndtr((y - said[..., 0]) / said[..., 1]).mean(0)), said[..., 0].mean(0), wide)
 
@@ -101,6 +104,9 @@ def intervals(looks: Sequence[Look], told: Sequence[Told]) -> Section:
 def residuals(looks: Sequence[Look], told: Sequence[Told]) -> Section:
     blocks: list[Block] = []
     for look, (_, centre, wide) in zip(looks, told, strict=True):
+        if not (np.isfinite(wide) & (wide > 0)).all():
+            blocks.append(Text(f"{look.name}: of some examples its likelihood has no variance, so no standardised residuals."))
+            continue
         rest = (look.labels - centre) / wide
         picture = residual_picture(look.name, centre, rest)
         slope = np.corrcoef(wide, np.abs(look.labels - centre))[0, 1] if wide.std() > 0 else 0.0
@@ -123,10 +129,12 @@ def residual_picture(name: str, centre: NDArray[np.float64], rest: NDArray[np.fl
 
 def furthest(look: Look, told: Told) -> Section:
     """The examples that the run is most surprised by."""
-    _, centre, wide = told
-    rest = (look.labels - centre) / wide
-    order = np.argsort(-np.abs(rest), kind="stable")[:SHOWN]
-    epistemic = np.sqrt(look.unsure["epistemic_variance"])
+    pit, centre, wide = told
+    with np.errstate(all="ignore"):
+        rest = (look.labels - centre) / wide
+    far = np.abs(rest) if np.isfinite(rest).all() else np.abs(pit - 0.5)
+    order = np.argsort(-far, kind="stable")[:SHOWN]
+    epistemic = np.sqrt(look.unsure.get("epistemic_variance", np.full(len(pit), np.nan)))
     rows: list[list[Any]] = [
         [
             str(row),
@@ -138,5 +146,5 @@ def furthest(look: Look, told: Told) -> Section:
         ]
         for row in order
     ]
-    header = ["row", "target", "predicted", "sd", "of it between masks", "residual / sd"]
+    header = ["row", "target", "predicted", "sd", "of it between draws", "residual / sd"]
     return Section("Examples", [Table(f"Farthest from their prediction, {look.name}", header, rows)], "examples")

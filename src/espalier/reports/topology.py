@@ -112,7 +112,7 @@ def _churn(looks: Sequence[Look]) -> list[Block]:
     if curves:
         picture = Picture("Churn", "epoch", "share of the active weights exchanged at a move", tuple(curves))
         blocks.append(
-            figure(picture, "The share of weights that a move exchanges falls to zero as the topology freezes.")
+            figure(picture, "The share of weights that a move exchanges, until the topology freezes.")
         )
     if explored:
         blocks.append(
@@ -134,7 +134,7 @@ def _magnitudes(looks: Sequence[Look]) -> Block:
             curves.append(Curve(f"{look.name}: {name}", (edges[:-1] + edges[1:]) / 2, share, style=style))  # type: ignore[arg-type]
     picture = Picture("Magnitudes of active weights", "magnitude", "share", tuple(curves))
     return figure(
-        picture, "Magnitudes of the active weights, and of their average under the random masks, which is smaller."
+        picture, "Magnitudes of the active weights, and of what the ticket keeps of them: their average under the masks, if any."
     )
 
 
@@ -142,7 +142,8 @@ def _pixels(look: Look) -> list[Block]:
     """How many weights leave each input pixel, where the first layer looks at all of them."""
     shape, weight = look.data.shape, look.fit.model.weights[0]
     image = isinstance(shape, tuple | list) and len(shape) == 3 and len(weight.shape) == 2
-    if not image or weight.shape[1] != math.prod(shape):
+    first_of_all = next(name for name, module in look.fit.model.net.named_modules() if module._parameters)
+    if not image or weight.shape[1] != math.prod(shape) or weight.name.rpartition(".")[0] != first_of_all:
         return []
     first = look.fit.topology.positions[: look.fit.topology.counts[0]].cpu().numpy()
     counts = np.bincount(first % weight.shape[1], minlength=weight.shape[1]).reshape(tuple(shape)).sum(0)

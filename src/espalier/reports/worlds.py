@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from espalier import calibration
+from espalier import calibration, nested
 from espalier.contracts import Data, Split
 from espalier.data.corruptions import SEVERITIES, corruptions
-from espalier.data.worlds import levels_of, shifted
+from espalier.data.worlds import shifted
 from espalier.pages import Block, Figure, Section, Table, Text
 from espalier.pictures import plots
 from espalier.pictures.data import Curve, Picture
@@ -30,13 +30,15 @@ SCORES = {"accuracy": calibration.accuracy, "nll": calibration.nll, "ece_15": ca
 DETECTED = {"auroc": "AUROC", "aupr_in": "AUPR, in", "aupr_out": "AUPR, out", "false_positive_rate": "FPR at 95 % TPR"}
 
 
-def other_world(looks: Sequence[Look], name: str, x: object, num_samples: int) -> Section:
-    """Inputs x that are not of the runs' world: how well does each uncertainty tell them from the split's own?"""
+def other_world(looks: Sequence[Look], name: str, read: Callable[[Data], Any], num_samples: int) -> Section:
+    """Inputs that are not of the runs' world: how well does each uncertainty tell them from the split's own? read: these inputs,
+    as a run's data have theirs."""
     rows: list[list[str]] = []
     best: tuple[float, str] = (0.0, "")
-    for look in looks:
+    for look, x in ((look, x) for alike in _by_inputs(looks) for x in [read(alike[0].data)] for look in alike):
         in_one_pass = _in_one_pass(look)
-        outside = {**uncertainties(look.predictor, x, num_samples=num_samples), **in_one_pass(x)}
+        way = look.predictor.posterior
+        outside = {**uncertainties(look.predictor, x, way, num_samples=num_samples), **in_one_pass(x)}
         own = {**look.unsure, **in_one_pass(evaluation.split_of(look.data, look.split).x)}
         for score, inside in own.items():
             if not inside.any() and not outside[score].any():
@@ -75,20 +77,20 @@ def _in_one_pass(look: Look) -> Callable[[Any], dict[str, NDArray[np.float64]]]:
     return scores
 
 
-def check_shift(look: Look, names: Sequence[str]) -> None:
-    """Raises ValueError, before any work, where the run's inputs cannot be corrupted so."""
-    if names and not look.classes:
+def check_shift(data: Data, split: str, names: Sequence[str]) -> None:
+    """Raises ValueError, before any work, where a run's inputs cannot be corrupted so."""
+    if names and data.num_classes is None:
         raise ValueError("expected runs on labelled images for corruptions, got a regression")
-    part = evaluation.split_of(look.data, look.split)
+    part = evaluation.split_of(data, split)
     few = Split(part.x[torch.arange(min(2, len(part.y)))], part.y[:2])
     for kind in names if list(names) != ["all"] else ["contrast"]:
-        shifted(_with(look, few), kind, 1, look.split)
+        shifted(_with(data, split, few), kind, 1, split)
 
 
-def _with(look: Look, part: Split) -> Data:
-    """The run's data with another split in place of the one that is looked at."""
-    changed: dict[str, Any] = {look.split: part}
-    return look.data._replace(**changed)
+def _with(data: Data, split: str, part: Split) -> Data:
+    """The data with another split in place of the one that is looked at."""
+    changed: dict[str, Any] = {split: part}
+    return data._replace(**changed)
 
 
 def shift(looks: Sequence[Look], names: Sequence[str], num_samples: int) -> Section:
@@ -101,7 +103,8 @@ def shift(looks: Sequence[Look], names: Sequence[str], num_samples: int) -> Sect
         for severity, kind in product(SEVERITIES, kinds):
             part = shifted(alike[0].data, kind, severity, alike[0].split)
             for look in alike:
-                predicted = evaluation.predictions(look.predictor, _with(look, part), look.split, num_samples=num_samples)
+                changed = _with(look.data, look.split, part)
+                predicted = evaluation.predictions(look.predictor, changed, look.split, num_samples=num_samples)
                 for way, probs in predicted.items():
                     for name, score in SCORES.items():
                         found[f"{look.name}: {way}"][name][severity].append(score(probs, look.labels))
@@ -124,10 +127,10 @@ def shift(looks: Sequence[Look], names: Sequence[str], num_samples: int) -> Sect
 
 def _by_inputs(looks: Sequence[Look]) -> list[list[Look]]:
     """The looks whose networks take the same inputs: a page has equal rows, which may be standardised otherwise."""
-    found: dict[tuple[Any, ...], list[Look]] = {}
+    found: dict[str, list[Look]] = {}
     for look in looks:
-        mean, sd, white = levels_of(look.data)
-        found.setdefault((look.data.shape, mean.tobytes(), sd.tobytes(), white), []).append(look)
+        scales = [leaf.tolist() for leaf in nested.leaves(look.data.input_scale) if isinstance(leaf, torch.Tensor)]
+        found.setdefault(repr((look.data.shape, scales)), []).append(look)
     return list(found.values())
 
 
@@ -136,14 +139,18 @@ def criticism(looks: Sequence[Look], replicates: int = REPLICATES) -> Section:
     blocks: list[Block] = [
         Text(
             "Data sets drawn from the posterior predictive, one network each, beside the data that came: a p-value near 0 "
-            "says that the run would hardly have made them. Held-out rows; many are tested, so one in twenty below 0.05 is to "
-            "be expected."
+            "says that the run would hardly have made them. "
+            f"{'The rows they were trained on' if looks and looks[0].split == 'train' else 'Held-out rows'}; many are tested, so "
+            "one in twenty below 0.05 is to be expected."
         )
     ]
     for look in looks:
         part = evaluation.split_of(look.data, look.split)
         y = part.y if look.classes else look.data.in_units(part.y)
-        checks = posterior_check(look.fit, part.x, y, replicates=replicates)
+        if not look.classes and not look.unsure:
+            blocks.append(Text(f"{look.name}: its likelihood has no variance, which the statistics here need: not checked."))
+            continue
+        checks = posterior_check(look.fit, part.x, y, how=look.fit.posterior, replicates=replicates)
         rows = []
         for one in checks:
             low, high = np.nanquantile(one.replicated, [0.025, 0.975])
