@@ -114,8 +114,8 @@ def test_what_cannot_be_looked_at_is_refused_before_any_prediction(
 
 def test_the_page_of_a_chain_speaks_of_its_draws(tmp_path: Path) -> None:
     """`redraw` of a chain is one network, its last; its pairs are the posterior's draws."""
-    words = ["--model=mlp", "--inference=sghmc", "--data=digits", "--train-size=150", "--epochs=2", "--batch-size=50", "--hidden=8"]
-    words += ["--sparsity=0.5", "--refit-epochs=3", "--refit-temperature=1", "--device=cpu"]
+    words = ["--model=mlp", "--inference=sghmc", "--data=digits", "--train-size=150", "--epochs=2", "--batch-size=50"]
+    words += ["--hidden=8", "--sparsity=0.5", "--refit-epochs=3", "--refit-temperature=1", "--device=cpu"]
     assert main(["fit", *words, "--out", str(tmp_path / "chain")]) == 0
     look = look_at(tmp_path / "chain", num_samples=4)
     assert look.predictor.posterior == "pairs"
