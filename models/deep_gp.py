@@ -16,6 +16,8 @@ class DeepGP(nn.Module):
 
     def __init__(self, inputs: int, widths: tuple[int, ...], outputs: int) -> None:
         super().__init__()
+        if not widths:
+            raise ValueError("expected widths of one hidden layer or more, got none")
         sizes = [inputs, *widths]
         layers = [nn.Linear(fan, width) for fan, width in zip(sizes, widths, strict=False)]
         self.hidden = nn.ModuleList(layers)

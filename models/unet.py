@@ -36,25 +36,22 @@ class UNet(nn.Module):
         x = levels.pop()
         for up in self.up:
             x = up(torch.cat([nn.functional.interpolate(x, scale_factor=2), levels.pop()], 1))
-        output: Tensor = self.head(x).movedim(1, -1).squeeze(-1)
-        return output
+        return self.head(x).movedim(1, -1).squeeze(-1)  # type: ignore[no-any-return]
 
 
 def model(
-    shape: tuple[int, ...],
-    num_outputs: int,
-    *,
-    channels: tuple[int, ...] = (8, 16, 32),
-    prior_scale: float | None = None,
+    shape: tuple[int, ...], num_outputs: int, *, channels: tuple[int, ...] = (8, 16, 32), prior_scale: float | None = None
 ) -> BayesianNetwork:
     """Images of `shape` (c, h, w); y is an image too, (h, w). Up to two outputs are one logit a pixel, more one per class.
 
     channels: of each level; every level after the first halves height and width.
     prior_scale: standard deviation of the weights' prior; None follows weight_decay.
     """
+    if not channels:
+        raise ValueError("expected channels of one level or more, got none")
     factor = 2 ** (len(channels) - 1)
     if len(shape) != 3 or shape[1] % factor or shape[2] % factor:
-        wanted = f"expected images (channels, height, width) of sides divisible by {factor} for unet"
-        raise ValueError(f"{wanted}, got shape {shape}: resize or crop them, or give fewer channels")
+        raise ValueError(f"expected images (channels, height, width) of sides divisible by {factor} for unet, got shape {shape}: "
+                         "resize or crop them, or give fewer channels")  # fmt: skip
     net = UNet(shape[0], channels, num_outputs if num_outputs > 2 else 1)
     return BayesianNetwork(net, likelihood="categorical" if num_outputs > 2 else "bernoulli", prior_scale=prior_scale)

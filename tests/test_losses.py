@@ -21,7 +21,7 @@ from espalier.network import BayesianNetwork
 from espalier.prediction.fit import Fit
 from espalier.topology.masks import initial
 from espalier.training import objective
-from espalier.training.options import Training
+from espalier.training.options import Training, prepare
 from espalier.training.watch import Watches
 from watches import killed_and_resumed
 
@@ -175,7 +175,8 @@ def test_a_recipe_has_it(tmp_path: Path) -> None:
     ("dro", "expected a loss dro:TEMPERATURE, got 'dro': other numbers than it takes"),
     ("dro:x", "expected a loss dro:TEMPERATURE, got 'dro:x': other numbers"),
     ("dro:0", "got 'dro:0': expected a temperature above 0, got 0"),
-    ("dro:nan", "got 'dro:nan': expected a temperature above 0"),
+    ("dro:nan", "got 'dro:nan': expected finite numbers"),
+    ("moon:inf", "got 'moon:inf': expected finite numbers"),
     ("gradient-decay:2:7", "expected a b above 0 and a warmup in .0, 1., a fraction of training, got 2 and 7"),
 ])  # fmt: skip
 def test_a_loss_that_is_none_is_refused(spec: str, said: str) -> None:
@@ -222,3 +223,10 @@ def test_once_the_training_is_over_the_program_is_that_of_its_last_step() -> Non
     with pyro.get_param_store().scope():
         trace = pyro.poutine.trace(pyro.poutine.condition(model, data={"weights": model.initial})).get_trace(x, y)
     assert torch.isfinite(trace.log_prob_sum())
+
+
+def test_a_training_too_short_for_anything_of_a_loss_is_refused() -> None:
+    model = losses.built(shelf.load("models", "mlp"), (64,), 10, "moon:4", hidden=(8,))
+    data = digits()._replace(shape=(64,))
+    with pytest.raises(ValueError, match="expected 5 epochs or more for loss moon:4, got 4"):
+        prepare(model, data, Training(epochs=4, device="cpu", loss="moon:4"))

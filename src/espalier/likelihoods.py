@@ -46,6 +46,8 @@ class Normal(nn.Module):
 
     def __init__(self, precision: float = 1.0, learn: bool = True) -> None:
         super().__init__()
+        if not 0 < precision < math.inf:
+            raise ValueError(f"expected a precision above 0, one over the variance of the noise, got {precision}")
         start = torch.tensor(math.log(precision))
         self.log_precision: Tensor
         if learn:

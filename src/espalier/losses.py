@@ -118,9 +118,10 @@ def abstaining(logits: Tensor, y: Tensor, alpha: float) -> Tensor:
 
 
 class Remembering:
-    """A loss with a state of its own, `memory`, which checkpoints have. outputs: of a network beyond one for each class."""
+    """A loss with a state of its own, `memory`, which checkpoints have. outputs: of a network beyond one for each class.
+    least_epochs: of a training, for there to be anything of it."""
 
-    outputs = 0
+    outputs, least_epochs = 0, 1
 
     def __init__(self) -> None:
         self.memory = dict[str, float]()
@@ -155,6 +156,7 @@ class Moon(Remembering):
             raise ValueError(f"expected a whole number of epochs of plain cross-entropy, at least 1, got {epochs:g}")
         super().__init__()
         self.epochs = int(epochs)
+        self.least_epochs = self.epochs + 1
         self.seen: Tensor | None = None
 
     def meet(self, model: BayesianNetwork, data: Data, device: torch.device) -> None:
@@ -315,7 +317,10 @@ def named(spec: str | Function) -> Function | None:
         raise ValueError(f"expected a loss of {LIKELIHOOD}, {', '.join(form for _, form in LOSSES.values())}, got {spec!r}")
     make, form = LOSSES[name]
     try:
-        return make(*map(float, numbers))
+        given = [float(number) for number in numbers]
+        if not all(map(math.isfinite, given)):
+            raise ValueError("expected finite numbers")
+        return make(*given)
     except (TypeError, ValueError) as error:
         why = str(error) if str(error).startswith("expected") else "other numbers than it takes"
         raise ValueError(f"expected a loss {form}, got {spec!r}: {why}") from error

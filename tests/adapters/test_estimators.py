@@ -181,6 +181,11 @@ def test_sample_weights_are_refused_and_nobody_believes_that_they_are_taken() ->
         classifier().predict(IRIS[0])
 
 
+def test_one_width_is_a_network_of_one_layer() -> None:
+    one, pair = (classifier(epochs=1, hidden=hidden).fit(*IRIS) for hidden in (8, (8,)))
+    assert np.array_equal(one.predict_proba(IRIS[0]), pair.predict_proba(IRIS[0]))
+
+
 @pytest.mark.parametrize("as_given", [lambda x: x[::-1], lambda x: x.astype(">f4"), np.asfortranarray])
 def test_arrays_of_any_layout_predict_as_they_train(as_given: Any) -> None:
     fitted = classifier(epochs=2).fit(*IRIS)

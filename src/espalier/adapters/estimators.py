@@ -42,7 +42,7 @@ class _Sparse(BaseEstimator):
         self,
         model: str | nn.Module = "mlp",
         *,
-        hidden: tuple[int, ...] = (64, 64),
+        hidden: int | tuple[int, ...] = (64, 64),
         inference: str = "cigl",
         sparsity: float = 0.8,
         drop_rate: float | Literal["auto"] = 0.1,
@@ -118,7 +118,8 @@ class _Sparse(BaseEstimator):
         if isinstance(self.model, nn.Module):
             return BayesianNetwork(self.model, likelihood=self.likelihood)
         factory = shelf.load("models", self.model)
-        given = {"hidden": tuple(self.hidden), "likelihood": self.likelihood}
+        hidden = (self.hidden,) if isinstance(self.hidden, int) else tuple(self.hidden)
+        given = {"hidden": hidden, "likelihood": self.likelihood}
         known = inspect.signature(factory).parameters
         model: BayesianNetwork = factory(data.shape, data.num_outputs, **{n: v for n, v in given.items() if n in known})
         return model

@@ -104,7 +104,7 @@ class DeepArcCosine(Kernel):
         super().__init__(**kwargs)
         if depth < 0:
             raise ValueError(f"expected a depth of 0 or more hidden layers, got {depth}")
-        if not weight_variance > 0 or bias_variance < 0:
+        if not weight_variance > 0 or not bias_variance >= 0:
             raise ValueError(f"expected variances above 0 (biases: or 0), got {weight_variance} and {bias_variance}")
         densities = _per_layer("density", density, depth + 1)
         if not all(0 < each <= 1 for each in densities):
