@@ -11,7 +11,7 @@ from scipy.stats import kstest, norm
 from espalier.pages import Table, Text
 from espalier.pictures import plots
 from espalier.prediction import Mixture
-from espalier.reports import targets
+from espalier.reports import report, targets
 from espalier.reports.look import Look
 
 
@@ -84,3 +84,22 @@ def test_a_law_without_a_variance_has_its_sections_all_the_same(regression: Look
     sections = targets.sections([look])
     assert [section.title for section in sections][-1] == "Examples"
     assert any("has no variance" in block.text for block in sections[2].blocks if isinstance(block, Text))
+
+
+def test_two_regressions_stand_beside_each_other_with_paired_differences(regression: Look) -> None:
+    said = {way: np.stack([each[..., 0] + 2000.0, 1.5 * each[..., 1]], -1) for way, each in regression.predicted.items()}
+    other = regression._replace(name="other", predicted=said)
+    (section,) = report.comparison([regression, other])
+    table = next(block for block in section.blocks if isinstance(block, Table))
+    rows = {str(row[0]).partition(": ")[2]: [str(each) for each in row[1:]] for row in table.rows}
+    (mean, sd), y = np.moveaxis(regression.predicted["ticket"][0], -1, 0), regression.labels
+    assert float(rows["squared error"][0]) == pytest.approx(float(((mean + 2000 - y) ** 2 - (mean - y) ** 2).mean()), rel=1e-3)
+    assert rows["squared error"][2] == "lost"
+    gap = norm.logpdf(y, mean, sd) - norm.logpdf(y, mean + 2000, 1.5 * sd)
+    assert float(rows["NLL"][0]) == pytest.approx(float(gap.mean()), rel=1e-3)
+    assert set(rows) == {"NLL", "CRPS", "squared error"}
+    assert report.comparison([regression]) == []
+    normal = Mixture([dist.Normal(torch.tensor(mean), torch.tensor(sd))])
+    mixture = regression._replace(name="mixed", predicted={"ticket": normal})
+    for name, own in targets.losses(mixture).items():
+        np.testing.assert_allclose(own, targets.losses(regression)[name], rtol=0.2, atol=3.0)

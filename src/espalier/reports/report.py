@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from espalier import __version__, calibration, pages, store
 from espalier.calibration.comparison import Scores
+from espalier.calibration.comparison import verdict as verdict_of
 from espalier.certificates import certificate
 from espalier.pages import Block, Details, Page, Section, Table, Text
 from espalier.reports import calibrators, classes, targets, topology
@@ -131,26 +132,30 @@ def rate_found(look: Look) -> str:
 
 def comparison(looks: Sequence[Look]) -> list[Section]:
     """Every run, and every ensemble, less the first, paired by example."""
-    if len(looks) < 2 or not looks[0].classes:
+    if len(looks) < 2:
         return []
-    arms = [Scores.of(look.probs, look.labels) for look in looks]
-    rows = []
-    for look, arm in zip(looks[1:], arms[1:], strict=True):
-        for name, found in calibration.differences(arm, arms[0]).items():
-            rows.append(
-                [
-                    f"{look.name} ({look.way}): {TITLES[name]}",
-                    f"{found.mean:+.4f}",
-                    interval(found.crossed),
-                    found.verdict,
-                ]
-            )
+    rows: list[list[str]] = []
+    for look in looks[1:]:
+        for name, mean, found, verdict in _differences(look, looks[0]):
+            rows.append([f"{look.name} ({look.way}): {name}", f"{mean:+.4g}", interval(found), verdict])
     told = Text(
         f"Each less {looks[0].name} ({looks[0].way}), on the same examples. One run, or ensemble, of each: the interval is over "
         "examples and does not know how other seeds would come out; `espalier compare` does."
     )
     table = Table(f"Difference from {looks[0].name}", ["run: score", "difference", "95 % interval", "verdict"], rows)
     return [Section("Comparison", [told, table], "comparison")]
+
+
+def _differences(look: Look, first: Look) -> Iterator[tuple[str, float, tuple[float, float], str]]:
+    """Score by score, what it is called, the mean difference, its interval and the verdict."""
+    if look.classes:
+        arm, baseline = (Scores.of(each.probs, each.labels) for each in (look, first))
+        for name, found in calibration.differences(arm, baseline).items():
+            yield TITLES[name], found.mean, found.crossed, found.verdict
+        return
+    for (name, own), other in zip(targets.losses(look).items(), targets.losses(first).values(), strict=True):
+        gap = calibration.bootstrap_interval(own - other)
+        yield name, float((own - other).mean()), gap, verdict_of(gap, -1)
 
 
 def certificates(looks: Sequence[Look]) -> list[Section]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 from scipy.stats import binom
@@ -50,6 +51,16 @@ def told_of(said: Any, y: NDArray[Any]) -> Told:
         return Told(pit, said.centre(drawn), said.spread())
     wide = np.sqrt(np.mean(said[..., 1] ** 2, 0) + said[..., 0].var(0))
     return Told(np.asarray(ndtr((y - said[..., 0]) / said[..., 1]).mean(0)), said[..., 0].mean(0), wide)
+
+
+def losses(look: Look) -> dict[str, NDArray[np.float64]]:
+    """Of the one network that the run is about, by name of the score, what every example costs: `(n,)`."""
+    said, y = look.predicted[look.way], look.labels
+    if isinstance(said, Mixture):
+        own = said.scores(torch.from_numpy(y))[0]
+        return {"NLL": own["nll"], "CRPS": own["crps"], "squared error": own["rmse"]}
+    nll, crps = (score(said[..., 0], said[..., 1], y) for score in (calibration.gaussian_nll_scores, calibration.crps_scores))
+    return {"NLL": nll, "CRPS": crps, "squared error": (said[..., 0].mean(0) - y) ** 2}
 
 
 def pit_figure(pits: Mapping[str, NDArray[np.float64]], title: str = "Probability integral transform") -> Figure:
