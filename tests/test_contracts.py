@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from espalier import BayesianNetwork, Training
 from espalier.contracts import PARTS, Data, Move, Split, Topology, dtype_of, stand_ins
+from espalier.data import from_arrays
 from espalier.inference import dense
 from espalier.nested import Together
 
@@ -114,3 +117,10 @@ def test_facts_say_how_inputs_are_scaled_and_in_what_dtype_the_network_takes_the
     assert stand_ins({"shape": [3]}, 2).shape == (2, 3)  # of an older record
     with pytest.raises(ValueError, match="expected the name of a dtype, got 'load'"):
         dtype_of("load")
+
+
+@pytest.mark.parametrize("wrong", [[["1", "2"]], [[1 + 2j, 0j]], np.array([[object(), None]])])
+def test_inputs_that_are_no_real_numbers_are_refused(wrong: Any) -> None:
+    data = from_arrays(np.random.default_rng(0).normal(size=(40, 2)), np.arange(40) % 2)
+    with pytest.raises(ValueError, match="expected inputs that are real numbers, got"):
+        data.inputs(np.asarray(wrong))

@@ -91,6 +91,8 @@ class Data(NamedTuple):
         """New inputs x `(n, *shape)`, in the user's units and channels first, as the network takes them: float32."""
 
         def taken(shape: Sequence[int], own: Any, by: tuple[Tensor, Tensor] | None) -> Tensor:
+            if not isinstance(own, Tensor) and np.asarray(own).dtype.kind not in "biuf":
+                raise ValueError(f"expected inputs that are real numbers, got {np.asarray(own).dtype}")
             plain = own.double() if isinstance(own, Tensor) else torch.from_numpy(np.array(own, np.float64, order="C"))
             if plain.shape[1:] != torch.Size(shape):
                 raise ValueError(f"expected inputs of shape (n, {', '.join(map(str, shape))}), got {tuple(plain.shape)}")

@@ -123,3 +123,12 @@ def test_the_page_of_a_chain_speaks_of_its_draws(tmp_path: Path) -> None:
     draws = look.fit.predict(look.data.test.x, "pairs").numpy()
     np.testing.assert_allclose(look.unsure["mutual_information"], UNCERTAINTIES["mutual_information"](draws), atol=1e-9)
     assert "mean over the draws of chain (`pairs`)" in html.unescape(report([look]))
+
+
+def test_an_ensemble_of_chains_of_unequal_length_has_the_page_of_their_last_networks(tmp_path: Path) -> None:
+    words = ["--model=mlp", "--inference=sghmc", "--data=digits", "--train-size=150", "--epochs=2", "--batch-size=50"]
+    words += ["--hidden=8", "--sparsity=0.5", "--refit-temperature=1", "--device=cpu"]
+    folders = [str(tmp_path / name) for name in ("a", "b")]
+    for seed, (folder, epochs) in enumerate(zip(folders, (2, 3), strict=True)):
+        assert main(["fit", *words, f"--refit-epochs={epochs}", f"--seed={seed}", "--out", folder]) == 0
+    assert main(["report", folders[0], "--ensemble", *folders, "--out", str(tmp_path / "page.html"), "--replicates", "0"]) == 0

@@ -43,3 +43,13 @@ def test_a_dollar_in_a_name_is_a_dollar() -> None:
         assert plots.png(figure).startswith(b"\x89PNG")
         assert figure.axes[0].get_xlabel() == name
         assert not figure.axes[0].xaxis.label.get_parse_math()
+
+
+def test_powers_of_ten_on_a_logarithmic_axis_stay_formulas() -> None:
+    figure = plots.curves(Picture("a$_$", "x", "y", (Curve("one", [1e-3, 1.0], [1e-5, 1.0]),), xscale="log", yscale="log"))
+    plots.png(figure)
+    axes = figure.axes[0]
+    for axis in (axes.xaxis, axes.yaxis):
+        assert all(label.get_parse_math() for label in axis.get_ticklabels() if label.get_text())
+        assert any("10^" in label.get_text() for label in axis.get_ticklabels())
+    assert not axes.title.get_parse_math()

@@ -98,3 +98,24 @@ def test_looking_for_batch_norms_leaves_every_mode_as_it_was() -> None:
     before = [part.training for part in model.modules()]
     assert batchnorm.has_batchnorm(model)
     assert [part.training for part in model.modules()] == before
+
+
+def test_a_norm_that_is_called_twice_has_the_mean_over_its_calls() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.norm, self.last = nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last(self.norm(torch.relu(self.norm(self.first(x)))))
+
+    torch.manual_seed(0)
+    model, batches = BayesianNetwork(Twice()), [torch.randn(8, 3) for _ in range(3)]
+    found = batchnorm.estimate(model, model.initial, dict(model.state_dict()), batches)
+    net, means = model.network(model.initial).train(), []
+    net.norm.register_forward_hook(lambda _, inputs, __: means.append(inputs[0].mean(0)))
+    with torch.no_grad():
+        for batch in batches:
+            net(batch)
+    torch.testing.assert_close(found["net.norm.running_mean"], torch.stack(means).mean(0))
+    assert int(found["net.norm.num_batches_tracked"]) == 6

@@ -42,6 +42,9 @@ def test_what_is_valid_is_what_torch_would_build() -> None:
         (dist.Normal, {"loc": half, "scale": half}), (dist.StudentT, {"df": half, "loc": half, "scale": half}),
         (dist.NegativeBinomial, {"total_count": half, "logits": half}),
         (dist.NegativeBinomial, {"total_count": -half, "logits": half}),
+        (dist.HalfNormal, {"scale": nan}), (dist.HalfNormal, {"scale": half}),
+        (dist.Beta, {"concentration1": -half, "concentration0": half}),
+        (dist.Beta, {"concentration1": half, "concentration0": half}),
     ]:  # fmt: skip
         try:
             kind(**given, validate_args=True)
@@ -50,3 +53,10 @@ def test_what_is_valid_is_what_torch_would_build() -> None:
             built = False
         assert bool(is_valid(kind(**given, validate_args=False))) == built, (kind, given)
         assert bool(is_valid(kind(**given, validate_args=False).to_event(1))) == built
+
+
+def test_a_distribution_is_as_valid_as_what_it_is_made_of() -> None:
+    for wrong in (False, True):
+        scale = torch.tensor([[0.5, torch.nan if wrong else 2.0]])
+        weights, parts = dist.Categorical(logits=torch.zeros(1, 2)), dist.Normal(torch.zeros(1, 2), scale, validate_args=False)
+        assert bool(is_valid(dist.MixtureSameFamily(weights, parts, validate_args=False))) != wrong

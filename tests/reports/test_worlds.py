@@ -100,3 +100,11 @@ def test_each_run_is_given_another_world_as_it_takes_its_inputs(looks: list[Look
         return {str(row[0]): str(row[1]) for row in table.rows}
 
     assert auroc([looks[0], other]) == auroc(looks[:1]) | auroc([other])
+
+
+def test_a_likelihood_without_a_variance_has_no_doubts_to_tell_by(regression: Look) -> None:
+    look = regression._replace(unsure={})
+    section = worlds.other_world([look], "noise", lambda own: own.test.x + 9, 4)
+    assert ["no variance" in block.text for block in section.blocks] == [True]
+    (_, told) = worlds.criticism([look], 5).blocks
+    assert "no variance" in told.text

@@ -250,3 +250,22 @@ def test_activation_checkpointing_is_refused_in_a_sentence(own: bool) -> None:
     form = closed_form if own else by_pyro
     with pytest.raises(ValueError, match="turn activation checkpointing off"):
         form(model, guide_of(model), torch.randn(8, 4), torch.arange(8) % 3, nullcontext())
+
+
+def test_a_fault_of_ones_own_in_the_backward_pass_keeps_its_own_words() -> None:
+    class Wrong(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x * 2
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return None + gradient
+
+    class Own(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return Wrong.apply(super().forward(x))
+
+    model = BayesianNetwork(nn.Sequential(Own(4, 8), nn.Linear(8, 3)), num_data=8)
+    with pytest.raises(TypeError, match="unsupported operand"):
+        closed_form(model, guide_of(model), torch.randn(8, 4), torch.arange(8) % 3, nullcontext())

@@ -4,6 +4,7 @@ teacher does not notice it; what goes wrong with it costs no training."""
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import warnings
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from espalier.guides.masked import MaskedGuide
 from espalier.inference import cigl, distilled
 from espalier.prediction.fit import Fit
 from espalier.training import objective
+from espalier.training.finite import Finite
 from espalier.training.woven import BEGINS, Woven
 from fitted import digits
 from toys import net, toy
@@ -219,3 +221,23 @@ def test_of_several_labels_an_example_it_hands_out_a_student(smoothing: float) -
     fit = distilled.infer(BayesianNetwork(net()), data, training=training, **OPTIONS)
     assert "distilled" in fit.ways
     assert fit.predict(rows[2], "distilled").shape == (1, 10, 5, 3)
+
+
+def test_a_student_whose_end_is_seen_a_step_later_ends_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, where a step's loss is looked at when the next one is given: the training goes on, and its history is JSON."""
+
+    class Later(Finite):
+        def see(self, step: int, loss: torch.Tensor) -> None:
+            self.settle()
+            self.kept = step, loss.detach()
+
+        def settle(self) -> None:
+            step, loss = self.__dict__.pop("kept", (0, torch.zeros(())))
+            if not torch.isfinite(loss):
+                raise self.failed(step)
+
+    monkeypatch.setattr("espalier.training.distillation.Finite", Later)
+    with pytest.warns(UserWarning, match="the fit has no distilled net: .* stopped being finite"):
+        fit = fitted(distill_rate=1e38)
+    assert fit.student is None
+    json.dumps(fit.history, allow_nan=False)

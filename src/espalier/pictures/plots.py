@@ -28,8 +28,17 @@ def save(figure: Figure, path: Path) -> None:
 def png(figure: Figure) -> bytes:
     """The bytes of such a file."""
     from matplotlib.text import Text
+    from matplotlib.ticker import LogFormatter
 
-    for text in figure.findobj(Text):
+    powers = {
+        label
+        for axes in figure.axes
+        for axis in (axes.xaxis, axes.yaxis)
+        for which, by in (("major", axis.get_major_formatter()), ("minor", axis.get_minor_formatter()))
+        if isinstance(by, LogFormatter)
+        for label in axis.get_ticklabels(which=which)  # type: ignore[arg-type]
+    }
+    for text in set(figure.findobj(Text)) - powers:
         text.set_parse_math(False)  # a dollar in a name is a dollar  # type: ignore[attr-defined]
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120, bbox_inches="tight", metadata={"Software": "Espalier"})

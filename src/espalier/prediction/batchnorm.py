@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from espalier.compiled import uncompiled
 from espalier.contracts import Data
 from espalier.data.streamed import in_turn
 from espalier.network import BayesianNetwork
-from espalier.prediction.predict import to_device
+from espalier.prediction.predict import sent, to_device
 
 
 def has_batchnorm(model: BayesianNetwork) -> bool:
@@ -47,15 +48,17 @@ def estimate(
     for name, module in _norms(model.net):
         fresh[f"{name}running_mean"] = torch.zeros_like(module.running_mean)
         fresh[f"{name}running_var"] = torch.ones_like(module.running_var)
-        fresh[f"{name}num_batches_tracked"] = torch.zeros_like(module.num_batches_tracked)
+        # On the CPU: a cumulative mean asks for it at every call, and a GPU would be waited for.
+        fresh[f"{name}num_batches_tracked"] = torch.zeros_like(module.num_batches_tracked, device="cpu")
     if not has_batchnorm(model):
         return fresh
-    with by_the_batch(model) as norms:
-        for count, batch in enumerate(batches, 1):
-            for module in norms:
-                module.momentum = 1 / count  # by None torch has the same, but waits for the device to say how many
+    with uncompiled(model), by_the_batch(model) as norms:
+        for module in norms:
+            module.momentum = None  # torch's own sign for a cumulative mean
+        for batch in batches:
             model.evaluate(weights, batch, fresh)
-    return fresh
+    counted = {name: sent(tensor, weights.device) for name, tensor in fresh.items() if name.endswith("num_batches_tracked")}
+    return fresh | counted
 
 
 def _norms(net: nn.Module) -> Iterator[tuple[str, Any]]:

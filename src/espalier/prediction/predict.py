@@ -11,6 +11,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 from torch.distributions import constraints
+from torch.distributions.utils import lazy_property
 
 from espalier import nested
 from espalier.contracts import Rows
@@ -73,7 +74,8 @@ def to_device(x: Any, device: torch.device) -> Any:
 def sent(tensor: Tensor, device: torch.device) -> Tensor:
     """On the device, without a wait for the work that a GPU still has."""
     if device.type == "cuda" and tensor.device.type == "cpu":
-        return tensor.pin_memory().to(device, non_blocking=True)
+        whole = tensor.contiguous() if 0 in tensor.stride() else tensor  # an expanded one cannot be pinned
+        return whole.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
 
 
@@ -161,6 +163,9 @@ def fetched(outcomes: Iterable[dist.TorchDistribution]) -> Iterator[Tensor]:
     for outcome in outcomes:
         found = parameters_of(outcome).detach()
         if not found.is_cuda:
+            if under_way is not None:
+                yield _arrived(*under_way)
+            under_way = None
             yield found
             continue
         copies = [tensor.to("cpu", non_blocking=True) for tensor in (found, is_valid(outcome))]
@@ -178,11 +183,15 @@ def _arrived(found: Tensor, valid: Tensor, copied: torch.cuda.Event) -> Tensor:
     return found.clone()  # out of memory that the next copy is made through
 
 
-def is_valid(outcome: dist.TorchDistribution) -> Tensor:
-    """Does a distribution have only parameters that it can have, as torch's own validation asks, `()` bool, where they are?"""
-    own = plain(outcome)
-    given = {name: constraint for name, constraint in own.arg_constraints.items() if name in own.__dict__}
-    checks = [c.check(getattr(own, name)).all() for name, c in given.items() if not constraints.is_dependent(c)]
+def is_valid(outcome: torch.distributions.Distribution) -> Tensor:
+    """Does a distribution, with those that it is made of, have only parameters that it can have, as torch's own validation asks,
+    `()` bool, where they are?"""
+    checks = []
+    for name, constraint in outcome.arg_constraints.items():
+        lazy = isinstance(getattr(type(outcome), name, None), lazy_property) and name not in vars(outcome)
+        if not constraints.is_dependent(constraint) and not lazy:
+            checks.append(constraint.check(getattr(outcome, name)).all())
+    checks += [is_valid(part) for part in vars(outcome).values() if isinstance(part, torch.distributions.Distribution)]
     return torch.stack(checks).all() if checks else torch.ones((), dtype=torch.bool)
 
 

@@ -39,7 +39,7 @@ class Predictor(ABC):
     @property
     def posterior(self) -> How:
         """The way whose draws are the posterior's: `redraw`; `pairs` of a chain (`sghmc`), which has no masks to draw anew."""
-        chain = all(fit.record.get("temperature") and fit.is_one("redraw") for fit in self.fits)
+        chain = "pairs" in self.ways and all(fit.record.get("temperature") and fit.is_one("redraw") for fit in self.fits)
         return "pairs" if chain else "redraw"
 
     @abstractmethod

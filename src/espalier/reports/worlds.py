@@ -34,8 +34,12 @@ def other_world(looks: Sequence[Look], name: str, read: Callable[[Data], Any], n
     """Inputs that are not of the runs' world: how well does each uncertainty tell them from the split's own? read: these inputs,
     as a run's data have theirs."""
     rows: list[list[str]] = []
+    left: list[Block] = []
     best: tuple[float, str] = (0.0, "")
     for look, x in ((look, x) for alike in _by_inputs(looks) for x in [read(alike[0].data)] for look in alike):
+        if not look.classes and not look.unsure:
+            left.append(Text(f"{look.name}: its likelihood has no variance, so nothing that tells."))
+            continue
         in_one_pass = _in_one_pass(look)
         way = look.predictor.posterior
         outside = {**uncertainties(look.predictor, x, way, num_samples=num_samples), **in_one_pass(x)}
@@ -52,11 +56,8 @@ def other_world(looks: Sequence[Look], name: str, read: Callable[[Data], Any], n
             )
             best = max(best, (float(np.asarray(found["auroc"])), f"{score.replace('_', ' ')} of {look.name}"))
     says = f"{name} is told from the {looks[0].split} split best by the {best[1]}: AUROC {best[0]:.3f}. Intervals are of 95 %."
-    return Section(
-        f"Another world: {name}",
-        [Text(says), Table(f"Detection of {name}", ["by", *DETECTED.values()], rows)],
-        f"world-{name}",
-    )
+    told: list[Block] = [Text(says), Table(f"Detection of {name}", ["by", *DETECTED.values()], rows)] if rows else []
+    return Section(f"Another world: {name}", [*told, *left], f"world-{name}")
 
 
 def _in_one_pass(look: Look) -> Callable[[Any], dict[str, NDArray[np.float64]]]:
@@ -138,7 +139,8 @@ def criticism(looks: Sequence[Look], replicates: int = REPLICATES) -> Section:
     """Would these runs have made outcomes like these? Posterior predictive checks on the split."""
     blocks: list[Block] = [
         Text(
-            "Data sets drawn from the posterior predictive, one network each, beside the data that came: a p-value near 0 "
+            "Data sets drawn from the posterior predictive, one network each (of a chain its draws in turn), beside the data "
+            "that came: a p-value near 0 "
             "says that the run would hardly have made them. "
             f"{'The rows they were trained on' if looks and looks[0].split == 'train' else 'Held-out rows'}; many are tested, so "
             "one in twenty below 0.05 is to be expected."

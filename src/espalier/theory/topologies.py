@@ -72,8 +72,12 @@ def _chi_square(observed: NDArray[np.int64], probs: Array) -> float:
     expected = probs * observed.sum()
     small = expected < LEAST_EXPECTED
     seen, wanted = observed[~small].astype(float), expected[~small]
-    if small.any():
+    if small.any() and (expected[small].sum() >= LEAST_EXPECTED or not len(wanted)):
         seen, wanted = np.append(seen, observed[small].sum()), np.append(wanted, expected[small].sum())
+    elif small.any():
+        least = wanted.argmin()
+        seen[least] += observed[small].sum()
+        wanted[least] += expected[small].sum()
     return 1.0 if len(seen) < 2 else float(stats.chi2.sf(((seen - wanted) ** 2 / wanted).sum(), len(seen) - 1))
 
 

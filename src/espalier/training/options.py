@@ -41,7 +41,7 @@ class Training:
     """How long, how fast and where: the options that every inference shares.
 
     epochs: passes over the training split. batch_size: examples of a step; an incomplete last batch is left out.
-    optimizer: sgd (Nesterov momentum) or adam. learning_rate: its peak. momentum: of sgd.
+    optimizer: sgd (Nesterov momentum; plain under a sampler's noise) or adam. learning_rate: its peak. momentum: of sgd.
     rate: cosine, stepwise, constant, or swa (constant, then linear to a twentieth at 75 %).
     warmup: steps of linear increase before it.
     decay_every: steps between the decays of stepwise. decay_factor: what each multiplies the rate by.

@@ -83,7 +83,9 @@ class Woven(Follower):
             if self.student is not None:
                 self.student.finite.settle()
         except Diverged as error:
-            self.lost, losses = str(error), losses[:-1]
+            self.lost = str(error)
+        if self.lost:  # of a GPU that step's own is among them
+            losses = [loss for loss in losses if torch.isfinite(loss)]
         if losses:
             self.told = float(torch.stack(losses).mean())
         return {"distill_loss": self.told} if losses else {}
