@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from espalier.contracts import Data
-from espalier.distributions import effective_keep_prob
+from espalier.distributions import given_keep_prob
 from espalier.guides import MaskedGuide
 from espalier.network import BayesianNetwork
 from espalier.prediction import Fit
@@ -43,7 +43,7 @@ def infer(
     drop_rate: P(Z = 0). gamma: damping of the correction. coefficient: c before it is estimated, in the second epoch. memory: of
     c, which goes to the slope of the batches' losses over those at the snapshot. rule: how the topology moves.
     """
-    streams, keep_prob = Streams(seed, find_device(training.device)), effective_keep_prob(1 - drop_rate)
+    streams, keep_prob = Streams(seed, find_device(training.device)), given_keep_prob(drop_rate)
     model = prepare(model, data, training, keep_prob=keep_prob)
     topology = initial(model.shapes, sparsity, allocation, start, model.initial, streams.topology)
     guide = MaskedGuide(model, topology, keep_prob, generator=streams.mask)

@@ -8,7 +8,8 @@ from espalier.contracts import Data
 from espalier.guides.popup import Chosen, PopupGuide
 from espalier.network import BayesianNetwork
 from espalier.prediction import Fit
-from espalier.topology import ALLOCATIONS, schedules
+from espalier.topology import schedules
+from espalier.topology.masks import allocated
 from espalier.topology.options import Allocation, Sparsity
 from espalier.training import Streams, Training, Watches, find_device, prepare
 from espalier.training.options import Seed
@@ -34,6 +35,6 @@ def infer(
     """
     streams = Streams(seed, find_device(training.device))
     model = prepare(model, data, training)
-    counts = ALLOCATIONS[allocation](model.shapes, 1 - sparsity)
+    counts = allocated(model.shapes, 1 - sparsity, allocation)
     guide = PopupGuide(model, counts, frozen=frozen, generator=streams.topology)
     return train(model, guide, schedules.static(), data, training=training, streams=streams, followers=[Chosen()], watch=watch)

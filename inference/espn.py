@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Literal
 
 from espalier.contracts import Data
-from espalier.distributions import effective_keep_prob
+from espalier.distributions import given_keep_prob
 from espalier.guides import MaskedGuide, RelaxedGuide
 from espalier.network import BayesianNetwork
 from espalier.prediction import Fit
@@ -53,7 +53,7 @@ def infer(
     last = replace(training, learning_rate=finetune_rate) if tuning else training
     strength = relaxed_masks.strength(l1, search, search.steps(data))
     budget = relaxed_masks.budget(model.shapes, sparsity, allocation)
-    count, keep_prob = budget if isinstance(budget, int) else sum(budget), effective_keep_prob(1 - drop_rate)
+    count, keep_prob = budget if isinstance(budget, int) else sum(budget), given_keep_prob(drop_rate)
     streams, phase = Streams(seed, find_device(training.device)), Phase(watch)
 
     start, ready = copy.deepcopy(model), prepare(model, data, first)

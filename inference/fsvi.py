@@ -8,8 +8,9 @@ from espalier.contracts import Data
 from espalier.guides import GaussianGuide
 from espalier.network import BayesianNetwork
 from espalier.prediction import Fit
-from espalier.topology import DROP_SCORES, initial, schedules
+from espalier.topology import initial, schedules
 from espalier.topology.options import Allocation, DeltaT, DropFraction, DropScoreName, Freeze, Sparsity, Start
+from espalier.topology.scores import drop_score as score_of
 from espalier.training import Streams, Training, Watches, find_device, prepare
 from espalier.training.function_space import FunctionSpaceKL, Linearised, context_of
 from espalier.training.options import AverageFrom, Seed
@@ -53,7 +54,7 @@ def infer(
     topology = initial(model.shapes, sparsity, allocation, start, model.initial, streams.topology)
     guide = GaussianGuide(model, topology, noise_scale=noise_scale, kl_scale=0.0, generator=streams.mask)
     last = training.step_at(freeze, data)
-    schedule = schedules.rigl(delta_t, last, drop_fraction, DROP_SCORES[drop_score])
+    schedule = schedules.rigl(delta_t, last, drop_fraction, score_of(drop_score))
     return train(
         model, guide, schedule, data, training=training, streams=streams, average_from=average_from,
         followers=[function_space], watch=watch,

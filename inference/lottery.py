@@ -7,16 +7,17 @@ from dataclasses import replace
 from typing import Any
 
 from espalier.contracts import Data
-from espalier.distributions import effective_keep_prob
+from espalier.distributions import given_keep_prob
 from espalier.guides import MaskedGuide
 from espalier.network import BayesianNetwork
 from espalier.prediction import Fit
 from espalier.prediction.costs import trained
-from espalier.topology import ALLOCATIONS, initial, magnitude_topology, schedules
+from espalier.topology import initial, magnitude_topology, schedules
+from espalier.topology.masks import allocated
 from espalier.topology.options import Allocation, Sparsity
 from espalier.training import Phase, Streams, Training, Watches, find_device, prepare
 from espalier.training.options import AverageFrom, Seed
-from espalier.training.train import train
+from espalier.training.train import check_average_from, train
 
 
 def infer(
@@ -40,17 +41,18 @@ def infer(
     rewound to (Frankle et al. 2020), 0 for the initial ones. average_from: fraction of the last training after which pairs
     are collected.
     """
-    if not 1 <= rounds <= 100 or rewind_epochs < 0:
+    if rounds not in range(1, 101) or rewind_epochs < 0:
         raise ValueError(f"expected rounds of 1 to 100 and rewind_epochs of at least 0, got {rounds}, {rewind_epochs}")
+    check_average_from(average_from)
     earlier: list[dict[str, Any]] = []
     streams, phase = Streams(seed, find_device(training.device)), Phase(watch)
-    counts = [ALLOCATIONS[allocation](model.shapes, (1 - sparsity) ** (i / rounds)) for i in range(1, rounds + 1)]
+    counts = [allocated(model.shapes, (1 - sparsity) ** (i / rounds), allocation) for i in range(1, rounds + 1)]
     for i in reversed(range(rounds - 1)):  # shares are rounded in each round: no layer may grow back
         counts[i] = tuple(map(max, counts[i], counts[i + 1]))
     start, own = copy.deepcopy(model), training
-    keep_prob = effective_keep_prob(1 - drop_rate)
+    keep_prob = given_keep_prob(drop_rate)
     if rewind_epochs:
-        own = replace(training, epochs=rewind_epochs, rate="constant")
+        own = replace(training, epochs=rewind_epochs, rate="constant", patience=0)
         dense = prepare(model, data, own)
         guide = MaskedGuide(dense, initial(model.shapes, 0.0, generator=streams.topology))
         fit = train(dense, guide, schedules.static(), data, training=own, streams=streams, watch=phase)

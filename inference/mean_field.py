@@ -8,8 +8,9 @@ from espalier.contracts import Data
 from espalier.guides import GaussianGuide
 from espalier.network import BayesianNetwork
 from espalier.prediction import Fit
-from espalier.topology import DROP_SCORES, initial, schedules
+from espalier.topology import initial, schedules
 from espalier.topology.options import Allocation, DeltaT, DropFraction, DropScoreName, Freeze, Sparsity, Start
+from espalier.topology.scores import drop_score as score_of
 from espalier.training import Streams, Training, Watches, find_device, prepare
 from espalier.training.annealing import KLWarmup
 from espalier.training.options import AverageFrom, Seed
@@ -54,7 +55,9 @@ def infer(
         "all": None, "bayes-factor": schedules.favoured(model.prior().scale, log_threshold),
         "joint-density": schedules.likelier(model.prior().scale, model.num_data or 1, log_threshold),
     }  # fmt: skip
-    schedule = schedules.rigl(delta_t, last, drop_fraction, DROP_SCORES[drop_score], rules[accept])
+    if accept not in rules:
+        raise ValueError(f"expected accept of {', '.join(rules)}, got {accept!r}")
+    schedule = schedules.rigl(delta_t, last, drop_fraction, score_of(drop_score), rules[accept])
     return train(
         model, guide, schedule, data, training=training, streams=streams, average_from=average_from, watch=watch,
         followers=[KLWarmup(kl_warmup, training.steps(data))] if kl_warmup else [],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 
 from espalier.contracts import Data
-from espalier.distributions import effective_keep_prob
+from espalier.distributions import given_keep_prob
 from espalier.guides import MaskedGuide
 from espalier.network import BayesianNetwork
 from espalier.prediction import Fit
@@ -15,7 +15,7 @@ from espalier.topology.options import Sparsity
 from espalier.training import Phase, Streams, Training, Watches, find_device, layer_ratios, prepare, ratios
 from espalier.training.options import AverageFrom, Seed
 from espalier.training.ratios import By, SearchOn
-from espalier.training.train import train
+from espalier.training.train import check_average_from, train
 
 
 def infer(
@@ -40,8 +40,9 @@ def infer(
     every candidate is looked at on. search_on: the split that they are of. search_steps: of ppo's agent. average_from: fraction
     of the second training after which pairs are collected.
     """
+    check_average_from(average_from)
     streams, first = Streams(seed, find_device(training.device)), Phase(watch)
-    keep_prob = effective_keep_prob(1 - drop_rate)
+    keep_prob = given_keep_prob(drop_rate)
     dense = prepare(model, data, training)
     ratios.check(dense, data, sparsity, by, search_rows, search_on, search_steps)
     guide = MaskedGuide(dense, initial(model.shapes, 0.0, generator=streams.topology))

@@ -61,9 +61,9 @@ def infer(
     annealing = PriorAnnealing.of(training, data, stages, slab_probability, slab_scale, streams.mask)
     own = replace(training, epochs=max(1, refit_epochs), learning_rate=refit_rate, weight_decay=None)
     noise = Noise(refit_temperature, own.momentum, own.learning_rates(own.steps(data)), streams.mask)
-    dense = prepare(model, data, training)
+    dense, first = prepare(model, data, training), replace(training, patience=0)  # stages are fractions of it
     guide = MaskedGuide(dense, initial(model.shapes, 0.0, generator=streams.topology))
-    fit = train(dense, guide, schedules.static(), data, training=training, streams=streams,
+    fit = train(dense, guide, schedules.static(), data, training=first, streams=streams,
                 average_from=average_from, followers=[annealing], watch=phase)  # fmt: skip
     left, selected = survivors(dense, fit, sparsity)
     fit.record["selected"] = selected

@@ -217,3 +217,12 @@ def test_tables_pair_by_seed_and_say_what_is_clear_of_zero() -> None:
     rows = [{**facts, "set": name, "seed": seed, "nll": nll} for name, each in values for seed, nll in enumerate(each)]
     said = distilled_data.paired(rows, "nll").splitlines()[2]
     assert said.startswith("| distilled - real | +0.100 [-2.4")
+
+
+def test_coverage_of_certificates_is_a_row_for_each_size_and_test(capsys: pytest.CaptureFixture[str]) -> None:
+    confident = import_module("confident_mnist")
+    losses = np.random.default_rng(0).random((len(confident.GRID), 400)) < np.linspace(0.01, 0.5, len(confident.GRID))[:, None]
+    confident.coverage("Losses", losses, [50, 100], 4, 0.2, 0.1)
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("| 50", "| 100"))]
+    assert len(rows) >= 4
+    assert confident.interval(0, 0) == "-"

@@ -81,6 +81,8 @@ def arms(n: int, alpha: float, delta: float) -> Tests:
 
 
 def interval(hits: int, of: int) -> str:
+    if not of:
+        return "-"
     low = beta.ppf(0.025, hits, of - hits + 1) if hits else 0.0
     high = beta.ppf(0.975, hits + 1, of - hits) if hits < of else 1.0
     return f"{hits / of:.3f} [{low:.3f}, {high:.3f}]"
@@ -154,14 +156,8 @@ def main() -> None:
     papers_table(matrices["error"], arguments.draws, 0.03, 0.05)
     coverage("Classification error", matrices["error"], [500, 1000, 2000], arguments.draws, 0.03, 0.05)
     coverage("Classification error", matrices["error"], [500, 1000, 2000], arguments.draws, 0.05, 0.05)
-    coverage_table(
-        "Disagreement with the dense network (no labels)",
-        matrices["disagreement"],
-        [500, 2000],
-        arguments.draws,
-        0.03,
-        0.05,
-    )
+    name = "Disagreement with the dense network (no labels)"
+    coverage(name, matrices["disagreement"], [500, 2000], arguments.draws, 0.03, 0.05)
 
 
 if __name__ == "__main__":

@@ -267,3 +267,24 @@ def test_unknown_ways_to_prune_are_named() -> None:
         ValueError, match="expected by of magnitude, layer-magnitude, snr, inclusion, bayes-factor, nrs, structure of weights"
     ):
         family(fit_of("mlp"), Frozen.of(fit_of("mlp")), "size")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["transposed", "declared first"])
+def test_channels_of_what_has_none_or_of_the_answer_are_refused(kind: str) -> None:
+    class First(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head, self.body = nn.Linear(16, 10), nn.Linear(64, 16)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(torch.relu(self.body(x.flatten(1))))
+
+    shaped = nn.Sequential(nn.ConvTranspose2d(1, 2, 3), nn.Flatten(), nn.Linear(200, 10))
+    net = shaped if kind == "transposed" else First()
+    training = Training(epochs=1, batch_size=200, device="cpu")
+    infer = shelf.load("inference", "cigl")
+    fit = infer(BayesianNetwork(net), digits(), drop_rate=0.1, delta_t=10**6, sparsity=0.5, training=training)
+    said = "is transposed: prune weights" if kind == "transposed" else "head.weight is called after body.weight"
+    with pytest.raises(ValueError, match=said):
+        family(fit, Frozen.of(fit), structure="channels")
+    assert family(fit, Frozen.of(fit)).at(0.5).topology.num_active < fit.topology.num_active

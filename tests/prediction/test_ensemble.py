@@ -17,6 +17,7 @@ from espalier.inference import cigl, rigl
 from espalier.models import mlp
 from espalier.prediction import Ensemble, Fit, evaluate, predictions, recalibrated, uncertainties
 from espalier.prediction.fit import WAYS
+from espalier.prediction.pairs import Pair
 from fitted import digits, regression, trained
 
 
@@ -38,8 +39,8 @@ def test_it_predicts_the_mean_of_its_members_in_every_way(name: str) -> None:
     assert tuple(found) == (*WAYS, "distilled")
     for way, probs in found.items():
         naive = np.zeros((len(data.test.y), 10))
-        for fit in fits:
-            for draw in (draws := fit.predict(data.test.x, way, num_samples=3, seed=5).double().numpy()):
+        for fit, seed in zip(fits, Ensemble(fits).seeds(5), strict=True):
+            for draw in (draws := fit.predict(data.test.x, way, num_samples=3, seed=seed).double().numpy()):
                 naive += draw / len(draws) / len(fits)
         np.testing.assert_allclose(probs, naive, rtol=0, atol=1e-14)
         assert np.abs(probs - predictions(fits[0], data, ways=[way], num_samples=3, seed=5)[way]).max() > 0.01
@@ -51,7 +52,8 @@ def test_of_a_regression_it_is_the_mixture_of_all_draws() -> None:
     other.pairs = fit.pairs._replace(values=1.1 * fit.pairs.values)
     for way in ("ticket", "pairs", "redraw"):
         found = predictions(Ensemble([fit, other]), data, ways=[way], num_samples=4)[way]
-        draws = [own.predict(data.test.x, way, num_samples=4).numpy() for own in (fit, other)]
+        seeds = Ensemble([fit, other]).seeds(0)
+        draws = [own.predict(data.test.x, way, num_samples=4, seed=s).numpy() for own, s in zip((fit, other), seeds, strict=True)]
         np.testing.assert_array_equal(found, np.concatenate(draws))
         y = data.in_units(data.test.y).numpy()
         logs = logsumexp(np.concatenate([norm.logpdf(y, own[..., 0], own[..., 1]) - np.log(2 * len(own)) for own in draws]), 0)
@@ -138,7 +140,8 @@ def test_by_logits_it_is_the_geometric_mean_of_all_draws() -> None:
     fits, data = members(count=2), digits()
     x = data.test.x[:50]
     for way, samples in (("ticket", 1), ("redraw", 3)):
-        draws = torch.cat([fit.predict(x, way, num_samples=samples) for fit in fits])
+        seeds = Ensemble(fits).seeds(0)
+        draws = torch.cat([fit.predict(x, way, num_samples=samples, seed=s) for fit, s in zip(fits, seeds, strict=True)])
         pooled = draws.double().log().mean(0).softmax(-1)
         found = Ensemble(fits, "logits").predict(x, way, num_samples=samples)
         assert found.shape == (1, 50, 10)
@@ -149,3 +152,24 @@ def test_by_logits_it_is_the_geometric_mean_of_all_draws() -> None:
     other.pairs = fit.pairs._replace(values=1.1 * fit.pairs.values)
     with pytest.raises(ValueError, match="expected a pool of probabilities, logits, the latter of classes, got 'logits'"):
         Ensemble([fit, other], "logits")
+
+
+def test_each_member_draws_masks_of_its_own() -> None:
+    """With one seed for all they would drop the same units, and the mean over draws would vary by more."""
+    one, data = trained("mlp")[0], digits()
+    twin = copy.deepcopy(one)
+    twin.pairs = twin.pairs._replace(values=twin.pairs.values * (1 + 1e-6))  # or it would be the same member twice
+    x = data.test.x[:50]
+    draws = Ensemble([one, twin]).predict(x, "redraw", num_samples=3, seed=4)
+    torch.testing.assert_close(draws[:3], one.predict(x, "redraw", num_samples=3, seed=4))  # the first as alone
+    assert all((draws[i] - draws[3 + i]).abs().max() > 1e-3 for i in range(3))
+
+
+def test_the_noise_of_a_pair_is_that_of_its_own_training() -> None:
+    scales, keep = torch.ones(500), torch.ones(500, dtype=torch.bool)
+    values = torch.randn(2, 500, generator=torch.Generator().manual_seed(0))
+    pairs = [Pair(own, keep, {}, scales) for own in values]
+    noise = [pair.draw(index) - pair.values for pair in pairs for index in (0, 1)]
+    assert torch.equal(pairs[0].draw(1), Pair(values[0].clone(), keep, {}, scales).draw(1))
+    found = torch.corrcoef(torch.stack([*noise, torch.randn(500, generator=torch.Generator().manual_seed(0))]))
+    assert (found - torch.eye(5)).abs().max() < 5 / 500**0.5

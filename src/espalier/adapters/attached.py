@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from espalier.contracts import Data, Evidence, Schedule, Topology
-from espalier.distributions.masked import effective_keep_prob
+from espalier.distributions.masked import given_keep_prob
 from espalier.distributions.priors import prior_scale_of
 from espalier.guides.masked import Mask, draw_mask
 from espalier.likelihoods import Likelihood
@@ -118,7 +118,7 @@ def attach(
         )
     if rule in schedules.PRUNING:
         topology = initial(model.shapes, 0.0, generator=streams.topology)
-    keep_prob = effective_keep_prob(1 - drop_rate)
+    keep_prob = given_keep_prob(drop_rate)
     return Attached(net, model, topology, schedule, streams, keep_prob, rescale, mask, round(average_from * steps, 9), steps)
 
 

@@ -15,11 +15,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from espalier import nested
 from espalier.bounds import bounds, stability
-from espalier.contracts import Data, Rows, Topology
+from espalier.compiled import uncompiled
+from espalier.contracts import Data, Rows, Topology, stand_ins
 from espalier.data.balls import ball_of
 from espalier.guides.hierarchy import LayerSubsets
-from espalier.network import BayesianNetwork, under
+from espalier.network import BayesianNetwork, evaluating, under
 from espalier.prediction import batchnorm
 from espalier.prediction.fit import Fit, How
 from espalier.prediction.pairs import State
@@ -242,13 +244,38 @@ def _stable(base: Frozen, data: Data) -> list[Tensor | None]:
     return [None if each is None else torch.stack(each).mean(0) for each in own]
 
 
+def _check_units(fit: Fit) -> None:
+    """Raises ValueError for a network whose rows of weights are no output units, or whose answer is not of the last one."""
+    model, called = fit.model, list[str]()
+    if len(model.weights) < 2:
+        raise ValueError("expected a network of two masked layers or more to prune channels of, got one layer")
+    owners = {weight.name: model.net.get_submodule(weight.name.rpartition(".")[0]) for weight in model.weights}
+    for name, owner in owners.items():
+        if getattr(owner, "transposed", False):
+            raise ValueError(f"expected layers whose first dimension is their outputs, but {name} is transposed: prune weights")
+    if "shape" not in fit.record:
+        return
+    hooks = [each.register_forward_hook(lambda *_, own=name: called.append(own)) for name, each in owners.items()]
+    try:
+        with torch.no_grad(), evaluating(model), uncompiled(model):
+            x = nested.each(lambda leaf: leaf.to(fit.pairs.values.device), stand_ins(fit.record, 2))
+            model.evaluate(fit.dense(fit.pairs.values[-1]), x, fit.pairs.state(-1))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if called and called[-1] != model.weights[-1].name:
+        raise ValueError(
+            f"expected the network's layer that is declared last to give its answer, whose units stay, but {called[-1]} is "
+            f"called after {model.weights[-1].name}: declare it last, or prune weights"
+        )
+
+
 def _channels(fit: Fit, base: Frozen, scores: Sequence[Tensor | None], inputs: list[Tensor] | None) -> Family:
     """Items are output units, by their scores; a layer without scores stays. The last layer's are the answer, and stay."""
     owners, units, first = [], [], 0
     owned: list[tuple[str, Tensor]] = []
     device = base.topology.positions.device
-    if len(scores) < 2:
-        raise ValueError("expected a network of two masked layers or more to prune channels of, got one layer")
+    _check_units(fit)
     for weight, unit, score in zip(fit.model.weights, _units(base), [*scores[:-1], None], strict=True):
         if score is None:
             owners.append(torch.full((len(unit),), -1, device=device))

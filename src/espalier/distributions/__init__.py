@@ -13,6 +13,7 @@ from espalier.distributions.gaussian import GaussianWeights as GaussianWeights
 from espalier.distributions.masked import MaskedWeights as MaskedWeights
 from espalier.distributions.masked import draw_keep as draw_keep
 from espalier.distributions.masked import effective_keep_prob as effective_keep_prob
+from espalier.distributions.masked import given_keep_prob as given_keep_prob
 from espalier.distributions.masked import kl_bound as kl_bound
 from espalier.distributions.popup import PopupWeights as PopupWeights
 from espalier.distributions.priors import FlatNormal as FlatNormal

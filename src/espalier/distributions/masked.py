@@ -41,6 +41,13 @@ def effective_keep_prob(keep_prob: float) -> float:
     return max(1, round(LEVELS * keep_prob)) / LEVELS
 
 
+def given_keep_prob(drop_rate: float | str) -> float:
+    """`effective_keep_prob` of a rate that is given. Raises ValueError for one that is to be found, as `auto` is."""
+    if isinstance(drop_rate, str):
+        raise ValueError(f"expected a drop_rate in [0, 1), a number for this inference, got {drop_rate!r}")
+    return effective_keep_prob(1 - drop_rate)
+
+
 def effective(keep_prob: KeepProb) -> KeepProb:
     """`effective_keep_prob` of each."""
     return tuple(map(effective_keep_prob, keep_prob)) if isinstance(keep_prob, tuple) else effective_keep_prob(keep_prob)

@@ -13,7 +13,8 @@ from espalier.distributions.popup import PopupWeights
 from espalier.followers import Follower
 from espalier.guides.masked import MaskedGuide
 from espalier.network import BayesianNetwork
-from espalier.topology.masks import magnitude_topology
+from espalier.store import Bundle
+from espalier.topology.masks import magnitude_topology, pack_bits, unpack_bits
 
 Frozen = Literal["signed", "kaiming"]
 """What the weights are, with s = sqrt(2 / (fan_in * density)) of their layer: s times the sign of the initial ones, or N(0, s^2)
@@ -66,11 +67,31 @@ class PopupGuide(MaskedGuide):
 
 
 class Chosen(Follower):
-    """The subnetwork of a `PopupGuide`, chosen anew after every step."""
+    """The subnetwork of a `PopupGuide`, chosen anew after every step; and which weights were in one at one time."""
+
+    seen: Tensor | None = None
+
+    def begin(self, model: BayesianNetwork, guide: MaskedGuide) -> None:
+        if self.seen is None:
+            self.seen = torch.zeros(model.num_weights, dtype=torch.bool, device=guide.positions.device)
+            self.seen[guide.positions] = True
 
     def after(self, taken: int, x: Any, outputs: Sequence[Any], model: BayesianNetwork, guide: MaskedGuide) -> None:
         assert isinstance(guide, PopupGuide)
         guide.settle()
+        assert self.seen is not None
+        self.seen[guide.positions] = True
+
+    def row(self) -> dict[str, float]:
+        assert self.seen is not None
+        return {"explored": float(self.seen.double().mean())}
+
+    def bundle(self) -> Bundle:
+        assert self.seen is not None
+        return Bundle({"explored": pack_bits(self.seen)}, {})
+
+    def restore(self, saved: Bundle, model: BayesianNetwork, guide: MaskedGuide) -> None:
+        self.seen = unpack_bits(saved.tensors["explored"].to(guide.positions.device), model.num_weights)
 
     def end(self, fit: Any, data: Any) -> None:
         fit.record["gradients"] = "dense"  # of scores, at every step

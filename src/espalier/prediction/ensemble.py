@@ -12,6 +12,7 @@ import torch
 from espalier.contracts import Data, Rows
 from espalier.likelihoods import plain
 from espalier.prediction.fit import Fit, How
+from espalier.prediction.pairs import derived
 from espalier.prediction.predictor import Inputs, Predictor
 
 Pool = Literal["probabilities", "logits"]
@@ -61,13 +62,17 @@ class Ensemble(Predictor):
         first: dict[tuple[How, ...], How] = {}
         return {way: first.setdefault(tuple(own[way] for own in by_member), way) for way in ways}
 
+    def seeds(self, seed: int) -> list[int]:
+        """Of every member's draws; the first one's is the seed itself. With one for all they would drop the same units."""
+        return [seed, *(derived(seed, number) for number in range(1, len(self.fits)))]
+
     def outcomes(
         self, x: Rows | Inputs, how: How = "ticket", *, num_samples: int = 16, seed: int = 0, on_device: bool = False
     ) -> Iterator[dist.TorchDistribution]:
         if how not in self.ways:
             raise ValueError(f"expected one of {', '.join(self.ways)}, which all members have, got {how!r}")
-        options: dict[str, Any] = {"num_samples": num_samples, "seed": seed, "on_device": on_device}
-        every = (one for fit in self.fits for one in fit.outcomes(x, how, **options))
+        options: dict[str, Any] = {"num_samples": num_samples, "on_device": on_device}
+        every = (one for fit, own in zip(self.fits, self.seeds(seed), strict=True) for one in fit.outcomes(x, how, seed=own, **options))
         yield from every if self.pool == "probabilities" else iter([_by_logits(every)])
 
 

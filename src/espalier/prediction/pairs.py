@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,10 +43,12 @@ class Pair(NamedTuple):
         return cls(values, keep, under("state.", tensors), tensors.get("scales"))
 
     def draw(self, index: int) -> Tensor:
-        """The active weights `(k,)`: Z * u, or the draw of N(u, sigma^2) that `index` decides."""
+        """The active weights `(k,)`: Z * u, or the draw of N(u, sigma^2) that `index` and u decide."""
         if self.scales is None:
             return self.values * self.keep
-        return gaussian(self.values, self.scales, torch.Generator().manual_seed(index))
+        kind = torch.int32 if self.values.element_size() == 4 else torch.int64
+        own = int(self.values.detach().contiguous().view(kind).sum(dtype=torch.int64))  # another training has other noise
+        return gaussian(self.values, self.scales, torch.Generator().manual_seed(derived(index, own % (1 << 63))))
 
 
 class Pairs(NamedTuple):
@@ -79,6 +82,11 @@ class Pairs(NamedTuple):
     def mean_state(self) -> State:
         """Averages of the floating-point states; counters as they were last."""
         return {n: t.mean(0) if t.is_floating_point() else t[-1] for n, t in self.states.items()}
+
+
+def derived(*numbers: int) -> int:
+    """A seed of its own for every choice of these."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def gaussian(mean: Tensor, scale: Tensor, generator: torch.Generator) -> Tensor:

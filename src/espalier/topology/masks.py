@@ -53,6 +53,13 @@ def erk(shapes: Shapes, density: float) -> tuple[int, ...]:
 ALLOCATIONS: dict[str, Callable[[Shapes, float], tuple[int, ...]]] = {"erk": erk, "uniform": uniform}
 
 
+def allocated(shapes: Shapes, density: float, allocation: str) -> tuple[int, ...]:
+    """Active weights per layer by the rule of that name. Raises ValueError for another."""
+    if allocation not in ALLOCATIONS:
+        raise ValueError(f"expected an allocation of {', '.join(ALLOCATIONS)}, got {allocation!r}")
+    return ALLOCATIONS[allocation](shapes, density)
+
+
 def _apportion(shares: Sequence[float], sizes: Sequence[int], density: float) -> tuple[int, ...]:
     """Whole numbers next to `shares` that add up to round(density * total): the largest remainders are rounded up."""
     if not 0.0 < density <= 1.0:
@@ -116,11 +123,9 @@ def initial(
 
     allocation: 'erk' or 'uniform'; start: 'random', or 'magnitude' of `weights` `(num_weights,)`.
     """
-    if allocation not in ALLOCATIONS or start not in ("random", "magnitude"):
-        raise ValueError(
-            f"expected allocation of {', '.join(ALLOCATIONS)} and start of random, magnitude, got {allocation!r}, {start!r}"
-        )
-    counts = ALLOCATIONS[allocation](shapes, 1 - sparsity)
+    if start not in ("random", "magnitude"):
+        raise ValueError(f"expected a start of random, magnitude, got {start!r}")
+    counts = allocated(shapes, 1 - sparsity, allocation)
     if start == "magnitude" and weights is not None:
         return magnitude_topology(shapes, counts, weights)
     return random_topology(shapes, counts, generator)

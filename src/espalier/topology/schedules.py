@@ -142,6 +142,10 @@ def rule(name: str, delta_t: int, last: int, drop_fraction: float, counts: Seque
     """The schedule called `name`, one of `RULES`. counts: where the pruning ones end. Raises ValueError for another."""
     if name not in RULES:
         raise ValueError(f"expected a rule of {', '.join(RULES)}, got {name!r}")
+    if delta_t != int(delta_t):
+        raise ValueError(f"expected a delta_t of whole steps, got {delta_t}")
+    if name in PRUNING and not counts:
+        raise ValueError(f"expected a rule of {', '.join(one for one in RULES if one not in PRUNING)} here, got {name!r}")
     if name in PRUNING:
         return gradual(counts, delta_t, last) if name == "gradual" else one_shot(counts, last - 1)
     return static() if name == "static" else (rigl if name == "rigl" else set_)(delta_t, last, drop_fraction)

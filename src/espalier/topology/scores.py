@@ -86,3 +86,10 @@ DROP_SCORES: dict[str, DropScore] = {
     "magnitude": magnitude, "mean-magnitude": mean_of_magnitude, "snr": snr, "snr-magnitude": snr_of_magnitude,
     "mean-exponential": mean_of_exponential, "snr-exponential": snr_of_exponential, "bayes-factor": bayes_factor,
 }  # fmt: skip
+
+
+def drop_score(name: str) -> DropScore:
+    """The one of that name. Raises ValueError for another."""
+    if name not in DROP_SCORES:
+        raise ValueError(f"expected a drop_score of {', '.join(DROP_SCORES)}, got {name!r}")
+    return DROP_SCORES[name]

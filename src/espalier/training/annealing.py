@@ -108,8 +108,12 @@ def survivors(model: BayesianNetwork, fit: Fit, sparsity: float | None = None) -
     """The weights of a dense fit's last pair that are likelier the slab's than the spike's, and how many these are; with a
     sparsity the likeliest of all, as many as that leaves, whose order is that of |w|.
 
-    Raises ValueError where a layer is left without any, or for a sparsity that leaves too few.
+    Raises ValueError where a layer is left without any, for a sparsity that leaves too few, and where a watch ended the training
+    before there was a mixture.
     """
+    if model.mixture is None:
+        step = fit.history[-1]["step"]
+        raise ValueError(f"expected a training that reaches its mixture prior, but it was ended at step {step}")
     values, threshold = fit.pairs.values[-1], model.prior().threshold
     likelier = values.abs() > threshold
     if sparsity is None:

@@ -124,7 +124,7 @@ class Training:
         """The step at which this fraction of training is over. Raises ValueError outside [0, 1]."""
         if not 0 <= fraction <= 1:
             raise ValueError(f"expected a fraction of training in [0, 1], got {fraction}")
-        return int(fraction * self.steps(data))
+        return int(round(fraction * self.steps(data), 9))  # .29 of 100 is 29
 
     def learning_rates(self, steps: int) -> rates.Rate:
         """The learning rate of every step, counted from 1."""

@@ -61,9 +61,8 @@ def train(
     check_patience(training.patience, data)
     watch = as_one([as_one(watch), EarlyStopping(training.patience)] if training.patience else watch)
     per_epoch, steps = training.steps_per_epoch(data), training.steps(data)
+    check_average_from(average_from)
     first = round(average_from * training.epochs, 9)
-    if not 0 <= average_from <= 1:
-        raise ValueError(f"expected average_from in [0, 1], got {average_from}: it is a fraction of training")
     if schedule.last > first * per_epoch:
         raise ValueError(
             f"expected averaging to start after the topology is frozen, got average_from {average_from} and a freeze at "
@@ -130,6 +129,12 @@ def train(
     for follower in followers:
         follower.end(fit, data)
     return fit
+
+
+def check_average_from(average_from: float) -> None:
+    """Raises ValueError for what is no fraction of training: for programs whose last training has it, at once."""
+    if not 0 <= average_from <= 1:
+        raise ValueError(f"expected average_from in [0, 1], got {average_from}: it is a fraction of training")
 
 
 def _check_microbatches(model: BayesianNetwork, guide: MaskedGuide, rows: int) -> None:
