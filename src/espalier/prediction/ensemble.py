@@ -72,7 +72,8 @@ class Ensemble(Predictor):
         if how not in self.ways:
             raise ValueError(f"expected one of {', '.join(self.ways)}, which all members have, got {how!r}")
         options: dict[str, Any] = {"num_samples": num_samples, "on_device": on_device}
-        every = (one for fit, own in zip(self.fits, self.seeds(seed), strict=True) for one in fit.outcomes(x, how, seed=own, **options))
+        members = zip(self.fits, self.seeds(seed), strict=True)
+        every = (one for fit, own in members for one in fit.outcomes(x, how, seed=own, **options))
         yield from every if self.pool == "probabilities" else iter([_by_logits(every)])
 
 
