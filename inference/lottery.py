@@ -17,6 +17,7 @@ from espalier.topology.masks import allocated
 from espalier.topology.options import Allocation, Sparsity
 from espalier.training import Phase, Streams, Training, Watches, find_device, prepare
 from espalier.training.options import AverageFrom, Seed
+from espalier.training.stopping import check_patience
 from espalier.training.train import check_average_from, train
 
 
@@ -44,6 +45,7 @@ def infer(
     if rounds not in range(1, 101) or rewind_epochs < 0:
         raise ValueError(f"expected rounds of 1 to 100 and rewind_epochs of at least 0, got {rounds}, {rewind_epochs}")
     check_average_from(average_from)
+    check_patience(training.patience, data)
     earlier: list[dict[str, Any]] = []
     streams, phase = Streams(seed, find_device(training.device)), Phase(watch)
     counts = [allocated(model.shapes, (1 - sparsity) ** (i / rounds), allocation) for i in range(1, rounds + 1)]

@@ -124,3 +124,10 @@ def test_inputs_that_are_no_real_numbers_are_refused(wrong: Any) -> None:
     data = from_arrays(np.random.default_rng(0).normal(size=(40, 2)), np.arange(40) % 2)
     with pytest.raises(ValueError, match="expected inputs that are real numbers, got"):
         data.inputs(np.asarray(wrong))
+
+
+def test_real_numbers_of_any_dtype_are_inputs() -> None:
+    data = from_arrays(np.random.default_rng(0).normal(size=(40, 2)), np.arange(40) % 2)
+    plain = data.inputs(np.array([[1.0, 0.0], [2.5, 1.0]]))
+    for given in (np.array([[1.0, False], [2.5, True]], dtype=object), [[1, 0], [2.5, 1]], np.array([[1, 0], [2.5, 1]], ">f4")):
+        assert torch.equal(data.inputs(given), plain)

@@ -8,6 +8,7 @@ exchange is here.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -91,9 +92,14 @@ class Data(NamedTuple):
         """New inputs x `(n, *shape)`, in the user's units and channels first, as the network takes them: float32."""
 
         def taken(shape: Sequence[int], own: Any, by: tuple[Tensor, Tensor] | None) -> Tensor:
-            if not isinstance(own, Tensor) and np.asarray(own).dtype.kind not in "biuf":
-                raise ValueError(f"expected inputs that are real numbers, got {np.asarray(own).dtype}")
-            plain = own.double() if isinstance(own, Tensor) else torch.from_numpy(np.array(own, np.float64, order="C"))
+            if isinstance(own, Tensor):
+                plain = own.double()
+            else:
+                given = np.asarray(own)
+                mixed = given.dtype.kind == "O" and all(isinstance(one, Real | np.bool_) for one in given.flat)  # of a frame
+                if not mixed and given.dtype.kind not in "biuf":
+                    raise ValueError(f"expected inputs that are real numbers, got {given.dtype}")
+                plain = torch.from_numpy(np.array(given, np.float64, order="C"))
             if plain.shape[1:] != torch.Size(shape):
                 raise ValueError(f"expected inputs of shape (n, {', '.join(map(str, shape))}), got {tuple(plain.shape)}")
             if by is None:

@@ -8,6 +8,7 @@ label; see `Progress`. Of several processes each sees its own share of a batch.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -369,3 +370,6 @@ class Loss(Follower):
 
     def end(self, fit: Fit, data: Data) -> None:
         fit.record["loss"] = self.name
+        least = getattr(self.function, "least_epochs", 1)
+        if self.progress.epochs < least:
+            warnings.warn(f"loss {self.name} never began: it wants {least} epochs, and had {self.progress.epochs}", stacklevel=2)

@@ -288,3 +288,25 @@ def test_channels_of_what_has_none_or_of_the_answer_are_refused(kind: str) -> No
     with pytest.raises(ValueError, match=said):
         family(fit, Frozen.of(fit), structure="channels")
     assert family(fit, Frozen.of(fit)).at(0.5).topology.num_active < fit.topology.num_active
+
+
+@pytest.mark.parametrize("kind", ["functional", "tied answer"])
+def test_the_answer_is_judged_by_what_is_called(kind: str) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.emb, self.mid, self.head = nn.Linear(64, 16), nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 16)
+            if kind == "tied answer":
+                self.head.weight = self.emb.weight
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = torch.relu(self.mid(torch.relu(self.emb(torch.relu(self.body(x.flatten(1)))))))
+            return nn.functional.linear(h, self.head.weight, self.head.bias) if kind == "functional" else self.head(h)
+
+    infer, training = shelf.load("inference", "cigl"), Training(epochs=1, batch_size=200, device="cpu")
+    fit = infer(BayesianNetwork(Net()), digits(), drop_rate=0.1, delta_t=10**6, sparsity=0.5, training=training)
+    if kind == "functional":
+        assert family(fit, Frozen.of(fit), structure="channels").at(0.2).topology.num_active < fit.topology.num_active
+    else:
+        with pytest.raises(ValueError, match="emb.weight is called after mid.weight"):
+            family(fit, Frozen.of(fit), structure="channels")

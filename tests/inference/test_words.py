@@ -39,6 +39,7 @@ def run(inference: str, watch: Any = None, epochs: int = 3, patience: int = 0, *
     ("agent", {"rule": "gradual"}, "expected a rule of rigl, set, static here, got 'gradual'"),
     ("distilled", {"rule": "one-shot", "drop_rate": 0.1}, "expected a rule of rigl, set, static here, got 'one-shot'"),
     ("cigl", {"delta_t": 2.5, "drop_rate": 0.1}, "expected a delta_t of whole steps, got 2.5"),
+    ("mean_field", {"delta_t": 2.5}, "expected a delta_t of whole steps, got 2.5"),
     *((name, {"drop_rate": "auto"}, "a number for this inference, got 'auto'") for name in ("lottery", "agent", "searched")),
     ("espn", {"drop_rate": "auto"}, "a number for this inference, got 'auto'"),
 ])  # fmt: skip

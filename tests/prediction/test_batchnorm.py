@@ -119,3 +119,18 @@ def test_a_norm_that_is_called_twice_has_the_mean_over_its_calls() -> None:
             net(batch)
     torch.testing.assert_close(found["net.norm.running_mean"], torch.stack(means).mean(0))
     assert int(found["net.norm.num_batches_tracked"]) == 6
+
+
+def test_a_norm_of_ones_own_is_given_a_number_for_its_momentum() -> None:
+    class Own(nn.BatchNorm1d):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            mean, variance = self.running_mean, self.running_var
+            return nn.functional.batch_norm(x, mean, variance, self.weight, self.bias, self.training, self.momentum, self.eps)
+
+    torch.manual_seed(0)
+    model = BayesianNetwork(nn.Sequential(nn.Linear(3, 4), Own(4), nn.Linear(4, 2)))
+    batches = [torch.randn(8, 3) for _ in range(3)]
+    found = batchnorm.estimate(model, model.initial, dict(model.state_dict()), batches)
+    net = model.network(model.initial)
+    expected = torch.stack([net[0](batch).mean(0) for batch in batches]).mean(0)
+    torch.testing.assert_close(found["net.1.running_mean"], expected.detach())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from pyro.infer import Trace_ELBO
@@ -112,3 +113,17 @@ def test_the_mode_is_a_large_step_at_temperature_one() -> None:
 def test_the_mode_has_to_be_a_large_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("espalier.theory.topologies.MOST_SHARED", 0.05)  # below what is shared
     assert CLAIMS["subsets-mode"].check(True).verdict == "fails"
+
+
+@pytest.mark.parametrize(("probs", "observed"), [
+    ([0.997, 0.003], [2000, 2000]), ([0.9955, 0.0045], [3900, 100]), ([0.5, 0.497, 0.003], [1900, 1900, 200]),
+    ([0.5, 0.3, 0.2], [2200, 1000, 800]),
+])  # fmt: skip
+def test_a_sampler_that_is_wrong_in_its_rare_cells_or_its_common_ones_is_seen(probs: list[float], observed: list[int]) -> None:
+    assert topologies._chi_square(np.array(observed), np.array(probs)) < 1e-6
+
+
+def test_a_right_sampler_has_p_values_that_are_no_smaller_than_they_say() -> None:
+    rng, probs = np.random.default_rng(0), np.array([0.6, 0.35, 0.04, 0.006, 0.003, 0.001])
+    p = np.array([topologies._chi_square(rng.multinomial(4000, probs), probs) for _ in range(2000)])
+    assert (p < 0.01).mean() < 0.01 + 4 * (0.01 * 0.99 / 2000) ** 0.5

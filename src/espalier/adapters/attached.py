@@ -110,7 +110,7 @@ def attach(
         )
     streams = Streams(seed, model.initial.device)
     topology = initial(model.shapes, sparsity, allocation, start, model.initial, streams.topology)
-    schedule = schedules.rule(rule, delta_t, int(freeze * steps), drop_fraction, topology.counts)
+    schedule = schedules.rule(rule, delta_t, int(round(freeze * steps, 9)), drop_fraction, topology.counts)
     if schedule.last > round(average_from * steps, 9):
         raise ValueError(
             f"expected averaging to start after the topology is frozen, got average_from {average_from} and a freeze at step "

@@ -9,7 +9,7 @@ the shelf, `inference/cigl.py` say, on a model of the shelf or a network of one'
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, Self, get_args
 
 import numpy as np
@@ -118,7 +118,7 @@ class _Sparse(BaseEstimator):
         if isinstance(self.model, nn.Module):
             return BayesianNetwork(self.model, likelihood=self.likelihood)
         factory = shelf.load("models", self.model)
-        hidden = (self.hidden,) if isinstance(self.hidden, int) else tuple(self.hidden)
+        hidden = tuple(self.hidden) if isinstance(self.hidden, Iterable) else (self.hidden,)
         given = {"hidden": hidden, "likelihood": self.likelihood}
         known = inspect.signature(factory).parameters
         model: BayesianNetwork = factory(data.shape, data.num_outputs, **{n: v for n, v in given.items() if n in known})

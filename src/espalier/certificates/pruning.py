@@ -249,13 +249,15 @@ def _check_units(fit: Fit) -> None:
     model, called = fit.model, list[str]()
     if len(model.weights) < 2:
         raise ValueError("expected a network of two masked layers or more to prune channels of, got one layer")
-    owners = {weight.name: model.net.get_submodule(weight.name.rpartition(".")[0]) for weight in model.weights}
-    for name, owner in owners.items():
+    names = [(weight.name, name) for weight in model.weights for name in weight.names]
+    owners = [(first, model.net.get_submodule(name.rpartition(".")[0])) for first, name in names]
+    for name, owner in owners:
         if getattr(owner, "transposed", False):
             raise ValueError(f"expected layers whose first dimension is their outputs, but {name} is transposed: prune weights")
     if "shape" not in fit.record:
         return
-    hooks = [each.register_forward_hook(lambda *_, own=name: called.append(own)) for name, each in owners.items()]
+    layers = [(name, owner) for name, owner in owners if not any(True for _ in owner.children())]
+    hooks = [owner.register_forward_hook(lambda *_, own=name: called.append(own)) for name, owner in layers]
     try:
         with torch.no_grad(), evaluating(model), uncompiled(model):
             x = nested.each(lambda leaf: leaf.to(fit.pairs.values.device), stand_ins(fit.record, 2))
@@ -263,7 +265,7 @@ def _check_units(fit: Fit) -> None:
     finally:
         for hook in hooks:
             hook.remove()
-    if called and called[-1] != model.weights[-1].name:
+    if model.weights[-1].name in called and called[-1] != model.weights[-1].name:  # functional calls nobody hears of
         raise ValueError(
             f"expected the network's layer that is declared last to give its answer, whose units stay, but {called[-1]} is "
             f"called after {model.weights[-1].name}: declare it last, or prune weights"

@@ -91,7 +91,8 @@ class Chosen(Follower):
         return Bundle({"explored": pack_bits(self.seen)}, {})
 
     def restore(self, saved: Bundle, model: BayesianNetwork, guide: MaskedGuide) -> None:
-        self.seen = unpack_bits(saved.tensors["explored"].to(guide.positions.device), model.num_weights)
+        if "explored" in saved.tensors:  # which older checkpoints have not
+            self.seen = unpack_bits(saved.tensors["explored"].to(guide.positions.device), model.num_weights)
 
     def end(self, fit: Any, data: Any) -> None:
         fit.record["gradients"] = "dense"  # of scores, at every step

@@ -6,8 +6,9 @@ re-estimates them for its own weights (Lei et al. 2023 refresh them for the aver
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from espalier.compiled import uncompiled
 from espalier.contracts import Data
 from espalier.data.streamed import in_turn
 from espalier.network import BayesianNetwork
-from espalier.prediction.predict import sent, to_device
+from espalier.prediction.predict import to_device
 
 
 def has_batchnorm(model: BayesianNetwork) -> bool:
@@ -48,17 +49,21 @@ def estimate(
     for name, module in _norms(model.net):
         fresh[f"{name}running_mean"] = torch.zeros_like(module.running_mean)
         fresh[f"{name}running_var"] = torch.ones_like(module.running_var)
-        # On the CPU: a cumulative mean asks for it at every call, and a GPU would be waited for.
-        fresh[f"{name}num_batches_tracked"] = torch.zeros_like(module.num_batches_tracked, device="cpu")
+        fresh[f"{name}num_batches_tracked"] = torch.zeros_like(module.num_batches_tracked)
     if not has_batchnorm(model):
         return fresh
-    with uncompiled(model), by_the_batch(model) as norms:
+    calls: Counter[Any] = Counter()
+
+    def count(module: Any, _: Any) -> None:  # by a momentum of None torch has the same, but asks the device how many they were
+        calls[module] += 1
+        module.momentum = 1 / calls[module]
+
+    with uncompiled(model), by_the_batch(model) as norms, ExitStack() as hooks:
         for module in norms:
-            module.momentum = None  # torch's own sign for a cumulative mean
+            hooks.callback(module.register_forward_pre_hook(count).remove)
         for batch in batches:
             model.evaluate(weights, batch, fresh)
-    counted = {name: sent(tensor, weights.device) for name, tensor in fresh.items() if name.endswith("num_batches_tracked")}
-    return fresh | counted
+    return fresh
 
 
 def _norms(net: nn.Module) -> Iterator[tuple[str, Any]]:

@@ -43,12 +43,10 @@ class Pair(NamedTuple):
         return cls(values, keep, under("state.", tensors), tensors.get("scales"))
 
     def draw(self, index: int) -> Tensor:
-        """The active weights `(k,)`: Z * u, or the draw of N(u, sigma^2) that `index` and u decide."""
+        """The active weights `(k,)`: Z * u, or the draw of N(u, sigma^2) that `index` decides."""
         if self.scales is None:
             return self.values * self.keep
-        kind = torch.int32 if self.values.element_size() == 4 else torch.int64
-        own = int(self.values.detach().contiguous().view(kind).sum(dtype=torch.int64))  # another training has other noise
-        return gaussian(self.values, self.scales, torch.Generator().manual_seed(derived(index, own % (1 << 63))))
+        return gaussian(self.values, self.scales, torch.Generator().manual_seed(index))
 
 
 class Pairs(NamedTuple):
@@ -86,7 +84,7 @@ class Pairs(NamedTuple):
 
 def derived(*numbers: int) -> int:
     """A seed of its own for every choice of these."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    return int(np.random.SeedSequence([number % (1 << 64) for number in numbers]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def gaussian(mean: Tensor, scale: Tensor, generator: torch.Generator) -> Tensor:

@@ -137,7 +137,8 @@ def comparison(looks: Sequence[Look]) -> list[Section]:
     rows: list[list[str]] = []
     for look in looks[1:]:
         for name, mean, found, verdict in _differences(look, looks[0]):
-            rows.append([f"{look.name} ({look.way}): {name}", f"{mean:+.4g}", interval(found), verdict])
+            said = interval(found) if look.classes else f"[{found[0]:+.4g}, {found[1]:+.4g}]"
+            rows.append([f"{look.name} ({look.way}): {name}", f"{mean:+.4g}", said, verdict])
     told = Text(
         f"Each less {looks[0].name} ({looks[0].way}), on the same examples. One run, or ensemble, of each: the interval is over "
         "examples and does not know how other seeds would come out; `espalier compare` does."

@@ -68,17 +68,16 @@ MOST_SHARED = 0.2
 
 
 def _chi_square(observed: NDArray[np.int64], probs: Array) -> float:
-    """p-value, with the cells of small expectation pooled into one."""
-    expected = probs * observed.sum()
-    small = expected < LEAST_EXPECTED
+    """p-value: of the cells of small expectation together by their exact binomial, of the others, given these, by chi-square."""
+    count, expected = int(observed.sum()), probs * observed.sum()
+    small, p_values = expected < LEAST_EXPECTED, list[float]()
+    if small.any():
+        p_values.append(float(stats.binomtest(int(observed[small].sum()), count, min(1.0, float(probs[small].sum()))).pvalue))
     seen, wanted = observed[~small].astype(float), expected[~small]
-    if small.any() and (expected[small].sum() >= LEAST_EXPECTED or not len(wanted)):
-        seen, wanted = np.append(seen, observed[small].sum()), np.append(wanted, expected[small].sum())
-    elif small.any():
-        least = wanted.argmin()
-        seen[least] += observed[small].sum()
-        wanted[least] += expected[small].sum()
-    return 1.0 if len(seen) < 2 else float(stats.chi2.sf(((seen - wanted) ** 2 / wanted).sum(), len(seen) - 1))
+    if len(seen) > 1 and seen.any():
+        wanted = wanted * seen.sum() / wanted.sum()
+        p_values.append(float(stats.chi2.sf(((seen - wanted) ** 2 / wanted).sum(), len(seen) - 1)))
+    return len(p_values) * float(np.min(p_values)) if p_values else 1.0
 
 
 def log_elementary_symmetric(logits: Array, k: int) -> float:

@@ -72,6 +72,8 @@ def drop_and_grow_every(
     """
     if delta_t < 1:
         raise ValueError(f"expected delta_t of at least 1 step, got {delta_t}")
+    if math.isfinite(delta_t) and delta_t % 1:
+        raise ValueError(f"expected a delta_t of whole steps, got {delta_t}")
     if not 0 <= drop_fraction <= 1:
         raise ValueError(f"expected drop_fraction in [0, 1], got {drop_fraction}")
 
@@ -142,8 +144,6 @@ def rule(name: str, delta_t: int, last: int, drop_fraction: float, counts: Seque
     """The schedule called `name`, one of `RULES`. counts: where the pruning ones end. Raises ValueError for another."""
     if name not in RULES:
         raise ValueError(f"expected a rule of {', '.join(RULES)}, got {name!r}")
-    if delta_t != int(delta_t):
-        raise ValueError(f"expected a delta_t of whole steps, got {delta_t}")
     if name in PRUNING and not counts:
         raise ValueError(f"expected a rule of {', '.join(one for one in RULES if one not in PRUNING)} here, got {name!r}")
     if name in PRUNING:

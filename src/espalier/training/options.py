@@ -194,8 +194,6 @@ def prepare(
         said = type(model.likelihood).__name__
         raise ValueError(f"expected the categorical likelihood for loss {training.loss}, got {said}: leave loss at likelihood")
     if isinstance(loss, losses.Remembering):
-        if training.epochs < loss.least_epochs:
-            raise ValueError(f"expected {loss.least_epochs} epochs or more for loss {training.loss}, got {training.epochs}")
         loss = copy.deepcopy(loss)  # one's own may be given to several trainings, and each remembers its own
         loss.meet(model, data, find_device(training.device))
     if callable(training.augment):
