@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from espalier import BayesianNetwork, Fit, Training, shelf
+from espalier import BayesianNetwork, Data, Fit, Split, Training, shelf
 from espalier.training.watch import Watch
 from fitted import digits
 
@@ -20,11 +20,11 @@ class Untouched(Watch):
         pytest.fail("it has begun")
 
 
-def run(inference: str, watch: Any = None, epochs: int = 3, patience: int = 0, **options: Any) -> Fit:
+def run(inference: str, watch: Any = None, epochs: int = 3, patience: int = 0, data: Data | None = None, **options: Any) -> Fit:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
     training = Training(epochs=epochs, batch_size=64, device="cpu", learning_rate=0.3, patience=patience)
-    return shelf.load("inference", inference)(BayesianNetwork(net), digits(), training=training, watch=watch, **options)
+    return shelf.load("inference", inference)(BayesianNetwork(net), data or digits(), training=training, watch=watch, **options)
 
 
 @pytest.mark.parametrize(("inference", "options", "said"), [
@@ -46,6 +46,14 @@ def run(inference: str, watch: Any = None, epochs: int = 3, patience: int = 0, *
 def test_it_is_refused_before_any_step(inference: str, options: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         run(inference, Untouched(), **options)
+
+
+@pytest.mark.parametrize("inference", ["sghmc", "lottery", "espn", "rigl"])
+def test_patience_with_nothing_to_look_at_is_refused_before_any_step(inference: str) -> None:
+    blind = digits()._replace(validation=Split(digits().test.x[:0], digits().test.y[:0]))
+    options = {"rewind_epochs": 2} if inference == "lottery" else {}
+    with pytest.raises(ValueError, match="expected a validation split for patience"):
+        run(inference, Untouched(), patience=1, data=blind, **options)
 
 
 def test_patience_does_not_end_the_stages_of_an_annealed_prior() -> None:

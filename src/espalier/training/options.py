@@ -21,6 +21,7 @@ from espalier.network import BayesianNetwork, copied, evaluating
 from espalier.prediction.mixture import check_support
 from espalier.prediction.predict import to_device
 from espalier.training import rates
+from espalier.training.stopping import check_patience
 from espalier.training.streams import find_device
 
 DEFAULT_WEIGHT_DECAY = 1e-4
@@ -173,6 +174,7 @@ def prepare(
             f"expected Data, got {type(data).__name__}: load_data(name), or espalier.data.from_arrays(x, y) with your own"
         )
     data.check()
+    check_patience(training.patience, data)
     if model.prior_scale is not None and training.weight_decay is not None:
         raise ValueError("expected a prior_scale or a weight_decay, got both: one implies the other")
     if training.augment == "crop-flip" and (len(data.shape) != 3 or not isinstance(data.shape[0], int)):
