@@ -134,9 +134,9 @@ def test_splits_and_ways_stand_under_their_names() -> None:
 
 
 def _first(fit: Fit) -> int:
-    from espalier.prediction.labelled import _seed
+    from espalier.prediction.pairs import derived
 
-    return _seed(0, 0)
+    return derived(0, 0)
 
 
 def test_a_store_holds_what_the_tree_holds_and_netcdf_too(tmp_path: Path) -> None:

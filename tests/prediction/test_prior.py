@@ -10,7 +10,7 @@ from torch import nn
 from budget import assert_mean
 from espalier import BayesianNetwork
 from espalier.prediction import prior_check, prior_outcomes, prior_weights, tree_of
-from espalier.prediction.labelled import _seed
+from espalier.prediction.pairs import derived
 from espalier.topology import random_topology
 from fitted import digits, regression, trained
 
@@ -58,15 +58,15 @@ def test_a_check_of_a_fit_is_of_the_prior_that_the_tree_holds() -> None:
     data, fit = regression()
     y = data.in_units(data.test.y)
     centre = {"centre": lambda y, x: y.mean()}
-    (check,) = prior_check(fit, data.test.x, y, (), own=centre, replicates=400, seed=_seed(0, 0))
+    (check,) = prior_check(fit, data.test.x, y, (), own=centre, replicates=400, seed=derived(0, 0))
     drawn = tree_of(fit, data, ways=["ticket"], prior=400)["prior_predictive"]["y"][0].mean("observation").values
     # the same networks, and noise of their own
-    networks = torch.stack([each.mean.flatten() for each in prior_outcomes(fit, data.test.x, draws=400, seed=_seed(0, 0))])
+    networks = torch.stack([each.mean.flatten() for each in prior_outcomes(fit, data.test.x, draws=400, seed=derived(0, 0))])
     own = data.in_units(networks).mean(1).numpy()
     assert np.corrcoef(check.replicated, own)[0, 1] > 0.99
     assert np.corrcoef(drawn, own)[0, 1] > 0.99
     by_hand = prior_check(fit.model, data.test.x, y, (), own=centre, replicates=400, topology=fit.topology,
-                          shift=data.target_shift, scale=data.target_scale, seed=_seed(0, 0))  # fmt: skip
+                          shift=data.target_shift, scale=data.target_scale, seed=derived(0, 0))  # fmt: skip
     np.testing.assert_allclose(by_hand[0].replicated, check.replicated, rtol=1e-4)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from espalier.cli.parser import Parser, check_samples
 
@@ -56,15 +56,20 @@ def report(words: list[str]) -> int:
     columns = groupings.read(arguments.by[0], arguments.by[1:]) if arguments.by else {}
 
     kinds = [kind.replace("_", " ").replace("-", " ") for kind in arguments.corrupt]
-    others = {name: partial(data.out_of_distribution, name, data_dir=arguments.data_dir) for name in arguments.ood}
-    checked: list[str] = []
+    known: dict[tuple[str, str], Any] = {}
+
+    def other(name: str, own: Data) -> Any:
+        """Inputs of another world, as a run takes its own; read once for all that take them alike."""
+        key = name, worlds.inputs_of(own)
+        if key not in known:
+            known[key] = data.out_of_distribution(name, own, data_dir=arguments.data_dir)
+        return known[key]
 
     def check(own: Data) -> None:
         recalibration.check(own, arguments.split, arguments.calibrate)
         worlds.check_shift(own, arguments.split, kinds)
-        for read in others.values() if not checked else ():
-            read(own)
-        checked.append(own.name)
+        for name in arguments.ood:
+            other(name, own)
         if columns:
             groupings.groups_of(own, arguments.split, columns, arguments.by[0])
 
@@ -78,7 +83,7 @@ def report(words: list[str]) -> int:
         calibrators.check(look, arguments.calibrate)
     extras = groups.sections(looks, by)
     extras += [worlds.criticism(runs_of(looks), arguments.replicates)] if arguments.replicates else []
-    extras += [worlds.other_world(looks, Path(name).stem, read, arguments.num_samples) for name, read in others.items()]
+    extras += [worlds.other_world(looks, Path(name).stem, partial(other, name), arguments.num_samples) for name in arguments.ood]
     extras += [worlds.shift(looks, kinds, arguments.num_samples)] if arguments.corrupt else []
     report.write(arguments.out, looks, extras, arguments.calibrate)
     print(f"{arguments.out}: {arguments.out.stat().st_size / 2**20:.1f} MiB, opens anywhere")

@@ -33,8 +33,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-import numpy as np
-
 from espalier import data, shelf, store
 from espalier.calibration.calibrators import CALIBRATORS
 from espalier.data.noise import file_of
@@ -42,6 +40,7 @@ from espalier.nested import plain
 from espalier.prediction.ensemble import Pool
 from espalier.prediction.evaluation import SPLITS
 from espalier.prediction.fit import How
+from espalier.prediction.pairs import derived
 from espalier.runs import lines
 from espalier.runs.recipes import Recipe, as_word, options, resolve
 from espalier.training.options import Training
@@ -300,7 +299,7 @@ def _member_seeds(seed: int, members: int) -> Iterator[int]:
     """The seed itself, then seeds that no other seed of a grid leads to: ensembles at two seeds share no member."""
     yield seed
     for member in range(1, members):
-        yield int(np.random.SeedSequence([seed, member]).generate_state(1)[0])
+        yield derived(seed, member)
 
 
 def _run_name(recipe: Recipe, sparsity: float) -> str:

@@ -35,6 +35,7 @@ from espalier.prediction.ensemble import seen_by
 from espalier.prediction.evaluation import split_of
 from espalier.prediction.fit import Fit, How
 from espalier.prediction.mixture import Mixture
+from espalier.prediction.pairs import derived
 from espalier.prediction.predict import Batches, in_units, outcome_of, parameters_of
 from espalier.prediction.prior import of_fit
 
@@ -256,11 +257,11 @@ def _fill(
     for chain, fit in enumerate(fits):
         fit.look_at(data)
         batches, stats = Batches(part.x, fit.topology.positions.device), _stats(fit)
-        for draw, (weights, state) in enumerate(fit.weights(way, num_samples=num_samples, seed=_seed(seed, chain))):
+        for draw, (weights, state) in enumerate(fit.weights(way, num_samples=num_samples, seed=derived(seed, chain))):
             at = (chain, draw)
             outcome = outcome_of(fit.model, weights, batches, state)
             mixture = Mixture([outcome], data.target_shift, data.target_scale)
-            y, parameters = mixture.draws(_seed(seed, chain, draw))[0], parameters_of(outcome).detach()
+            y, parameters = mixture.draws(derived(seed, chain, draw))[0], parameters_of(outcome).detach()
             if data.num_classes is None:
                 moments = in_units(parameters, data.target_shift, data.target_scale)
                 drawn.put(at, "predictions", "moments", (*rows, "moment"), moments)
@@ -298,9 +299,9 @@ def _fill_prior(
     for chain, fit in enumerate(fits):
         batches = Batches(part.x, fit.model.initial.device)
         state = fit.pairs.state(-1)
-        for draw, weights in enumerate(of_fit(fit, draws=prior, seed=_seed(seed, chain))):
+        for draw, weights in enumerate(of_fit(fit, draws=prior, seed=derived(seed, chain))):
             outcome = outcome_of(fit.model, weights, batches, state)
-            y = Mixture([outcome], data.target_shift, data.target_scale).draws(_seed(seed, chain, draw, 1))[0]
+            y = Mixture([outcome], data.target_shift, data.target_scale).draws(derived(seed, chain, draw, 1))[0]
             drawn.put((chain, draw), "prior_predictive", "y", rows, y if data.num_classes is None else y.long())
             if len(places):
                 drawn.put((chain, draw), "prior", "value", ("weight",), weights[torch.from_numpy(places)].cpu())
@@ -340,11 +341,6 @@ def _set_out(
         **({"sample_stats": drawn} if pairs else {}),
     }.items():
         sink.coordinates(under + group, own)
-
-
-def _seed(*numbers: int) -> int:
-    """A seed of its own for every draw."""
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 def _precision(log_precision: Tensor, data: Data) -> float:

@@ -84,7 +84,7 @@ class Pairs(NamedTuple):
 
 def derived(*numbers: int) -> int:
     """A seed of its own for every choice of these."""
-    return int(np.random.SeedSequence([number % (1 << 64) for number in numbers]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    return int(np.random.SeedSequence([number % (1 << 64) for number in numbers]).generate_state(1)[0])
 
 
 def gaussian(mean: Tensor, scale: Tensor, generator: torch.Generator) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import pyro.distributions as dist
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from espalier.contracts import Rows, Topology
 from espalier.distributions.priors import FlatNormal, MixtureNormal
 from espalier.network import BayesianNetwork
 from espalier.prediction.fit import Fit
+from espalier.prediction.pairs import derived
 from espalier.prediction.predict import Batches, outcome_of
 
 
@@ -45,7 +45,7 @@ def _weights(
 def _drawn(prior: FlatNormal | MixtureNormal, topology: Topology | None, draws: int, seed: int) -> Iterator[Tensor]:
     for number in range(draws):
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(int(np.random.SeedSequence([seed, number, 1]).generate_state(1)[0]))
+            torch.default_generator.manual_seed(derived(seed, number, 1))
             weights = prior.sample()
         if topology is not None:
             positions = topology.positions.to(weights.device)

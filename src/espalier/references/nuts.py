@@ -29,6 +29,7 @@ from espalier.contracts import Topology
 from espalier.distributions.priors import MixtureNormal
 from espalier.likelihoods import is_soft, matched
 from espalier.network import BayesianNetwork
+from espalier.prediction.pairs import derived
 from espalier.prediction.predict import predictive
 from espalier.sparse import scatter
 
@@ -201,7 +202,7 @@ def nuts(
     chains, divergences = [], 0
     with torch.random.fork_rng(devices=[]), pyro.get_param_store().scope():
         for chain in range(num_chains):
-            torch.default_generator.manual_seed(int(np.random.SeedSequence([seed, chain]).generate_state(1)[0]))
+            torch.default_generator.manual_seed(derived(seed, chain))
             start = spread * potential.scale * torch.randn_like(model.initial[: topology.num_active])
             kernel = NUTS(
                 potential_fn=lambda site: potential(site["values"]),

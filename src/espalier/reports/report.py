@@ -136,9 +136,7 @@ def comparison(looks: Sequence[Look]) -> list[Section]:
         return []
     rows: list[list[str]] = []
     for look in looks[1:]:
-        for name, mean, found, verdict in _differences(look, looks[0]):
-            said = interval(found) if look.classes else f"[{found[0]:+.4g}, {found[1]:+.4g}]"
-            rows.append([f"{look.name} ({look.way}): {name}", f"{mean:+.4g}", said, verdict])
+        rows += [[f"{look.name} ({look.way}): {name}", *cells] for name, *cells in _differences(look, looks[0])]
     told = Text(
         f"Each less {looks[0].name} ({looks[0].way}), on the same examples. One run, or ensemble, of each: the interval is over "
         "examples and does not know how other seeds would come out; `espalier compare` does."
@@ -147,16 +145,17 @@ def comparison(looks: Sequence[Look]) -> list[Section]:
     return [Section("Comparison", [told, table], "comparison")]
 
 
-def _differences(look: Look, first: Look) -> Iterator[tuple[str, float, tuple[float, float], str]]:
-    """Score by score, what it is called, the mean difference, its interval and the verdict."""
+def _differences(look: Look, first: Look) -> Iterator[list[str]]:
+    """Score by score, what it is called, the mean difference, its interval and the verdict; of a regression in units of the
+    target, of whatever size."""
     if look.classes:
         arm, baseline = (Scores.of(each.probs, each.labels) for each in (look, first))
         for name, found in calibration.differences(arm, baseline).items():
-            yield TITLES[name], found.mean, found.crossed, found.verdict
+            yield [TITLES[name], f"{found.mean:+.4f}", interval(found.crossed), found.verdict]
         return
     for (name, own), other in zip(targets.losses(look).items(), targets.losses(first).values(), strict=True):
-        gap = calibration.bootstrap_interval(own - other)
-        yield name, float((own - other).mean()), gap, verdict_of(gap, -1)
+        low, high = calibration.bootstrap_interval(own - other)
+        yield [name, f"{(own - other).mean():+.4g}", f"[{low:+.4g}, {high:+.4g}]", verdict_of((low, high), -1)]
 
 
 def certificates(looks: Sequence[Look]) -> list[Section]:

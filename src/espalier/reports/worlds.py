@@ -36,11 +36,11 @@ def other_world(looks: Sequence[Look], name: str, read: Callable[[Data], Any], n
     rows: list[list[str]] = []
     left: list[Block] = []
     best: tuple[float, str] = (0.0, "")
-    for look, x in ((look, x) for alike in _by_inputs(looks) for x in [read(alike[0].data)] for look in alike):
+    for look in looks:
         if not look.classes and not look.unsure:
             left.append(Text(f"{look.name}: its likelihood has no variance, so nothing that tells."))
             continue
-        in_one_pass = _in_one_pass(look)
+        x, in_one_pass = read(look.data), _in_one_pass(look)
         way = look.predictor.posterior
         outside = {**uncertainties(look.predictor, x, way, num_samples=num_samples), **in_one_pass(x)}
         own = {**look.unsure, **in_one_pass(evaluation.split_of(look.data, look.split).x)}
@@ -130,9 +130,14 @@ def _by_inputs(looks: Sequence[Look]) -> list[list[Look]]:
     """The looks whose networks take the same inputs: a page has equal rows, which may be standardised otherwise."""
     found: dict[str, list[Look]] = {}
     for look in looks:
-        scales = [leaf.tolist() for leaf in nested.leaves(look.data.input_scale) if isinstance(leaf, torch.Tensor)]
-        found.setdefault(repr((look.data.shape, scales)), []).append(look)
+        found.setdefault(inputs_of(look.data), []).append(look)
     return list(found.values())
+
+
+def inputs_of(data: Data) -> str:
+    """What tells how a run takes its inputs from how another does."""
+    scales = [leaf.tolist() for leaf in nested.leaves(data.input_scale) if isinstance(leaf, torch.Tensor)]
+    return repr((data.shape, scales))
 
 
 def criticism(looks: Sequence[Look], replicates: int = REPLICATES) -> Section:
@@ -140,8 +145,7 @@ def criticism(looks: Sequence[Look], replicates: int = REPLICATES) -> Section:
     blocks: list[Block] = [
         Text(
             "Data sets drawn from the posterior predictive, one network each (of a chain its draws in turn), beside the data "
-            "that came: a p-value near 0 "
-            "says that the run would hardly have made them. "
+            "that came: a p-value near 0 says that the run would hardly have made them. "
             f"{'The rows they were trained on' if looks and looks[0].split == 'train' else 'Held-out rows'}; many are tested, so "
             "one in twenty below 0.05 is to be expected."
         )

@@ -109,10 +109,9 @@ def drawn(line: Line, out: Path) -> list[str]:
 
 def write(found: Page, out: Path, quick: bool) -> None:
     """`theory.json` and `index.html`, the page of all of it in the order of the catalogue. Each is replaced atomically."""
-    from espalier.theory import catalogue
     from espalier.theory.page import page
 
-    ordered = [found[name] for name in sorted(found, key=[*catalogue(), *found].index)]
+    ordered = _ordered(found)
     lines, pictures = [line for line, _ in ordered], {line.name: names for line, names in ordered}
     store.write_bytes(out / "theory.json", (text(found, quick) + "\n").encode())
     store.write_bytes(out / "index.html", page(lines, pictures, quick).encode())
@@ -120,10 +119,15 @@ def write(found: Page, out: Path, quick: bool) -> None:
 
 def text(found: Page, quick: bool) -> str:
     """As `theory.json` has it."""
+    claims = [as_json(line, pictures) for line, pictures in _ordered(found)]
+    return json.dumps({"version": __version__, "quick": quick, "claims": claims}, indent=1, ensure_ascii=False)
+
+
+def _ordered(found: Page) -> list[tuple[Line, list[str]]]:
+    """As the catalogue has them, and what it does not know after that."""
     from espalier.theory import catalogue
 
-    claims = [as_json(*found[name]) for name in sorted(found, key=[*catalogue(), *found].index)]
-    return json.dumps({"version": __version__, "quick": quick, "claims": claims}, indent=1, ensure_ascii=False)
+    return [found[name] for name in sorted(found, key=[*catalogue(), *found].index)]
 
 
 def _from_json(claim: dict[str, Any]) -> tuple[Line, list[str]]:
