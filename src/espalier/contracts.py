@@ -42,6 +42,18 @@ class Split(NamedTuple):
 PARTS = ("train", "validation", "calibration", "test")
 
 
+def check_features(x: Any, features: Sequence[Any] | None, what: str) -> None:
+    """Raises ValueError for a frame whose columns are not those of training: by place they would be taken for each other."""
+    if features is None or not hasattr(x, "columns") or list(x.columns) == list(features):
+        return
+    odd = next((pair for pair in zip(x.columns, features, strict=False) if pair[0] != pair[1]), None)
+    got = f"{len(x.columns)} columns" if odd is None else f"{odd[0]!r} in the place of {odd[1]!r}"
+    raise ValueError(
+        f"expected {what} with the columns of training in their order, got {got}: {what}[list of those columns], or encode both "
+        "frames together"
+    )
+
+
 class Data(NamedTuple):
     """A data set cut into its four parts. Only `train` is fitted, `validation` may guide choices, `calibration` is for
     certificates and `test` for the last word.
@@ -68,6 +80,8 @@ class Data(NamedTuple):
     input_scale: Any = None
     """Mean and standard deviation `(C,)` of each channel or feature, by which inputs were standardised, float64; a tuple or
     dict of these pairs where inputs are one, None where they were left as they came."""
+    features: Any = None
+    """The names of the features, of inputs that came as a frame; a tuple or dict of such where inputs are one."""
     rows: dict[str, NDArray[np.int64]] = {}
     """Split name -> which rows of the source these are, counted from 0, `(n,)`; of a source in several files in the order in
     which they are read, rows of a test set given apart after the others. Empty where that is not known."""
@@ -91,7 +105,8 @@ class Data(NamedTuple):
     def inputs(self, x: Any) -> Any:
         """New inputs x `(n, *shape)`, in the user's units and channels first, as the network takes them: float32."""
 
-        def taken(shape: Sequence[int], own: Any, by: tuple[Tensor, Tensor] | None) -> Tensor:
+        def taken(shape: Sequence[int], own: Any, by: tuple[Tensor, Tensor] | None, features: tuple[Any, ...] | None) -> Tensor:
+            check_features(own, features, "inputs")
             if isinstance(own, Tensor):
                 plain = own.double()
             else:
@@ -107,8 +122,8 @@ class Data(NamedTuple):
             mean, sd = (values.view(-1, *[1] * (plain.dim() - 2)) for values in by)
             return ((plain / 2 - mean / 2) / (sd / 2)).float()  # of halves no difference overflows
 
-        scales = self.input_scale or nested.by_shape(lambda _: None, self.shape)
-        return nested.by_shape(taken, self.shape, x, scales)
+        nothing = nested.by_shape(lambda _: None, self.shape)
+        return nested.by_shape(taken, self.shape, x, self.input_scale or nothing, self.features or nothing)
 
     def check(self) -> None:
         """Raises ValueError, in one sentence, for parts that are not tensors of one length, and for labels that are none."""

@@ -228,6 +228,18 @@ WRONG = {
     "images that may be either": Case("cannot tell which of", x=np.zeros((120, 3, 8, 3), np.uint8)),
     "targets of three axes": Case(r"expected real-valued targets of shape \(n,\) or \(n, d\) in y, got", y=np.zeros((120, 2, 2))),
     "targets of no column": Case(r"expected labels or targets for every row, y .*, got \(120, 0\)", y=X[:, :0]),
+    "masked inputs": Case("expected x without masked entries, got 9: fill", x=np.ma.masked_greater(X, np.sort(X, None)[-10])),
+    "masked labels": Case("expected y without masked entries, got 1: fill", y=np.ma.masked_array(LABELS, np.arange(120) == 3)),
+    "test rows of other columns": Case(
+        "expected x_test with the columns of training in their order, got 1 in the place of 0", x=FRAME,
+        x_test=FRAME[[1, 0, 2, 3, 4]], y_test=LABELS,
+    ),
+    "frames of other rows": Case("expected the frames of x with one index", x={"a": FRAME, "b": FRAME[::-1]}),
+    "test rows of other inputs": Case("x_test with the same ones", x={"a": X, "b": X}, x_test={"a": X, "c": X}, y_test=LABELS),
+    "test targets of more columns": Case(
+        r"expected y of the test rows like that to train on, one a row, got \[2\]", y=X[:, 0], x_test=X, y_test=X[:, :2]
+    ),
+    "NaN among the test inputs": Case(r"arrays \(test\): expected finite inputs", x_test=X * np.nan, y_test=LABELS),
     "inputs of other lengths": Case("expected x and y of one length, got 119 and 120 rows", x=(X, X[1:])),
     "no inputs": Case("expected one or more inputs", x={}),
     "test rows without an input": Case("x_test with the same ones", x={"a": X, "b": X}, x_test={"a": X}, y_test=LABELS),
@@ -244,6 +256,24 @@ def test_what_cannot_be_right_is_refused_in_a_sentence(name: str) -> None:
     with pytest.raises(ValueError, match=case.says) as caught:
         from_arrays(case.x, case.y, **case.options)
     assert "\n" not in str(caught.value)
+
+
+def test_a_frames_columns_are_those_of_new_inputs_too() -> None:
+    frame = FRAME.rename(columns=str)
+    data, several = from_arrays(frame, LABELS), from_arrays({"a": frame, "b": X}, LABELS)
+    assert data.features == tuple("01234")
+    assert torch.equal(data.inputs(frame), data.inputs(frame.to_numpy()))
+    assert torch.equal(several.inputs({"a": frame, "b": X})["a"], data.inputs(frame))
+    for wrong in (frame[["1", "0", "2", "3", "4"]], frame.rename(columns={"3": "x"})):
+        with pytest.raises(ValueError, match="expected inputs with the columns of training in their order, got '[1x]' in"):
+            data.inputs(wrong)
+        with pytest.raises(ValueError, match="expected inputs with the columns of training"):
+            several.inputs({"a": wrong, "b": X})
+
+
+def test_classes_may_come_as_an_array() -> None:
+    data = from_arrays(X, LABELS, x_test=X[:3], y_test=LABELS[:3], classes=np.array([2, 1, 0]))
+    assert data.test.y.tolist() == [2 - label for label in LABELS[:3]]
 
 
 def test_several_inputs_are_cut_alike_and_scaled_each_for_itself() -> None:

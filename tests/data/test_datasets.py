@@ -70,6 +70,14 @@ def test_a_dataset_is_cut_as_its_arrays_are() -> None:
     assert (streamed.shape, streamed.num_classes, streamed.classes) == (held.shape, 3, (0, 1, 2))
 
 
+@pytest.mark.parametrize("kind", [torch.float32, torch.int64])
+def test_targets_of_several_numbers_may_be_tensors(kind: torch.dtype) -> None:
+    y = (4 * torch.rand(90, 2, generator=torch.Generator().manual_seed(0))).to(kind)
+    streamed, held = from_datasets(TensorDataset(X, y), workers=0), from_arrays(X, y)
+    assert torch.equal(streamed.train.y, held.train.y)
+    assert streamed.num_classes == held.num_classes
+
+
 def test_targets_are_standardised_and_inputs_are_not() -> None:
     values = 50 + 9 * X[:, 0]
     streamed, held = from_datasets(TensorDataset(X, values), workers=0), from_arrays(X, values.double().numpy())

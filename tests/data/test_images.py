@@ -156,6 +156,7 @@ COLOURS = {
     "grey": (Image.new("L", (4, 4), 77), "png", GREY, 0),
     "grey with alpha": (Image.new("LA", (4, 4), (77, 9)), "png", GREY, 0),
     "one bit": (Image.new("1", (4, 4), 1), "png", (255, 255, 255), 0),
+    "sixteen bits, dark": (Image.new("I;16", (4, 4), 200), "png", (0, 0, 0), 0),
     "sixteen bits": (Image.new("I;16", (4, 4), 77 * 256 + 3), "png", GREY, 0),
     "colour": (Image.new("RGB", (4, 4), RED), "bmp", RED, 0),
     "colour with alpha": (Image.new("RGBA", (4, 4), (*RED, 128)), "png", RED, 0),
@@ -245,6 +246,21 @@ def test_no_part_goes_unused(images: Path) -> None:
         data.load(str(images))
     (images / "calibration").rmdir()
     assert data.load(str(images), image_size=8).facts()["data"]["rows"]["validation"] == 1
+
+
+@pytest.mark.parametrize("odd", ["photo.tiff", "more/photo.png"])
+def test_no_image_of_a_class_goes_unused(images: Path, odd: str) -> None:
+    (images / "train/bee" / odd).parent.mkdir(exist_ok=True)
+    Image.new("RGB", (4, 4)).save(images / "train/bee" / odd)
+    with pytest.raises(ValueError, match=rf"train/bee/{odd.split('/')[0]} would go unused: expected images .*; convert, move"):
+        data.load(str(images))
+
+
+def test_parts_without_classes_are_no_classes(tmp_path: Path) -> None:
+    for part in ("train", "test", "val"):
+        write_images(tmp_path / part, 3)
+    with pytest.raises(ValueError, match="expected class folders, also in test and train and val, got no classes: train/CLASS"):
+        data.load(str(tmp_path))
 
 
 # ------------------------------------------------------------------------------------------------ no images

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,20 @@ def test_whole_numbers_that_stand_alone_are_measurements(tmp_path: Path, door: A
     assert door(tmp_path, np.where(ROWS < 30, ROWS + 5, 0)).num_classes == 31
     assert labels([4, 9], None, "y")[1] == (4, 9)
     assert labels(ROWS, list(range(60)), "y")[1] == tuple(range(60))
+
+
+def test_labels_of_64_bits_are_told_apart() -> None:
+    """Hashes: of the size where float64 has none between two of them."""
+    y = 2**63 + np.arange(60, dtype=np.uint64) % 2
+    numbers, classes = labels(y, None, "y")
+    assert numbers.tolist() == [0, 1] * 30
+    assert classes == (2**63, 2**63 + 1)
+
+
+@pytest.mark.parametrize("kind", [float, Decimal])
+def test_real_numbers_of_a_mixed_frame_are_targets(kind: Any) -> None:
+    numbers, classes = targets(np.array([kind("1.5"), kind("2"), kind("1.5")] * 4, object), None, "y")
+    assert (numbers.tolist(), numbers.dtype, classes) == ([1.5, 2.0, 1.5] * 4, np.float64, ())
 
 
 def test_half_precision_is_a_target_too() -> None:

@@ -74,6 +74,14 @@ def test_a_path_that_is_not_there_is_said_so(tmp_path: Path) -> None:
     for path in (tmp_path / "no.npz", tmp_path / "folder"):
         with pytest.raises(FileNotFoundError, match=f"folder of images at {re.escape(str(path))}, got nothing"):
             data.load(str(path))
+    (tmp_path / "rows.csv").write_text("a,b")
+    with pytest.raises(ValueError, match=r"expected an \.npz file or a folder of images, got the file .*rows\.csv: write its"):
+        data.load(tmp_path / "rows.csv")
+
+
+def test_a_set_may_be_named_by_a_path(tmp_path: Path) -> None:
+    path = toy(tmp_path)
+    assert data.load(Path(path)).facts() == data.load(str(path)).facts()
 
 
 def test_the_environment_names_the_data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,6 +47,18 @@ def test_levels_are_those_of_the_data() -> None:
             levels_of(from_arrays(BYTES / 255.0 - 0.5, np.arange(90) % 3, channels="first"), white)
     with pytest.raises(ValueError, match=r"expected a data set of images \(1 or 3, h, w\), got inputs of shape \(4,\)"):
         levels_of(from_arrays(RNG.normal(size=(60, 4)), np.arange(60) % 2))
+
+
+WIDER = BYTES.astype(np.uint16)
+
+
+@pytest.mark.parametrize(("x", "high"), [(BYTES / 250, "1.02"), (WIDER * 16, "4080")], ids=["floats", "12 bits"])
+def test_levels_that_do_not_tell_what_is_white_are_not_guessed(x: Any, high: str) -> None:
+    data = from_arrays(x, np.arange(90) % 3, channels="first")
+    with pytest.raises(ValueError, match=rf"expected images of levels that tell which one is white, .* to {high} in arr"):
+        shifted(data, "contrast", 1)
+    assert levels_of(data, white=float(x.max())).white == x.max()
+    assert levels_of(from_arrays(WIDER * 257, np.arange(90) % 3, channels="first")).white == 65535
 
 
 def test_a_fit_is_scored_on_what_is_corrupted_and_loses() -> None:
@@ -142,6 +155,11 @@ def test_what_cannot_be_brought_to_the_form_of_the_run_gets_a_sentence(tmp_path:
             out_of_distribution(source, data)
     with pytest.raises(ValueError, match="expected another world than the run's own, got digits"):
         out_of_distribution("digits", digits())
+    np.savez(tmp_path / "own.npz", x=RNG.normal(size=(60, 4)), y=np.arange(60) % 2)
+    (tmp_path / "link.npz").symlink_to(tmp_path / "own.npz")
+    for other in (tmp_path / "link.npz", str(tmp_path / "." / ".." / tmp_path.name / "own.npz")):
+        with pytest.raises(ValueError, match="expected another world than the run's own"):
+            out_of_distribution(other, load(tmp_path / "own.npz"), part="train")
     with pytest.raises(ValueError, match="expected rows in the validation split of digits, got none"):
         out_of_distribution("digits", colours(), part="validation")
     with pytest.raises(ValueError, match="expected a part of train, .* and a count of at least 1, got 'test', 0"):

@@ -9,9 +9,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from espalier.contracts import PARTS, Data, Split
+from espalier.contracts import PARTS, Data, Split, check_features
 from espalier.data.cut import Standardise, as_data
-from espalier.data.labels import targets
+from espalier.data.labels import refuse_masked, targets
 from espalier.data.readers import Array, Raw, channels_of
 from espalier.nested import Together
 
@@ -63,10 +63,13 @@ def from_arrays(
         }  # fmt: skip
         return _several(x, y, x_test, y_test, name, options)
     _aligned(x, y, "x and y")
+    classes = None if classes is None else list(classes)
+    features = tuple(x.columns) if hasattr(x, "columns") else None
     numbers, found = targets(y, classes, "y")
     test = None
     if x_test is not None:
         _aligned(x_test, y_test, "x_test and y_test")
+        check_features(x_test, features, "x_test")
         known = (found if classes is None else classes) or None
         test = Raw(_inputs(x_test, channels, "x_test"), targets(y_test, known, "y_test", regression=not found)[0])
     return as_data(
@@ -78,14 +81,19 @@ def from_arrays(
         train_size=train_size,
         test=test,
         standardise=standardise,
-    )
+    )._replace(features=features)
 
 
 def _several(x: Any, y: Any, x_test: Any, y_test: Any, name: str, options: dict[str, Any]) -> Data:
     """Each input by itself, all cut alike; then put together."""
     keys = list(x) if isinstance(x, Mapping) else list(range(len(x)))
-    if not keys or (x_test is not None and (type(x_test) is not type(x) or len(x_test) != len(keys))):
-        raise ValueError(f"expected one or more inputs, and x_test with the same ones, got {keys} in x")
+    theirs = list(x_test) if isinstance(x_test, Mapping) else list(range(len(x_test))) if isinstance(x_test, tuple) else None
+    if not keys or (x_test is not None and (isinstance(x_test, Mapping) != isinstance(x, Mapping) or theirs != keys)):
+        raise ValueError(f"expected one or more inputs, and x_test with the same ones, got {keys} in x and {theirs} in x_test")
+    for own, what in ((x, "x"), (x_test, "x_test")):
+        frames = [] if own is None else [own[key] for key in keys if hasattr(own[key], "iloc")]
+        if any(not frame.index.equals(frames[0].index) for frame in frames):
+            raise ValueError(f"expected the frames of {what} with one index, got two that differ: align them first, by .loc")
     each = [
         from_arrays(x[key], y, x_test=None if x_test is None else x_test[key], y_test=y_test, name=f"{name}[{key!r}]", **options)
         for key in keys
@@ -103,11 +111,13 @@ def _several(x: Any, y: Any, x_test: Any, y_test: Any, name: str, options: dict[
         shape=joined([data.shape for data in each]),
         hashes={part: sha256("".join(data.hashes[part] for data in each).encode()).hexdigest() for part in PARTS},
         input_scale=joined([data.input_scale for data in each]),
+        features=joined([data.features for data in each]),
     )
 
 
 def _inputs(x: Any, channels: Channels | None, what: str) -> Array:
     """Inputs as a NumPy array, channels first."""
+    refuse_masked(x, what)
     if hasattr(x, "columns") and hasattr(x, "to_numpy"):
         for column, dtype in x.dtypes.items():
             if getattr(dtype, "kind", "O") not in "biuf":

@@ -43,7 +43,11 @@ def as_data(
     """
     raw = checked(name, raw)
     if test is not None:
-        test = checked(name, test._replace(num_classes=raw.num_classes))
+        test = checked(f"{name} (test)", test._replace(num_classes=raw.num_classes))
+        if test.y.shape[1:] != raw.y.shape[1:]:
+            raise ValueError(
+                f"{name}: expected y of the test rows like that to train on, {_of_a_row(raw.y)} a row, got {_of_a_row(test.y)}"
+            )
         if test.x.shape[1:] != raw.x.shape[1:]:
             raise ValueError(
                 f"{name}: expected test rows like those to train on, {tuple(raw.x.shape[1:])}, got {tuple(test.x.shape[1:])}"
@@ -149,6 +153,10 @@ def _cut(
             f"{validation} and calibration {calibration}; lower them"
         )
     return {"train": rows[kept:], "validation": rows[:held], "calibration": rows[held:kept], **parts}
+
+
+def _of_a_row(y: Array) -> str:
+    return f"{list(y.shape[1:])}" if y.ndim > 1 else "one"
 
 
 def _chunks(x: Array, rows: Array) -> list[Array]:

@@ -55,6 +55,7 @@ def from_datasets(
     Raises ValueError, in one sentence, for an iterable dataset, examples that are no pairs, shapes that differ, missing or
     single labels, and what `load` refuses.
     """
+    classes = None if classes is None else list(classes)
     raw = _read(train, targets, classes, None, workers, content, "train", seen)
     given = None
     if test is not None:
@@ -123,7 +124,7 @@ class _Digests(Dataset[tuple[bytes, Any]]):
             raise ValueError(f"expected finite inputs, got NaN or infinity (in float32) in row {row} (counted from 0)")
         head = f"{x.dtype} {tuple(x.shape)}\0".encode()
         body = x.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-        return hashlib.sha256(head + body).digest(), y.item() if isinstance(y, Tensor | np.generic) else y
+        return hashlib.sha256(head + body).digest(), y.tolist() if isinstance(y, Tensor | np.generic) else y
 
 
 def _once(dataset: _Digests, workers: int, what: str, seen: Seen) -> tuple[NDArray[np.uint8], list[Any]]:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+_OTHERS = {".tif", ".tiff", ".gif", ".avif", ".heic", ".jp2", ".jxl", ".ppm", ".pgm", ".dcm"}
+"""Of images that are not read."""
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # whatever the suffix says; Pillow runs Ghostscript on an EPS
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_SD = (0.229, 0.224, 0.225)
@@ -87,13 +89,12 @@ def _central(image: Image) -> Image:
 
 
 def _eight_bits(image: Image) -> Image:
-    """16-bit grey levels by their upper byte: Pillow's own conversion makes all above 255 white."""
+    """16-bit grey levels by their upper byte, dark images too: Pillow's own conversion makes all above 255 white."""
     from PIL import Image as pillow
 
     if not image.mode.startswith("I"):
         return image
-    levels = np.asarray(image)
-    return pillow.fromarray((levels >> 8 if levels.max(initial=0) > 255 else levels).astype(np.uint8))
+    return pillow.fromarray((np.asarray(image) >> 8).astype(np.uint8))
 
 
 @final
@@ -140,6 +141,9 @@ def folder(root: Path, image_size: int = 224, workers: int | None = None) -> Raw
     """
     folders = _parts(root)
     classes = [sub.name for sub in _class_folders(folders.get("train", root))]
+    of_parts = {name for aliases in PART_NAMES.values() for name in aliases}
+    if len(flat := [name for name in classes if name in of_parts]) > 1:
+        raise ValueError(f"{root}: expected class folders, also in {' and '.join(flat)}, got no classes: train/CLASS/IMAGE")
     if len(classes) < 2:
         raise ValueError(f"{root}: expected two or more class folders, got {classes}; put each class into its own")
     found = {part: _listed(root, where, classes) for part, where in folders.items()}
@@ -208,12 +212,14 @@ def _listed(root: Path, part: Path, classes: list[str]) -> list[tuple[str, int, 
             )
         if not sub.name.isprintable():
             raise ValueError(f"{_shown(sub)}: expected a class that can be printed, got this name; rename it")
-        images = sorted(
-            entry.name
-            for entry in os.scandir(sub)
-            if Path(entry.name).suffix.lower() in _SUFFIXES
-            and not entry.name.startswith(".")  # macOS leaves ._name.png
-        )
+        entries = sorted(path for path in sub.iterdir() if not path.name.startswith("."))  # macOS leaves ._name.png
+        images = [path.name for path in entries if path.suffix.lower() in _SUFFIXES]
+        others = [path for path in entries if path.suffix.lower() not in _SUFFIXES]
+        if unused := [path for path in others if path.suffix.lower() in _OTHERS or path.is_dir()]:
+            raise ValueError(
+                f"{_shown(unused[0])} would go unused: expected images ({', '.join(sorted(_SUFFIXES))}) in the folder of "
+                "their class itself; convert, move or remove it"
+            )
         if not images:
             raise ValueError(
                 f"{_shown(sub)} holds no images: expected {', '.join(sorted(_SUFFIXES))}; fill or remove it"

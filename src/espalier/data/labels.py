@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ def labels(y: Any, classes: Sequence[Any] | None, what: str) -> tuple[NDArray[np
     if classes is None:
         order = _sorted(values, what)
         if values.dtype.kind in "iu" and len(order) > 1:
-            return np.searchsorted(order, values).astype(np.int64), tuple(order)
+            return np.unique(values, return_inverse=True)[1].astype(np.int64), tuple(order)
     else:
         order = [value.item() if isinstance(value, np.generic) else value for value in classes]
         if len(set(order)) != len(order):
@@ -80,6 +81,8 @@ def targets(
     Floats are targets unless `classes` says otherwise, or `regression` what they are.
     """
     values = column(y, what)
+    if values.dtype.kind == "O" and classes is None and values.size and all(isinstance(v, float | Decimal) for v in values.flat):
+        y = values = values.astype(np.float64)  # a column of a frame of several kinds
     if regression is None:
         stored = getattr(
             getattr(y, "dtype", None), "kind", values.dtype.kind
@@ -97,6 +100,7 @@ def targets(
 
 def column(y: Any, what: str) -> NDArray[Any]:
     """Labels or targets as a NumPy array `(n,)`, or `(n, ...)` where a row has several; one column `(n, 1)` is one."""
+    refuse_masked(y, what)
     mixed = (
         isinstance(y, list | tuple) and len({isinstance(label, str) for label in y}) > 1
     )  # NumPy would make all strings
@@ -109,3 +113,10 @@ def column(y: Any, what: str) -> NDArray[Any]:
     if values.ndim < 1 or not all(values.shape[1:]):
         raise ValueError(f"expected labels or targets for every row, {what} of shape (n,) or (n, ...), got {values.shape}")
     return values
+
+
+def refuse_masked(values: Any, what: str) -> None:
+    """Raises ValueError for a masked array with something masked: what lies beneath the mask would be taken for data."""
+    if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
+        masked = int(np.ma.getmaskarray(values).sum())
+        raise ValueError(f"expected {what} without masked entries, got {masked:,}: fill or remove them")

@@ -33,7 +33,7 @@ class Mixture(NamedTuple):
         return np.asarray(log_softmax(logsumexp(-gaps / (2 * self.scale**2), -1), -1))
 
     def data(self, n: int, n_test: int, seed: int = 0, *, validation: float = 0.1, calibration: float = 0.0) -> Data:
-        """`n` rows to be cut, and a test split, as `Data`; its test inputs in the mixture's units are `in_units(data)`."""
+        """`n` rows to be cut, and a test split, as `Data`, standardised by its `input_scale`."""
         x, y = self.draw(n + n_test, seed)
         return from_arrays(
             x[:n], y[:n], x_test=x[n:], y_test=y[n:], classes=range(len(self.means)), name="mixture", split_seed=seed,

@@ -38,6 +38,7 @@ PART_NAMES = {
     "test": ("test",),
 }
 """The parts that may be published, and by which names."""
+_OF_PARTS = ("train", "val", "calib", "test")
 
 
 class Raw(NamedTuple):
@@ -227,9 +228,20 @@ def npz(path: Path) -> Raw:
         raise ValueError(
             f"{path}: expected all rows in x and y, and row numbers {apart[0][2:]}, got {apart[0]}; join them"
         )
+    unused = [key for key in there if key not in ("x", "y", *own.values()) and any(word in key.lower() for word in _OF_PARTS)]
+    if unused:
+        known = ", ".join(name for aliases in PART_NAMES.values() for name in aliases)
+        raise ValueError(f"{path}: expected row numbers of parts under {known}, got {unused[0]}; rename or remove it")
     arrays = archives.arrays(path, ["x", "y", *filter(None, own.values())])
     y, classes = targets(arrays["y"], None, f"y of {path}")
-    published = {part: np.atleast_2d(arrays[name]) for part, name in own.items() if name}
+    given = {part: arrays[name] for part, name in own.items() if name}
+    if given and all(rows.ndim == 2 and rows.shape[1] == 1 < len(rows) for rows in given.values()):
+        part, rows = next(iter(given.items()))
+        raise ValueError(
+            f"{path}: expected row numbers of {part} as [n] or [folds, n], got a column {list(rows.shape)}, which would be "
+            f"{len(rows)} folds of one row; store rows.ravel()"
+        )
+    published = {part: np.atleast_2d(rows) for part, rows in given.items()}
     return Raw(channels_first(path, arrays["x"]), y, len(classes) or None, published, classes)
 
 

@@ -77,7 +77,7 @@ def available(data_dir: str | Path | None = None) -> list[str]:
 
 
 def load(
-    name: str,
+    name: str | Path,
     *,
     data_dir: str | Path | None = None,
     train_size: int | None = None,
@@ -115,6 +115,7 @@ def load(
 
     Raises FileNotFoundError where files are missing, ValueError where an option or the files' content is wrong.
     """
+    name = os.fspath(name)
     data = as_data(
         name,
         _read(name, data_dir, image_size, workers),
@@ -146,7 +147,11 @@ def unknown_set(name: str) -> ValueError:
 def _paths(root: Path, layout: Layout) -> list[Path]:
     """Where the files of a layout are, or should be; IDX files may be compressed."""
     plain = [root / layout.folder / file for file in layout.files]
-    return [p if p.is_file() or not p.name.endswith("-ubyte") else p.with_name(f"{p.name}.gz") for p in plain]
+    packed = [p.with_name(f"{p.name}.gz") for p in plain]  # first: `espalier data get` looks at these
+    return [
+        gz if p.name.endswith("-ubyte") and (gz.is_file() or not p.is_file()) else p
+        for p, gz in zip(plain, packed, strict=True)
+    ]
 
 
 def _missing(root: Path, layout: Layout) -> list[Path]:
@@ -166,6 +171,8 @@ def _read(name: str, data_dir: str | Path | None, image_size: int | None, worker
         return images.folder(path, image_size or 224, workers)
     if path.suffix == ".npz" and path.is_file():
         return readers.npz(path)
+    if path.is_file():
+        raise ValueError(f"expected an .npz file or a folder of images, got the file {path}: write its arrays with np.savez")
     if path.suffix == ".npz" or len(path.parts) > 1:
         raise FileNotFoundError(f"expected an .npz file or a folder of images at {path}, got nothing; mend the path")
     raise unknown_set(name)

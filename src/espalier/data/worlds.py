@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
@@ -40,9 +41,10 @@ class Levels(NamedTuple):
 
 def levels_of(data: Data, white: float | None = None) -> Levels:
     """By the normalisation that the data keep. white: the level that is white, None: the least of 1, 16, 255 and 65535 that the
-    first thousand training rows stay below.
+    first thousand training rows stay below; 16 of whole numbers alone, and 65535 where half of it is reached.
 
-    Raises ValueError where inputs are no images of one or three channels, or have levels below 0 or above white.
+    Raises ValueError where inputs are no images of one or three channels, have levels below 0 or above white, or do not tell
+    which it is (levels of 12 bits, floats a little above 1).
     """
     shape = data.shape
     if not is_image(shape):
@@ -58,6 +60,12 @@ def levels_of(data: Data, white: float | None = None) -> Levels:
     found = known.shown(data.train.x[torch.arange(min(len(data.train.x), _LOOKED_AT))])
     low, high = float(found.min()), float(found.max())
     fitting = [one for one in (WHITES if white is None else (white,)) if high <= one * (1 + 1e-5)]
+    whole = bool((abs(found - found.round()) < 1e-3).all())
+    if white is None and fitting and ((fitting[0] == 16 and not whole) or (fitting[0] == 65535 and high < 65535 / 2)):
+        raise ValueError(
+            f"expected images of levels that tell which one is white, {', '.join(f'{one:g}' for one in WHITES)}, got levels to "
+            f"{high:.5g} in {data.name}: bring them to [0, 1] before they are given to espalier, or say white="
+        )
     if not fitting or low < -1e-5 * fitting[0]:
         raise ValueError(
             f"expected images with levels from 0 to {'255, say' if white is None else white}, got {low:.4g} to {high:.4g} in "
@@ -98,7 +106,7 @@ def shifted(
     """
     if part not in PARTS:
         raise ValueError(f"expected a part of {', '.join(PARTS)}, got {part!r}")
-    if name not in CORRUPTIONS or severity not in SEVERITIES:
+    if name not in CORRUPTIONS or severity not in SEVERITIES or not isinstance(severity, int):
         known = ", ".join(CORRUPTIONS)
         raise ValueError(f"expected a corruption of {known} and a severity of 1 to 5, got {name!r}, {severity!r}")
     levels, split = levels_of(data, white), getattr(data, part)
@@ -109,7 +117,7 @@ def shifted(
 
 
 def out_of_distribution(
-    source: str,
+    source: str | Path,
     data: Data,
     *,
     part: str = "test",
@@ -129,13 +137,14 @@ def out_of_distribution(
     """
     if part not in PARTS or (count is not None and count < 1):
         raise ValueError(f"expected a part of {', '.join(PARTS)} and a count of at least 1, got {part!r}, {count}")
+    source = os.fspath(source)
     size = max(data.shape[1:]) if is_image(data.shape) and _is_folder(source) else None
     other = sets.load(source, data_dir=data_dir, validation=0.0, calibration=0.0, image_size=size, standardise="none")
     rows, y = getattr(other, part)
     if not len(y):
         raise ValueError(f"expected rows in the {part} split of {source}, got none: take its test or train split")
     own_rows = {data.hashes.get(name) for name in PARTS if len(getattr(data, name).y)}
-    if other.name == data.name or other.hashes[part] in own_rows:
+    if _same(other.name, data.name) or other.hashes[part] in own_rows:
         raise ValueError(f"expected another world than the run's own, got {source}, which it was trained on: name another set")
     index = torch.arange(len(y) if count is None else min(count, len(y)))
     if other.shape == data.shape and not is_image(data.shape):
@@ -153,6 +162,12 @@ def out_of_distribution(
         same = np.stack([_sized(image, data.shape[1:]) for image in _coloured(shown, data.shape[0])])
         out[start : start + 256] = own.standardised(same)
     return out
+
+
+def _same(one: str, other: str) -> bool:
+    """Two names of one set, or one file or folder by two paths."""
+    paths = [Path(name).expanduser() for name in (one, other)]
+    return one == other or (not {one, other} & set(sets.SETS) and all(p.exists() for p in paths) and paths[0].samefile(paths[1]))
 
 
 def _is_folder(source: str) -> bool:
