@@ -37,6 +37,7 @@ def infer(
     average_from: AverageFrom = 0.8,
     distill_epochs: int = 0,
     distill_rate: float = 0.02,
+    distill_masks: int = 1,
     training: Training = Training(),  # noqa: B008 - frozen
     seed: Seed = 0,
     watch: Watches = None,
@@ -48,12 +49,12 @@ def infer(
     are Z * u / keep_prob instead of Z * u. mask: one Z per weight, per input unit, or per filter. num_particles: masks a step.
     microbatches: parts of a batch, a mask each, at the price of one step. rule: how the topology moves.
     distill_epochs: passes over the training inputs after training; 0: it learns on the way, at no pass of its own.
-    distill_rate: peak of its learning rate.
+    distill_rate: peak of its learning rate. distill_masks: masks whose mean it is told; more than a step has cost a pass each.
     """
     streams = Streams(seed, find_device(training.device))
     keep_prob, followers = begin(drop_rate, model, data, training, seed=seed, rescale=rescale)
     model = prepare(model, data, training, keep_prob=keep_prob, rescale=rescale)
-    check(model, data, keep_prob < 1, distill_epochs, distill_rate)
+    check(model, data, keep_prob < 1, distill_epochs, distill_rate, distill_masks)
     topology = initial(model.shapes, sparsity, allocation, start, model.initial, streams.topology)
     guide = MaskedGuide(
         model, topology, keep_prob, rescale=rescale, mask=mask, num_particles=num_particles, microbatches=microbatches,
@@ -61,7 +62,7 @@ def infer(
     )  # fmt: skip
     schedule = schedules.rule(rule, delta_t, training.step_at(freeze, data), drop_fraction)
     if not distill_epochs:
-        followers.append(Woven.of(training, data, average_from, distill_rate))
+        followers.append(Woven.of(training, data, average_from, distill_rate, masks=distill_masks, seed=seed))
     first = Phase(watch)
     fit = train(
         model, guide, schedule, data, training=training, streams=streams, average_from=average_from, followers=followers,
@@ -69,5 +70,5 @@ def infer(
     )  # fmt: skip
     return fit if not distill_epochs else distill(
         fit, data, training=training, seed=seed, epochs=distill_epochs, learning_rate=distill_rate, microbatches=microbatches,
-        watch=first.next(),
+        masks=distill_masks, watch=first.next(),
     )  # fmt: skip

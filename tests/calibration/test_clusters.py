@@ -7,7 +7,7 @@ import pytest
 
 from budget import assert_rate
 from espalier import calibration
-from espalier.calibration.clusters import clustered_summary, design_effect, flattened
+from espalier.calibration.clusters import clustered_summary, dependence, flattened
 from espalier.calibration.scores import equal_width
 
 RNG = np.random.default_rng(5)
@@ -46,17 +46,17 @@ def test_design_effect_of_repeats_is_their_number_and_of_independent_labels_one(
     probs, y = world(2_000, 1)
     p, labels, count = flattened(probs.repeat(5, 1), y.repeat(5, 1))
     index = equal_width(p.max(1), 4)
-    effect = design_effect((p.argmax(1) == labels) - p.max(1), index, 4, count)
+    effect, root = dependence((p.argmax(1) == labels) - p.max(1), index, 4, count)
     filled = np.bincount(index, minlength=4) > 0
     np.testing.assert_allclose(effect[filled], 5, rtol=1e-12)
     assert (effect[~filled] == 1).all()
+    np.testing.assert_allclose(root @ root.T, np.eye(4), atol=1e-9)  # a repeated label is of one bin
     p, labels, count = flattened(*world(4_000, 5))
     index = equal_width(p.max(1), 4)
-    alone = design_effect((p.argmax(1) == labels) - p.max(1), index, 4, count)
+    alone, _ = dependence((p.argmax(1) == labels) - p.max(1), index, 4, count)
     assert alone.max() < 1.2
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_the_floor_is_the_mean_ece_of_calibrated_worlds():
     rng, found, floors = np.random.default_rng(7), [], []
@@ -76,6 +76,27 @@ def test_intervals_cover_where_labels_err_together():
         hits["ece_15"] += found["ece_15_interval"][0] <= 0.002  # calibrated: the population's error is 0
     assert_rate(hits["nll"], worlds, 0.9)
     assert hits["ece_15"] >= 0.88 * worlds
+
+
+def test_intervals_cover_where_an_example_errs_alike_in_all_its_bins():
+    """Images whose pixels lie in five bins, each image with an offset of its own in all of them: the population's error is .1."""
+    rng, worlds, hits = np.random.default_rng(9), 150, {"ece_15": 0, "adaptive_ece": 0}
+    for _ in range(worlds):
+        confidence = rng.uniform(0.6, 0.9, (50, 60))
+        wrong = rng.random((50, 60)) > confidence - 0.1 + rng.uniform(-0.17, 0.17, (50, 1))
+        found = clustered_summary(np.stack([confidence, 1 - confidence], -1), wrong.astype(int))
+        for name in hits:
+            low, high = found[f"{name}_interval"]
+            hits[name] += low <= 0.1 <= high
+    for name in hits:
+        assert_rate(hits[name], worlds, 0.95)
+
+
+def test_the_floor_of_sure_labels_is_that_of_the_labels_that_may_err():
+    confidence, rng = np.full((200, 50), 1 - 1e-5), np.random.default_rng(0)
+    probs = np.stack([confidence, 1 - confidence], -1)
+    found = clustered_summary(probs, (rng.random((200, 50)) > confidence).astype(int))
+    assert found["ece_15_floor"] == pytest.approx(calibration.ece_floor(probs.reshape(-1, 2)), rel=0.15)
 
 
 def clustered_nll(rng):

@@ -12,7 +12,7 @@ import pytest
 
 from espalier import calibration, runs
 from espalier.calibration import calibrators, comparison
-from espalier.grids import compare, report
+from espalier.grids import checks, compare, report
 from espalier.grids.grid import Cell, Grid, expand, read
 from espalier.prediction.evaluation import predictions
 from lines import CIGL, LINES, RIGL, InThisProcess, write
@@ -121,6 +121,7 @@ def test_a_list_of_baselines_and_costs_beside_the_dense_net_of_the_grid(tmp_path
         "MC-DP": {"run": CIGL, "predict": "redraw"},
         "Small": {"run": {"inference": "dense", "hidden": {0.8: [3]}}, "predict": "unmasked"},
         "Dense": {"run": {"inference": "dense"}, "predict": "unmasked", "sparsities": [0]},
+        "Small dense": {"run": {"inference": "dense", "hidden": [4]}, "predict": "unmasked", "sparsities": [0]},
     }
     base = {name: value for name, value in LINES["base"].items() if name != "delta_t"}
     methods["RigL"] = {**RIGL, "run": {**RIGL["run"], "delta_t": 4}}
@@ -146,9 +147,15 @@ def test_a_list_of_baselines_and_costs_beside_the_dense_net_of_the_grid(tmp_path
     assert small["inference_flops_relative"] == pytest.approx(74 * 3 / (74 * 16))  # over the big net, not over itself
     assert small["state_bytes_relative"] < 0.4
     assert rigl["train_flops_relative"] == pytest.approx(
-        outcome.cells[grid.cells[2].name]["facts"]["train_flops_relative"]
+        next(outcome.cells[c.name]["facts"] for c in grid.cells if c.method == "RigL")["train_flops_relative"]
     )
     assert "inference FLOPs ÷ dense" in page
+    beside = compare.gather(grid._replace(baselines=("Dense",)), tmp_path / "out")
+    assert {(pair.method, pair.sparsity) for pair in beside.differences} == {
+        ("RigL", 0.8), ("MC-DP", 0.8), ("Small", 0.8), ("Small dense", 0.0),
+    }  # fmt: skip
+    means = [np.mean([row["nll"] for (method, _), row in rows.items() if method == own]) for own in ("RigL", "Dense")]
+    assert beside.differences["RigL", "Dense", (), 0.8][1]["nll"].mean == pytest.approx(means[0] - means[1])
 
 
 def test_draws_that_are_one_network_are_refused_once_there_is_a_fit(tmp_path: Path) -> None:
@@ -158,6 +165,14 @@ def test_draws_that_are_one_network_are_refused_once_there_is_a_fit(tmp_path: Pa
     assert list(outcome.failures.values()) == [
         "expected draws that differ for predict redraw, but this fit is one network: `unmasked`"
     ]
+
+
+def test_methods_on_other_test_rows_are_refused_before_any_work(tmp_path: Path) -> None:
+    methods = {"RigL": RIGL, "Other": {**RIGL, "run": {**RIGL["run"], "split_seed": 1}}}
+    hands = InThisProcess()
+    with pytest.raises(ValueError, match="expected all methods scored on the same test rows, but those of Other are not"):
+        compare.compare(expand(LINES | {"methods": methods}), tmp_path, hands)
+    assert hands.did == []
 
 
 def test_a_regression_is_refused_before_any_work(tmp_path: Path) -> None:
@@ -215,11 +230,11 @@ def test_a_run_of_another_default_is_refused_and_one_of_fewer_options_is_not(
     name = next(iter(grid.runs))
     copy = tmp_path / "runs" / name
     shutil.copytree(out / "runs" / name, copy)
-    compare.check_runs(grid, tmp_path)
+    checks.check_runs(grid, tmp_path)
     config = copy / "config.yaml"
     written = config.read_text().splitlines(keepends=True)
     config.write_text("".join(line for line in written if not line.startswith("momentum:")))  # before there was such an option
-    compare.check_runs(grid, tmp_path)
+    checks.check_runs(grid, tmp_path)
     config.write_text("".join("momentum: 0.5\n" if line.startswith("momentum:") else line for line in written))
     with pytest.raises(ValueError, match=f"expected momentum 0.9 in run {name}, .* with 0.5, the default before: choose another"):
         compare.compare(grid, tmp_path, InThisProcess())

@@ -22,8 +22,8 @@ over: {regime: {short: {epochs: 2}, long: {}}}
 sparsities: [0.5, 0.9]
 seeds: [0, 1]
 methods:
-  RigL: {run: {inference: rigl}, predict: unmasked}
   RigL + TS: {run: {inference: rigl}, predict: unmasked, calibrate: temperature}
+  RigL: {run: {inference: rigl}, predict: unmasked}
   CigL: {run: {inference: cigl, drop_rate: 0.1}, predict: ticket}
 """
 
@@ -65,7 +65,7 @@ def test_every_figure_is_written(drawn) -> None:
 def test_a_score_against_density_is_the_mean_of_the_cells_with_its_t_interval(drawn) -> None:
     grid, outcome, out = drawn
     picture = dict(figures(grid, outcome, out))["density-long-nll"]
-    assert [curve.label for curve in picture.curves] == ["RigL", "RigL + TS", "CigL"]
+    assert [curve.label for curve in picture.curves] == ["RigL + TS", "RigL", "CigL"]
     curve = picture.curves[2]
     assert np.asarray(curve.x) == pytest.approx([10, 50])
     for x, mean, low, high in zip(curve.x, curve.y, curve.low, curve.high, strict=True):

@@ -159,6 +159,21 @@ def test_a_runs_name_depends_on_its_options_and_its_files_but_not_on_where_they_
     assert name(tmp_path) != first
 
 
+def test_a_folder_of_images_counts_by_names_and_sizes(tmp_path: Path) -> None:
+    (tmp_path / "pictures" / "cat").mkdir(parents=True)
+    (tmp_path / "pictures" / "cat" / "0.png").write_bytes(b"one")
+
+    def digest(data: str) -> str:
+        lines = {"base": {"model": "mlp", "data": data}, "sparsities": [0.5], "methods": {"RigL": RIGL}}
+        return next(iter(expand(lines, tmp_path).runs)).split("-")[-1]
+
+    first = digest("pictures")
+    (tmp_path / "pictures").rename(tmp_path / "moved")
+    assert digest("moved") == first
+    (tmp_path / "moved" / "cat" / "0.png").write_bytes(b"another")
+    assert digest("moved") != first
+
+
 def test_a_cells_name_depends_on_what_its_scores_depend_on() -> None:
     (first,) = grid().cells
     changes: list[dict[str, Any]] = [
@@ -218,6 +233,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no sparsities": ({"sparsities": None}, "expected sparsities as a list"),
     "seeds twice": ({"seeds": [0, 0]}, r"expected seeds as a list of different whole numbers from 0 to .*, got \[0, 0\]"),
     "names twice": ({"over": {"a": {"x": {}}, "b": {"x": {}}}}, "expected names of variants that differ, got x, x"),
+    "an axis called baseline": ({"over": {"baseline": {"x": {}}}}, "expected another name for the axis 'baseline'"),
     "an axis called seed": ({"over": {"seed": {"x": {}}}}, "expected another name for the axis 'seed'"),
     "no fresh masks": ({"num_samples": 0}, "expected num_samples from 1 to 10,000, got 0"),
     "too many fresh masks": ({"num_samples": 10**9}, "expected num_samples from 1 to 10,000"),

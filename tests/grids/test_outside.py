@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from scipy.special import softmax
 from sklearn.metrics import roc_auc_score
 
 from espalier import calibration, runs
-from espalier.grids import compare, report
+from espalier.data import load, out_of_distribution
+from espalier.grids import compare, outside, report
 from espalier.grids.grid import expand
 from espalier.prediction import OnePass
 from lines import InThisProcess
@@ -40,14 +42,14 @@ def test_a_cell_is_told_from_another_world_by_what_it_predicts(tmp_path: Path) -
     by_name = {cell.method: (cell, outcome.cells[cell.name]["scores"]) for cell in grid.cells}
     folders = {method: [tmp_path / "out" / "runs" / name for name in cell.runs] for method, (cell, _) in by_name.items()}
     data = runs.data_of(folders["RigL"][0])
-    outside = compare.world(text["outside"], data, None)
-    assert outside.shape == (30, 1, 8, 8)  # its own test split
+    elsewhere = compare.world(text["outside"], data, None)
+    assert elsewhere.shape == (30, 1, 8, 8)  # its own test split
 
     def area(inside: np.ndarray, other: np.ndarray) -> float:
         return float(roc_auc_score([0] * len(inside) + [1] * len(other), np.concatenate([inside, other])))
 
     fit = runs.load(folders["CigL"][0])
-    draws = [fit.predict(x, "redraw", num_samples=4).numpy() for x in (data.test.x, outside)]
+    draws = [fit.predict(x, "redraw", num_samples=4).numpy() for x in (data.test.x, elsewhere)]
     scores = by_name["CigL"][1]
     for name, score in calibration.UNCERTAINTIES.items():
         assert scores[f"auroc_{name}"] == pytest.approx(area(*map(score, draws)), abs=1e-9)
@@ -55,7 +57,7 @@ def test_a_cell_is_told_from_another_world_by_what_it_predicts(tmp_path: Path) -
         assert low < scores[f"auroc_{name}"] < high
     assert "auroc_mutual_information" not in by_name["RigL"][1]  # one network, which has scores of its features
     alone = OnePass(runs.load(folders["RigL"][0]), data, "unmasked")
-    inside, other = (alone.uncertainties(x) for x in (data.test.x, outside))
+    inside, other = (alone.uncertainties(x) for x in (data.test.x, elsewhere))
     for name in inside:
         assert by_name["RigL"][1][f"auroc_{name}"] == pytest.approx(area(inside[name], other[name]), abs=1e-9)
     assert "auroc_density" not in scores
@@ -64,7 +66,7 @@ def test_a_cell_is_told_from_another_world_by_what_it_predicts(tmp_path: Path) -
     assert [fit.record.get("loss") for fit in members] == ["dro:0.5", None]
     assert folders["DRO"][0] != folders["RigL"][0]
     pooled = []
-    for x in (data.test.x, outside):
+    for x in (data.test.x, elsewhere):
         logits = [member.predict(x, "unmasked")[0].log().numpy() for member in members]
         pooled.append(softmax(sum(logits) / 2, -1))
     scores = by_name["DRO"][1]
@@ -75,7 +77,7 @@ def test_a_cell_is_told_from_another_world_by_what_it_predicts(tmp_path: Path) -
     cell, scores = by_name["RigL + TS"]
     t = outcome.cells[cell.name]["facts"]["temperature"]
     fit = runs.load(folders["RigL"][0])
-    warm = [softmax(fit.predict(x, "unmasked")[0].log().numpy() / t, -1) for x in (data.test.x, outside)]
+    warm = [softmax(fit.predict(x, "unmasked")[0].log().numpy() / t, -1) for x in (data.test.x, elsewhere)]
     expected = area(*(calibration.predictive_entropy(p[None]) for p in warm))
     assert scores["auroc_predictive_entropy"] == pytest.approx(expected, abs=1e-9)
     page = report.summary(grid, outcome)
@@ -104,3 +106,23 @@ def test_a_cell_has_another_name_where_its_scores_differ() -> None:
     pooled = {**lines, "methods": {"A": {**RIGL, "members": 2, "pool": "logits"}}}
     names = {expand(one).cells[0].name for one in (lines, pooled, {**lines, "outside": "mnist"})}
     assert len(names) == 3
+
+
+def test_another_world_lies_beside_its_grid_and_counts_by_content(tmp_path: Path) -> None:
+    lines = {"base": {"model": "mlp", "data": "digits"}, "sparsities": [0.5], "methods": {"A": RIGL}, "outside": "noise.npz"}
+    names = []
+    for seed in (0, 1):
+        np.savez(tmp_path / "noise.npz", x=np.random.default_rng(seed).random((20, 1, 8, 8)), y=np.arange(20) % 2)
+        grid = expand(lines, tmp_path)
+        assert grid.outside == str(tmp_path / "noise.npz")
+        names.append(grid.cells[0].name)
+    assert len(set(names)) == 2
+
+
+def test_another_world_is_brought_to_the_form_of_each_run(tmp_path: Path) -> None:
+    """Data whose rows are the same as stored, and standardised for one of two."""
+    np.savez(tmp_path / "noise.npz", x=np.random.default_rng(0).random((20, 1, 8, 8)), y=np.arange(20) % 2)
+    both = [load("digits", standardise=how) for how in ("all", "none", "all")]
+    found = [outside.world(str(tmp_path / "noise.npz"), data, None) for data in both]
+    for ours, data in zip(found, both, strict=True):
+        assert torch.equal(ours, out_of_distribution(tmp_path / "noise.npz", data))

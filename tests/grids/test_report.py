@@ -54,6 +54,19 @@ def test_the_page_says_which_interval_is_which_and_shows_every_seed(done: tuple[
     assert [float(row["ece_15"]) for row in reread] == [r["ece_15"] for r in report.cell_rows(grid, outcome)]
 
 
+def test_a_seed_that_failed_keeps_its_place(done: tuple[Grid, Path, compare.Outcome]) -> None:
+    grid, _, outcome = done
+    (first,) = (cell for cell in grid.cells if (cell.method, cell.seed) == ("CigL", 0))
+    left = outcome._replace(cells={name: own for name, own in outcome.cells.items() if name != first.name})
+    assert re.search(r"\| CigL \| –, [0-9.]+ \| –, ", report.every_seed(grid, left))
+    assert "| CigL |" in report.summary(grid, left)
+
+
+def test_an_interval_on_one_side_of_0_is_not_shown_as_0() -> None:
+    assert report._interval((-2e-5, -0.01)) == "[-2e-05, -0.0100]"
+    assert report._interval((0.0, 5e-5)) == "[+0.0000, +0.0001]"
+
+
 def test_one_seed_has_no_t_interval_and_the_page_says_what_is_missing(done: tuple[Grid, Path, compare.Outcome]) -> None:
     _, out, _ = done
     grid = expand(LINES | {"seeds": [0]})

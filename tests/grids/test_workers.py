@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -22,7 +23,7 @@ from commands import spoken
 from espalier import runs, store
 from espalier.grids import compare, report
 from espalier.grids.grid import expand, read
-from espalier.grids.workers import Cluster, workers
+from espalier.grids.workers import Cluster, Processes, workers
 from hashed import timeless
 from lines import CIGL, LINES, RIGL, InThisProcess, write
 from places import HELPERS
@@ -54,6 +55,22 @@ def infer(model, data, *, sparsity: float = 0.9, training: Training = Training()
     own = shelf.load("inference", "rigl")
     return own(model, data, sparsity=sparsity, training=training, seed=seed, watch=watch, delta_t=4)
 '''
+
+
+def leaves(item: int) -> None:
+    sys.exit(item)
+
+
+def test_a_task_that_leaves_is_a_failure_and_one_that_is_killed_in_its_sleep_is_replaced() -> None:
+    with Processes(1) as processes:
+        ((_, failure),) = processes(leaves, deque([3]))
+        assert failure is not None
+        assert failure.sentence == "SystemExit: 3"
+        (idle,) = processes.idle
+        os.kill(idle.pid.result(), signal.SIGKILL)
+        while not idle.pool._broken:
+            time.sleep(0.01)
+        assert [item for item, _ in processes(leaves, deque([4]))] == [4]
 
 
 def test_a_run_that_fails_or_dies_is_reported_and_tried_again(tmp_path: Path) -> None:

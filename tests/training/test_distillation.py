@@ -130,6 +130,19 @@ def test_each_part_of_a_batch_is_told_of_under_a_mask_of_its_own() -> None:
 
 
 @pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("parts", [1, 2])
+def test_of_several_masks_a_step_it_is_told_the_mean(parts: int) -> None:
+    fit = masked_fit()
+    replay, streams = Replay(fit), Streams([5, STREAM], CPU)
+    x = toy().train.x[torch.randperm(BATCH, generator=streams.order)]
+    told = [torch.cat([replay.target(part, z_of(fit, streams.mask)) for part in x.chunk(parts)]) for _ in range(3)]
+    gradients = torch.autograd.grad(replay.loss(x, sum(told) / 3), replay.student)
+    once(fit, toy(), microbatches=parts, masks=3)
+    for after, before, gradient in zip(student_of(fit), replay.student, gradients, strict=True):
+        close(after, before - 0.1 * (1 + 0.9) * gradient)
+
+
+@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("mask", ["weight", "unit"])
 def test_distillation_is_nesterov_s_sgd_on_that_loss_under_a_cosine(mask: str) -> None:
     fit, data, epochs, rate = masked_fit(mask=mask), toy(5 * BATCH + 3), 4, 0.2
@@ -154,7 +167,7 @@ def test_distillation_is_nesterov_s_sgd_on_that_loss_under_a_cosine(mask: str) -
     for number, row in enumerate(fit.history[1:]):
         assert row["loss"] == pytest.approx(sum(losses[5 * number : 5 * number + 5]) / 5, rel=1e-10)
     facts = {name: fact for name, fact in fit.record["distilled"].items() if name != "information"}
-    assert facts == {"epochs": 4, "learning_rate": 0.2, "loss": fit.history[-1]["loss"]}
+    assert facts == {"epochs": 4, "learning_rate": 0.2, "masks": 1, "loss": fit.history[-1]["loss"]}
 
 
 @pytest.mark.usefixtures("float64")

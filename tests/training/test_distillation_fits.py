@@ -70,7 +70,7 @@ def test_statistics_of_the_distilled_net_are_its_own() -> None:
         torch.testing.assert_close(fit.ticket("distilled")(x).softmax(-1), expected, rtol=0, atol=2e-5)
 
 
-WRONG = {"drop_rate": 0.0, "distill_epochs": -1, "distill_rate": 0.0}
+WRONG = {"drop_rate": 0.0, "distill_epochs": -1, "distill_rate": 0.0, "distill_masks": 0}
 
 
 @pytest.mark.parametrize("option", WRONG)

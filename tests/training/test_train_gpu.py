@@ -92,13 +92,14 @@ def test_draws_do_not_wait_for_the_gpu_one_by_one() -> None:
     assert many == few
 
 
-def test_steps_do_not_wait_for_the_gpu() -> None:
+@pytest.mark.parametrize("masks", [1, 3])
+def test_steps_do_not_wait_for_the_gpu(masks: int) -> None:
     """Nor a student's: what waits is there once an epoch, however many steps it has."""
     infer, data = load_program("inference", "distilled"), load_data("digits")
 
     def trained(batch_size: int) -> None:
         training = Training(epochs=6, batch_size=batch_size, device="cuda")
-        infer(conv_net(), data, sparsity=0.8, drop_rate=0.1, delta_t=10**6, training=training)
+        infer(conv_net(), data, sparsity=0.8, drop_rate=0.1, delta_t=10**6, distill_masks=masks, training=training)
 
     waits(partial(trained, 64))
     few, many = waits(partial(trained, 128)), waits(partial(trained, 16))

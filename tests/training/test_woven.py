@@ -16,12 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from espalier import BayesianNetwork, Data, Split, Training, calibration
+from espalier.distributions.masked import draw_keep
 from espalier.guides.masked import MaskedGuide
 from espalier.inference import cigl, distilled
 from espalier.prediction.fit import Fit
 from espalier.training import objective
 from espalier.training.finite import Finite
-from espalier.training.woven import BEGINS, Woven
+from espalier.training.streams import own_stream
+from espalier.training.woven import BEGINS, STREAM, Woven
 from fitted import digits
 from toys import net, toy
 from watches import Recorder
@@ -39,11 +41,12 @@ def fitted(**options: Any) -> Fit:
 
 
 class Listener:
-    """Writes down what a student is told."""
+    """Writes down what a student is told, and of whom it could be told more."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.heard: list[tuple[Tensor, Tensor]] = []
         self.began: list[Tensor] = []
+        self.teachers: list[list[Tensor]] = []
         real = Woven.after
 
         def after(
@@ -52,27 +55,41 @@ class Listener:
             if taken > woven.first:
                 biases = [tensor.detach().clone() for name, tensor in model.state_dict().items() if "bias" in name]
                 self.began = self.began or [guide.values.detach() * KEEP, *biases]
+                self.teachers.append([guide.values.detach().clone(), *biases])
                 self.heard.append((x.clone(), torch.stack(list(outputs))))
             real(woven, taken, x, outputs, model, guide)
 
         monkeypatch.setattr(Woven, "after", after)
 
 
+def logits_of(positions: Tensor, network: Sequence[Tensor], x: Tensor) -> Tensor:
+    dense = torch.zeros(24).index_put((positions,), network[0])
+    hidden = torch.tanh(F.linear(x, dense[:12].reshape(4, 3), network[1]))
+    return F.linear(hidden, dense[12:].reshape(3, 4), network[2])
+
+
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("draws", [1, 3])
-def test_it_is_nesterov_sgd_towards_the_masked_outputs_by_plain_torch(draws: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("draws", "parts", "masks"), [(1, 1, 1), (3, 1, 1), (1, 1, 4), (3, 1, 2), (2, 2, 3)])
+def test_it_is_nesterov_sgd_towards_the_masked_outputs_by_plain_torch(
+    draws: int, parts: int, masks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of the training's own draws, and of as many more as it is to be told the mean of."""
     listener = Listener(monkeypatch)
-    fit = fitted(num_particles=draws)
+    fit = fitted(num_particles=draws, microbatches=parts, distill_masks=masks)
     assert {len(output) for _, output in listener.heard} == {draws}
+    positions, stream = fit.topology.positions, own_stream(OPTIONS["seed"], STREAM)
     steps = len(listener.heard)
     assert steps == round(0.15 * 2 * EPOCHS)
     student = [tensor.clone().requires_grad_() for tensor in listener.began]
     momenta = [torch.zeros_like(tensor) for tensor in student]
-    for number, (x, output) in enumerate(listener.heard, 1):
-        dense = torch.zeros(24).index_put((fit.topology.positions,), student[0])
-        hidden = torch.tanh(F.linear(x, dense[:12].reshape(4, 3), student[1]))
-        logits = F.linear(hidden, dense[12:].reshape(3, 4), student[2])
-        loss = -(output.softmax(-1).mean(0) * logits.log_softmax(-1)).sum() / len(x)
+    for number, ((x, output), (values, *biases)) in enumerate(zip(listener.heard, listener.teachers, strict=True), 1):
+        told = [*output.softmax(-1)]
+        for _ in range(masks - draws):
+            zs = [draw_keep(len(positions), KEEP, torch.device("cpu"), stream) for _ in range(parts)]
+            said = [logits_of(positions, [values * z, *biases], part) for z, part in zip(zs, x.chunk(parts), strict=True)]
+            told.append(torch.cat(said).softmax(-1))
+        logits = logits_of(positions, student, x)
+        loss = -(torch.stack(told).mean(0) * logits.log_softmax(-1)).sum() / len(x)
         gradients = torch.autograd.grad(loss, student)
         rate = RATE / 2 * (1 + math.cos(math.pi * (number - 1) / steps))
         for tensor, momentum, gradient in zip(student, momenta, gradients, strict=True):
@@ -84,9 +101,10 @@ def test_it_is_nesterov_sgd_towards_the_masked_outputs_by_plain_torch(draws: int
         torch.testing.assert_close(mine, theirs.detach(), rtol=1e-9, atol=1e-9)
 
 
-def test_the_teacher_does_not_notice() -> None:
+@pytest.mark.parametrize("masks", [1, 4])
+def test_the_teacher_does_not_notice(masks: int) -> None:
     alone = cigl.infer(BayesianNetwork(net()), toy(), training=TRAINING, **OPTIONS)
-    watched = fitted()
+    watched = fitted(distill_masks=masks)
     for mine, theirs in zip(watched.pairs[:2], alone.pairs[:2], strict=True):
         assert torch.equal(mine, theirs)
     assert [row["loss"] for row in watched.history] == [row["loss"] for row in alone.history]
@@ -196,9 +214,11 @@ class Aside(nn.Module):
         return {"logits": self.b(h), "aside": self.unused(h)}
 
 
-def test_a_student_resumes_with_all_that_it_began_with() -> None:
+@pytest.mark.parametrize("masks", [1, 3])
+def test_a_student_resumes_with_all_that_it_began_with(masks: int) -> None:
     def run(watch: Recorder) -> Fit:
-        return distilled.infer(BayesianNetwork(Aside(), output="logits"), toy(), training=TRAINING, watch=watch, **OPTIONS)
+        model, options = BayesianNetwork(Aside(), output="logits"), {**OPTIONS, "distill_masks": masks}
+        return distilled.infer(model, toy(), training=TRAINING, watch=watch, **options)
 
     seen = Recorder()
     whole = run(seen)

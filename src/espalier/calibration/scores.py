@@ -205,13 +205,13 @@ def _bisect(accepts: Callable[[float], bool], no: float, yes: float) -> float:
 
 def gap_interval(
     confidence: Floats, hit: Floats, index: Ints, num_bins: int, level: float, seed: int, num_worlds: int = NUM_WORLDS,
-    effect: Floats | float = 1.0,
+    effect: Floats | float = 1.0, root: Floats | None = None,
 ) -> Interval:  # fmt: skip
-    """`ece_interval` of any confidences `(n,)` in bins `index`; `effect` `(B,)` multiplies the variance of each bin."""
+    """`ece_interval` of any confidences `(n,)` in bins `index`; effect `(B,)`, root `(B, B)`: of `clusters.dependence`."""
     n, tail, share = len(index), _tail(level), np.bincount(index, minlength=num_bins) / len(index)
     gap, said = _gaps(index, hit - confidence, num_bins), _gaps(index, confidence, num_bins)
     depth, observed = np.abs(gap), float(np.abs(gap).sum())
-    noise = np.random.default_rng(seed).standard_normal((num_worlds, num_bins))
+    noise = np.random.default_rng(seed).standard_normal((num_worlds, num_bins)) @ (np.eye(num_bins) if root is None else root.T)
     # Were the hit rate c + g, Var(hit - c) would be c (1 - c) + g (1 - 2c): linear in the true gap.
     variance = effect * _gaps(index, confidence * (1 - confidence), num_bins) / n
     tilt = effect * (share - 2 * said) / (np.where(share > 0, share, 1) * n)
@@ -266,11 +266,11 @@ def adaptive_ece_interval(
 
 def classwise_ece_interval(
     probs: ArrayLike, labels: ArrayLike, num_bins: int = NUM_BINS, level: float = LEVEL, seed: int = SEED,
-    effect: Callable[[Floats, Ints], Floats | float] = lambda residual, index: 1.0,
+    effect: Callable[[Floats, Ints], tuple[Floats | float, Floats | None]] = lambda residual, index: (1.0, None),
 ) -> Interval:  # fmt: skip
     """A confidence interval for the population's `classwise_ece`: the mean of the classes' intervals, each at the level
     1 - (1 - level) / C, so that all hold together (Bonferroni). Conservative, and slow beyond some twenty classes. effect: of
-    residuals and their bins, `gap_interval`'s."""
+    residuals and their bins, what `gap_interval` is told."""
     p, y = classification(probs, labels)
     count = p.shape[1]
     own_level = 1 - (1 - level) / count
@@ -278,7 +278,7 @@ def classwise_ece_interval(
     ends = []
     for own, hit in zip(p.T, (y == np.arange(count)[:, None]).astype(float), strict=True):
         index = equal_width(own, num_bins)
-        ends.append(gap_interval(own, hit, index, num_bins, own_level, seed, num_worlds, effect(hit - own, index)))
+        ends.append(gap_interval(own, hit, index, num_bins, own_level, seed, num_worlds, *effect(hit - own, index)))
     return float(np.mean([low for low, _ in ends])), float(np.mean([high for _, high in ends]))
 
 

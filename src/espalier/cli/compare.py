@@ -25,7 +25,8 @@ def compare(words: list[str]) -> int:
     from espalier import store
     from espalier.cli.progress import comparing
     from espalier.grids import figures, report
-    from espalier.grids.compare import WRITTEN, check_data, epochs_done, plan
+    from espalier.grids.checks import check_data
+    from espalier.grids.compare import WRITTEN, epochs_done, plan
     from espalier.grids.compare import compare as execute
     from espalier.grids.grid import read
     from espalier.grids.workers import workers

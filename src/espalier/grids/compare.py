@@ -20,12 +20,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from espalier import calibration, data, runs, store
+from espalier import calibration, runs, store
 from espalier.calibration import comparison
 from espalier.calibration.calibrators import CALIBRATORS
 from espalier.calibration.comparison import Difference, Scores, Summary
 from espalier.contracts import Data, Split
 from espalier.data.streamed import selected
+from espalier.grids.checks import check_data, check_runs
 from espalier.grids.grid import Cell, Grid
 from espalier.grids.outside import detections, world
 from espalier.grids.workers import Failure, Workers
@@ -35,14 +36,11 @@ from espalier.prediction.ensemble import Ensemble
 from espalier.prediction.evaluation import Predictions, predictions, split_of
 from espalier.prediction.fit import Fit
 from espalier.prediction.predictor import Predictor
-from espalier.runs import lines
 from espalier.runs.recipes import Recipe
 from espalier.runs.trust import told
 from espalier.training.streams import find_device
 from espalier.training.watch import EVERY, Watch, check_every
 
-PLACES = {"model", "inference", "data", "init", "data_dir"}
-"""Options that say where something lies."""
 WRITTEN = ("table.md", "cells.csv", "differences.csv", "grid.yaml", "cells.parquet")
 """What tells the folder of a grid."""
 TRAIN_ROWS = 10_000
@@ -158,35 +156,6 @@ def do(out: Path, every: float, how: tuple[int, str, str | None], task: Task) ->
         score(out, *how, task)
     else:
         train(out, every, task)
-
-
-def check_runs(grid: Grid, out: Path) -> None:
-    """Raises ValueError where a run that is in OUT was begun with other options than the grid's, as a default has changed since
-    (what is at its default is not in a run's name)."""
-    for name, recipe in grid.runs.items():
-        config = out / "runs" / name / "config.yaml"
-        if config.is_file():
-            own, written = plain(recipe.config()), lines.options(lines.read(config, "a recipe file"), str(config))
-            for option in sorted(own.keys() & written.keys() - PLACES):
-                if own[option] != written[option]:
-                    raise ValueError(
-                        f"expected {option} {own[option]} in run {name}, which is in {out} with {written[option]}, the default "
-                        "before: choose another --out, or say the option in the grid"
-                    )
-
-
-def check_data(grid: Grid) -> None:
-    """Are the data there, and labels to score? Every set of the grid is loaded once. Raises ValueError or OSError."""
-    for recipe in {store.canonical([r.data, r.of("data")]): r for r in grid.runs.values()}.values():
-        loaded = data.load(recipe.data, **recipe.of("data"))
-        if loaded.num_classes is None:
-            raise ValueError(
-                f"expected classes to score, but {recipe.data} has real-valued targets: use espalier evaluate"
-            )
-        if split_of(loaded, grid.split).y.dim() > 1:
-            raise ValueError(f"expected one label per example to compare, but {recipe.data} has several: use espalier evaluate")
-        if grid.outside is not None:
-            world(grid.outside, loaded, recipe.options["data_dir"])
 
 
 # --- Runs ---------------------------------------------------------------------------------------------------------
@@ -337,7 +306,7 @@ def cell_facts(fits: Sequence[Fit], folders: Sequence[Path], cell: Cell, num_sam
     measured = [store.read_json(folder / "progress.json") for folder in folders if (folder / "progress.json").is_file()]
     passes = {"pairs": len(fits[0].pairs.values), "redraw": num_samples}
     facts: dict[str, float] = {
-        "num_weights": fits[0].topology.num_weights,
+        "num_weights": sum(fit.topology.num_weights for fit in fits),
         "num_active": sum(fit.topology.num_active for fit in fits),
         "passes": len(fits) * passes.get(cell.predict, 1),
         **costs.ensemble([costs.costs(fit, cell.predict, num_samples=num_samples) for fit in fits]),
@@ -378,7 +347,9 @@ def gather(grid: Grid, out: Path, failures: Mapping[str, str] | None = None) -> 
     differences = {}
     for (point, own), baseline in product(scores.items(), grid.baselines):
         pair = Pair(point[0], baseline, *point[1:])
-        reference = scores.get((baseline, *point[1:]), {})
+        levels = {cell.sparsity for cell in grid.cells if cell.method == baseline}
+        # One that is dense alone is what every point is set against.
+        reference = scores.get((baseline, pair.variant, 0.0 if levels == {0.0} else pair.sparsity), {})
         shared = tuple(sorted(own.keys() & reference.keys()))
         if pair.method == baseline or not shared:
             continue

@@ -103,20 +103,21 @@ def along_training(grid: Grid, cells: Sequence[Cell], out: Path, title: str) -> 
     """The validation ECE of the posterior mean after every epoch, mean over seeds; one curve per kind of run. A finished cell
     needs its run no more, and stands in no curve without it."""
     seen: dict[tuple[str, ...], str] = {}
-    for cell in cells:  # methods that share their runs share their curve
+    for cell in sorted(cells, key=lambda cell: cell.calibrate is not None):  # methods that share their runs share a curve
         seen.setdefault(cell.runs, cell.method)
     single = [cell for cell in cells if seen[cell.runs] == cell.method and len(cell.runs) == 1]
     first = [cell for cell in single if _history_of(out, cell).is_file()]
     histories = {cell.name: _history(out, cell) for cell in first}
-    length = min((len(history) for history in histories.values()), default=0)
-    if length < 2:
+    curves = []
+    for method in grid.methods:
+        own = [histories[cell.name] for cell in first if cell.method == method]
+        length = min(map(len, own), default=0)
+        if length > 1:
+            mean = np.mean([history[:length] for history in own], axis=0)
+            curves.append(Curve(method, np.arange(1, length + 1, dtype=np.float64), mean))
+    if not curves:
         return None
-
-    def one(cell: Cell) -> Floats:
-        return histories[cell.name][:length]
-
-    curves = _mean_curves(grid, first, one, np.arange(1, length + 1, dtype=np.float64))
-    return Picture(f"{title}: along training", "epoch", "validation ECE of the posterior mean", curves)
+    return Picture(f"{title}: along training", "epoch", "validation ECE of the posterior mean", tuple(curves))
 
 
 def _history_of(out: Path, cell: Cell) -> Path:

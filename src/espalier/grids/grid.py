@@ -46,6 +46,10 @@ from espalier.runs.recipes import Recipe, as_word, options, resolve
 from espalier.training.options import Training
 
 MOST_CELLS, MOST_MEMBERS, MOST_DRAWS = 10_000, 100, 10_000
+COLUMNS = {
+    "method", "sparsity", "seed", "seeds", "baseline", "score", "difference", "verdict", "predict", "calibrate", "runs", "error",
+}  # fmt: skip
+"""Of the tables, beside scores and facts: no axis may be called so."""
 KEYS = ("base", "over", "sparsities", "seeds", "methods", "baseline", "num_samples", "split", "outside")
 
 
@@ -136,6 +140,7 @@ def expand(written: Mapping[str, Any], folder: Path = Path(), source: Path | Non
     outside = written.get("outside")
     if not isinstance(outside, str | None):
         raise ValueError(f"expected outside as the name of a set of images, a folder or an archive, got {outside!r}")
+    outside = None if outside is None else _located("data", outside, folder)
 
     runs: dict[str, Recipe] = {}
     cells: list[Cell] = []
@@ -180,8 +185,7 @@ def _axes(written: Any) -> dict[str, dict[str, dict[str, Any]]]:
     every = [name for names in axes.values() for name in names]
     if len(set(every)) < len(every):
         raise ValueError(f"expected names of variants that differ, got {', '.join(every)}: options are given per name")
-    reserved = {"method", "sparsity", "seed"} & set(axes)
-    if reserved:
+    if reserved := COLUMNS & set(axes):
         raise ValueError(f"expected another name for the axis {min(reserved)!r}: the table has a column of that name")
     return axes
 
@@ -304,7 +308,8 @@ def _member_seeds(seed: int, members: int) -> Iterator[int]:
 
 def _run_name(recipe: Recipe, sparsity: float) -> str:
     """Readable, and told apart by all that the run depends on and that is not at its default, so that an option which a later
-    version brings renames no run. Files count by content, the data's folder not at all."""
+    version brings renames no run. Files count by content, a folder of images by names and sizes, where named sets lie not at
+    all."""
     usual = _defaults(recipe.model, recipe.inference)
     config = {
         name: _identity(name, value) for name, value in plain(recipe.config()).items()
@@ -322,8 +327,14 @@ def _defaults(model: str, inference: str) -> dict[str, Any]:
 def _identity(name: str, value: Any) -> Any:
     if name == "label_noise" and (noise := file_of(value)) and noise[0].is_file():
         return [_file_digest(str(noise[0]), noise[0].stat().st_mtime_ns), noise[1]]
-    is_file = name in ("model", "inference", "data", "init") and isinstance(value, str) and Path(value).is_file()
-    return _file_digest(value, Path(value).stat().st_mtime_ns) if is_file else value
+    if name not in ("model", "inference", "data", "init") or not isinstance(value, str):
+        return value
+    path = Path(value)
+    if path.is_file():
+        return _file_digest(value, path.stat().st_mtime_ns)
+    if name == "data" and value not in data.names() and path.is_dir():  # as its splits' hashes have it
+        return _digest(sorted((str(file.relative_to(path)), file.stat().st_size) for file in path.rglob("*") if file.is_file()))
+    return value
 
 
 @functools.cache
@@ -336,7 +347,8 @@ def _cell(
     num_samples: int, split: str, outside: str | None,
 ) -> Cell:  # fmt: skip
     facts = {"runs": list(used), "predict": method.predict, "calibrate": method.calibrate, "split": split}
-    facts |= ({"outside": outside} if outside else {}) | ({"pool": method.pool} if method.pool != "probabilities" else {})
+    facts |= {"outside": _identity("data", outside)} if outside else {}
+    facts |= {"pool": method.pool} if method.pool != "probabilities" else {}
     digest = _digest({**facts, "num_samples": num_samples})
     file = f"{slug('-'.join([name, *variant, f'{sparsity:g}']))}-s{seed}-{digest}"
     return Cell(name, variant, sparsity, seed, used, method.predict, method.calibrate, file, method.pool)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from espalier import data
+from espalier import data, nested
 from espalier.calibration import UNCERTAINTIES, auroc_interval
 from espalier.contracts import Data
 from espalier.prediction.evaluation import Predictions
@@ -27,7 +27,8 @@ _KNOWN: dict[tuple[str, str, str], Tensor] = {}
 
 def world(source: str, own: Data, data_dir: str | None) -> Tensor:
     """`data.out_of_distribution`, once for all cells on the same data. Raises ValueError as that does."""
-    key = source, own.hashes.get("test", own.name), str(data_dir)
+    scale = [leaf.tolist() for leaf in nested.leaves(own.input_scale) if isinstance(leaf, Tensor)]  # the hashes are before it
+    key = source, own.hashes.get("test", own.name), f"{own.shape} {scale} {data_dir}"
     if key not in _KNOWN:
         _KNOWN.clear()
         _KNOWN[key] = data.out_of_distribution(source, own, data_dir=data_dir)

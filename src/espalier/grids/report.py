@@ -52,7 +52,8 @@ Mean over seeds (standard deviation). Training accuracy and NLL, over at most {T
 same way to predict, tell the regime: where they are near 1 and 0 the network interpolates. `its floor` is the ECE that a
 perfectly calibrated predictor of these confidences would score, `debiased` the ECE less its estimated bias. `passes`:
 networks evaluated for one prediction. `÷ dense`: over the dense network of the grid, where it has one (`costs.py`; the time
-of a step over its mean in the same run of the grid, on whatever else the machine did then).
+of a step over its mean in the same run of the grid, on whatever else the machine did then). A difference of ECEs is one of these
+estimates, floors included: of two arms without any error, the one with the higher floor may be lost.
 """
 
 
@@ -93,13 +94,16 @@ def cell_rows(grid: Grid, outcome: Outcome) -> list[Row]:
 def dense_costs(grid: Grid, outcome: Outcome, variant: tuple[str, ...]) -> dict[str, float]:
     """What each of `COSTS` was for the dense network of the grid at this variant; empty if it has none.
 
-    The network that every method of the grid is sparser than: inference `dense` at sparsity 0. FLOPs and bytes are those
-    of plain torch, as `costs.costs` has them.
+    The network that every method of the grid is sparser than: inference `dense` at sparsity 0, of several the largest. FLOPs and
+    bytes are those of plain torch, as `costs.costs` has them.
     """
     cells = [
-        c for c in grid.cells if (c.variant, c.sparsity) == (variant, 0.0) and grid.runs[c.runs[0]].inference == "dense"
-    ]
-    facts = [outcome.cells[c.name]["facts"] for c in cells if c.name in outcome.cells]
+        cell for cell in grid.cells if (cell.variant, cell.sparsity, len(cell.runs)) == (variant, 0.0, 1)
+        and grid.runs[cell.runs[0]].inference == "dense" and cell.name in outcome.cells
+    ]  # fmt: skip
+    facts = [outcome.cells[cell.name]["facts"] for cell in cells]
+    most = max((own["num_weights"] for own in facts), default=0)
+    facts = [own for own in facts if own["num_weights"] == most]
     return {
         name: statistics.fmean(own[name] / own.get(f"{name}_relative", 1.0) for own in facts)
         for name in COSTS
@@ -200,15 +204,17 @@ def _title(grid: Grid, variant: tuple[str, ...], sparsity: float) -> str:
     return ", ".join([*named, f"{100 * sparsity:g} % sparse"])
 
 
-def _scores(grid: Grid, outcome: Outcome, point: Point, shown: Callable[[Sequence[float]], str]) -> str:
+def _scores(grid: Grid, outcome: Outcome, point: Point, shown: Callable[[Sequence[float | None]], str]) -> str:
     rows = []
     dense, names = dense_costs(grid, outcome, point[0]), SHOWN | (APART if grid.outside else {})
     for method in grid.methods:
         cells = [c for c in grid.cells if c.method == method and (c.variant, c.sparsity) == point]
-        found = [{**outcome.cells[c.name], **outcome.cells[c.name]["scores"]} for c in cells if c.name in outcome.cells]
-        if found:
+        every = [{**own, **own["scores"]} if (own := outcome.cells.get(c.name)) else {} for c in cells]
+        if found := [each for each in every if each]:
             passes, active = (found[0]["facts"][name] for name in ("passes", "num_active"))
-            values = [shown([each[name] for each in found]) if all(name in each for each in found) else "" for name in names]
+            there = [all(name in each for each in found) for name in names]
+            each_of = [[own.get(name) for own in every] for name in names]
+            values = [shown(own) if is_there else "" for own, is_there in zip(each_of, there, strict=True)]
             facts = [each["facts"] | relative(each["facts"], dense) for each in found]
             paid = [_mean([own.get(f"{name}_relative") for own in facts]) for name in COSTS]
             rows.append([method, *values, f"{len(found)} of {len(cells)}", f"{passes}", f"{active:,}", *paid])
@@ -223,13 +229,14 @@ def _mean(values: Sequence[float | None]) -> str:
     return f"{statistics.fmean(known):.3g}" if known else ""
 
 
-def _mean_and_sd(values: Sequence[float]) -> str:
-    spread = f" ({statistics.stdev(values):.4f})" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.4f}{spread}"
+def _mean_and_sd(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    spread = f" ({statistics.stdev(known):.4f})" if len(known) > 1 else ""
+    return f"{statistics.fmean(known):.4f}{spread}"
 
 
-def _one_by_one(values: Sequence[float]) -> str:
-    return ", ".join(f"{value:.4f}" for value in values)
+def _one_by_one(values: Sequence[float | None]) -> str:
+    return ", ".join("–" if value is None else f"{value:.4f}" for value in values)
 
 
 def _differences(grid: Grid, outcome: Outcome, baseline: str, point: Point) -> str:
@@ -241,7 +248,7 @@ def _differences(grid: Grid, outcome: Outcome, baseline: str, point: Point) -> s
             for name in SIGNS:
                 found = scores[name]
                 t = f"; t {_interval(found.t)}" if found.t else ""
-                cells.append(f"{found.mean:+.4f} {_interval(found.crossed)} {found.verdict}{t}")
+                cells.append(f"{_signed(found.mean)} {_interval(found.crossed)} {found.verdict}{t}")
             rows.append([method, *cells, str(len(seeds))])
     return _table(["method", *(SHOWN[name] for name in SIGNS), "seeds"], rows)
 
@@ -268,6 +275,8 @@ def _which_interval(outcome: Outcome) -> str:
         "for new seeds on these test examples: seeds - 1 degrees of freedom. Lost: the whole interval is on the losing "
         "side; won: on the other; tied: neither."
     )
+    if 2 in numbers:
+        said += " Two seeds know little of how seeds vary: in simulation the first covers .88 to .95 with them."
     if 1 in numbers:
         said += " With one seed only the examples are resampled: how much another seed would change is not in it."
     return said
@@ -278,7 +287,12 @@ def _numbers(found: Collection[int]) -> str:
 
 
 def _interval(ends: Interval) -> str:
-    return f"[{ends[0]:+.4f}, {ends[1]:+.4f}]"
+    return f"[{_signed(ends[0])}, {_signed(ends[1])}]"
+
+
+def _signed(value: float) -> str:
+    """Four digits, or one that is not 0 where all of these are: the side of an end is what decides."""
+    return f"{value:+.4f}" if value == 0 or abs(value) >= 5e-5 else f"{value:+.0e}"
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

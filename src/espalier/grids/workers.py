@@ -74,7 +74,7 @@ def attempt(task: Callable[[Item], None], item: Item) -> Failure | None:
         torch.set_num_threads(1)
         try:
             task(item)
-        except Exception as error:  # noqa: BLE001 - whatever it was, the other tasks go on
+        except (Exception, SystemExit) as error:  # whatever it was, the other tasks go on
             return failure_of(error)
         finally:
             torch.set_num_threads(threads)
@@ -122,8 +122,9 @@ class Processes:
     def __call__(self, task: Callable[[Item], None], items: deque[Item]) -> Iterator[tuple[Item, Failure | None]]:
         while items or self.busy:
             while items and len(self.busy) < self.jobs:
-                process, item = self.idle.pop() if self.idle else _Process.new(), items.popleft()
-                self.busy[process.pool.submit(attempt, task, item)] = process, item
+                item = items.popleft()
+                process, future = self._given(task, item)
+                self.busy[future] = process, item
             for future in wait(self.busy, return_when=FIRST_COMPLETED).done:
                 process, item = self.busy[future]
                 try:
@@ -136,6 +137,17 @@ class Processes:
                     )
                 del self.busy[future]
                 yield item, failure
+
+
+    def _given(self, task: Callable[[Item], None], item: Item) -> tuple[_Process, Future[Failure | None]]:
+        while self.idle:
+            process = self.idle.pop()
+            try:
+                return process, process.pool.submit(attempt, task, item)
+            except BrokenProcessPool:  # killed while it had nothing to do
+                process.pool.shutdown()
+        process = _Process.new()
+        return process, process.pool.submit(attempt, task, item)
 
 
 def follow_parent() -> None:

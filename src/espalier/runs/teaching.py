@@ -23,6 +23,7 @@ def distil(
     others: Sequence[str | Path] = (),
     epochs: int = 10,
     learning_rate: float = 0.02,
+    masks: int = 1,
     data_dir: str | None = None,
     source: str | None = None,
     watch: Watches = None,
@@ -33,7 +34,7 @@ def distil(
     that is trained from that recipe ends with equal files. (Killed, it is that training which `espalier resume` goes on with.)
     With others, runs of the same data and any network that teach too, and of a run without random masks whose pairs differ (mean
     field, a chain), the recipe stays the run's, and the record says who taught; killed, it is begun again by the same call.
-    data_dir, source: as of `data_of`.
+    masks: draws whose mean it is told, at every step. data_dir, source: as of `data_of`.
     Raises ValueError, before any work, where there is but one network to learn from, where the runs make no ensemble, or for a
     run of `cigl` with options that `distilled` has not.
     """
@@ -45,13 +46,13 @@ def distil(
     _check_new(out, teachers)
     recipe, fits, data = recipe_in(folder, source), [load(one) for one in every], data_of(folder, data_dir, source)
     repeats = not others and recipe.inference in ("cigl", "distilled") and fits[0].masked
-    recipe = as_distilled(recipe, epochs, learning_rate) if repeats else recipe
+    recipe = as_distilled(recipe, epochs, learning_rate, masks) if repeats else recipe
     training = Training(**recipe.of("training"))
     for fit in fits:
         fit.to(find_device(training.device))
     fit, *rest = fits
     microbatches = recipe.options.get("microbatches", 1)
-    check_later(fit, data, epochs, learning_rate, microbatches, rest)
+    check_later(fit, data, epochs, learning_rate, microbatches, masks, rest)
     with store.owned(out):
         _check_new(out, None if repeats else teachers)
         if repeats:
@@ -60,7 +61,7 @@ def distil(
             store.write_bytes(out / TEACHERS, store.canonical(teachers).encode())
         distill(
             fit, data, training=training, seed=recipe.options["seed"], epochs=epochs, learning_rate=learning_rate,
-            microbatches=microbatches, others=rest, watch=watch,
+            microbatches=microbatches, masks=masks, others=rest, watch=watch,
         )  # fmt: skip
         if not repeats:
             fit.record["distilled"]["teachers"] = teachers
@@ -72,7 +73,7 @@ def _named(folder: Path) -> dict[str, str]:
     return {"run": folder.resolve().name, "record": store.sha256((folder / "record.json").read_bytes())}
 
 
-def as_distilled(recipe: Recipe, epochs: int, learning_rate: float) -> Recipe:
+def as_distilled(recipe: Recipe, epochs: int, learning_rate: float, masks: int = 1) -> Recipe:
     """The recipe of a training that ends as this one, distilled. Raises ValueError where there is none."""
     known = {option.name: option.default for option in options(recipe.model, "distilled")}
     own = inspect.signature(shelf.load("inference", recipe.inference)).parameters
@@ -84,4 +85,5 @@ def as_distilled(recipe: Recipe, epochs: int, learning_rate: float) -> Recipe:
             f"expected a run that `--inference distilled` could have trained, but {lost[0]} is {recipe.options[lost[0]]}"
         )
     kept = {name: recipe.options.get(name, default) for name, default in known.items()}
-    return recipe._replace(inference="distilled", options={**kept, "distill_epochs": epochs, "distill_rate": learning_rate})
+    given = {"distill_epochs": epochs, "distill_rate": learning_rate, "distill_masks": masks}
+    return recipe._replace(inference="distilled", options=kept | given)

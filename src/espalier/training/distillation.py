@@ -5,11 +5,11 @@ From the ticket's weights, on its frozen support, minimise over w
     L(w) = (1/N) sum_n CE( E_Z softmax f(x_n; Z * u),  softmax f(x_n; w) )
 
 with u the average over the collected pairs. Cross-entropy is linear in its first argument, so one draw of Z per step gives an
-unbiased gradient: the teacher costs a forward pass; who else may teach, teachers.py says. It sees training inputs only, no labels
-and no held-out data. Sources: Korattikara et al. 2015, *Bayesian dark knowledge*; Bulo et al. 2016, *Dropout distillation*.
-Related: Malinin et al. 2020, *Ensemble distribution distillation* (the spread of the draws too); Vejendla et al. 2025 (arXiv
-2505.11731: a Bayesian language model on its training set alone). Ours: sparse, on the teacher's own support, a mask a step, at a
-rate found on the way.
+unbiased gradient, and the mean of several a less noisy one: the teacher costs a forward pass each. Who else may teach,
+teachers.py says. It sees training inputs only, no labels and no held-out data. Sources: Korattikara et al. 2015, *Bayesian dark
+knowledge*; Bulo et al. 2016, *Dropout distillation*. Related: Malinin et al. 2020, *Ensemble distribution distillation* (the
+spread of the draws too); Vejendla et al. 2025 (arXiv 2505.11731: a Bayesian language model on its training set alone). Ours:
+sparse, on the teacher's own support, fresh masks at every step, at a rate found on the way.
 
 For a regression both are normal, and the cross-entropy teaches the one net the spread between the masked ones too, as far as
 its likelihood has a variance to learn. Each step is then taken in units of the student's own variance: the loss times it,
@@ -32,6 +32,7 @@ from torch import Tensor
 
 from espalier import nested
 from espalier.contracts import Data
+from espalier.guides.masked import MOST_PARTICLES
 from espalier.likelihoods import Normal, plain
 from espalier.network import BayesianNetwork, evaluating, under
 from espalier.prediction import batchnorm, one_pass
@@ -68,18 +69,20 @@ def distill(
     epochs: int,
     learning_rate: float,
     microbatches: int = 1,
+    masks: int = 1,
     others: Sequence[Fit] = (),
     watch: Watches = None,
 ) -> Fit:
     """Add the distilled network to `fit`, as its way to predict `distilled`; returns the same fit.
 
     epochs: passes over the training inputs, in batches and under the augmentation of `training`. learning_rate: its
-    peak, of Nesterov SGD under a cosine. microbatches: parts of a batch, each told of under a draw of its own. others: fits of
-    the same data, of whatever network, that teach too: the draws are of their even mixture, as an `Ensemble`'s.
+    peak, of Nesterov SGD under a cosine. microbatches: parts of a batch, each told of under a draw of its own. masks: draws whose
+    mean it is told, at every step. others: fits of the same data, of whatever network, that teach too: the draws are of their
+    even mixture, as an `Ensemble`'s.
     Raises ValueError where all that there is to learn from is one network, where members make no ensemble, or for a likelihood
     that is not categorical, Bernoulli or normal.
     """
-    teachers = check_later(fit, data, epochs, learning_rate, microbatches, others)
+    teachers = check_later(fit, data, epochs, learning_rate, microbatches, masks, others)
     for one in (fit, *others):
         one.look_at(data)
     streams = Streams([seed, STREAM], find_device(training.device))
@@ -88,11 +91,11 @@ def distill(
         torch.random.fork_rng(devices),
         pyro.validation_enabled(False),
     ):  # a loss that is not finite gets our own sentence
-        return _distill(fit, data, training, streams, epochs, learning_rate, teachers, as_one(watch))
+        return _distill(fit, data, training, streams, epochs, learning_rate, teachers, masks, as_one(watch))
 
 
 def check_later(
-    fit: Fit, data: Data, epochs: int, learning_rate: float, microbatches: int = 1, others: Sequence[Fit] = ()
+    fit: Fit, data: Data, epochs: int, learning_rate: float, microbatches: int = 1, masks: int = 1, others: Sequence[Fit] = ()
 ) -> Teachers:
     """Can this be distilled now? Who teaches. Raises ValueError where it cannot."""
     if others:
@@ -100,7 +103,7 @@ def check_later(
     if microbatches < 1:
         raise ValueError(f"expected at least 1 of microbatches, parts of a batch, got {microbatches}")
     teachers = Teachers([fit, *others], microbatches)
-    check(fit.model, data, teachers.differ, epochs, learning_rate)
+    check(fit.model, data, teachers.differ, epochs, learning_rate, masks)
     with ExitStack() as modes:
         for one in (fit, *others):
             modes.enter_context(evaluating(one.model))
@@ -111,7 +114,7 @@ def check_later(
 
 
 @torch.no_grad()
-def check(model: BayesianNetwork, data: Data, several: bool, epochs: int, learning_rate: float) -> None:
+def check(model: BayesianNetwork, data: Data, several: bool, epochs: int, learning_rate: float, masks: int = 1) -> None:
     """Can this be distilled? several: is there more than one network to learn from? Raises ValueError before any work where it
     cannot."""
     if not several:
@@ -120,6 +123,8 @@ def check(model: BayesianNetwork, data: Data, several: bool, epochs: int, learni
         )
     if not 0 <= epochs <= MOST_EPOCHS or not 0 < learning_rate < math.inf:
         raise ValueError(f"expected distill_epochs of at least 0 and a rate above 0, got {epochs} and {learning_rate}")
+    if not 1 <= masks <= MOST_PARTICLES:
+        raise ValueError(f"expected distill_masks of 1 to {MOST_PARTICLES}, draws whose mean a student is told, got {masks}")
     with evaluating(model):
         rows = to_device(data.train.x[torch.arange(min(2, len(data.train.y)))], model.initial.device)
         outcome = model.outcome(model.initial, rows)
@@ -128,7 +133,7 @@ def check(model: BayesianNetwork, data: Data, several: bool, epochs: int, learni
 
 def _distill(
     fit: Fit, data: Data, training: Training, streams: Streams, epochs: int, learning_rate: float, teachers: Teachers,
-    watch: Watch,
+    masks: int, watch: Watch,
 ) -> Fit:  # fmt: skip
     values, state = teachers.first.ticket()
     student = Student(fit.model, values, state, rates.cosine(learning_rate, epochs * training.steps_per_epoch(data)))
@@ -149,7 +154,7 @@ def _distill(
             for teacher in teachers.all:
                 nets.enter_context(distributed.synchronised(teacher.fit.model.net, streams.device))
             for x, _ in batches(data, training, streams):
-                losses.append(student.learn(x, [teachers.says(x, streams.mask)], fit.dense))
+                losses.append(student.learn(x, [teachers.says(x, streams.mask) for _ in range(masks)], fit.dense))
                 watch.on_step(Info(before["step"] + student.taken, losses[-1], -losses[-1], torch.zeros(()), 0))
         student.finite.settle()
         row = {"epoch": number, "step": before["step"] + student.taken, "loss": float(torch.stack(losses).mean()),
@@ -164,7 +169,7 @@ def _distill(
             f"{ticket:.4g} nats: lower the distill_rate"
         )
     fit.history = [*fit.history, *history]
-    facts = {"epochs": len(history), "learning_rate": learning_rate, "loss": history[-1]["loss"]}
+    facts = {"epochs": len(history), "learning_rate": learning_rate, "masks": masks, "loss": history[-1]["loss"]}
     hand_out(fit, data, student, facts | ending(history, stopped, epochs), teachers)
     return fit
 

@@ -30,10 +30,10 @@ def find_device(name: str) -> torch.device:
     return device
 
 
-def own_stream(seed: int, purpose: int) -> torch.Generator:
-    """Random numbers on the CPU apart from those of training: of one purpose, a number of its own."""
+def own_stream(seed: int, purpose: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """Random numbers apart from those of training: of one purpose, a number of its own."""
     own = np.random.SeedSequence([seed, purpose]).generate_state(1, np.uint64) >> np.uint64(1)
-    return torch.Generator().manual_seed(int(own[0]))
+    return torch.Generator(device).manual_seed(int(own[0]))
 
 
 class Streams:

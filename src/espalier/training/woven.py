@@ -6,6 +6,9 @@ takes a step towards that, as in `distillation.py`:
 
     w <- w - rate * grad CE( softmax f(x; Z_t * u_t), softmax f(x; w) )
 
+One Z that a whole batch shares is a noisy teacher. Of several masks a step it is told the mean: those that the training has not
+drawn cost a forward pass each.
+
 The draws that it learns from are those of one optimum's neighbourhood, over Z and over the late path of u at once: as the
 ticket averages weights over both, this averages predictions over both. Derived for this project; measured beside distillation
 after training in `examples/benchmarks/RESULTS.md`.
@@ -16,6 +19,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,33 +27,41 @@ import torch
 from espalier import nested
 from espalier.contracts import Data
 from espalier.followers import Follower
-from espalier.guides.masked import MaskedGuide
+from espalier.guides.masked import MaskedGuide, draw_mask
 from espalier.network import BayesianNetwork, under
 from espalier.prediction.fit import Fit
 from espalier.sparse import scatter
 from espalier.store import Bundle
-from espalier.training import rates
+from espalier.training import objective, rates
 from espalier.training.distillation import Diverged, Student, close_enough, hand_out, in_full, settle
 from espalier.training.options import Training
-from espalier.training.teachers import Teachers
+from espalier.training.streams import own_stream
+from espalier.training.teachers import Teachers, copied
 
 BEGINS = 0.85
 """The fraction of training after which there is enough to learn from. Earlier is no better and costs more: measured there too."""
+STREAM = 14
+"""Of random numbers, apart from those of training."""
 
 
 class Woven(Follower):
     """A student that follows a training. first: the last step before it begins, when the topology moves no more. steps: of the
-    whole training. learning_rate: its peak, of Nesterov SGD under a cosine."""
+    whole training. learning_rate: its peak, of Nesterov SGD under a cosine. masks: whose mean it is told, at least; seed: of
+    those that are not the training's."""
 
-    def __init__(self, first: int, steps: int, learning_rate: float, precision: str = "float32") -> None:
-        self.first, self.learning_rate, self.precision = first, learning_rate, precision
+    def __init__(
+        self, first: int, steps: int, learning_rate: float, precision: str = "float32", *, masks: int = 1, seed: int = 0
+    ) -> None:
+        self.first, self.learning_rate, self.precision, self.masks, self.seed = first, learning_rate, precision, masks, seed
         self.rate = rates.cosine(learning_rate, steps - first)
         self.student: Student | None = None
         self.losses: list[torch.Tensor] = []
         self.told, self.lost = float("nan"), ""
 
     @classmethod
-    def of(cls, training: Training, data: Data, average_from: float, learning_rate: float) -> Woven:
+    def of(
+        cls, training: Training, data: Data, average_from: float, learning_rate: float, *, masks: int = 1, seed: int = 0
+    ) -> Woven:
         """One that begins at `BEGINS`, or later, where pairs are. Raises ValueError where that leaves it no step."""
         # As `train` has it: within an epoch where that is no whole number of them, and the topology may move until then.
         begins = max(average_from, BEGINS)
@@ -59,7 +71,10 @@ class Woven(Follower):
                 f"expected an average_from that leaves steps to distill in, got {average_from} of {training.epochs}: lower "
                 "it, or say distill_epochs"
             )
-        return cls(first, training.steps(data), learning_rate, training.precision)
+        return cls(first, training.steps(data), learning_rate, training.precision, masks=masks, seed=seed)
+
+    def begin(self, model: BayesianNetwork, guide: MaskedGuide) -> None:
+        self.stream = own_stream(self.seed, STREAM, guide.values.device)
 
     def hears(self, taken: int) -> bool:
         return taken > self.first and not self.lost
@@ -68,13 +83,23 @@ class Woven(Follower):
         if not self.hears(taken):
             return
         student = self.student = self.student or self._born(model, guide)
-        positions, size, layout = guide.positions, model.num_weights, guide.layout
         with torch.no_grad():
-            told = [model.says(nested.each(in_full, output)) for output in outputs]
+            every = [*outputs, *(self._more(x, model, guide) for _ in range(self.masks - len(outputs)))]
+            told = [model.says(nested.each(in_full, output)) for output in every]
         try:
-            self.losses.append(student.learn(x, told, lambda values: scatter(values, positions, size, layout)))
+            self.losses.append(student.learn(x, told, partial(_placed, model, guide)))
         except Diverged as error:  # the training that it goes along with is not to end for that
             self.lost = str(error)
+
+    def _more(self, x: Any, model: BayesianNetwork, guide: MaskedGuide) -> Any:
+        """What the network says of x, each of its parts under a mask that the training has not drawn; no buffer of it moves."""
+        said = []
+        for (rows,) in objective.parts(guide.microbatches, x):
+            keep = draw_mask(guide.positions, guide.shapes, guide.mask, guide.keep_prob, self.stream)
+            with objective.cast(self.precision, guide.values.device):
+                weights = _placed(model, guide, guide.values * (keep * guide.scale))
+                said.append(model.evaluate(weights, rows, copied(model.state_dict())))
+        return nested.joined(said)
 
     def row(self) -> dict[str, float]:
         """The cross-entropy from teacher to student, the mean over the epoch's steps, nats per example."""
@@ -94,16 +119,18 @@ class Woven(Follower):
         if self.student is None:
             return Bundle({}, {})
         tensors, facts = self.student.bundle()
-        return Bundle(
-            {f"student.{name}": t for name, t in tensors.items()},
-            {"student": {**facts, "loss": self.told, "lost": self.lost}},
-        )
+        tensors = {f"student.{name}": tensor for name, tensor in tensors.items()}
+        if self.masks > 1:
+            tensors["student.stream"] = self.stream.get_state()
+        return Bundle(tensors, {"student": {**facts, "loss": self.told, "lost": self.lost}})
 
     def restore(self, saved: Bundle, model: BayesianNetwork, guide: MaskedGuide) -> None:
         if "student" in saved.facts:
             self.student = self._born(model, guide)
             self.told, self.lost = (saved.facts["student"][name] for name in ("loss", "lost"))
             self.student.restore(Bundle(under("student.", saved.tensors), saved.facts["student"]))
+            if self.masks > 1:
+                self.stream.set_state(saved.tensors["student.stream"])
 
     def end(self, fit: Fit, data: Data) -> None:
         """Hand the student out, unless it is farther from the masked networks than their ticket: then it is said, and the fit has
@@ -116,7 +143,8 @@ class Woven(Follower):
         with torch.random.fork_rng(devices):
             reached, ticket = (float("nan"),) * 2 if self.lost else settle(teachers, data, self.student)
         if close_enough(reached, ticket):
-            facts = {"epochs": 0, "woven_steps": self.student.taken, "learning_rate": self.learning_rate, "loss": self.told}
+            facts = {"epochs": 0, "woven_steps": self.student.taken, "learning_rate": self.learning_rate}
+            facts |= {"masks": self.masks, "loss": self.told}
             hand_out(fit, data, self.student, facts, teachers)
             return
         why = self.lost or (
@@ -131,3 +159,8 @@ class Woven(Follower):
         """As the mean network of the moment."""
         state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
         return Student(model, guide.values * (guide.scale * guide.probs), state, self.rate, self.precision)
+
+
+def _placed(model: BayesianNetwork, guide: MaskedGuide, values: torch.Tensor) -> torch.Tensor:
+    """The weights of which these `(k,)` are the active ones."""
+    return scatter(values, guide.positions, model.num_weights, guide.layout)

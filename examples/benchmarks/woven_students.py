@@ -1,0 +1,119 @@
+"""Students that learn on the way, several of one training: how hot, and told the mean of how many masks a step. Prints markdown.
+
+    python examples/benchmarks/woven_students.py --data-dir DATA --out runs/woven-students                       (it resumes)
+    python examples/benchmarks/woven_students.py --data cifar10 --model lenet --epochs 30 ...
+
+A network is trained with its drop rate found, and every student follows that training: what differs between them is theirs alone,
+and the training does not notice. Scores are of validation rows, which the drop rate looks at too: this is for choosing. `time` is
+a student's CPU seconds over those of the training without any. Given several seeds, ± is half the 95 % t interval.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from label_noise import cell
+from several_teachers import three
+from torch import Tensor
+
+from espalier import BayesianNetwork, Data, Fit, Training, load_data, shelf
+from espalier.contracts import Rows
+from espalier.guides import MaskedGuide
+from espalier.prediction.fit import How
+from espalier.store import Bundle, Ledger
+from espalier.topology import initial, schedules
+from espalier.training import Streams, find_device, prepare
+from espalier.training.drop_rates import begin
+from espalier.training.train import train
+from espalier.training.woven import Woven
+
+ARMS = [(0.02, 1), (0.05, 1), (0.02, 2), (0.05, 2), (0.02, 4), (0.05, 4), (0.1, 4)]
+"""Peak of the learning rate, and masks a step."""
+MASKS = 64
+
+
+class Timed(Woven):
+    """One of several: it says nothing of its own, and keeps the fit as it leaves it."""
+
+    spent = 0.0
+    handed: Any = None
+
+    def after(self, taken: int, x: Any, outputs: Sequence[Any], model: BayesianNetwork, guide: MaskedGuide) -> None:
+        start = time.process_time()
+        super().after(taken, x, outputs, model, guide)
+        self.spent += time.process_time() - start
+
+    def row(self) -> dict[str, float]:
+        return {}
+
+    def bundle(self) -> Bundle:
+        return Bundle({}, {})
+
+    def end(self, fit: Fit, data: Data) -> None:
+        super().end(fit, data)
+        self.handed, fit.student = fit.student, None
+
+
+def world(given: argparse.Namespace, data: Data, seed: int) -> dict[str, list[float]]:
+    training = Training(epochs=given.epochs, batch_size=128, learning_rate=given.learning_rate, device="cpu")
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        options = {"mlp": {"hidden": (300, 100)}, "wide_resnet": {"depth": 10, "widen": 1}}.get(given.model, {})
+        model: BayesianNetwork = shelf.load("models", given.model)(data.shape, data.num_outputs, **options)
+    streams = Streams(seed, find_device("cpu"))
+    keep_prob, found = begin("auto", model, data, training, seed=seed)
+    model = prepare(model, data, training, keep_prob=keep_prob)
+    topology = initial(model.shapes, given.sparsity, "erk", "random", model.initial, streams.topology)
+    guide = MaskedGuide(model, topology, keep_prob, generator=streams.mask)
+    schedule = schedules.rule("rigl", 100, training.step_at(0.75, data), 0.3)
+    plain = Woven.of(training, data, 0.8, 0.02)
+    students = [Timed(plain.first, training.steps(data), rate, masks=masks, seed=seed) for rate, masks in ARMS]
+    start = time.process_time()
+    fit = train(
+        model, guide, schedule, data, training=training, streams=streams, average_from=0.8, followers=[*found, *students]
+    )  # fmt: skip
+    alone = time.process_time() - start - sum(student.spent for student in students)
+    held, y = data.validation.x, data.validation.y.numpy()
+
+    def scores(x: Rows, way: How) -> list[float]:
+        draws = [fit.predict(x, way, num_samples=8, seed=turn).mean(0) for turn in range(MASKS // 8 if way == "redraw" else 1)]
+        mean: Tensor = torch.stack(draws).mean(0)
+        return three(mean.double().numpy(), y)
+
+    rows = {f"{MASKS} masks": [*scores(held, "redraw"), 0.0], "ticket": [*scores(held, "ticket"), 0.0]}
+    for (rate, masks), student in zip(ARMS, students, strict=True):
+        fit.student = student.handed
+        rows[f"{masks} a step, rate {rate:g}"] = [*scores(held, "distilled"), student.spent / alone]
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="fashion-mnist", help="images of classes, by name, or an .npz file")
+    parser.add_argument("--data-dir", help="default: ESPALIER_DATA")
+    parser.add_argument("--rows", type=int, default=10000)
+    parser.add_argument("--model", default="mlp")
+    parser.add_argument("--sparsity", type=float, default=0.9)
+    parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--learning-rate", type=float, default=0.05)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[100])
+    parser.add_argument("--out", type=Path, default=Path("runs/woven-students"))
+    given = parser.parse_args()
+    data = load_data(given.data, data_dir=given.data_dir, train_size=given.rows)
+    book = Ledger(given.out / "results.jsonl")
+    told = {name: value for name, value in vars(given).items() if name not in ("data_dir", "seeds", "out")}
+    worlds = [book.of(f"{told} {seed} {ARMS}", lambda seed=seed: world(given, data, seed)) for seed in given.seeds]
+    print("| validation rows | accuracy | NLL | ECE | time | NLL above that of the masks, % |\n|---|---|---|---|---|---|")
+    for name in worlds[0]:
+        each = [one[name] for one in worlds]
+        above = [100 * (one[name][1] / one[f"{MASKS} masks"][1] - 1) for one in worlds]
+        print(f"| {name} | {' | '.join(cell(column, 4) for column in zip(*each, strict=True))} | {cell(above, 2)} |")
+
+
+if __name__ == "__main__":
+    main()
