@@ -163,3 +163,8 @@ def normed() -> nn.Module:
 def test_a_network_that_cannot_be_copied_says_why_and_what_to_do(make, remedy):
     with pytest.raises(ValueError, match=f"^expected a network that can be copied, but .*: {remedy}"):
         BayesianNetwork(make(), maskable=["1.weight"] if make in (pruned, normed) else None)
+
+
+def test_one_pattern_need_be_no_list() -> None:
+    net = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    assert [weight.name for weight in BayesianNetwork(net, maskable="2.*").weights] == ["2.weight", "2.bias"]  # type: ignore[arg-type]

@@ -11,6 +11,7 @@ a student's CPU seconds over those of the training without any. Given several se
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -87,8 +88,9 @@ def world(given: argparse.Namespace, data: Data, seed: int) -> dict[str, list[fl
 
     rows = {f"{MASKS} masks": [*scores(held, "redraw"), 0.0], "ticket": [*scores(held, "ticket"), 0.0]}
     for (rate, masks), student in zip(ARMS, students, strict=True):
-        fit.student = student.handed
-        rows[f"{masks} a step, rate {rate:g}"] = [*scores(held, "distilled"), student.spent / alone]
+        fit.student = student.handed  # none, where it ended farther from its teacher than the ticket
+        found = scores(held, "distilled") if fit.student is not None else [math.nan] * 3
+        rows[f"{masks} a step, rate {rate:g}"] = [*found, student.spent / alone]
     return rows
 
 

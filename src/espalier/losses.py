@@ -214,7 +214,9 @@ class Controlled(Remembering):
         x, y = data.validation
         if not len(y) or y.dim() > 1:
             raise ValueError("expected a validation split with one label per example for loss gradient-decay-pid: keep one")
-        rows = torch.arange(min(self.ROWS, len(y)))
+        rows = torch.arange(len(y))
+        if len(y) > self.ROWS:  # a published split may lie class by class
+            rows = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))[: self.ROWS]
         self.rows = nested.each(lambda part: part.to(device), x[rows]), y[rows].to(device)
 
     def told(self, progress: Progress, model: BayesianNetwork, guide: MaskedGuide) -> None:

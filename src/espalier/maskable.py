@@ -39,6 +39,7 @@ class Weight(NamedTuple):
 
 def maskable_weights(net: nn.Module, patterns: Sequence[str] | None) -> Iterator[Weight]:
     """The tensors to mask, in the network's order; tied names are gathered under the first."""
+    patterns = [patterns] if isinstance(patterns, str) else patterns
     candidates = {
         f"{prefix}.weight".lstrip("."): module
         for prefix, module in net.named_modules()

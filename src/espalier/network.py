@@ -94,7 +94,7 @@ class BayesianNetwork(PyroModule):
         self.register_buffer("initial", torch.cat(parts), persistent=False)
         self.net = _without(net, {name for weight in self.weights for name in weight.names})
         self._homes = _homes(self.net, self.weights)
-        self._unwritten: dict[bool, bool] = {}
+        self._unwritten: dict[tuple[bool, bool], bool] = {}
         self.compiled: compiled.Compiled = "no"
         self.loss: Loss | None = None
         self.mixture: MixtureNormal | None = None
@@ -144,10 +144,12 @@ class BayesianNetwork(PyroModule):
         `state` stands in for the model's other parameters and buffers, by the names of its `state_dict`.
         """
         if isinstance(weights, Unwritten) and (
-            compiled.is_due(self.compiled, self.net)
+            weights.written is not None
+            or compiled.is_due(self.compiled, self.net)
             or not trial.is_right(self._tried, weights, x, self.net, self._unwritten)
         ):
             weights = weights.dense()
+            x = nested.each(trial.in_order, x)  # such a network may call `view`
         found = self._computed(weights, x, state)
         return nested.each(_single, found if self.output is None else _picked(found, self.output))
 

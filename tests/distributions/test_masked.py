@@ -323,3 +323,13 @@ def test_the_registered_kl_is_the_bounds_part_that_depends_on_the_mean(keep_prob
     assert kl == pytest.approx(sum(keep_prob * m * m / (2 * scale**2) for m in mean.tolist()), rel=1e-9, abs=1e-12)
     part = kl_bound(mean, keep_prob, scale, 0.01) - kl_bound(torch.zeros_like(mean), keep_prob, scale, 0.01)
     assert kl == pytest.approx(part.sum().item(), rel=1e-6, abs=1e-9)
+
+
+def test_a_probability_for_each_weight_goes_with_any_number_of_draws() -> None:
+    each = torch.linspace(0.2, 1, len(POSITIONS))
+    q = MaskedWeights(MEAN, POSITIONS, 8, each)
+    drawn = q.rsample((4000, 2))
+    assert drawn.shape == (4000, 2, 8)
+    assert q.keep is not None
+    kept = q.keep.double().mean((0, 1))
+    assert ((kept - each).abs() <= 5 * (each * (1 - each) / 8000).sqrt() + 1 / 65536).all()

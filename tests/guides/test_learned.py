@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pyro
@@ -225,3 +226,28 @@ def test_the_entropy_is_that_of_the_masks_there_are(mask: str) -> None:
         return found
 
     assert float(guide.kl_in_angle(model).detach()) == pytest.approx(kl(p), abs=1e-6)
+
+
+def test_what_a_loss_is_evaluated_to_is_what_a_step_takes() -> None:
+    model, guide, x, y = case()
+    svi = SVI(model, guide, PyroOptim(torch.optim.SGD, {"lr": 0.0}), CoupledELBO())
+    found = []
+    for evaluate in (svi.step, svi.evaluate_loss):
+        assert guide.generator is not None
+        guide.generator.manual_seed(3)
+        found.append(evaluate(x, y))
+    assert found[0] == pytest.approx(found[1], rel=1e-12)
+
+
+@pytest.mark.parametrize(("turn", "sign"), [
+    (lambda phi: -phi, -1), (lambda phi: math.pi - phi, -1), (lambda phi: phi - math.pi, 1),
+])  # fmt: skip
+def test_the_estimate_has_the_period_of_the_rate(turn: Any, sign: int) -> None:
+    model, guide, x, y = case()
+    assert guide.generator is not None
+    phi, slopes = float(guide.angle.detach()), []
+    for angle in (phi, turn(phi)):
+        guide.angle.data.fill_(angle)
+        guide.generator.manual_seed(3)
+        slopes.append(float(guide.slope(model, x, y)))
+    assert slopes[1] == pytest.approx(sign * slopes[0], rel=1e-9)

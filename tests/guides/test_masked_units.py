@@ -328,3 +328,9 @@ def test_a_saved_fit_comes_back_with_its_kind_of_mask(tmp_path: Path) -> None:
     before = copy.copy(fit)
     before.mask = "weight"  # what the same fit would redraw if the file had forgotten
     assert not torch.equal(fit.predict(x, "redraw", seed=3), before.predict(x, "redraw", seed=3))
+
+
+def test_the_rows_of_an_embedding_are_no_units() -> None:
+    model = BayesianNetwork(nn.Sequential(nn.Embedding(6, 4), nn.Flatten(), nn.Linear(8, 3)), maskable=["0.*", "2.weight"])
+    with pytest.raises(ValueError, match=r"expected Linear layers .* for mask unit, but 0\.weight .* Embedding"):
+        MaskedGuide(model, initial(model.shapes, 0.5), 0.9, mask="unit")

@@ -1,11 +1,16 @@
 """One forward pass of all rows: the same however they are batched, and nothing in the model changes."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pyro.distributions as dist
+import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from espalier import BayesianNetwork, Training
+from espalier.inference import cigl
 from espalier.prediction.fit import WAYS
 from espalier.prediction.predict import is_valid
 from fitted import TOLERANCE, digits, trained
@@ -60,3 +65,20 @@ def test_a_distribution_is_as_valid_as_what_it_is_made_of() -> None:
         scale = torch.tensor([[0.5, torch.nan if wrong else 2.0]])
         weights, parts = dist.Categorical(logits=torch.zeros(1, 2)), dist.Normal(torch.zeros(1, 2), scale, validate_args=False)
         assert bool(is_valid(dist.MixtureSameFamily(weights, parts, validate_args=False))) != wrong
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_a_fit_that_several_threads_ask_says_to_each_what_it_says_to_one(norm: bool) -> None:
+    torch.manual_seed(0)
+    middle = [nn.BatchNorm1d(64)] if norm else []
+    model = BayesianNetwork(nn.Sequential(nn.Flatten(), nn.Linear(64, 64), *middle, nn.ReLU(), nn.Linear(64, 10)))
+    fit = cigl.infer(model, digits(), sparsity=0.5, drop_rate=0.2, training=Training(epochs=3, batch_size=64))
+    asked = [(how, seed) for seed in range(5) for how in ("ticket", "pairs", "redraw", "mean")]
+
+    def said(one: tuple[Any, int]) -> Tensor:
+        return fit.predict(digits().test.x, one[0], num_samples=6, seed=one[1])
+
+    alone = [said(one) for one in asked]
+    with ThreadPoolExecutor(4) as pool:
+        for mine, theirs in zip(pool.map(said, asked), alone, strict=True):
+            assert torch.equal(mine, theirs)

@@ -10,12 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from espalier import Training
 from espalier.guides.masked import MaskedGuide
+from espalier.inference import cigl
 from espalier.network import BayesianNetwork
 from espalier.sparse import scatter
 from espalier.sparse.layout import MIN_ROWS
 from espalier.sparse.trial import evaluating, unmoved
 from espalier.topology.masks import initial
+from fitted import digits
 from unwritten import counted, same
 
 pytestmark = pytest.mark.usefixtures("own_store", "own_stream")
@@ -165,3 +168,59 @@ def test_a_compiled_part_of_a_network_computes_the_same(backend: str) -> None:
         output.square().sum().backward()
         found.append((output, guide.values.grad))
     same(*found)
+
+
+class Experts(nn.Module):
+    """Two of them, each in rows of its own: in the 16 that are tried, fewer than a sparse product asks for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.experts = nn.Linear(64, 2), nn.ModuleList([nn.Linear(64, 256) for _ in range(2)])
+        self.top = nn.Linear(256, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pick, out = self.gate(x).argmax(-1), torch.zeros(len(x), 256, dtype=x.dtype)
+        for index, expert in enumerate(self.experts):
+            rows = (pick == index).nonzero().squeeze(1)
+            out = out.index_add(0, rows, expert(x[rows]).view(-1, 64).softmax(-1).view(len(rows), 256))
+        return self.top(out)
+
+
+@pytest.mark.parametrize("rows", [20, 80])
+def test_layers_that_see_few_of_the_rows_are_tried_too(rows: int) -> None:
+    torch.manual_seed(0)
+    model = BayesianNetwork(Experts().double())
+    guide = MaskedGuide(model, initial(model.shapes, 0.95, "uniform", generator=torch.Generator().manual_seed(0)))
+    x = torch.randn(rows, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    drawn = guide.draw()
+    torch.testing.assert_close(model.evaluate(drawn, x), model.evaluate(drawn.clone(), x))
+
+
+def test_a_network_that_views_its_inputs_is_predicted_with(tmp_path: object) -> None:
+    """Who predicts hands inputs out feature by feature, where weights need not be written out: not to such a one."""
+
+    class Rows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 64), nn.Linear(512, 256)
+            self.top = nn.Linear(256, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.top(self.b(self.a(x.view(-1, 8)).relu().reshape(len(x), 512)).relu())
+
+    torch.manual_seed(0)
+    fit = cigl.infer(BayesianNetwork(Rows()), digits(), sparsity=0.95, drop_rate=0.1, training=Training(epochs=1, batch_size=64))
+    assert fit.layout is not None
+    assert fit.predict(digits().test.x).shape == (1, 359, 10)
+
+
+def test_draws_go_through_torch_func_before_and_after_an_ordinary_call() -> None:
+    torch.manual_seed(0)
+    model = BayesianNetwork(nn.Sequential(nn.Linear(128, 256), nn.Tanh(), nn.Linear(256, 4)).double()).eval()
+    guide = MaskedGuide(model, initial(model.shapes, 0.9, "uniform", generator=torch.Generator().manual_seed(0)))
+    drawn, x = guide.draw().detach(), torch.randn(20, 128, dtype=torch.float64)
+    expected = torch.autograd.functional.jacobian(lambda z: model.evaluate(drawn.clone(), z).sum(0), x)
+    for _ in range(2):
+        torch.testing.assert_close(torch.func.jacrev(lambda z: model.evaluate(drawn, z).sum(0))(x), expected)
+        one_by_one = torch.func.vmap(lambda z: model.evaluate(drawn, z.unsqueeze(0)).squeeze(0))(x)
+        torch.testing.assert_close(one_by_one, model.evaluate(drawn, x))

@@ -99,3 +99,12 @@ def test_a_command_line_has_its_words_alone() -> None:
         resolve(["--model", "mlp", "--inference", "cigl", "--data", "digits", "--augment", "mine"])
     with pytest.raises(ValueError, match="expected augment of none, crop-flip, got 'mine'"):
         Training(augment="mine")  # type: ignore[arg-type]
+
+
+def test_processes_draw_for_the_whole_batch_and_each_takes_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = epoch(noisy)
+    monkeypatch.setattr("espalier.training.distributed.size", lambda: 2)
+    for rank, part in ((0, slice(8)), (1, slice(8, 16))):
+        monkeypatch.setattr("espalier.training.distributed.rank", lambda rank=rank: rank)
+        for mine, of in zip(epoch(noisy), whole, strict=True):
+            assert torch.equal(mine, of[part])

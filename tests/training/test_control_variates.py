@@ -210,3 +210,18 @@ def test_a_guide_whose_draw_cannot_be_shared_is_refused() -> None:
     for other in (GaussianGuide(model, guide.topology), case(0.5, num_particles=2)[1], case(0.5, mask="unit")[1]):
         with pytest.raises(ValueError, match="expected a guide with one Z a step and weight for a control variate"):
             control().begin(model, other)
+
+
+def test_a_networks_own_dropout_is_drawn_afresh_for_every_batch_of_the_pass() -> None:
+    seen: list[Tensor] = []
+
+    class Noisy(nn.Dropout):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(super().forward(torch.ones(40)))
+            return x
+
+    model, guide = case(0.8, nn.Sequential(nn.Linear(3, 4), nn.Tanh(), Noisy(0.5), nn.Linear(4, 3)))
+    before = torch.get_rng_state()
+    control().look(model, guide)
+    assert len({tuple(mask.tolist()) for mask in seen}) == len(seen) == ROWS // BATCH
+    assert torch.equal(torch.get_rng_state(), before)

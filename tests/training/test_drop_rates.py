@@ -205,3 +205,17 @@ def test_without_a_validation_split_it_is_the_papers_and_that_is_said() -> None:
 def test_it_is_the_default_of_both_programs() -> None:
     for program in (cigl, distilled):
         assert inspect.signature(program.infer).parameters["drop_rate"].default == "auto"
+
+
+def test_of_a_published_validation_split_that_lies_class_by_class_all_classes_are_looked_at() -> None:
+    y = torch.arange(4000) // 400
+    split = Split(torch.zeros(4000, 1), y)
+    found = Found(Data("sorted", split, split, split, split, (1,), 10), 128, 10, seed=0)
+    assert len(found.chosen.unique()) == drop_rates.POOL
+    shares = torch.bincount(y[found.chosen], minlength=10) / drop_rates.POOL
+    assert (shares - 0.1).abs().max() < 4 * math.sqrt(0.1 * 0.9 / drop_rates.POOL)
+
+
+def test_a_rate_may_be_a_number_of_any_kind() -> None:
+    model, _, data = tiny()
+    assert begin(np.float32(0.25), model, data, Training(), seed=0) == (0.75, [])  # type: ignore[arg-type]

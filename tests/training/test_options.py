@@ -2,10 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from by_hand import CASES, DECAY, batch_of, mlp
 from espalier.contracts import Data, Split
+from espalier.data import from_arrays
 from espalier.network import BayesianNetwork
 from espalier.training.options import DEFAULT_WEIGHT_DECAY, Training, prepare
 
@@ -42,3 +46,47 @@ def test_prior_scale_and_weight_decay_together_are_refused() -> None:
     believed = BayesianNetwork(mlp(), prior_scale=0.3)
     with pytest.raises(ValueError, match="expected a prior_scale or a weight_decay, got both"):
         prepare(believed, tiny_data(), Training(weight_decay=DECAY, device="cpu"))
+
+
+@pytest.mark.parametrize("name", ["epochs", "batch_size", "bn_batches"])
+def test_counts_are_whole_numbers(name: str) -> None:
+    with pytest.raises(ValueError, match=f"expected {name} as a whole number of at least 1"):
+        Training(**{name: 2.5})  # type: ignore[arg-type]
+
+
+def test_the_models_own_weight_decay_is_kept() -> None:
+    model = BayesianNetwork(mlp(), weight_decay=0.5)
+    assert prepare(model, tiny_data(), Training()).weight_decay == 0.5
+    with pytest.raises(ValueError, match="expected one weight_decay, got 0.5 of the model and 0.1 of the training"):
+        prepare(model, tiny_data(), Training(weight_decay=0.1))
+
+
+class Writing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.top = nn.Linear(6, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.top(x.mul_(0.5))
+
+
+def test_a_network_that_writes_into_its_inputs_is_refused_before_any_work() -> None:
+    data = tiny_data()
+    before = data.train.x.clone()  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="expected a network that leaves its inputs as they are"):
+        prepare(BayesianNetwork(Writing()), data, Training())
+    assert torch.equal(data.train.x, before)  # type: ignore[arg-type]
+
+
+def test_a_view_of_images_is_told_what_to_do() -> None:
+    class Viewing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.top = nn.Conv2d(3, 4, 3), nn.Linear(4 * 36, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.top(self.first(x).view(len(x), -1))
+
+    data = from_arrays(np.random.default_rng(0).normal(size=(40, 3, 8, 8)), np.arange(40) % 3, channels="first")
+    with pytest.raises(ValueError, match=r"channels last in memory: reshape in place of view\)$"):
+        prepare(BayesianNetwork(Viewing().float()), data, Training())

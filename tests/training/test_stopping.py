@@ -160,3 +160,23 @@ def test_an_end_that_was_asked_for_is_in_the_checkpoint(rule: str, epoch: int, k
     with pytest.raises(KeyboardInterrupt):
         trained(Checkpoints(path, [Ending(epoch), Killed(epoch=kill)], every=0), rule=rule)
     assert same(trained(Checkpoints(path), rule=rule), trained(Ending(epoch), rule=rule))
+
+
+def test_a_watch_hears_of_epochs_after_another_one_ended_the_training() -> None:
+    """A pruning rule goes on until it has its sparsity."""
+    ended = Recorder()
+    heard: list[int] = []
+    ended.on_epoch = lambda row: heard.append(row["epoch"])  # type: ignore[method-assign, assignment, return-value]
+    fit = trained([Ending(2), ended], rule="gradual")
+    assert len(fit.history) > 2
+    assert heard == [row["epoch"] for row in fit.history]
+
+
+@pytest.mark.parametrize("other", [
+    {"epochs": 3}, {"sparsity": 0.5}, {"drop_rate": 0.3}, {"mask": "unit"}, {"num_particles": 2},
+])  # fmt: skip
+def test_a_checkpoint_is_gone_on_from_by_the_training_that_it_is_of(other: dict[str, Any], tmp_path: Path) -> None:
+    first = trained(Checkpoints(tmp_path / "a.safetensors", every=0), epochs=4)
+    assert same(trained(Checkpoints(tmp_path / "a.safetensors", every=0), epochs=4), first)
+    with pytest.raises(ValueError, match="expected the training that the checkpoint is of, with .*: begin anew"):
+        trained(Checkpoints(tmp_path / "a.safetensors", every=0), **{"epochs": 4, **other})

@@ -16,7 +16,7 @@ from espalier.prediction.pairs import Pair, Pairs
 from espalier.topology.masks import initial
 from espalier.training.distillation import Student, distill
 from espalier.training.options import Training
-from espalier.training.teachers import Teacher, Teachers, joined
+from espalier.training.teachers import Teacher, Teachers, cross_entropy, joined
 from toys import net, toy
 
 pytestmark = pytest.mark.usefixtures("float64", "own_store")
@@ -193,3 +193,13 @@ def test_a_student_of_two_comes_nearer_to_their_mixture_than_either_is() -> None
     distill(fits[0], data, training=Training(batch_size=16, device="cpu"), seed=0, epochs=60, learning_rate=0.05, others=fits[1:])
     assert far(fits[0].predict(rows, "distilled")[0]) < min(map(far, alone)) - 0.02
     assert fits[1].student is None
+
+
+def test_a_class_that_is_ruled_out_costs_nothing() -> None:
+    logits = torch.tensor([[1.0, -torch.inf, 0.5]], requires_grad=True)
+    told = dist.Categorical(logits=torch.tensor([[0.2, -torch.inf, 0.1]]))
+    loss = cross_entropy(told, dist.Categorical(logits=logits))
+    expected = cross_entropy(dist.Categorical(logits=told.logits[:, [0, 2]]), dist.Categorical(logits=logits[:, [0, 2]]))
+    torch.testing.assert_close(loss, expected)
+    (gradient,) = torch.autograd.grad(loss.sum(), logits)
+    assert gradient.isfinite().all()

@@ -143,7 +143,7 @@ class MaskedWeights(Scattered):
         self.keep_prob = keep_prob if isinstance(keep_prob, Tensor) else effective_keep_prob(keep_prob)
         self.layout = layout
         self.keep: Tensor | None = None
-        self._draw = draw or (lambda count: draw_keep(count, keep_prob, mean.device))
+        self._draw = draw or self._plain
         super().__init__(event_shape=torch.Size([num_weights]), validate_args=False)
 
     @property
@@ -156,6 +156,11 @@ class MaskedWeights(Scattered):
         """Var[w] = p (1 - p) mean^2 at the active positions, `(num_weights,)`."""
         spread = self.keep_prob * (1 - self.keep_prob) * self.mean_value.square()
         return self.placed(spread)
+
+    def _plain(self, count: int) -> Tensor:
+        own = self.keep_prob
+        each = own.repeat(count // len(own)) if isinstance(own, Tensor) else own
+        return draw_keep(count, each, self.mean_value.device)
 
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
         shape = (*sample_shape, *self.mean_value.shape)

@@ -78,7 +78,9 @@ class LearnedGuide(MaskedGuide):
         count = len(self.positions) if shared is None else shared[1]
         device = self.values.device
         uniform = torch.rand(count, device=device, generator=self.generator, dtype=torch.float64)
-        phi = float(self.angle.detach())
+        turns = float(self.angle.detach()) / math.pi
+        phi = abs(turns - round(turns)) * math.pi  # sin^2 is even and of period pi
+        rising = 1.0 if turns >= round(turns) else -1.0
         low, high = max(0.0, phi - HALF_WIDTH), min(math.pi / 2, phi + HALF_WIDTH)
         found = []
         for angle in (low, high):
@@ -89,7 +91,7 @@ class LearnedGuide(MaskedGuide):
                 conditioned = pyro.poutine.condition(model, {"weights": weights})
                 trace = pyro.poutine.trace(conditioned).get_trace(*args, **kwargs)
                 found.append(-trace.log_prob_sum(lambda name, site: name != "weights"))
-        return torch.as_tensor((found[1] - found[0]) / (high - low))
+        return torch.as_tensor(rising * (found[1] - found[0]) / (high - low))
 
     def kl_in_angle(self, model: BayesianNetwork) -> Tensor:
         """kl_scale (p sum u^2 / 2v - k H(p)), nats, as a function of `angle` alone; k Zs there are."""
@@ -115,6 +117,10 @@ class CoupledELBO(TraceMeanField_ELBO):
         slopes = [guide.slope(model, *args, **kwargs) for _ in range(self.num_particles)]
         found: Tensor = loss + kl - size.detach() + torch.stack(slopes).mean() * moved
         return found
+
+    @torch.no_grad()
+    def loss(self, model: BayesianNetwork, guide: LearnedGuide, *args: Any, **kwargs: Any) -> float:
+        return float(self.differentiable_loss(model, guide, *args, **kwargs))
 
     def loss_and_grads(self, model: BayesianNetwork, guide: LearnedGuide, *args: Any, **kwargs: Any) -> float:
         loss = self.differentiable_loss(model, guide, *args, **kwargs)

@@ -19,6 +19,7 @@ from espalier.contracts import Data
 from espalier.data.streamed import in_turn
 from espalier.network import BayesianNetwork
 from espalier.prediction.predict import to_device
+from espalier.sparse.trial import alone
 
 
 def has_batchnorm(model: BayesianNetwork) -> bool:
@@ -83,16 +84,17 @@ def _norms(net: nn.Module) -> Iterator[tuple[str, Any]]:
 def by_the_batch(model: BayesianNetwork) -> Iterator[Sequence[Any]]:
     """For the while, normalisation by each batch's own statistics, which the buffers take; everything else (the network's own
     dropout, say) as in prediction. Yields the batch normalisations."""
-    training = {module: module.training for module in model.net.modules()}
-    momenta = {module: module.momentum for _, module in _norms(model.net)}
-    model.net.eval()
-    for module in momenta:
-        module.train()
-        module.momentum = 1.0
-    try:
-        yield list(momenta)
-    finally:
-        for module, mode in training.items():
-            module.training = mode
-        for module, momentum in momenta.items():
-            module.momentum = momentum
+    with alone(model):
+        training = {module: module.training for module in model.net.modules()}
+        momenta = {module: module.momentum for _, module in _norms(model.net)}
+        model.net.eval()
+        for module in momenta:
+            module.train()
+            module.momentum = 1.0
+        try:
+            yield list(momenta)
+        finally:
+            for module, mode in training.items():
+                module.training = mode
+            for module, momentum in momenta.items():
+                module.momentum = momentum

@@ -18,6 +18,7 @@ from espalier.contracts import Rows
 from espalier.data.streamed import in_turn
 from espalier.likelihoods import one_column, plain
 from espalier.network import BayesianNetwork, evaluating
+from espalier.sparse.trial import alone
 
 BATCH = 500
 """Rows of a forward pass without gradients: large enough for two cores, small enough for a cache."""
@@ -124,11 +125,12 @@ def outcome_of(
     in float64 from the network's output on, so that the tails of the likelihood keep their digits. on_device: on the GPU that the
     weights are on, for who goes on with it there: of a small network the likelihood on the CPU takes longer than the network. Its
     arguments are not validated there, which would wait for the GPU: `fetched` does so when they come back."""
-    output = output_of(model, weights, x, state, on_device=on_device)
-    if not (on_device and weights.is_cuda):
-        return model.says(output, state)
-    with pyro.validation_enabled(False):
-        return model.says(output, state)
+    with alone(model):  # its likelihood may have tensors of its own
+        output = output_of(model, weights, x, state, on_device=on_device)
+        if not (on_device and weights.is_cuda):
+            return model.says(output, state)
+        with pyro.validation_enabled(False):
+            return model.says(output, state)
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextvars import ContextVar
 from typing import NamedTuple
 
 import torch
@@ -20,6 +21,8 @@ MAX_DENSITY = 0.25
 MIN_ROWS = 16
 """Where the product over the active weights beats the dense one: measured for 64 to 2048 wide layers and 16 to 512 rows, the
 two break even at a density of 0.3, and below 128 x 128 neither is ahead (whole steps: `examples/benchmarks/step_time.py`)."""
+least_rows = ContextVar("least_rows", default=MIN_ROWS)
+"""As many: or fewer, where a product is only tried."""
 
 
 class Indices(NamedTuple):

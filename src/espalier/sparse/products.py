@@ -67,4 +67,4 @@ def product(x: Tensor, values: Tensor, bias: Tensor | None, layer: Layer, tap: T
     if x.dim() == 2:
         return Product.apply(x, values, bias, layer, tap).t()  # type: ignore[no-any-return, no-untyped-call]
     flat = Product.apply(x.reshape(-1, x.shape[-1]), values, bias, layer, tap).t()  # type: ignore[no-untyped-call]
-    return flat.contiguous().view(*x.shape[:-1], -1)  # type: ignore[no-any-return]
+    return flat.contiguous().view(*x.shape[:-1], layer.shape[0])  # type: ignore[no-any-return]

@@ -6,6 +6,8 @@ lie in memory feature by feature.
 
 from __future__ import annotations
 
+import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from espalier import nested
-from espalier.sparse.layout import MIN_ROWS
+from espalier.sparse.layout import MIN_ROWS, least_rows
 from espalier.sparse.unwritten import Unwritten, unwritten
 
 CLOSE = 1e-3
@@ -38,36 +40,57 @@ def unmoved(*modules: nn.Module, device: torch.device | None = None) -> Iterator
                 buffers[name] = buffer
 
 
+_LOCKS: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
+
+
+@contextmanager
+def alone(module: nn.Module) -> Iterator[None]:
+    """One thread at a time: whoever evaluates a module at weights of its own puts them into it for the while, as its mode."""
+    with _LOCKS.setdefault(module, threading.RLock()):
+        yield
+
+
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode for the while: prediction in train mode would overwrite batch-norm buffers."""
-    training = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, mode in training.items():
-            part.training = mode
+    """Evaluation mode for the while, and no other thread: prediction in train mode would overwrite batch-norm buffers."""
+    with alone(module):
+        training = {part: part.training for part in module.modules()}
+        module.eval()
+        try:
+            yield
+        finally:
+            for part, mode in training.items():
+                part.training = mode
+
+
+def in_order(leaf: Any) -> Any:
+    """A tensor as it is, where it lies row by row in memory or channels last; else a copy that does."""
+    if not isinstance(leaf, Tensor) or leaf.is_contiguous():
+        return leaf
+    return leaf if leaf.dim() == 4 and leaf.is_contiguous(memory_format=torch.channels_last) else leaf.contiguous()
 
 
 def is_right(
-    computed: Callable[[Tensor, Any], Any], weights: Unwritten, x: Any, module: nn.Module, known: dict[bool, bool]
+    computed: Callable[[Tensor, Any], Any], weights: Unwritten, x: Any, module: nn.Module, known: dict[tuple[bool, bool], bool]
 ) -> bool:
-    """Is `computed` of such weights and x right? Tried on a few rows, once in training and once in evaluation mode (`known`)."""
+    """Is `computed` of such weights and x right? Tried on a few rows, once in training and once in evaluation mode, and once more
+    where x lies in memory feature by feature (`known`)."""
     if weights.written is not None:
         return True
-    if module.training in known:
-        return known[module.training]
+    case = module.training, all(in_order(leaf) is leaf for leaf in nested.leaves(x))
+    if case in known:
+        return known[case]
     rows = nested.each(lambda leaf: leaf[:MIN_ROWS], x)
     found = _is_right(lambda drawn: computed(drawn, rows), weights, module)
     if nested.num_rows(rows) == MIN_ROWS:
-        known[module.training] = found
+        known[case] = found
     return found
 
 
 def _is_right(computed: Callable[[Tensor], Any], weights: Unwritten, module: nn.Module) -> bool:
     """Does `computed` of the weights run in the module's mode and, in evaluation mode, give what it gives of the weights written
     out? In training, noise (dropout) lies in memory as its activations do, and so differs."""
+    few = least_rows.set(1)  # a layer may see fewer rows now than later
     active, of = weights.active.detach(), weights.of  # what is tried is not the draw itself: it would count as used
     try:
         if module.training:
@@ -80,6 +103,8 @@ def _is_right(computed: Callable[[Tensor], Any], weights: Unwritten, module: nn.
             theirs = nested.leaves(computed(Unwritten(active, of).dense()))
     except Exception:  # of whatever kind: the weights written out have the say
         return False
+    finally:
+        least_rows.reset(few)
     return len(mine) == len(theirs) and all(_is_close(*pair) for pair in zip(mine, theirs, strict=True))
 
 

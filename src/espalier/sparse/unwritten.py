@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from espalier.sparse.layout import MIN_ROWS, Layer, Layout
+from espalier.sparse.layout import Layer, Layout, least_rows
 from espalier.sparse.products import product
 from espalier.sparse.tap import Tap
 
@@ -87,7 +87,9 @@ class Unwritten(Tensor):
         shapes = [layer.shape for layer in self.of.layers]
         taps: list[list[Tap]] = [[part] for tap in self.taps for part in tap.parts(shapes)] or [[] for _ in shapes]
         return [
-            unwritten(values, layer, *tap) if len(layer.shape) == 2 else _heard(_written(values, layer, layer.shape), *tap)
+            unwritten(values, layer, *tap)
+            if len(layer.shape) == 2 and not torch._C._are_functorch_transforms_active()
+            else _heard(_written(values, layer, layer.shape), *tap)
             for values, layer, tap in zip(self.active.split(self.of.counts), self.of.layers, taps, strict=True)
         ]
 
@@ -187,7 +189,7 @@ def _linear(input: Any, weight: Any, bias: Any = None) -> Tensor | None:
             own = weight.dense()
             return (own @ x.t() if bias is None else torch.addmm(bias.unsqueeze(1), own, x.t())).t()
         return None
-    if x.numel() < MIN_ROWS * x.shape[-1] or x.dtype not in (torch.float32, torch.float64):
+    if x.numel() < least_rows.get() * x.shape[-1] or x.dtype not in (torch.float32, torch.float64):
         return None
     weight.used = weight.used or torch.is_grad_enabled()
     return product(x, weight.active, bias, layer, *weight.taps)

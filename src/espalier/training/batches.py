@@ -30,8 +30,9 @@ def batches(data: Data, training: Training, streams: Streams) -> Iterator[tuple[
     seeds = [0, 0]
     if callable(training.augment) or hasattr(data.train.x, "stream"):
         seeds = torch.randint(2**63 - 1, (2,), generator=streams.order).tolist()
-    # With mixup an example's partner may be anywhere in the batch.
-    shares = [slice(None) if training.mixup else distributed.share(len(rows)) for rows in parts]
+    # With mixup an example's partner may be anywhere in the batch; and what one's own augmentation draws is of all of it.
+    whole = bool(training.mixup) or callable(training.augment)
+    shares = [slice(None) if whole else distributed.share(len(rows)) for rows in parts]
     mine = [rows[part] for rows, part in zip(parts, shares, strict=True)]
     inputs = in_turn(data.train.x, mine, seeds[0])
     for index, (rows, part, batch) in enumerate(zip(parts, shares, inputs, strict=True)):
@@ -42,7 +43,7 @@ def batches(data: Data, training: Training, streams: Streams) -> Iterator[tuple[
             x = crop_flip(x, streams.augment, len(rows), part)
         if training.label_smoothing or training.mixup:
             x, y = soften(x, y, data.num_classes or 0, training.label_smoothing, training.mixup, streams.augment)
-        if training.mixup:
+        if whole:
             x, y = nested.each(operator.itemgetter(distributed.share(len(rows))), (x, y))
         yield x, y
 

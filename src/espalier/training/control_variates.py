@@ -113,17 +113,20 @@ class ControlVariate(Follower):
         others = tuple(parameter.detach().clone() for parameter in points(model))
         now, old = Point(guide.topology, guide.values.detach().clone(), others, guide.layout), self.snapshot
         total, losses = [torch.zeros_like(tensor) for tensor in (now.values, *others)], []
-        for x, y in self.batches(guide.values.device):
-            keep = draw_keep(len(now.values), one_rate(guide), torch.device("cpu"), self.generator).to(now.values.device)
-            loss, gradients = self.gradient(model, guide, now, keep, x, y)
-            self.work += GRADIENT * len(y) * distributed.size()
-            for sum_, gradient in zip(total, gradients, strict=True):
-                sum_.add_(gradient, alpha=len(y) / len(self.data.train.y))
-            if old is not None:
-                kept = self.carried(keep, now.positions, old.positions, one_rate(guide))
-                with standing(model, guide, old, kept) as weights, torch.no_grad():
-                    losses.append([float(loss), float(self.loss(model, weights, x, y))])
-                self.work += len(y) * distributed.size()
+        devices = [guide.values.device] if guide.values.is_cuda else []
+        with torch.random.fork_rng(devices):  # what the network draws itself is drawn afresh for every batch
+            for x, y in self.batches(guide.values.device):
+                keep = draw_keep(len(now.values), one_rate(guide), torch.device("cpu"), self.generator).to(now.values.device)
+                loss, gradients = self.gradient(model, guide, now, keep, x, y)
+                self.work += GRADIENT * len(y) * distributed.size()
+                for sum_, gradient in zip(total, gradients, strict=True):
+                    sum_.add_(gradient, alpha=len(y) / len(self.data.train.y))
+                if old is not None:
+                    kept = self.carried(keep, now.positions, old.positions, one_rate(guide))
+                    with standing(model, guide, old, kept) as weights, torch.no_grad():
+                        losses.append([float(loss), float(self.loss(model, weights, x, y))])
+                    self.work += len(y) * distributed.size()
+                torch.rand((), device=guide.values.device)  # each evaluation puts the stream back: on to the next
         self.snapshot, self.mean = now, tuple(distributed.mean(tensor) for tensor in total)
         if len(losses) > 1:
             here, there = np.array(losses).T

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -38,8 +39,8 @@ from espalier.training import distributed
 from espalier.training.options import Training
 from espalier.training.streams import own_stream
 
-STREAM = 11
-"""Of random numbers, apart from those of training."""
+STREAM, CHOICE = 11, 15
+"""Of random numbers, apart from those of training: of estimates, and of which rows they are taken from."""
 START = 0.01
 FALLBACK = 0.1
 """CigL's own (Lei et al. 2023)."""
@@ -118,8 +119,8 @@ def begin(
     Without a validation split there is nothing to find it on: it is `FALLBACK`, and that is said.
     Raises ValueError, before any work, for anything else than a rate or `auto`, and for what `auto` cannot do.
     """
-    if isinstance(drop_rate, int | float):
-        return effective_keep_prob(1 - drop_rate), []
+    if isinstance(drop_rate, Real):
+        return effective_keep_prob(1 - float(drop_rate)), []
     if drop_rate not in ("auto", "auto-kind", "auto-layer"):
         raise ValueError(f"expected a drop_rate in [0, 1) or auto, auto-kind or auto-layer, got {drop_rate!r}")
     if rescale:
@@ -156,6 +157,9 @@ class Found(Follower):
     ) -> None:
         self.x, self.y = data.validation
         self.pool = min(POOL, len(self.y))
+        # A published split may lie class by class.
+        many = len(self.y) > self.pool
+        self.chosen = torch.randperm(len(self.y), generator=own_stream(seed, CHOICE))[:POOL] if many else torch.arange(self.pool)
         self.every, self.steps, self.rule, self.of = period(batch_size), steps, rule, shares(rule, shapes)
         self.states = [init() for _ in range(max(self.of) + 1)]
         self.told, self.prior = init().rate, list[float]()
@@ -195,7 +199,7 @@ class Found(Follower):
     def gradient(self, model: BayesianNetwork, guide: MaskedGuide, number: int = 0) -> Tensor:
         """The estimate of d loss / d phi at the guide's present values, phi that of rate `number`; the others stay."""
         device = guide.values.device
-        rows = torch.randint(self.pool, (ROWS,), generator=self.generator)
+        rows = self.chosen[torch.randint(self.pool, (ROWS,), generator=self.generator)]
         x, y = to_device(self.x[rows], device), sent(self.y[rows], device)
         low, high = sides(self.states[number].phi)
         shared = groups(guide.positions, guide.shapes, guide.mask)

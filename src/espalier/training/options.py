@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import pyro.distributions as dist
@@ -92,8 +93,9 @@ class Training:
                 f"expected warmup of at least 0 and decay_every of at least 1, got {self.warmup}, {self.decay_every}"
             )
         for name, most in (("epochs", MOST_EPOCHS), ("batch_size", 10**7), ("bn_batches", 10**5)):
-            if not 1 <= getattr(self, name) <= most:
-                raise ValueError(f"expected {name} of at least 1 and at most {most:,}, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if not isinstance(value, Integral) or not 1 <= int(value) <= most:
+                raise ValueError(f"expected {name} as a whole number of at least 1 and at most {most:,}, got {value}")
         if self.patience < 0:
             raise ValueError(f"expected patience of 0 or more epochs, got {self.patience}: 0 trains to the end")
         if not 0 < self.learning_rate < math.inf:
@@ -203,7 +205,11 @@ def prepare(
     model = copied(model)
     model.num_data = len(data.train.y)
     if model.prior_scale is None:
-        model.weight_decay = training.weight_decay or DEFAULT_WEIGHT_DECAY
+        if training.weight_decay and model.weight_decay and training.weight_decay != model.weight_decay:
+            raise ValueError(
+                f"expected one weight_decay, got {model.weight_decay} of the model and {training.weight_decay} of the training"
+            )
+        model.weight_decay = training.weight_decay or model.weight_decay or DEFAULT_WEIGHT_DECAY
         model.prior_scale = prior_scale_of(model.weight_decay, model.num_data, keep_prob, rescale=rescale)
     else:
         model.weight_decay = weight_decay_of(model.prior_scale, model.num_data, keep_prob, rescale=rescale)
@@ -224,14 +230,22 @@ def _check_fit(model: BayesianNetwork, data: Data, soft: bool = False) -> None:
         raise ValueError(f"expected finite inputs, but the training inputs of {data.name} hold NaN or infinity")
     rows = torch.arange(min(2, len(y)))
     x, y = to_device(data.train.x[rows], model.initial.device), y[rows]
+    before = [leaf._version for leaf in nested.leaves(x)]
     try:
         with evaluating(model):
             outcome = plain(model.outcome(model.initial, x))
     except (RuntimeError, ValueError, TypeError, AttributeError, LookupError) as error:
         reason = str(error).split("\n")[0]
+        if "view size is not compatible" in reason and any(leaf.dim() == 4 for leaf in nested.leaves(x)):
+            reason += " (inputs of four dimensions lie channels last in memory: reshape in place of view)"
         raise ValueError(
             f"expected a network that takes inputs of shape {data.shape}, but it fails on them: {reason}"
         ) from error
+    if before != [leaf._version for leaf in nested.leaves(x)]:
+        raise ValueError(
+            "expected a network that leaves its inputs as they are, but it writes into them, and so into the data: give its "
+            "first in-place operation a .clone()"
+        )
     said = type(outcome).__name__
     if labels is None and isinstance(outcome, dist.Categorical | dist.Bernoulli):
         raise ValueError(

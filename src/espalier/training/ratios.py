@@ -82,7 +82,10 @@ class Scorer:
         x, y = getattr(data, on)
         self.model, self.weights, self.state, device = model, weights.detach(), state, weights.device
         self.rows, self.of_classes = min(rows, len(y)), data.num_classes is not None
-        pieces = torch.arange(self.rows).split(BATCH)
+        chosen = torch.arange(self.rows)
+        if on == "validation" and self.rows < len(y):  # a published split may lie class by class
+            chosen = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))[: self.rows]
+        pieces = chosen.split(BATCH)
         self.batches = [
             (to_device(batch, device), y[piece].to(device)) for batch, piece in zip(in_turn(x, pieces), pieces, strict=True)
         ]

@@ -148,7 +148,8 @@ def cross_entropy(teacher: dist.TorchDistribution, student: dist.TorchDistributi
     """-E log student(y) under y ~ teacher, `(n, ...)`, nats: a sum over classes, or the closed form of two normals."""
     teacher, student = plain(teacher), plain(student)
     if isinstance(student, dist.Categorical) and isinstance(teacher, dist.Categorical):
-        loss: Tensor = -(teacher.probs * student.logits).sum(-1)
+        ruled_out = teacher.probs == 0  # of which a student may be as sure: 0 log 0 is 0
+        loss: Tensor = -(teacher.probs * student.logits.masked_fill(ruled_out, 0)).sum(-1)
         return loss
     if isinstance(student, dist.Normal) and isinstance(teacher, dist.Normal):
         square = teacher.scale.square() + (teacher.loc - student.loc).square()

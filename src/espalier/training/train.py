@@ -5,6 +5,7 @@ for each epoch:  for each batch:  Loop.step   ->  watch.on_epoch (may end it)  -
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Sequence
 from functools import partial
@@ -72,6 +73,7 @@ def train(
     distributed.check_shares(rows, model.num_data)
     _check_microbatches(model, guide, rows // distributed.size())
     guide.to(streams.device)
+    asked = _asked(model, guide, training, streams)
     followers = followers if model.loss is None else [*followers, model.loss]
     loop = Loop(
         model,
@@ -103,11 +105,11 @@ def train(
         streams.seed_default()
         saved = watch.resume()
         if saved is not None:
-            history, pairs, stopped = _restore(saved, loop, streams, data)
-        distributed.check_alike({**_checkpoint(loop, streams, history, pairs, stopped, data).tensors, **data.hashes})
+            history, pairs, stopped = _restore(saved, loop, streams, data, asked)
+        distributed.check_alike({**_checkpoint(loop, streams, history, pairs, stopped, data, asked).tensors, **data.hashes})
         watch.on_begin(history)
         model.train()
-        over = len(history) == training.epochs or (stopped != "" and loop.taken >= schedule.reached)
+        over = len(history) >= training.epochs or (stopped != "" and loop.taken >= schedule.reached)
         while not over:
             infos, epoch = [], len(history) + 1
             streams.part_ways(epoch)
@@ -117,11 +119,12 @@ def train(
                     watch.on_step(infos[-1])
             loop.finite.settle()
             history.append(_row(epoch, infos, loop, data))
-            stopped = stopped or distributed.first_said(watch.on_epoch(history[-1]))
-            over = epoch == training.epochs or (stopped != "" and loop.taken >= schedule.reached)
+            said = distributed.first_said(watch.on_epoch(history[-1]))
+            stopped = stopped or said
+            over = epoch >= training.epochs or (stopped != "" and loop.taken >= schedule.reached)
             if epoch > first or over:
                 pairs.append(_collect(loop, training, inputs, len(pairs)))
-            watch.keep(partial(_checkpoint, loop, streams, history, pairs, stopped, data))
+            watch.keep(partial(_checkpoint, loop, streams, history, pairs, stopped, data, asked))
         distributed.check_alike(loop.state().tensors)
     model.eval()  # so that evaluating it leaves the batch-norm buffers alone
     fit = _fit(model, guide, data, training, history, pairs, inputs)
@@ -129,6 +132,18 @@ def train(
     for follower in followers:
         follower.end(fit, data)
     return fit
+
+
+def _asked(model: BayesianNetwork, guide: MaskedGuide, training: Training, streams: Streams) -> dict[str, Any]:
+    """What a checkpoint is of: another training may not go on from it. Where it runs is not among it."""
+    plain = {
+        field.name: value for field in dataclasses.fields(training) if field.name not in ("device", "compile")
+        and isinstance(value := getattr(training, field.name), str | int | float | None)
+    }  # fmt: skip
+    own = {name: getattr(guide, name) for name in ("mask", "rescale", "kl_scale", "num_particles", "microbatches")}
+    rate = guide.keep_prob if isinstance(guide.keep_prob, float) else list(guide.keep_prob)
+    return {**plain, **own, "keep_prob": rate, "seed": streams.default, "weights": [weight.name for weight in model.weights],
+            "active": list(guide.counts)}  # fmt: skip
 
 
 def check_average_from(average_from: float) -> None:
@@ -213,20 +228,30 @@ def validation_scores(outcome: dist.TorchDistribution, data: Data) -> dict[str, 
 
 
 def _checkpoint(
-    loop: Loop, streams: Streams, history: list[dict[str, Any]], pairs: list[Pair], stopped: str, data: Data
-) -> Bundle:
+    loop: Loop, streams: Streams, history: list[dict[str, Any]], pairs: list[Pair], stopped: str, data: Data,
+    asked: dict[str, Any],
+) -> Bundle:  # fmt: skip
     """All that a training is: continuing from it gives the same bits as never having stopped."""
     tensors, facts = loop.state()
     tensors |= {f"stream.{name}": state for name, state in streams.state().items()}
     for index, pair in enumerate(pairs):
         tensors |= {f"pair.{index}.{name}": tensor for name, tensor in pair.tensors().items()}
-    return Bundle(tensors, {**facts, "history": history, "pairs": len(pairs), "stopped": stopped, "data": data.hashes})
+    facts |= {"history": history, "pairs": len(pairs), "stopped": stopped, "data": data.hashes, "asked": asked}
+    return Bundle(tensors, facts)
 
 
-def _restore(saved: Bundle, loop: Loop, streams: Streams, data: Data) -> tuple[list[dict[str, Any]], list[Pair], str]:
+def _restore(
+    saved: Bundle, loop: Loop, streams: Streams, data: Data, asked: dict[str, Any]
+) -> tuple[list[dict[str, Any]], list[Pair], str]:
     if saved.facts.get("data", data.hashes) != data.hashes:
         raise ValueError(
             f"expected the data that the checkpoint was made on, but {data.name} holds other rows: begin anew"
+        )
+    before = saved.facts.get("asked", asked)
+    if other := [name for name, value in asked.items() if before.get(name, value) != value]:
+        raise ValueError(
+            f"expected the training that the checkpoint is of, with {other[0]} {before[other[0]]}, got {asked[other[0]]}: begin "
+            "anew in another file, or say what was said then"
         )
     loop.restore(saved)
     streams.restore(under("stream.", saved.tensors))

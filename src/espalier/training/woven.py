@@ -68,8 +68,8 @@ class Woven(Follower):
         first = math.ceil(round(begins * training.epochs, 9) * training.steps_per_epoch(data))
         if not first < training.steps(data):
             raise ValueError(
-                f"expected an average_from that leaves steps to distill in, got {average_from} of {training.epochs}: lower "
-                "it, or say distill_epochs"
+                f"expected steps to distill in after {begins:g} of training (average_from, and at least {BEGINS}), got none of "
+                f"{training.steps(data)}: train longer or lower it, or say distill_epochs"
             )
         return cls(first, training.steps(data), learning_rate, training.precision, masks=masks, seed=seed)
 
