@@ -257,3 +257,13 @@ def test_runs_that_were_standardised_otherwise_make_no_tree(tmp_path: Path, caps
     capsys.readouterr()
     refused = spoken(capsys, ["evaluate", str(tmp_path / "all"), str(tmp_path / "none"), "--save", str(tmp_path / "a.zarr")])
     assert "expected fits of inputs that were standardised alike" in refused
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (["--prior", "3"], "expected --save DIR.zarr"), (["--layers", "0.weight"], "expected --save"),
+    (["--ways", "ticket"], "expected --save"), (["--pool", "logits"], "expected --ensemble with --pool"),
+])  # fmt: skip
+def test_options_of_what_is_not_asked_for_are_refused(
+    words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert said in spoken(capsys, ["evaluate", str(tmp_path / "none"), *words])

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from torch.utils.data import TensorDataset
 
 import espalier
 from commands import fit as fitted
@@ -41,6 +43,53 @@ def test_a_folder_says_of_raw_rows_what_the_fit_says_of_scaled_ones(name: str, f
     assert said.dtype == expected.dtype
     unit = torch.as_tensor(data.target_scale, dtype=torch.float64).unsqueeze(-1)
     assert ((said - expected) / unit).abs().max() < CLOSE
+
+
+def test_data_that_the_fit_was_not_trained_on_are_refused(tmp_path: Path) -> None:
+    fit, (_, data) = made("mlp"), rows("mlp")
+    other = data._replace(hashes={**data.hashes, "train": "others"})
+    with pytest.raises(ValueError, match="expected the data that the fit was trained on, got other training rows"):
+        fit.export(tmp_path / "out", other, program=words("mlp"))
+    assert not (tmp_path / "out").exists()
+    fit.export(tmp_path / "out", data._replace(test=data.validation), program=words("mlp"))
+
+
+class Three(nn.Module):
+    """Classes, of two inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Linear(3, 3), nn.Linear(2, 3)
+
+    def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return self.left(a) + self.right(b)
+
+
+class Tokens(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.top = nn.Embedding(9, 6), nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.top(self.table(x).mean(1))
+
+
+@pytest.mark.parametrize("kind", ["two inputs", "tokens"])
+def test_networks_of_several_inputs_and_of_tokens_are_exported_with_their_card(kind: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    y = np.arange(90) % 3
+    if kind == "tokens":
+        x = rng.integers(0, 9, (90, 5))
+        loaded = espalier.data.from_datasets(TensorDataset(torch.from_numpy(x), torch.from_numpy(y)), workers=0)
+        model = BayesianNetwork(Tokens(), maskable=["*.weight"])
+    else:
+        loaded = espalier.data.from_arrays({"a": rng.normal(size=(90, 3)), "b": rng.normal(size=(90, 2))}, y)
+        model = BayesianNetwork(Three())
+    fit = untrained(model, loaded)
+    folder = fit.export(tmp_path / "out", loaded)
+    assert "floating-point operations" in (folder / "README.md").read_text()
+    net = espalier.from_pretrained(folder, network=model.network(model.initial))
+    assert net.config["task"] == "classification"
 
 
 @pytest.mark.parametrize("how", ["ticket", "mean", "unmasked", "distilled"])

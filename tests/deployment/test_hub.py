@@ -62,6 +62,15 @@ def test_a_push_to_the_same_place_is_another_commit(hub: Hub, exported: Path, tm
     assert espalier.from_pretrained("me/net", endpoint=hub.endpoint).config["weights"]["way"] == "ticket"
 
 
+def test_a_program_of_an_earlier_network_does_not_stay_beside_another(hub: Hub, exported: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(exported, tmp_path / "folder"))
+    (folder / "model.onnx").write_bytes(b"of these weights")
+    espalier.push_to_hub(folder, "me/net", token=TOKEN, endpoint=hub.endpoint)
+    (folder / "model.onnx").unlink()
+    espalier.push_to_hub(folder, "me/net", token=TOKEN, endpoint=hub.endpoint)
+    assert "model.onnx" not in hub.repos["me/net"]
+
+
 def test_a_hub_that_refuses_is_one_sentence(hub: Hub, exported: Path) -> None:
     with pytest.raises(ValueError, match="expected a hub that takes me/net from you, but: .*401") as error:
         espalier.push_to_hub(exported, "me/net", token="hf_bad", endpoint=hub.endpoint)

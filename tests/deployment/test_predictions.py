@@ -40,6 +40,17 @@ def read(path: Path) -> dict[str, list[str]]:
     return {name: [line[name] for line in lines] for name in lines[0]}
 
 
+OWN = {kind: f"""from torch import nn
+import pyro.distributions as dist
+from espalier import BayesianNetwork
+
+
+def model(shape, num_outputs):
+    def likelihood(o):
+        return {said}
+    return BayesianNetwork(nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1)), likelihood=likelihood)
+""" for kind, said in (("poisson", "dist.Poisson(o.squeeze(-1).exp())"), ("lognormal", "dist.LogNormal(o.squeeze(-1), 0.7)"))}
+
 # ------------------------------------------------------------------------------------------------------------ a folder
 
 
@@ -100,6 +111,35 @@ def test_of_a_run_the_draws_say_what_they_differ_in(run: Path, tmp_path: Path) -
     one = predict(run, tmp_path / "x.npz", tmp_path / "ticket.csv", how="ticket")
     assert "mutual_information" not in one
     assert np.allclose(one["p(3)"], fit.predict(data.test.x)[0, :, 3], atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["poisson", "lognormal"])
+def test_bounds_are_those_of_the_likelihood(kind: str, tmp_path: Path) -> None:
+    """Of counts none is below 0, and of a skewed one the bounds are no mirror images."""
+    (tmp_path / "own.py").write_text(OWN[kind])
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(200, 3)), np.exp(rng.normal(size=200)).round() + (kind == "lognormal")
+    np.savez(tmp_path / "data.npz", x=x, y=y)
+    told = ["--model", str(tmp_path / "own.py"), "--inference=cigl", f"--data={tmp_path / 'data.npz'}", "--standardise=inputs"]
+    told += ["--sparsity=0.5", "--epochs=3", "--batch-size=16", "--drop-rate=0.1", "--learning-rate=0.01", "--delta-t=5"]
+    assert main(["fit", *told, "--out", str(tmp_path / "run")]) == 0
+    np.savez(tmp_path / "x.npz", x=x[:20])
+    found = predict(tmp_path / "run", tmp_path / "x.npz", tmp_path / "said.csv", num_samples=4)
+    assert list(found) == ["row", "mean", "sd", "low", "high"]
+    fit, data = runs.load(tmp_path / "run"), runs.data_of(tmp_path / "run")
+    drawn = fit.mixture(data.inputs(x[:20]), "redraw", num_samples=4).sample(200_000, seed=7).numpy()
+    inside = ((drawn >= found["low"]) & (drawn <= found["high"])).mean(0)
+    assert (found["low"] >= 0).all()
+    assert (inside > 0.93).all()
+    assert np.allclose(found["mean"], drawn.mean(0), rtol=0.1)
+    if kind == "lognormal":
+        assert (inside < 0.97).all()
+        assert (found["high"] - found["mean"] > found["mean"] - found["low"]).all()
+
+
+def test_outputs_that_no_class_has_stand_there_by_number() -> None:
+    found = classes(np.full((1, 2, 4), 0.25), ["a", "b"])
+    assert list(found)[2:] == ["p(a)", "p(b)", "p(output 2)", "p(output 3)"]
 
 
 def test_a_run_with_batch_norm_finds_the_statistics_of_its_masks(tmp_path: Path) -> None:

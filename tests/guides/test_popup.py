@@ -79,7 +79,7 @@ def test_it_learns_without_moving_a_weight_and_says_what_that_costs() -> None:
     assert fit.topology.density == pytest.approx(0.2, abs=1e-3)
     sizes = [len(part.unique()) for part in fit.pairs.values[0].abs().split(fit.topology.counts)]
     assert sizes == [1, 1]  # of one size in a layer still
-    work = forward(fit.model, fit.record["shape"])
+    work = forward(fit.model, fit.record)
     sparse = work.sparse(dict.fromkeys(work.layers, 0.2))
     exact = 2 * 32 * 40 * (2 * sparse + work.dense)  # forward, to activations, and to all scores; ten steps an epoch
     assert costs(fit)["train_flops"] == pytest.approx(exact, rel=2e-3)

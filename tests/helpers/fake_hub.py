@@ -54,7 +54,8 @@ class Hub:
         if what == "commit":
             lines = [json.loads(line) for line in body.splitlines()]
             own = {line["value"]["path"]: base64.b64decode(line["value"]["content"]) for line in lines if line["key"] == "file"}
-            self.repos[name] |= own
+            gone = {line["value"]["path"] for line in lines if line["key"] == "deletedFile"}
+            self.repos[name] = {file: content for file, content in (self.repos[name] | own).items() if file not in gone}
             self.sent.append(sorted(own))
             commit = self._commit(name)
             return {"commitUrl": f"{self.endpoint}/{name}/commit/{commit}", "commitOid": commit, "success": True}

@@ -147,7 +147,7 @@ def test_resumed_from_any_checkpoint_it_gives_the_same_fit(form: str) -> None:
 
 def test_the_dense_trainings_are_paid_for() -> None:
     fit = espn()
-    epochs, count = fit.record["relaxed_mask"]["epochs"], forward(fit.model, (3,))
+    epochs, count = fit.record["relaxed_mask"]["epochs"], forward(fit.model, {"shape": (3,)})
     sparse = COUNT + count.rest
     found = costs(fit)
     work = 2 * BATCH * 5 * 3 * ((3 + epochs) * count.dense + 3 * sparse)

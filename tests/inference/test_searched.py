@@ -74,7 +74,7 @@ def test_what_was_done_before_is_in_the_costs() -> None:
     fit = searched()
     looked = fit.record["search"]["forward_examples"]
     whole = costs(fit)["train_flops"]
-    work = forward(fit.model, fit.record["shape"])
+    work = forward(fit.model, fit.record)
     del fit.record["search"]
     assert whole - costs(fit)["train_flops"] == pytest.approx(2 * work.dense * looked)
     without = costs(fit)["train_flops"]

@@ -42,7 +42,7 @@ def counted() -> Callable[[str, int], tuple[BayesianNetwork, Forward]]:
     def find(name: str, classes: int) -> tuple[BayesianNetwork, Forward]:
         if name not in known:
             model = load_program("models", name)((3, 32, 32), classes)
-            known[name] = model, forward(model, (3, 32, 32))
+            known[name] = model, forward(model, {"shape": (3, 32, 32)})
         return known[name]
 
     return find
@@ -133,7 +133,7 @@ def test_torchs_own_counter_agrees(name: str) -> None:
     torch.manual_seed(0)
     net = build().eval()
     with sdpa_kernel(SDPBackend.MATH):  # the only attention on a CPU that torch's counter knows
-        found = forward(BayesianNetwork(net), shape)
+        found = forward(BayesianNetwork(net), {"shape": shape})
         torch.backends.mha.set_fastpath_enabled(False)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             net(torch.zeros(1, *shape))
@@ -148,15 +148,15 @@ def test_torchs_own_counter_agrees(name: str) -> None:
 
 
 def test_counts_by_hand() -> None:
-    assert forward(BayesianNetwork(NETS["conv1d"][0]()), (4, 10)) == Forward({"0.weight": 5 * 6 * 2 * 3, "2.weight": 60}, 0)
-    assert forward(BayesianNetwork(NETS["transposed 1d"][0]()), (4, 5)).layers["0.weight"] == 5 * 4 * 3 * 3
-    reused = forward(BayesianNetwork(Reused()), (6,))
+    assert forward(BayesianNetwork(NETS["conv1d"][0]()), {"shape": (4, 10)}) == Forward({"0.weight": 5 * 6 * 2 * 3, "2.weight": 60}, 0)
+    assert forward(BayesianNetwork(NETS["transposed 1d"][0]()), {"shape": (4, 5)}).layers["0.weight"] == 5 * 4 * 3 * 3
+    reused = forward(BayesianNetwork(Reused()), {"shape": (6,)})
     assert reused == Forward({"twice.weight": 72, "first.weight": 72}, 36 + 24)
-    masked = forward(BayesianNetwork(Reused(), maskable=["bare", "twice.*"]), (6,))
+    masked = forward(BayesianNetwork(Reused(), maskable=["bare", "twice.*"]), {"shape": (6,)})
     assert masked == Forward({"bare": 24, "twice.weight": 72, "twice.bias": 0}, 72 + 36)
     half = masked.sparse({"bare": 0.5, "twice.weight": 0.25, "twice.bias": 0.5})
     assert half == 12 + 18 + 72 + 36
-    transformer = forward(BayesianNetwork(NETS["transformer"][0]()), (5, 8))
+    transformer = forward(BayesianNetwork(NETS["transformer"][0]()), {"shape": (5, 8)})
     # attention: 8 -> 24 and 8 -> 8 of each of 5 tokens, 5 x 5 products of 4 numbers in 2 heads, twice
     assert transformer.rest == 5 * 8 * 24 + 2 * 2 * 25 * 4
     assert transformer.layers["0.self_attn.out_proj.weight"] == 5 * 64
@@ -231,7 +231,7 @@ def test_cigl_adds_masks_averages_and_batch_norm_statistics() -> None:
     options = {"sparsity": 0.8, "drop_rate": 0.2, "rule": "static", "average_from": 0.4}
     running = fitted("cigl", conv_net(), {"batchnorm": "running"}, **options)
     again = fitted("cigl", conv_net(), {"batchnorm": "re-estimate", "bn_batches": 9}, **options)
-    work = forward(running.model, running.record["shape"])
+    work = forward(running.model, running.record)
     f_s = work.sparse(densities(running.model, running.topology.counts))
     k, pairs = running.topology.num_active, 3
     assert len(running.pairs.values) == len(again.pairs.values) == pairs
@@ -352,6 +352,6 @@ def test_an_lstm_costs_its_products() -> None:
         def forward(self, x):
             return self.head(self.cells(x)[0][:, -1])
 
-    found = costs.forward(BayesianNetwork(Net()), (5, 6))
+    found = costs.forward(BayesianNetwork(Net()), {"shape": (5, 6)})
     assert found.rest == 5 * 4 * 32 * (6 + 32)
     assert found.layers == {"head.weight": 32 * 2}

@@ -5,6 +5,7 @@ import math
 import shutil
 import struct
 import zlib
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
-from espalier import store
+from espalier import Training, shelf, store
 from espalier.network import BayesianNetwork
 from espalier.prediction.fit import WAYS, Fit
 from fitted import BATCH, TOLERANCE, conv_net, digits, mlp_net, trained
@@ -115,6 +117,25 @@ def test_a_folder_without_a_finished_fit_is_refused(saved: Path) -> None:
 def test_a_fit_of_another_network_is_refused(saved: Path) -> None:
     with pytest.raises(ValueError, match=r"expected a network with layers of \(72, 1152, 2560\) weights, got"):
         Fit.load(saved, fresh("mlp"))
+
+
+def test_a_fit_of_a_network_of_as_many_weights_is_refused(tmp_path: Path) -> None:
+    """Another kernel, another name, and parameters beside the weights."""
+
+    def made(kernel: tuple[int, int], norm: bool = False, named: str = "0") -> BayesianNetwork:
+        torch.manual_seed(0)
+        last: nn.Module = nn.LayerNorm(32, elementwise_affine=norm)
+        layers = {named: nn.Conv2d(1, 1, kernel), "flat": nn.Flatten(), "norm": last, "top": nn.Linear(32, 10)}
+        return BayesianNetwork(nn.Sequential(OrderedDict(layers)))
+
+    training = Training(epochs=1, batch_size=64, device="cpu")
+    fit = shelf.load("inference", "cigl")(made((1, 5)), digits(), sparsity=0.5, drop_rate=0.1, training=training)
+    fit.save(tmp_path / "fit")
+    assert torch.equal(Fit.load(tmp_path / "fit", made((1, 5))).pairs.values, fit.pairs.values)
+    for other, said in ((made((5, 1)), r"0\.weight \[1, 1, 1, 5\], got"), (made((1, 5), named="a"), r".*, got a\.weight"),
+                        (made((1, 5), norm=True), r"net\.norm\.bias of shape None, got \(32,\)")):  # fmt: skip
+        with pytest.raises(ValueError, match=f"expected a network with {said}"):
+            Fit.load(tmp_path / "fit", other)
 
 
 def test_saving_overwrites_nothing(saved: Path) -> None:

@@ -57,3 +57,12 @@ def test_a_risk_that_could_not_be_certified_is_said_to_be_none(runs: list[Path],
     own = promised([look_at(folder, num_samples=2)])[0]
     assert own.answered is None
     assert "not certified" in str(table([own]).rows[0][2])
+
+
+def test_a_certificate_that_was_altered_promises_nothing(certified: Look, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(certified.folder, folder)
+    (path,) = folder.glob("certificate*.json")
+    path.write_text(path.read_text().replace('"alpha":0.5', '"alpha":0.05').replace('"alpha": 0.5', '"alpha": 0.05'))
+    with pytest.raises(ValueError, match="altered"):
+        promised([look_at(folder, num_samples=2)])

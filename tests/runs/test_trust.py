@@ -74,7 +74,7 @@ def test_recipes_and_grids_may_not_bring_their_code_along(
     )
     recipe = ["fit", "--config", str(tmp_path / "recipe.yaml"), "--print-config"]
     grid = ["compare", str(tmp_path / "grid.yaml"), "--out", str(tmp_path / "out"), "--dry-run"]
-    for words in (recipe, grid):
+    for words in (recipe, grid, ["fit", "--config", str(tmp_path / "recipe.yaml"), "--help"]):
         assert main(words) == 2
         assert "own.py was not run here by you" in capsys.readouterr().err
     assert times(program) == 0
@@ -84,6 +84,17 @@ def test_recipes_and_grids_may_not_bring_their_code_along(
     assert main(recipe) == 2  # as it is now
     assert main(["fit", "--model", str(program), *WORDS, "--print-config"]) == 0  # named
     assert main(recipe) == 0
+
+
+def test_a_program_of_no_other_name_is_a_program_too(
+    program: Path, tmp_path: Path, state: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / ".py").write_bytes(program.read_bytes())
+    (tmp_path / "recipe.yaml").write_text("model: .py\ninference: static\ndata: digits\nepochs: 1\nsparsity: 0.5\n")
+    monkeypatch.chdir(tmp_path)
+    assert main(["fit", "--config", "recipe.yaml", "--print-config"]) == 2
+    assert ".py was not run here by you" in capsys.readouterr().err
+    assert times(program) == 0
 
 
 def test_a_run_names_no_program_outside_itself_and_none_unlisted(program: Path, tmp_path: Path) -> None:

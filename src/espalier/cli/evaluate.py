@@ -44,6 +44,10 @@ def evaluate(words: list[str]) -> int:
     from espalier.training.streams import find_device
 
     check_samples(arguments.num_samples)
+    if arguments.save is None and (arguments.layers or arguments.prior or arguments.ways != ["pairs"]):
+        raise ValueError("expected --save DIR.zarr with --ways, --layers or --prior, which are of what it keeps: it is missing")
+    if not arguments.ensemble and arguments.pool != "probabilities":
+        raise ValueError("expected --ensemble with --pool, which is of its members: it is missing")
     if arguments.picture is not None:
         plots.check_free(arguments.picture)
     if arguments.save is not None:

@@ -132,7 +132,7 @@ def _watching(recipe: Any, first: bool) -> Any:
     sparsity = recipe.options.get("sparsity") or 0.0
     names = " ".join(Path(name).stem for name in (recipe.inference, recipe.model, recipe.data))
     title = f"{names} {100 * sparsity:g} % sparse"
-    return Bar(title, recipe.options["epochs"])
+    return Bar(title, recipe.options["epochs"] + recipe.options.get("distill_epochs", 0))
 
 
 def _conclude(folder: Path, fit: Fit, as_json: bool, data_dir: str | None = None, source: str | None = None) -> int:

@@ -16,7 +16,7 @@ import torch
 import yaml
 from torch.distributions import Normal
 
-from espalier import calibration
+from espalier import calibration, nested
 from espalier.certificates import certificate
 from espalier.contracts import Data, Split
 from espalier.data.streamed import selected
@@ -92,12 +92,12 @@ def header(
     metrics = [
         {
             "type": TYPES.get(one, one),
-            "value": round(float(scores[one]), 6),
+            "value": _digits(scores[one]),
             "name": TITLES[one],
             "args": {
-                "interval": [round(float(bound), 6) for bound in scores[f"{one}_interval"]],
+                "interval": [_digits(bound) for bound in scores[f"{one}_interval"]],
                 "level": calibration.LEVEL,
-                **({"floor": round(float(scores[f"{one}_floor"]), 6)} if f"{one}_floor" in scores else {}),
+                **({"floor": _digits(scores[f"{one}_floor"])} if f"{one}_floor" in scores else {}),
             },
         }
         for one in dict.fromkeys((*CLASSIFICATION, *REGRESSION))
@@ -113,6 +113,11 @@ def header(
         "metrics": [metric["type"] for metric in metrics],
         "model-index": [{"name": one_line(name), "results": [result] if metrics else []}],
     }
+
+
+def _digits(value: Any) -> float:
+    """Nine of them, whatever the target's unit."""
+    return float(f"{float(value):.9g}")
 
 
 def shown_name(name: str) -> str:
@@ -133,7 +138,7 @@ def plain(text: Any) -> str:
 def _head(data: Data) -> Data:
     """The data with only the first rows to train on; rows are in random order."""
     rows = torch.arange(min(TRAIN_ROWS, len(data.train.y)))
-    return data._replace(train=Split(selected(data.train.x, rows), data.train.y[rows]))
+    return data._replace(train=Split(nested.rows_of(selected(data.train.x, rows)), data.train.y[rows]))
 
 
 def _task(config: Mapping[str, Any]) -> str:
@@ -183,13 +188,13 @@ def _regime(config: Mapping[str, Any], trained: Mapping[str, Any], data: Data | 
 
 def _costs(chosen: Chosen, config: Mapping[str, Any]) -> list[str]:
     topology, model = chosen.topology, chosen.model
-    work = forward(model, config["shape"])
+    work = forward(model, config)
     densities = {
         weight.name: count / weight.size for weight, count in zip(model.weights, topology.counts, strict=True)
     }
     sparse, sparsity = work.sparse(densities), 100 * (1 - topology.density)
     return [
-        f"{topology.num_active:,} of {topology.num_weights:,} maskable weights are active: {sparsity:.3g} % sparse.",
+        f"{topology.num_active:,} of {topology.num_weights:,} maskable weights are active: {sparsity:.4g} % sparse.",
         f"One row costs {PER_MULTIPLY_ADD * sparse:,.0f} floating-point operations where kernels use every zero, "
         f"{sparse / work.dense:.3g} of the {PER_MULTIPLY_ADD * work.dense:,} of the dense network, which is what is done "
         "without such kernels. Time was not measured.",

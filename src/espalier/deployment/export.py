@@ -212,7 +212,13 @@ def _config(
     chosen: Chosen, record: Mapping[str, Any], words: Mapping[str, Any], data: Data | None, asked: bool
 ) -> dict[str, Any]:
     """What config.json says, but for the weights."""
-    facts = dict(record) | ({} if data is None else data.facts())
+    known = record.get("data", {}).get("hashes", {}).get("train")
+    if data is not None and known is not None and data.hashes.get("train", known) != known:
+        raise ValueError(
+            f"expected the data that the fit was trained on, got other training rows in {data.name}: its scaling and class names "
+            "are of those. Put new test rows into them (data._replace(test=...)), or leave data out"
+        )
+    facts = ({} if data is None else data.facts()) | dict(record)
     if "inputs" not in facts:
         raise ValueError("expected data, as this fit's record does not say how its inputs were scaled: give the data to export")
     model = chosen.model

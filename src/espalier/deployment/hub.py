@@ -55,7 +55,10 @@ def push_to_hub(
     api = hub.HfApi(endpoint=endpoint, token=token)
     try:
         api.create_repo(repo, private=private, exist_ok=True)
-        sent = api.upload_folder(repo_id=repo, folder_path=folder, allow_patterns=list(FILES), commit_message=message)
+        gone = [name for name in FILES if not (folder / name).is_file()]  # of an earlier network
+        sent = api.upload_folder(
+            repo_id=repo, folder_path=folder, allow_patterns=list(FILES), delete_patterns=gone or None, commit_message=message
+        )
     except Exception as error:
         raise ValueError(f"expected a hub that takes {repo} from you, but: {_first_line(error)}") from error
     return str(sent.commit_url)

@@ -17,13 +17,17 @@ from espalier import calibration, runs, store
 from espalier.deployment import rows
 from espalier.deployment.hub import CONFIG
 from espalier.deployment.pretrained import Deployed, Inputs, from_pretrained
+from espalier.likelihoods import plain
 from espalier.pages.blocks import csv_of
 from espalier.prediction import batchnorm
 from espalier.prediction.fit import Fit, How
+from espalier.prediction.mixture import Mixture
 
 BATCH, HELD = 500, 20_000_000
 """Rows at a time, and numbers of them."""
 TAIL = (1 - calibration.LEVEL) / 2
+MIXTURE_DRAWS, FEW = 2000, 5000
+"""Of each row, where bounds are had by draws; and rows at a time then."""
 Columns = dict[str, NDArray[Any]]
 
 
@@ -40,8 +44,9 @@ def predict(
     """Write a row for each row of `data` (see `rows.read`) to `out`, a new `.csv` or `.parquet`; returns its columns.
 
     Classes: `class` by name, `confidence` (its probability), `p(NAME)` of each. A regression: `mean`, `sd` and the bounds of the
-    central 95 %, `low` and `high`, in the data's units. With several draws also what they differ in: `mutual_information` in
-    nats, or `epistemic_sd`.
+    central 95 %, `low` and `high`, in the data's units; of a likelihood that is not normal these are quantiles of 2,000 draws,
+    and an exported network of one has none. With several draws also what they differ in: `mutual_information` in nats, or, of
+    normal ones, `epistemic_sd`.
 
     source: an exported folder, a hub's id, or a run folder, whose way to predict `how` may choose, by default `redraw`, with
     `num_samples` masks. data_dir: where the data of an older run are, whose record does not say how inputs were scaled.
@@ -55,6 +60,9 @@ def predict(
         fit, inputs, facts = _of_run(folder, data_dir)
         asked = rows.read(data, facts["shape"])
         way: How = how or "redraw"
+        if facts["task"] == "regression" and not _is_normal(fit, inputs(asked.x[0:1])):
+            mixtures = (fit.mixture(x, way, num_samples=num_samples, seed=seed) for x in _batches(asked, inputs, FEW))
+            return _kept(out, asked, _together([_numbered(own) for own in map(of_mixture, mixtures)]))
         parts: Iterator[Tensor] = (fit.predict(x, way, num_samples=num_samples, seed=seed) for x in _batches(asked, inputs))
     else:
         if how is not None:
@@ -63,11 +71,44 @@ def predict(
         facts = net.config
         asked = rows.read(data, facts["shape"])
         parts = (_said(net, x) for x in _batches(asked, None))
-    first = {"row": np.arange(asked.length), **({"file": np.array(asked.names)} if asked.names else {})}
     found = _joined(parts)
-    columns = first | (targets(found) if facts["task"] == "regression" else classes(found, _names(facts)))
+    if facts["task"] != "regression":
+        return _kept(out, asked, classes(found, _names(facts)))
+    columns = targets(found)
+    if facts.get("likelihood", "normal") != "normal":  # of an exported network: its mean and sd are all that is known
+        columns = {name: values for name, values in columns.items() if name.split("_")[0] not in ("low", "high")}
+    return _kept(out, asked, columns)
+
+
+def _kept(out: Path, asked: rows.Asked, found: Columns) -> Columns:
+    columns = {"row": np.arange(asked.length), **({"file": np.array(asked.names)} if asked.names else {})} | found
     store.write_bytes(out, written(columns, out.suffix))
     return columns
+
+
+def _is_normal(fit: Fit, x: Any) -> bool:
+    """Is what the fit says of a row a normal distribution?"""
+    return isinstance(plain(next(fit.outcomes(x))), torch.distributions.Normal)
+
+
+def _together(parts: Sequence[Columns]) -> Columns:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def of_mixture(mixture: Mixture) -> Columns:
+    """Columns, of n rows `(n,)` or of d targets `(n, d)`, of a likelihood that is not normal: bounds are quantiles of draws."""
+    count = max(MIXTURE_DRAWS, len(mixture.distributions))
+    drawn = np.sort(mixture.sample(count).numpy(), axis=0)
+    low, high = np.quantile(drawn, [TAIL, 1 - TAIL], axis=0, method="weibull")
+    return {"mean": mixture.centre(drawn), "sd": mixture.spread(), "low": low, "high": high}
+
+
+def _numbered(columns: Columns) -> Columns:
+    """Of several targets, each by itself."""
+    if columns["mean"].ndim == 1:
+        return columns
+    places = range(columns["mean"].shape[1])
+    return {f"{name}_{place}": values[:, place] for place in places for name, values in columns.items()}
 
 
 def classes(draws: NDArray[np.float64], names: Sequence[str]) -> Columns:
@@ -75,6 +116,7 @@ def classes(draws: NDArray[np.float64], names: Sequence[str]) -> Columns:
     if draws.ndim != 3:
         raise ValueError(f"expected one label a row for a table, got draws of shape {draws.shape}: use the module from Python")
     probs = draws[0] + (draws - draws[0]).mean(0)
+    names = [*names, *(f"output {place}" for place in range(len(names), probs.shape[1]))]  # that no class has
     best = probs.argmax(1)
     found = {"class": np.array(names)[best], "confidence": probs[np.arange(len(best)), best]}
     found |= {f"p({name})": probs[:, place] for place, name in enumerate(names)}
@@ -82,7 +124,7 @@ def classes(draws: NDArray[np.float64], names: Sequence[str]) -> Columns:
 
 
 def targets(draws: NDArray[np.float64]) -> Columns:
-    """Columns of means and standard deviations `(S, n, 2)`, or `(S, n, d, 2)` of d targets, numbered."""
+    """Columns of means and standard deviations `(S, n, 2)` of normal distributions, or `(S, n, d, 2)` of d targets, numbered."""
     if draws.ndim == 3:
         return _target(draws)
     each = [_target(draws[:, :, place]) for place in range(draws.shape[2])]
@@ -144,9 +186,9 @@ def _of_run(folder: Path, data_dir: str | None) -> tuple[Fit, Inputs, dict[str, 
     return fit, Inputs(facts["shape"], facts["inputs"]), facts
 
 
-def _batches(asked: rows.Asked, inputs: Inputs | None) -> Iterator[Any]:
+def _batches(asked: rows.Asked, inputs: Inputs | None, most: int = HELD) -> Iterator[Any]:
     """Rows as the network takes them, a few at a time; in memory of a fit, whose draws cost more to make, many."""
-    size = BATCH if inputs is None else max(BATCH, HELD // max(1, asked.x[0:1].numel()))
+    size = BATCH if inputs is None else min(most, max(BATCH, HELD // max(1, asked.x[0:1].numel())))
     for start in range(0, asked.length, size):
         x = asked.x[start : start + size]
         yield x if inputs is None else inputs(x)

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pyro
 import torch
 from torch import Tensor
 
@@ -94,7 +95,7 @@ def _traced(module: Deployed) -> torch.export.ExportedProgram:
         raise ValueError("expected a network with its zeros written out to export: from_pretrained(..., sparse=False)")
     rows = examples(module, TRACED)
     dynamic = nested.each(lambda _: {0: torch.export.Dim.DYNAMIC}, rows)
-    with _quiet():
+    with _quiet(), pyro.validation_enabled(False):  # which asks for values, and there are none
         try:
             return torch.export.export(module, (rows,), dynamic_shapes=(dynamic,))
         except Exception as error:  # whatever a network of the user's may do that cannot be traced

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +25,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from espalier import nested
+from espalier.contracts import stand_ins
 from espalier.network import BayesianNetwork, evaluating
 from espalier.prediction import batchnorm
 from espalier.prediction.fit import SINGLE, Fit, How
@@ -52,20 +54,25 @@ class Forward(NamedTuple):
         return sum(densities[name] * count for name, count in self.layers.items()) + self.rest
 
 
-def forward(model: BayesianNetwork, shape: Any) -> Forward:
-    """Count one forward pass of an example of `shape`, at the level of torch's own operators: whatever module or function
-    calls them, and as often as it does."""
+def forward(model: BayesianNetwork, facts: Mapping[str, Any]) -> Forward:
+    """Count one forward pass of an example as a record's facts have it (`shape`, and `inputs` where they are not real numbers),
+    at the level of torch's own operators: whatever module or function calls them, and as often as it does."""
     counter = _Counter(model)
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # fused attention hides its products, and oneDNN's LSTM
     onednn = torch.backends.mkldnn.set_flags(_enabled=False)[0]
     try:
         with evaluating(model), torch.inference_mode(False), torch.no_grad(), counter:
-            model.evaluate(model.initial, nested.by_shape(lambda own: model.initial.new_zeros(1, *own), shape))
+            model.evaluate(model.initial, nested.each(partial(_zeros, model.initial), stand_ins(facts, 1)))
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
         torch.backends.mkldnn.set_flags(_enabled=onednn)
     return Forward(dict(zip((weight.name for weight in model.weights), counter.layers, strict=True)), counter.rest)
+
+
+def _zeros(like: Tensor, leaf: Tensor) -> Tensor:
+    """Zeros, real ones as the weights are and where these are."""
+    return torch.zeros_like(leaf, dtype=like.dtype if leaf.is_floating_point() else leaf.dtype, device=like.device)
 
 
 class _Counter(TorchDispatchMode):
@@ -155,7 +162,7 @@ def costs(
     way, masks packed. NAME_relative: over the same for a dense network trained for as many steps as the last training.
     num_samples, random_growth: see `Fit.predict` and `trained`.
     """
-    record, work = fit.record, forward(fit.model, fit.record["shape"])
+    record, work = fit.record, forward(fit.model, fit.record)
     sizes = {weight.name: weight.size for weight in fit.model.weights}
     own = trained(fit, random_growth=random_growth)
     batch = min(record["batch_size"], record["num_data"])

@@ -312,6 +312,11 @@ class Fit(Predictor):
         tensors, facts = store.read_bundle(folder / "fit.safetensors")
         if tuple(facts["sizes"]) != model.sizes:
             raise ValueError(f"expected a network with layers of {tuple(facts['sizes'])} weights, got {model.sizes}")
+        own = [(weight.name, tuple(weight.shape)) for weight in model.weights]
+        saved = [(layer["name"], tuple(layer["shape"])) for layer in record.get("layers", [])] or own
+        if other := [pair for pair in zip(saved, own, strict=True) if pair[0] != pair[1]]:
+            raise ValueError(f"expected a network with {other[0][0][0]} {list(other[0][0][1])}, got {other[0][1][0]} "
+                             f"{list(other[0][1][1])} in its place")  # fmt: skip
         topology = codes.read(tensors, facts["sizes"])
         if "values" in tensors:  # as files were before pairs had their own
             count = len(tensors["values"])
@@ -319,6 +324,10 @@ class Fit(Predictor):
             pairs = [Pair.of({name: tensor[index] for name, tensor in stacked.items()}) for index in range(count)]
         else:
             pairs = [Pair.of(store.added_bundle(folder / PAIRS, digest).tensors) for digest in facts["pairs"]]
+        wanted, given = ({name: tuple(t.shape) for name, t in state.items()} for state in (model.state_dict(), pairs[-1].state))
+        if wanted != given:
+            odd = min(name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name))
+            raise ValueError(f"expected a network with {odd} of shape {given.get(odd)}, got {wanted.get(odd)}")
         statistics: dict[str, State] = {how: {} for how in SINGLE}
         for name, tensor in tensors.items():
             if name.startswith("statistics."):

@@ -32,12 +32,12 @@ class Promised(NamedTuple):
 
 
 def certificates_in(folder: Path) -> dict[Path, dict[str, Any]]:
-    """The certificates of a run, by their files."""
+    """The certificates of a run, by their files. Raises ValueError for one that was altered."""
     found = {}
     for path in sorted(folder.glob("certificate*.json")):
         facts = store.read_json(path)
         if isinstance(facts, dict) and "lambda" in facts and "risks" in facts:
-            found[path] = facts
+            found[path] = store.check_signed(path)
     return found
 
 

@@ -132,7 +132,7 @@ def _look_at_programs(given: Given, parts: Mapping[str, str], file: Path | None,
     said = {name for name, values in given if values}
     for part in ("model", "inference"):
         path = Path(parts[part])
-        if path.suffix == ".py" and path.is_file():
+        if parts[part].endswith(".py") and path.is_file():  # as the shelf has it: a file may be called nothing else
             source = named_by if part in said else file
             if source is None:
                 trust.remember(path)
@@ -141,9 +141,13 @@ def _look_at_programs(given: Given, parts: Mapping[str, str], file: Path | None,
 
 
 def programs(words: Sequence[str]) -> dict[str, str]:
-    """What command-line words name as model, inference and data; empty where they do not."""
+    """What command-line words name as model, inference and data; empty where they do not. Raises `trust.Untrusted` for a program
+    that a recipe file names and nobody here has had run."""
     given = _given(words)
-    return _programs(given, _written(given)[1])
+    file, written = _written(given)
+    parts = _programs(given, written)
+    _look_at_programs(given, parts, Path(file) if file else None, None)
+    return parts
 
 
 Given = list[tuple[str, list[str]]]
@@ -277,6 +281,8 @@ def _as_one(name: str, values: list[str], option: Option | None) -> str:
             if not -most < (leaf or 0) < most:
                 raise ValueError(f"{flag(name)}: expected a number below {most:g}, got {text}")
         if kinds == {bool}:
+            if len(leaves) != 1:
+                raise ValueError(f"{flag(name)}: expected true or false, got {text}")
             return flag(name if leaves[0] else f"no_{name}")
     return f"{flag(name)}={text}"
 

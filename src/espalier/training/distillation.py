@@ -139,7 +139,10 @@ def _distill(
     student = Student(fit.model, values, state, rates.cosine(learning_rate, epochs * training.steps_per_epoch(data)))
     teachers.train()  # batch norm by the batch, or its parts, for them and the student alike
     history: list[dict[str, Any]] = []
-    stopped, before = "", fit.history[-1]
+    earlier = fit.record.get("distilled", {}).get("epochs", 0)  # those, and what was told on the way, are of another student
+    own = fit.history[: len(fit.history) - earlier]
+    trained = [{name: value for name, value in row.items() if name != "distill_loss"} for row in own]
+    stopped, before = "", trained[-1]
     streams.seed_default()
     saved = watch.resume()
     if saved is not None:
@@ -168,7 +171,7 @@ def _distill(
             f"the distilled net ended farther from its teacher than the ticket that it began as, {reached:.4g} against "
             f"{ticket:.4g} nats: lower the distill_rate"
         )
-    fit.history = [*fit.history, *history]
+    fit.history = [*trained, *history]
     facts = {"epochs": len(history), "learning_rate": learning_rate, "masks": masks, "loss": history[-1]["loss"]}
     hand_out(fit, data, student, facts | ending(history, stopped, epochs), teachers)
     return fit
