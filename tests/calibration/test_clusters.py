@@ -109,3 +109,9 @@ def clustered_nll(rng):
 def test_shapes_that_do_not_fit_are_refused(p, y):
     with pytest.raises(ValueError, match=r"expected probs \(n, ..., C\) and labels \(n, ...\)"):
         flattened(np.full(p, 0.5), np.zeros(y, int))
+
+
+def test_where_every_label_is_right_the_accuracy_has_an_interval():
+    probs = np.full((20, 7, 2), 0.1)
+    probs[..., 0] = 0.9
+    assert clustered_summary(probs, np.zeros((20, 7), int))["accuracy_interval"] == pytest.approx([0.025 ** (1 / 20), 1.0])

@@ -137,3 +137,11 @@ def test_the_interval_is_no_point_where_all_scores_tie() -> None:
         low, high = auroc_interval(np.zeros(30), (rng.random(30) < 0.05).astype(float)).interval
         missed += not low <= 0.525 <= high
     assert_at_most(missed, 400, 0.05)
+
+
+def test_two_perfect_scores_may_differ_and_no_false_positive_may_be_one():
+    inside, outside = np.array([0.1, 0.2]), np.array([0.8, 0.9])
+    low, high = detection.detection_differences((inside, outside), (inside, 2 * outside), num_resamples=50)["auroc"].interval
+    assert low < -0.5 < 0.5 < high
+    found = detection.detection_summary(inside, outside, num_resamples=50)
+    assert found["false_positive_rate_interval"] == pytest.approx([0.0, 1 - 0.025**0.5])

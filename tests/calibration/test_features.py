@@ -176,3 +176,14 @@ def test_what_is_no_feature_is_refused() -> None:
         NeighbourScore.fit(features, y).uncertainties(features[:, :2])
     with pytest.raises(ValueError, match="expected 3 biases and a prior_scale above 0"):
         LaplaceScore.fit(features, np.zeros((3, 4)), np.zeros(2))
+
+
+def test_uncertainties_of_many_rows_are_those_of_blocks(monkeypatch):
+    rng = np.random.default_rng(0)
+    x, w, b = rng.normal(size=(60, 4)), rng.normal(size=(3, 4)), rng.normal(size=3)
+    score = LaplaceScore.fit(x, w, b)
+    whole = score.uncertainties(x, num_samples=3000)["laplace_mutual_information"]
+    monkeypatch.setattr("espalier.calibration.features._HELD", 3000 * 60)
+    parts = score.uncertainties(x, num_samples=3000)["laplace_mutual_information"]
+    np.testing.assert_allclose(parts, whole, atol=0.03)
+    assert not np.array_equal(parts, whole)

@@ -169,3 +169,14 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="expected two groups or more, got 1"):
         calibration_differs(np.full((4, 2), 0.5), [0, 1, 0, 1], [0] * 4)
     assert groups_differ(x, ["a", "a", "a", "b"], num_permutations=9).p_value > 0, "a single example is a group, too"
+
+
+def test_a_gap_of_skewed_scores_covers_a_true_zero_where_a_group_is_small():
+    """One example in twenty is a surprise, and of ten most groups show none."""
+    hits, worlds = 0, 150
+    for world in range(worlds):
+        rng = np.random.default_rng([11, world])
+        scores = np.where(rng.random(510) < 0.05, rng.exponential(5, 510), 0.01)
+        found = calibration.largest_gap(scores, np.repeat([0, 1], [10, 500]), num_resamples=300)
+        hits += found.interval[0] <= 0
+    assert hits >= 0.9 * worlds

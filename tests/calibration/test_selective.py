@@ -137,3 +137,13 @@ def test_what_does_not_fit_is_refused() -> None:
         coverage_at_risk(u, x, -1)
     with pytest.raises(ValueError, match=r"expected two methods on the same examples, got \(10, 9\)"):
         selective_differences((u, x), (u[:9], x[:9]))
+
+
+def test_where_no_accepted_example_errs_the_risk_has_an_interval():
+    hits, worlds = 0, 200
+    for world in range(worlds):
+        rng = np.random.default_rng([12, world])
+        found = selective.selective_summary(rng.random(60), (rng.random(60) < 0.01) * 1.0, num_resamples=100)
+        low, high = found["risk_at_coverage_interval"]
+        hits += low <= 0.01 <= high
+    assert hits >= 0.95 * worlds

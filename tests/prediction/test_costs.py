@@ -148,7 +148,8 @@ def test_torchs_own_counter_agrees(name: str) -> None:
 
 
 def test_counts_by_hand() -> None:
-    assert forward(BayesianNetwork(NETS["conv1d"][0]()), {"shape": (4, 10)}) == Forward({"0.weight": 5 * 6 * 2 * 3, "2.weight": 60}, 0)
+    convolved = forward(BayesianNetwork(NETS["conv1d"][0]()), {"shape": (4, 10)})
+    assert convolved == Forward({"0.weight": 5 * 6 * 2 * 3, "2.weight": 60}, 0)
     assert forward(BayesianNetwork(NETS["transposed 1d"][0]()), {"shape": (4, 5)}).layers["0.weight"] == 5 * 4 * 3 * 3
     reused = forward(BayesianNetwork(Reused()), {"shape": (6,)})
     assert reused == Forward({"twice.weight": 72, "first.weight": 72}, 36 + 24)

@@ -50,7 +50,7 @@ def test_prior_scale_and_weight_decay_together_are_refused() -> None:
 
 @pytest.mark.parametrize("name", ["epochs", "batch_size", "bn_batches"])
 def test_counts_are_whole_numbers(name: str) -> None:
-    with pytest.raises(ValueError, match=f"expected {name} as a whole number of at least 1"):
+    with pytest.raises(ValueError, match=f"expected {name} as a whole number, got 2.5"):
         Training(**{name: 2.5})  # type: ignore[arg-type]
 
 

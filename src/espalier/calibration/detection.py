@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 from scipy.special import expit, logit
 from scipy.stats import norm
 
+from espalier.calibration.proportions import clopper_pearson
 from espalier.calibration.resampling import Estimate, estimates, sums, tied, vector
 from espalier.calibration.scores import LEVEL, NUM_RESAMPLES, SEED, Floats, Summary, require
 
@@ -126,9 +127,13 @@ def detection_summary(
     num_resamples: int = NUM_RESAMPLES,
 ) -> Summary:  # fmt: skip
     """What a record keeps, ready for JSON: `auroc` (by `auroc_interval`), `aupr_in`, `aupr_out` and `false_positive_rate`
-    (percentile bootstrap, inside and outside resampled each for itself), each with its neighbour `NAME_interval`."""
+    (percentile bootstrap, inside and outside resampled each for itself), each with its neighbour `NAME_interval`. Of a rate of 0
+    or 1, which no resample changes, it is `clopper_pearson`'s."""
     i, o = _samples(inside, outside)
     found = estimates(_statistic(i, o, accepted), (len(i), len(o)), level, num_resamples, seed)
+    if (rate := found[2].value) in (0.0, 1.0):
+        low, high = clopper_pearson(round(rate * len(o)), len(o), level)
+        found[2] = Estimate(rate, (float(low), float(high)))
     named = {"auroc": auroc_interval(i, o, level), **dict(zip(_NAMES, found, strict=True))}
     out: Summary = {"num_inside": len(i), "num_outside": len(o), **{name: each.value for name, each in named.items()}}
     return out | {f"{name}_interval": list(each.interval) for name, each in named.items()}
@@ -150,4 +155,6 @@ def detection_differences(
     found = estimates(lambda *counts: own(*counts) - other(*counts), shapes[0], level, num_resamples, seed)
     above, below = (a - b for a, b in zip(_placements(i, o), _placements(j, p), strict=True))
     mean, half = float(above.mean()), float(norm.ppf((1 + level) / 2)) * _error(above, below)
+    if half == 0 and not (np.array_equal(i, j) and np.array_equal(o, p)):  # both are perfect, say: by what either may be off
+        half = max(float(np.ptp(auroc_interval(*pair, level).interval)) for pair in ((i, o), (j, p)))
     return {"auroc": Estimate(mean, (mean - half, mean + half)), **dict(zip(_NAMES, found, strict=True))}

@@ -39,6 +39,7 @@ from espalier.calibration.scores import (
 NUM_PERMUTATIONS = 999
 """Of a test: with the order at hand 1000."""
 _HELD = 4_000_000  # permuted scores held at once
+_MANY = 2_000  # examples of which a mean is normal enough
 
 
 class Gap(NamedTuple):
@@ -90,8 +91,9 @@ def largest_gap(
     quantile of that range, cut at 0 [derived]. It covers a true 0 and is conservative where few groups carry the gap. Of
     scores that are 0 or 1 the deviations are those of binomials with two more of each, as a group without an error shows no
     spread (Agresti & Coull 1998); of others, of resamples within groups, widened by sqrt(n / (n - 1)) and by Student's t
-    over the normal's, as a bootstrap of few is too narrow (Hesterberg 2015). Raises ValueError for a single group, or one of a
-    single example, which shows no spread.
+    over the normal's, as a bootstrap of few is too narrow (Hesterberg 2015), and no narrower than if all groups had the spread of
+    all examples about their groups' means: of skewed scores a small group may lack the rare large ones, and with them its spread.
+    Raises ValueError for a single group, or one of a single example, which shows no spread.
     """
     x = vector(scores, "scores")
     members = _members(groups, len(x))
@@ -115,9 +117,20 @@ def largest_gap(
             return np.asarray(np.ptp(np.stack(found, axis=1), axis=1))
 
         spread = resampled(deviation, tuple(sizes.tolist()), num_resamples, seed)
+        pooled = np.concatenate([each - mean for each, mean in zip(own, means, strict=True)])
+        alike = np.stack([_means_of(pooled, size, num_resamples, seed + k) for k, size in enumerate(sizes.tolist(), 1)], axis=1)
+        spread = np.maximum(np.sort(spread), np.sort(np.ptp(alike, axis=1)))
     half = float(np.quantile(spread, level))
     names, value = list(members), float(np.ptp(means))
     return Gap(names[means.argmax()], names[means.argmin()], value, (max(0.0, value - half), value + half))
+
+
+def _means_of(x: Floats, size: int, num_resamples: int, seed: int) -> Floats:
+    """Means of `size` draws from x, `(R,)`; of very many, normal."""
+    rng = np.random.default_rng(seed)
+    if size > _MANY:
+        return np.asarray(rng.normal(x.mean(), x.std() / np.sqrt(size), num_resamples))
+    return np.array([x[rng.integers(len(x), size=size)].mean() for _ in range(num_resamples)])
 
 
 def groups_differ(

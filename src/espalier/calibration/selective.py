@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from espalier.calibration.proportions import clopper_pearson
 from espalier.calibration.resampling import Estimate, Ties, estimates, sums, tied, vector
 from espalier.calibration.scores import LEVEL, NUM_RESAMPLES, SEED, Floats, Summary, require
 
@@ -162,9 +163,15 @@ def selective_summary(
     seed: int = SEED, num_resamples: int = NUM_RESAMPLES,
 ) -> Summary:  # fmt: skip
     """What a record keeps, ready for JSON: `aurc`, `excess_aurc`, `augrc`, `risk_at_coverage` and `coverage_at_risk`, each
-    with its neighbour `NAME_interval`, a percentile bootstrap over examples (Efron 1979)."""
-    statistic, n = _statistic(uncertainty, losses, coverage, risk), len(vector(losses, "losses"))
-    found = estimates(statistic, (n,), level, num_resamples, seed)
+    with its neighbour `NAME_interval`, a percentile bootstrap over examples (Efron 1979). Of losses that are 0 or 1 where all
+    accepted ones are alike, which no resample tells from certain, that of the risk is `clopper_pearson`'s."""
+    statistic, x = _statistic(uncertainty, losses, coverage, risk), vector(losses, "losses")
+    n, found = len(x), estimates(statistic, (len(x),), level, num_resamples, seed)
+    at = _NAMES.index("risk_at_coverage")
+    if found[at].value in (0.0, 1.0) and np.isin(x, (0, 1)).all():
+        k = max(1, int(np.ceil(coverage * n - 1e-9)))
+        low, high = clopper_pearson(round(found[at].value * k), k, level)
+        found[at] = Estimate(found[at].value, (float(low), float(high)))
     out: Summary = {"num_examples": n, **{name: each.value for name, each in zip(_NAMES, found, strict=True)}}
     return out | {f"{name}_interval": list(each.interval) for name, each in zip(_NAMES, found, strict=True)}
 

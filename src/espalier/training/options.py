@@ -94,8 +94,10 @@ class Training:
             )
         for name, most in (("epochs", MOST_EPOCHS), ("batch_size", 10**7), ("bn_batches", 10**5)):
             value = getattr(self, name)
-            if not isinstance(value, Integral) or not 1 <= int(value) <= most:
-                raise ValueError(f"expected {name} as a whole number of at least 1 and at most {most:,}, got {value}")
+            if not isinstance(value, Integral):
+                raise ValueError(f"expected {name} as a whole number, got {value}")
+            if not 1 <= int(value) <= most:
+                raise ValueError(f"expected {name} of at least 1 and at most {most:,}, got {value}")
         if self.patience < 0:
             raise ValueError(f"expected patience of 0 or more epochs, got {self.patience}: 0 trains to the end")
         if not 0 < self.learning_rate < math.inf:
