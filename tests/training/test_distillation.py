@@ -115,31 +115,18 @@ def test_one_step_of_distillation_has_the_gradient_of_the_cross_entropy(mask: st
 
 
 @pytest.mark.usefixtures("float64")
-def test_each_part_of_a_batch_is_told_of_under_a_mask_of_its_own() -> None:
+@pytest.mark.parametrize(("parts", "masks"), [(2, 1), (1, 3), (2, 3)])
+def test_each_part_of_a_batch_is_told_of_under_masks_of_its_own(parts: int, masks: int) -> None:
     fit = masked_fit()
     replay, streams = Replay(fit), Streams([5, STREAM], CPU)
     x = toy().train.x[torch.randperm(BATCH, generator=streams.order)]
-    parts = x[: BATCH // 2], x[BATCH // 2 :]
-    target = torch.cat([replay.target(part, z_of(fit, streams.mask)) for part in parts])
-    loss = replay.loss(x, target)
+    told = [torch.cat([replay.target(part, z_of(fit, streams.mask)) for part in x.chunk(parts)]) for _ in range(masks)]
+    loss = replay.loss(x, sum(told) / masks)
     gradients = torch.autograd.grad(loss, replay.student)
-    once(fit, toy(), microbatches=2)
+    once(fit, toy(), microbatches=parts, masks=masks)
     for after, before, gradient in zip(student_of(fit), replay.student, gradients, strict=True):
         close(after, before - 0.1 * (1 + 0.9) * gradient)
     assert fit.history[-1]["loss"] == pytest.approx(float(loss.detach()), rel=1e-12)
-
-
-@pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("parts", [1, 2])
-def test_of_several_masks_a_step_it_is_told_the_mean(parts: int) -> None:
-    fit = masked_fit()
-    replay, streams = Replay(fit), Streams([5, STREAM], CPU)
-    x = toy().train.x[torch.randperm(BATCH, generator=streams.order)]
-    told = [torch.cat([replay.target(part, z_of(fit, streams.mask)) for part in x.chunk(parts)]) for _ in range(3)]
-    gradients = torch.autograd.grad(replay.loss(x, sum(told) / 3), replay.student)
-    once(fit, toy(), microbatches=parts, masks=3)
-    for after, before, gradient in zip(student_of(fit), replay.student, gradients, strict=True):
-        close(after, before - 0.1 * (1 + 0.9) * gradient)
 
 
 @pytest.mark.usefixtures("float64")

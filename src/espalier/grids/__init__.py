@@ -1,7 +1,7 @@
 """Methods crossed with sparsities, seeds and variants: `espalier compare`.
 
 grid.py      a grid file as runs and cells; what makes no sense is refused
-checks.py    what is looked at before that: the folder, the data
+checks.py    what is looked at before that: the folder, the data (tested in test_compare.py)
 compare.py   trains the runs, scores the cells, gathers
 outside.py   inputs of another world: how well a cell tells them from its own
 workers.py   where tasks run: processes here, or a Dask cluster
