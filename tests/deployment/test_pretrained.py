@@ -36,6 +36,7 @@ def folder(exported: Path, tmp_path: Path) -> Path:
 def altered(folder: Path, change: Callable[[dict[str, Any]], object]) -> Path:
     config = json.loads((folder / "config.json").read_text())
     change(config)
+    config.pop("sha256", None)  # as whoever means it would
     (folder / "config.json").write_text(json.dumps(config))
     return folder
 
@@ -206,6 +207,14 @@ def test_weights_of_another_network_are_one_sentence(what: str, folder: Path) ->
 def test_a_configuration_of_somebody_else_is_refused(text: str, folder: Path) -> None:
     (folder / "config.json").write_text(text)
     with pytest.raises(ValueError, match=r"expected .*config.json"):
+        espalier.from_pretrained(folder)
+
+
+def test_a_configuration_that_was_changed_by_accident_is_refused(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["inputs"]["sd"] = [2 * sd for sd in config["inputs"]["sd"]]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"expected .*config.json as it was written, .*: it was altered"):
         espalier.from_pretrained(folder)
 
 

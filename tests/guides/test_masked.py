@@ -315,3 +315,15 @@ def test_a_second_guide_of_the_same_name_says_why_it_would_learn_nothing() -> No
             with pytest.raises(ValueError, match=r"expected this guide's own values, .* call pyro\.clear_param_store\(\)"):
                 svi.step(x, x[:, 0])
     pyro.clear_param_store()
+
+
+def test_a_guide_that_loads_another_topology_knows_its_counts() -> None:
+    torch.manual_seed(0)
+    model = BayesianNetwork(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)))
+    one, other = (
+        MaskedGuide(model, Topology(torch.tensor(positions), counts, model.sizes), (0.9, 0.5))
+        for positions, counts in (([0, 3, 47, 50, 79], (3, 2)), ([1, 2, 3, 4, 79], (4, 1)))
+    )
+    one.load_state_dict(other.state_dict())
+    assert one.topology.counts == (4, 1)
+    assert one.probs.tolist() == other.probs.tolist()  # type: ignore[union-attr]

@@ -147,7 +147,7 @@ def _written(
             store.write_bytes(folder / ONNX, program)
         store.write_bytes(folder / CARD, page.encode())
         config["weights"] |= {"sha256": digest}
-        store.write_bytes(folder / CONFIG, store.canonical(config).encode())
+        store.write_bytes(folder / CONFIG, store.canonical(store.signed(config)).encode())
     return folder
 
 

@@ -153,6 +153,8 @@ def read(folder: Path) -> tuple[dict[str, Any], Bundle]:
     form = told["espalier"].get("format")
     if form != FORMAT:
         raise ValueError(f"expected {folder / CONFIG} as `espalier export` writes it, format {FORMAT}, got {form}")
+    if "sha256" in config:  # of what was exported earlier there is none
+        config = store.check_signed(folder / CONFIG)
     if store.sha256((folder / WEIGHTS).read_bytes()) != told["weights"].get("sha256"):
         raise ValueError(f"expected {folder / WEIGHTS} as it was exported, but its SHA-256 differs: it was altered")
     return config, store.read_bundle(folder / WEIGHTS)

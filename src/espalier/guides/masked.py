@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import pyro
 import torch
@@ -176,6 +176,10 @@ class MaskedGuide(PyroModule):
             layout = Layout.where_worthwhile(self.positions, counts_of(self.positions, self.sizes), self.shapes)
             self._layout = self.positions, version, layout
         return self._layout[2]
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self.counts = counts_of(self.positions, self.sizes)  # of another topology, perhaps
 
     def distribution(self) -> MaskedWeights:
         """q(weights) at the present values."""

@@ -136,7 +136,8 @@ def _distill(
     masks: int, watch: Watch,
 ) -> Fit:  # fmt: skip
     values, state = teachers.first.ticket()
-    student = Student(fit.model, values, state, rates.cosine(learning_rate, epochs * training.steps_per_epoch(data)))
+    rate = rates.cosine(learning_rate, epochs * training.steps_per_epoch(data))
+    student = Student(fit.model, values, state, rate, training.precision)
     teachers.train()  # batch norm by the batch, or its parts, for them and the student alike
     history: list[dict[str, Any]] = []
     earlier = fit.record.get("distilled", {}).get("epochs", 0)  # those, and what was told on the way, are of another student
