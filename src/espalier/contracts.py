@@ -44,7 +44,7 @@ PARTS = ("train", "validation", "calibration", "test")
 
 def check_features(x: Any, features: Sequence[Any] | None, what: str) -> None:
     """Raises ValueError for a frame whose columns are not those of training: by place they would be taken for each other."""
-    if features is None or not hasattr(x, "columns") or list(x.columns) == list(features):
+    if features is None or not (hasattr(x, "columns") and hasattr(x, "to_numpy")) or list(x.columns) == list(features):
         return
     odd = next((pair for pair in zip(x.columns, features, strict=False) if pair[0] != pair[1]), None)
     got = f"{len(x.columns)} columns" if odd is None else f"{odd[0]!r} in the place of {odd[1]!r}"

@@ -41,6 +41,10 @@ class Follower:
         """After step `taken`, on x. outputs: what the network said of x under each of the step's draws, without a graph; none
         where nobody `hears`."""
 
+    def asked(self) -> Mapping[str, Any]:
+        """What it was asked for, JSON-able: a checkpoint of another training is not gone on from."""
+        return {}
+
     def row(self) -> Mapping[str, float]:
         """What the history keeps of the epoch that ends."""
         return {}

@@ -243,7 +243,7 @@ class Controlled(Remembering):
 
     @torch.no_grad()
     def look(self, model: BayesianNetwork, guide: MaskedGuide) -> float:
-        """e, on the first validation rows."""
+        """e, on the validation rows that `meet` chose."""
         assert self.rows is not None
         with evaluating(model):
             x, y = self.rows
@@ -274,7 +274,7 @@ class Stable(Remembering):
     def bounds(self, weights: Tensor, x: Tensor, model: BayesianNetwork) -> Bounds:
         assert self.ball is not None
         dense = weights.dense() if isinstance(weights, Unwritten) else weights
-        with uncompiled(model), evaluating(model), torch.autocast(x.device.type, enabled=False):
+        with evaluating(model), uncompiled(model), torch.autocast(x.device.type, enabled=False):
             return bounds(lambda box: model.evaluate(dense, box), *self.ball.box(x))
 
     def beside(self, weights: Tensor, x: Any, model: BayesianNetwork) -> Tensor:

@@ -143,5 +143,8 @@ def test_two_perfect_scores_may_differ_and_no_false_positive_may_be_one():
     inside, outside = np.array([0.1, 0.2]), np.array([0.8, 0.9])
     low, high = detection.detection_differences((inside, outside), (inside, 2 * outside), num_resamples=50)["auroc"].interval
     assert low < -0.5 < 0.5 < high
+    mixed = np.array([0.1, 0.8, 0.3]), np.array([0.2, 0.9, 0.7])
+    monotone = detection.detection_differences(mixed, tuple(scores**2 for scores in mixed), num_resamples=50)
+    assert monotone["auroc"].interval == (0.0, 0.0)
     found = detection.detection_summary(inside, outside, num_resamples=50)
     assert found["false_positive_rate_interval"] == pytest.approx([0.0, 1 - 0.025**0.5])

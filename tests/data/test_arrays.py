@@ -271,6 +271,11 @@ def test_a_frames_columns_are_those_of_new_inputs_too() -> None:
             several.inputs({"a": wrong, "b": X})
 
 
+def test_inputs_of_the_test_rows_may_stand_in_another_order() -> None:
+    data = from_arrays({"a": X, "b": 2 * X}, LABELS, x_test={"b": 2 * X[:5], "a": X[:5]}, y_test=LABELS[:5])
+    assert torch.equal(data.test.x[torch.arange(5)]["a"], from_arrays(X, LABELS, x_test=X[:5], y_test=LABELS[:5]).test.x)
+
+
 def test_classes_may_come_as_an_array() -> None:
     data = from_arrays(X, LABELS, x_test=X[:3], y_test=LABELS[:3], classes=np.array([2, 1, 0]))
     assert data.test.y.tolist() == [2 - label for label in LABELS[:3]]

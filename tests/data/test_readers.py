@@ -223,6 +223,12 @@ def test_a_plain_array_under_the_name_of_an_archive_gets_one_sentence(tmp_path: 
         data.load(str(tmp_path / "bad.npz"))
 
 
+def test_other_arrays_may_lie_beside_and_each_row_may_be_left_out_once(tmp_path: Path) -> None:
+    beside = {"feature_values": FEATURES[0], "strain": [1, 2], "y_train_mean": 3.0, "interval": [0.5, 1.5]}
+    path = write_npz(tmp_path / "fine.npz", x=FEATURES, y=CLASSES, test=np.arange(20)[:, None], **beside)
+    assert data.load(path, fold=7, validation=0.0).facts()["data"]["rows"]["test"] == 1
+
+
 def test_damaged_idx_files_get_one_sentence(tmp_path: Path) -> None:
     load = partial(data.load, "mnist", data_dir=tmp_path)
     folder = tmp_path / "mnist"

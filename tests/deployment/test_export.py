@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -52,6 +53,14 @@ def test_data_that_the_fit_was_not_trained_on_are_refused(tmp_path: Path) -> Non
         fit.export(tmp_path / "out", other, program=words("mlp"))
     assert not (tmp_path / "out").exists()
     fit.export(tmp_path / "out", data._replace(test=data.validation), program=words("mlp"))
+
+
+def test_classes_that_an_older_record_has_not_are_those_of_the_data(tmp_path: Path) -> None:
+    fit, (_, data) = made("mlp"), rows("mlp")
+    old = copy.copy(fit)
+    old.record = {**fit.record, "data": {name: own for name, own in fit.record["data"].items() if name != "classes"}}
+    folder = old.export(tmp_path / "out", data, program=words("mlp"))
+    assert json.loads((folder / "config.json").read_text())["classes"] == ["ash", "elm", "oak"]
 
 
 class Three(nn.Module):

@@ -175,6 +175,14 @@ def test_methods_on_other_test_rows_are_refused_before_any_work(tmp_path: Path) 
     assert hands.did == []
 
 
+def test_a_dense_baseline_on_other_test_rows_is_refused_before_any_work(tmp_path: Path) -> None:
+    dense = {"run": {"inference": "dense", "split_seed": 1}, "predict": "unmasked", "sparsities": [0]}
+    base = {name: value for name, value in LINES["base"].items() if name != "delta_t"}
+    grid = expand(LINES | {"base": base, "methods": {"RigL": RIGL, "Dense": dense}, "baseline": "Dense"})
+    with pytest.raises(ValueError, match="expected all methods scored on the same test rows"):
+        compare.compare(grid, tmp_path, InThisProcess())
+
+
 def test_a_regression_is_refused_before_any_work(tmp_path: Path) -> None:
     x = np.random.default_rng(0).normal(size=(60, 3))
     np.savez(tmp_path / "mine.npz", x=x, y=x[:, 0])
@@ -238,6 +246,22 @@ def test_a_run_of_another_default_is_refused_and_one_of_fewer_options_is_not(
     config.write_text("".join("momentum: 0.5\n" if line.startswith("momentum:") else line for line in written))
     with pytest.raises(ValueError, match=f"expected momentum 0.9 in run {name}, .* with 0.5, the default before: choose another"):
         compare.compare(grid, tmp_path, InThisProcess())
+
+
+def test_a_run_that_is_there_with_another_program_is_not_run(
+    done: tuple[Grid, Path, compare.Outcome], tmp_path: Path
+) -> None:
+    """A grid's own programs were looked at; what a folder brings along was not."""
+    grid, out, _ = done
+    name = next(iter(grid.runs))
+    copy = tmp_path / "runs" / name
+    shutil.copytree(out / "runs" / name, copy)
+    (copy / "model.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nfrom espalier.models.mlp import model\n")
+    config = copy / "config.yaml"
+    config.write_text(config.read_text().replace("model: mlp", "model: model.py"))
+    with pytest.raises(ValueError, match=rf"expected model mlp in run {name}, .* with another program model\.py: choose another"):
+        compare.compare(grid, tmp_path, InThisProcess())
+    assert not (tmp_path / "ran").exists()
 
 
 def test_the_meter_counts_through_kills_and_several_trainings(tmp_path: Path) -> None:

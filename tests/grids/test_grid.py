@@ -170,6 +170,8 @@ def test_a_folder_of_images_counts_by_names_and_sizes(tmp_path: Path) -> None:
     first = digest("pictures")
     (tmp_path / "pictures").rename(tmp_path / "moved")
     assert digest("moved") == first
+    (tmp_path / "moved" / ".DS_Store").write_bytes(b"of no image")
+    assert digest("moved") == first
     (tmp_path / "moved" / "cat" / "0.png").write_bytes(b"another")
     assert digest("moved") != first
 
@@ -233,6 +235,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no sparsities": ({"sparsities": None}, "expected sparsities as a list"),
     "seeds twice": ({"seeds": [0, 0]}, r"expected seeds as a list of different whole numbers from 0 to .*, got \[0, 0\]"),
     "names twice": ({"over": {"a": {"x": {}}, "b": {"x": {}}}}, "expected names of variants that differ, got x, x"),
+    "an axis called as a fact": ({"over": {"num_weights": {"x": {}}}}, "expected another name for the axis 'num_weights'"),
     "an axis called baseline": ({"over": {"baseline": {"x": {}}}}, "expected another name for the axis 'baseline'"),
     "an axis called seed": ({"over": {"seed": {"x": {}}}}, "expected another name for the axis 'seed'"),
     "no fresh masks": ({"num_samples": 0}, "expected num_samples from 1 to 10,000, got 0"),

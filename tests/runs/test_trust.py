@@ -92,8 +92,9 @@ def test_a_program_of_no_other_name_is_a_program_too(
     (tmp_path / ".py").write_bytes(program.read_bytes())
     (tmp_path / "recipe.yaml").write_text("model: .py\ninference: static\ndata: digits\nepochs: 1\nsparsity: 0.5\n")
     monkeypatch.chdir(tmp_path)
-    assert main(["fit", "--config", "recipe.yaml", "--print-config"]) == 2
-    assert ".py was not run here by you" in capsys.readouterr().err
+    for more in ([], ["--model="]):
+        assert main(["fit", "--config", "recipe.yaml", *more, "--print-config"]) == 2
+        assert ".py was not run here by you" in capsys.readouterr().err
     assert times(program) == 0
 
 

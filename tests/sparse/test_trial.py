@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import os
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -14,7 +16,7 @@ from espalier import Training
 from espalier.guides.masked import MaskedGuide
 from espalier.inference import cigl
 from espalier.network import BayesianNetwork
-from espalier.sparse import scatter
+from espalier.sparse import scatter, trial
 from espalier.sparse.layout import MIN_ROWS
 from espalier.sparse.trial import evaluating, unmoved
 from espalier.topology.masks import initial
@@ -224,3 +226,22 @@ def test_draws_go_through_torch_func_before_and_after_an_ordinary_call() -> None
         torch.testing.assert_close(torch.func.jacrev(lambda z: model.evaluate(drawn, z).sum(0))(x), expected)
         one_by_one = torch.func.vmap(lambda z: model.evaluate(drawn, z.unsqueeze(0)).squeeze(0))(x)
         torch.testing.assert_close(one_by_one, model.evaluate(drawn, x))
+
+
+def test_a_child_process_holds_no_lock_of_a_thread_that_is_not_there() -> None:
+    module = nn.Linear(2, 2)
+    with evaluating(module), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of forking with threads about: that is the point
+        if (child := os.fork()) == 0:
+            os._exit(len(trial._LOCKS))
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_images_channels_last_go_through_vmap() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 160), nn.Linear(160, 128))
+    model = BayesianNetwork(net.double()).eval()
+    guide = MaskedGuide(model, initial(model.shapes, 0.9, "uniform", generator=torch.Generator().manual_seed(0)))
+    x, drawn = torch.randn(20, 3, 8, 8, dtype=torch.float64).contiguous(memory_format=torch.channels_last), guide.draw().detach()
+    one_by_one = torch.func.vmap(lambda z: model.evaluate(drawn, z.unsqueeze(0)).squeeze(0))(x)
+    torch.testing.assert_close(one_by_one, model.evaluate(drawn, x))

@@ -172,8 +172,16 @@ def test_a_watch_hears_of_epochs_after_another_one_ended_the_training() -> None:
     assert heard == [row["epoch"] for row in fit.history]
 
 
+@pytest.mark.parametrize("other", [{"distill_masks": 3}, {"distill_rate": 0.1}])
+def test_a_checkpoint_of_another_student_is_not_gone_on_from(other: dict[str, Any], tmp_path: Path) -> None:
+    trained(Checkpoints(tmp_path / "a.safetensors", every=0), "distilled", epochs=4, distill_rate=0.001)
+    with pytest.raises(ValueError, match="expected the training that the checkpoint is of, with distill_.*: begin anew"):
+        trained(Checkpoints(tmp_path / "a.safetensors", every=0), "distilled", epochs=4, **{"distill_rate": 0.001, **other})
+
+
 @pytest.mark.parametrize("other", [
-    {"epochs": 3}, {"sparsity": 0.5}, {"drop_rate": 0.3}, {"mask": "unit"}, {"num_particles": 2},
+    {"epochs": 3}, {"sparsity": 0.5}, {"drop_rate": 0.3}, {"drop_rate": "auto"}, {"mask": "unit"}, {"num_particles": 2},
+    {"delta_t": 7}, {"average_from": 0.75},
 ])  # fmt: skip
 def test_a_checkpoint_is_gone_on_from_by_the_training_that_it_is_of(other: dict[str, Any], tmp_path: Path) -> None:
     first = trained(Checkpoints(tmp_path / "a.safetensors", every=0), epochs=4)

@@ -155,6 +155,7 @@ def detection_differences(
     found = estimates(lambda *counts: own(*counts) - other(*counts), shapes[0], level, num_resamples, seed)
     above, below = (a - b for a, b in zip(_placements(i, o), _placements(j, p), strict=True))
     mean, half = float(above.mean()), float(norm.ppf((1 + level) / 2)) * _error(above, below)
-    if half == 0 and not (np.array_equal(i, j) and np.array_equal(o, p)):  # both are perfect, say: by what either may be off
+    same = np.array_equal(i, j) and np.array_equal(o, p)
+    if half == 0 and not same and auroc(i, o) in (0.0, 1.0):  # of two perfect ones, what either may be off by
         half = max(float(np.ptp(auroc_interval(*pair, level).interval)) for pair in ((i, o), (j, p)))
     return {"auroc": Estimate(mean, (mean - half, mean + half)), **dict(zip(_NAMES, found, strict=True))}

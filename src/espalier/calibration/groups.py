@@ -39,7 +39,7 @@ from espalier.calibration.scores import (
 NUM_PERMUTATIONS = 999
 """Of a test: with the order at hand 1000."""
 _HELD = 4_000_000  # permuted scores held at once
-_MANY = 2_000  # examples of which a mean is normal enough
+_FEW, _MANY = 30, 2_000  # examples that may show too little spread; and of which a mean is normal enough
 
 
 class Gap(NamedTuple):
@@ -91,9 +91,9 @@ def largest_gap(
     quantile of that range, cut at 0 [derived]. It covers a true 0 and is conservative where few groups carry the gap. Of
     scores that are 0 or 1 the deviations are those of binomials with two more of each, as a group without an error shows no
     spread (Agresti & Coull 1998); of others, of resamples within groups, widened by sqrt(n / (n - 1)) and by Student's t
-    over the normal's, as a bootstrap of few is too narrow (Hesterberg 2015), and no narrower than if all groups had the spread of
-    all examples about their groups' means: of skewed scores a small group may lack the rare large ones, and with them its spread.
-    Raises ValueError for a single group, or one of a single example, which shows no spread.
+    over the normal's, as a bootstrap of few is too narrow (Hesterberg 2015), and no narrower than if groups of fewer than 30
+    had the spread of all examples about their groups' means: of skewed scores such a one may lack the rare large ones, and
+    with them its spread. Raises ValueError for a single group, or one of a single example, which shows no spread.
     """
     x = vector(scores, "scores")
     members = _members(groups, len(x))
@@ -118,8 +118,11 @@ def largest_gap(
 
         spread = resampled(deviation, tuple(sizes.tolist()), num_resamples, seed)
         pooled = np.concatenate([each - mean for each, mean in zip(own, means, strict=True)])
-        alike = np.stack([_means_of(pooled, size, num_resamples, seed + k) for k, size in enumerate(sizes.tolist(), 1)], axis=1)
-        spread = np.maximum(np.sort(spread), np.sort(np.ptp(alike, axis=1)))
+        alike = []
+        for place, (each, mean) in enumerate(zip(own, means, strict=True), 1):
+            of = pooled if len(each) < _FEW else each - mean
+            alike.append(_means_of(of, len(each), num_resamples, seed + place))
+        spread = np.maximum(np.sort(spread), np.sort(np.ptp(np.stack(alike, axis=1), axis=1)))
     half = float(np.quantile(spread, level))
     names, value = list(members), float(np.ptp(means))
     return Gap(names[means.argmax()], names[means.argmin()], value, (max(0.0, value - half), value + half))
@@ -130,7 +133,9 @@ def _means_of(x: Floats, size: int, num_resamples: int, seed: int) -> Floats:
     rng = np.random.default_rng(seed)
     if size > _MANY:
         return np.asarray(rng.normal(x.mean(), x.std() / np.sqrt(size), num_resamples))
-    return np.array([x[rng.integers(len(x), size=size)].mean() for _ in range(num_resamples)])
+    rows = max(1, _HELD // size)
+    blocks = [min(rows, num_resamples - start) for start in range(0, num_resamples, rows)]
+    return np.concatenate([x[rng.integers(len(x), size=(block, size))].mean(1) for block in blocks])
 
 
 def groups_differ(

@@ -64,7 +64,7 @@ def from_arrays(
         return _several(x, y, x_test, y_test, name, options)
     _aligned(x, y, "x and y")
     classes = None if classes is None else list(classes)
-    features = tuple(x.columns) if hasattr(x, "columns") else None
+    features = tuple(x.columns) if hasattr(x, "columns") and hasattr(x, "to_numpy") else None
     numbers, found = targets(y, classes, "y")
     test = None
     if x_test is not None:
@@ -88,7 +88,8 @@ def _several(x: Any, y: Any, x_test: Any, y_test: Any, name: str, options: dict[
     """Each input by itself, all cut alike; then put together."""
     keys = list(x) if isinstance(x, Mapping) else list(range(len(x)))
     theirs = list(x_test) if isinstance(x_test, Mapping) else list(range(len(x_test))) if isinstance(x_test, tuple) else None
-    if not keys or (x_test is not None and (isinstance(x_test, Mapping) != isinstance(x, Mapping) or theirs != keys)):
+    alike = isinstance(x_test, Mapping) == isinstance(x, Mapping) and set(theirs or []) == set(keys)
+    if not keys or (x_test is not None and not alike):
         raise ValueError(f"expected one or more inputs, and x_test with the same ones, got {keys} in x and {theirs} in x_test")
     for own, what in ((x, "x"), (x_test, "x_test")):
         frames = [] if own is None else [own[key] for key in keys if hasattr(own[key], "iloc")]

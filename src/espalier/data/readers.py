@@ -13,6 +13,7 @@ import io
 import math
 import pickle
 import pickletools
+import re
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -38,7 +39,7 @@ PART_NAMES = {
     "test": ("test",),
 }
 """The parts that may be published, and by which names."""
-_OF_PARTS = ("train", "val", "calib", "test")
+_OF_PARTS = {"train", "training", "val", "valid", "validation", "calib", "calibration", "test", "tests", "testing"}
 
 
 class Raw(NamedTuple):
@@ -228,15 +229,17 @@ def npz(path: Path) -> Raw:
         raise ValueError(
             f"{path}: expected all rows in x and y, and row numbers {apart[0][2:]}, got {apart[0]}; join them"
         )
-    unused = [key for key in there if key not in ("x", "y", *own.values()) and any(word in key.lower() for word in _OF_PARTS)]
-    if unused:
-        known = ", ".join(name for aliases in PART_NAMES.values() for name in aliases)
-        raise ValueError(f"{path}: expected row numbers of parts under {known}, got {unused[0]}; rename or remove it")
+    odd = [key for key in there if key not in ("x", "y", *own.values()) and _OF_PARTS & set(re.split(r"[^a-z]+", key.lower()))]
+    for key, array in archives.arrays(path, odd).items():
+        if array.ndim and array.size > 1 and (array.dtype.kind in "iub" or key.lower()[:2] in ("x_", "y_")):
+            known = ", ".join(name for aliases in PART_NAMES.values() for name in aliases)
+            raise ValueError(f"{path}: expected row numbers of parts under {known}, got {key}; rename or remove it")
     arrays = archives.arrays(path, ["x", "y", *filter(None, own.values())])
     y, classes = targets(arrays["y"], None, f"y of {path}")
     given = {part: arrays[name] for part, name in own.items() if name}
-    if given and all(rows.ndim == 2 and rows.shape[1] == 1 < len(rows) for rows in given.values()):
-        part, rows = next(iter(given.items()))
+    columns = {part: rows for part, rows in given.items() if rows.ndim == 2 and rows.shape[1] == 1 < len(rows)}
+    if columns and len(columns) == len(given) and any(len(rows) < len(arrays["x"]) for rows in columns.values()):
+        part, rows = next(iter(columns.items()))  # of as many folds as rows each may be left out once
         raise ValueError(
             f"{path}: expected row numbers of {part} as [n] or [folds, n], got a column {list(rows.shape)}, which would be "
             f"{len(rows)} folds of one row; store rows.ravel()"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
@@ -61,10 +62,12 @@ def levels_of(data: Data, white: float | None = None) -> Levels:
     low, high = float(found.min()), float(found.max())
     fitting = [one for one in (WHITES if white is None else (white,)) if high <= one * (1 + 1e-5)]
     whole = bool((abs(found - found.round()) < 1e-3).all())
-    if white is None and fitting and ((fitting[0] == 16 and not whole) or (fitting[0] == 65535 and high < 65535 / 2)):
+    odd = fitting and ((fitting[0] == 16 and not whole) or (fitting[0] == 65535 and high < 65535 / 2))
+    if white is None and odd:
         raise ValueError(
             f"expected images of levels that tell which one is white, {', '.join(f'{one:g}' for one in WHITES)}, got levels to "
-            f"{high:.5g} in {data.name}: bring them to [0, 1] before they are given to espalier, or say white="
+            f"{high:.5g} in {data.name}: bring them to [0, 1] before they are given to espalier, or say white= (source_white= of "
+            "another world)"
         )
     if not fitting or low < -1e-5 * fitting[0]:
         raise ValueError(
@@ -106,13 +109,13 @@ def shifted(
     """
     if part not in PARTS:
         raise ValueError(f"expected a part of {', '.join(PARTS)}, got {part!r}")
-    if name not in CORRUPTIONS or severity not in SEVERITIES or not isinstance(severity, int):
+    if name not in CORRUPTIONS or severity not in SEVERITIES or not isinstance(severity, Integral):
         known = ", ".join(CORRUPTIONS)
         raise ValueError(f"expected a corruption of {known} and a severity of 1 to 5, got {name!r}, {severity!r}")
     levels, split = levels_of(data, white), getattr(data, part)
     if name not in corruptions(data.shape[0]):
         raise ValueError(f"expected images of three colours for {name!r}, got grey ones in {data.name}: take another corruption")
-    rows = Shifted(split.x, levels, name, severity, seed)
+    rows = Shifted(split.x, levels, name, int(severity), seed)
     return Split(rows[torch.arange(len(rows))] if isinstance(split.x, Tensor) else rows, split.y)
 
 
@@ -124,13 +127,14 @@ def out_of_distribution(
     count: int | None = None,
     data_dir: str | Path | None = None,
     white: float | None = None,
+    source_white: float | None = None,
 ) -> Tensor:
     """Inputs of another world, `(n, *data.shape)` float32, standardised as the run's own are.
 
     source: a named set, an `.npz` file or a folder of images, as `load` takes it. Images are brought to the run's size (bilinear,
     antialiased; of a folder the middle square) and colours: grey is ITU-R 601's luma, colour three times the grey. Features must
     be as many. part: of the source; count: the first so many of its rows. data_dir: where named sets lie. white: of the run's own
-    images, see `levels_of`.
+    images, source_white: of the source's, see `levels_of`.
 
     Raises ValueError for the run's own set, and, with what would be needed, where the inputs cannot be brought to its form; and
     what `load` raises.
@@ -154,7 +158,7 @@ def out_of_distribution(
             f"expected inputs that can be brought to the run's shape {data.shape}, got {other.shape} in {source}: images of one "
             "or three channels for a run of such images, or as many features"
         )
-    own, theirs = levels_of(data, white), levels_of(other)
+    own, theirs = levels_of(data, white), levels_of(other, source_white)
     out = torch.empty(len(index), *data.shape)
     for start in range(0, len(index), 256):
         chunk = index[start : start + 256]
@@ -166,8 +170,13 @@ def out_of_distribution(
 
 def _same(one: str, other: str) -> bool:
     """Two names of one set, or one file or folder by two paths."""
-    paths = [Path(name).expanduser() for name in (one, other)]
-    return one == other or (not {one, other} & set(sets.SETS) and all(p.exists() for p in paths) and paths[0].samefile(paths[1]))
+    if one == other or {one, other} & set(sets.SETS):
+        return one == other
+    try:
+        paths = [Path(name).expanduser() for name in (one, other)]
+        return all(path.exists() for path in paths) and paths[0].samefile(paths[1])
+    except (OSError, RuntimeError, ValueError):  # a name that is no path
+        return False
 
 
 def _is_folder(source: str) -> bool:

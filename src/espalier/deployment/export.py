@@ -218,7 +218,11 @@ def _config(
             f"expected the data that the fit was trained on, got other training rows in {data.name}: its scaling and class names "
             "are of those. Put new test rows into them (data._replace(test=...)), or leave data out"
         )
-    facts = ({} if data is None else data.facts()) | dict(record)
+    of_data = {} if data is None else data.facts()
+    facts = of_data | dict(record)
+    facts["data"] = of_data.get("data", {}) | record.get("data", {})
+    if not facts["data"].get("classes"):  # as of an older record
+        facts["data"]["classes"] = of_data.get("data", {}).get("classes", [])
     if "inputs" not in facts:
         raise ValueError("expected data, as this fit's record does not say how its inputs were scaled: give the data to export")
     model = chosen.model

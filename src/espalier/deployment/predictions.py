@@ -44,9 +44,9 @@ def predict(
     """Write a row for each row of `data` (see `rows.read`) to `out`, a new `.csv` or `.parquet`; returns its columns.
 
     Classes: `class` by name, `confidence` (its probability), `p(NAME)` of each. A regression: `mean`, `sd` and the bounds of the
-    central 95 %, `low` and `high`, in the data's units; of a likelihood that is not normal these are quantiles of 2,000 draws,
-    and an exported network of one has none. With several draws also what they differ in: `mutual_information` in nats, or, of
-    normal ones, `epistemic_sd`.
+    central 95 %, `low` and `high`, in the data's units; of a run whose likelihood is not normal these are quantiles of 2,000
+    draws (an exported folder with a likelihood of one's own is for Python). With several draws also what they differ in:
+    `mutual_information` in nats, or, of normal ones, `epistemic_sd`.
 
     source: an exported folder, a hub's id, or a run folder, whose way to predict `how` may choose, by default `redraw`, with
     `num_samples` masks. data_dir: where the data of an older run are, whose record does not say how inputs were scaled.
@@ -61,7 +61,8 @@ def predict(
         asked = rows.read(data, facts["shape"])
         way: How = how or "redraw"
         if facts["task"] == "regression" and not _is_normal(fit, inputs(asked.x[0:1])):
-            mixtures = (fit.mixture(x, way, num_samples=num_samples, seed=seed) for x in _batches(asked, inputs, FEW))
+            few = _batches(asked, inputs, max(1, FEW // facts["num_outputs"]))
+            mixtures = (fit.mixture(x, way, num_samples=num_samples, seed=seed) for x in few)
             return _kept(out, asked, _together([_numbered(own) for own in map(of_mixture, mixtures)]))
         parts: Iterator[Tensor] = (fit.predict(x, way, num_samples=num_samples, seed=seed) for x in _batches(asked, inputs))
     else:
@@ -74,10 +75,7 @@ def predict(
     found = _joined(parts)
     if facts["task"] != "regression":
         return _kept(out, asked, classes(found, _names(facts)))
-    columns = targets(found)
-    if facts.get("likelihood", "normal") != "normal":  # of an exported network: its mean and sd are all that is known
-        columns = {name: values for name, values in columns.items() if name.split("_")[0] not in ("low", "high")}
-    return _kept(out, asked, columns)
+    return _kept(out, asked, targets(found))
 
 
 def _kept(out: Path, asked: rows.Asked, found: Columns) -> Columns:

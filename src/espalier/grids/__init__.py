@@ -1,6 +1,7 @@
 """Methods crossed with sparsities, seeds and variants: `espalier compare`.
 
 grid.py      a grid file as runs and cells; what makes no sense is refused
+names.py     what runs and cells are called (tested in test_grid.py)
 checks.py    what is looked at before that: the folder, the data (tested in test_compare.py)
 compare.py   trains the runs, scores the cells, gathers
 outside.py   inputs of another world: how well a cell tells them from its own

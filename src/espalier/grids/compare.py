@@ -347,9 +347,7 @@ def gather(grid: Grid, out: Path, failures: Mapping[str, str] | None = None) -> 
     differences = {}
     for (point, own), baseline in product(scores.items(), grid.baselines):
         pair = Pair(point[0], baseline, *point[1:])
-        levels = {cell.sparsity for cell in grid.cells if cell.method == baseline}
-        # One that is dense alone is what every point is set against.
-        reference = scores.get((baseline, pair.variant, 0.0 if levels == {0.0} else pair.sparsity), {})
+        reference = scores.get((baseline, pair.variant, 0.0 if grid.is_dense(baseline) else pair.sparsity), {})
         shared = tuple(sorted(own.keys() & reference.keys()))
         if pair.method == baseline or not shared:
             continue

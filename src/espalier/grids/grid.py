@@ -33,16 +33,16 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-from espalier import data, shelf, store
+from espalier import data, shelf
 from espalier.calibration.calibrators import CALIBRATORS
 from espalier.data.noise import file_of
-from espalier.nested import plain
+from espalier.grids.names import digest_of, folder_digest, identity, run_name, slug
 from espalier.prediction.ensemble import Pool
 from espalier.prediction.evaluation import SPLITS
 from espalier.prediction.fit import How
 from espalier.prediction.pairs import derived
 from espalier.runs import lines
-from espalier.runs.recipes import Recipe, as_word, options, resolve
+from espalier.runs.recipes import Recipe, as_word, resolve
 from espalier.training.options import Training
 
 MOST_CELLS, MOST_MEMBERS, MOST_DRAWS = 10_000, 100, 10_000
@@ -50,6 +50,10 @@ COLUMNS = {
     "method", "sparsity", "seed", "seeds", "baseline", "score", "difference", "verdict", "predict", "calibrate", "runs", "error",
 }  # fmt: skip
 """Of the tables, beside scores and facts: no axis may be called so."""
+OF_CELLS = re.compile(
+    r".+_(low|high|relative|floor|debiased|flops|bytes)|(num|train|crossed|t|auroc)_.+|seconds.*|passes|accuracy|nll|brier|.*ece.*"
+)
+"""What scores and facts are called."""
 KEYS = ("base", "over", "sparsities", "seeds", "methods", "baseline", "num_samples", "split", "outside")
 
 
@@ -109,6 +113,10 @@ class Grid(NamedTuple):
     cells: tuple[Cell, ...]
     outside: str | None = None
 
+    def is_dense(self, method: str) -> bool:
+        """Does a method stand at sparsity 0 alone? As a baseline it is what every point is set against."""
+        return {cell.sparsity for cell in self.cells if cell.method == method} == {0.0}
+
 
 def read(path: Path) -> Grid:
     """The grid in a YAML file. Raises ValueError, in one sentence, for whatever in it makes no sense."""
@@ -122,6 +130,7 @@ def expand(written: Mapping[str, Any], folder: Path = Path(), source: Path | Non
     Raises ValueError for unknown keys, programs and options, values out of range, and cells that make no sense.
     """
     _known(written, KEYS, "the grid")
+    folder_digest.cache_clear()  # files may have come since
     base, axes = lines.options(written.get("base", {}), "base"), _axes(written.get("over", {}))
     sparsities, seeds = _sparsities(written.get("sparsities"), "sparsities"), _seeds(written.get("seeds", [0]))
     methods = {name: _method(name, own) for name, own in _filled(written.get("methods"), "methods").items()}
@@ -163,7 +172,7 @@ def expand(written: Mapping[str, Any], folder: Path = Path(), source: Path | Non
             used = []
             for recipe, own in zip(recipes, _member_seeds(seed, len(recipes)), strict=True):
                 run = recipe._replace(options={**recipe.options, "seed": own})
-                used.append(_run_name(run, own_sparsity))
+                used.append(run_name(run, own_sparsity))
                 runs[used[-1]] = run
             cells.append(_cell(name, variant, sparsity, seed, tuple(used), method, num_samples, split, outside))
     return Grid(tuple(axes), tuple(methods), baselines, num_samples, split, runs, tuple(cells), outside)
@@ -185,7 +194,7 @@ def _axes(written: Any) -> dict[str, dict[str, dict[str, Any]]]:
     every = [name for names in axes.values() for name in names]
     if len(set(every)) < len(every):
         raise ValueError(f"expected names of variants that differ, got {', '.join(every)}: options are given per name")
-    if reserved := COLUMNS & set(axes):
+    if reserved := {axis for axis in axes if axis in COLUMNS or OF_CELLS.fullmatch(axis)}:
         raise ValueError(f"expected another name for the axis {min(reserved)!r}: the table has a column of that name")
     return axes
 
@@ -306,61 +315,16 @@ def _member_seeds(seed: int, members: int) -> Iterator[int]:
         yield derived(seed, member)
 
 
-def _run_name(recipe: Recipe, sparsity: float) -> str:
-    """Readable, and told apart by all that the run depends on and that is not at its default, so that an option which a later
-    version brings renames no run. Files count by content, a folder of images by names and sizes, where named sets lie not at
-    all."""
-    usual = _defaults(recipe.model, recipe.inference)
-    config = {
-        name: _identity(name, value) for name, value in plain(recipe.config()).items()
-        if name != "data_dir" and (name not in usual or value != usual[name])
-    }  # fmt: skip
-    parts = [*(Path(name).stem for name in (recipe.inference, recipe.model, recipe.data)), f"{sparsity:g}"]
-    return f"{slug('-'.join(parts))}-s{recipe.options['seed']}-{_digest(config)}"
-
-
-@functools.cache
-def _defaults(model: str, inference: str) -> dict[str, Any]:
-    return {option.name: plain(option.default) for option in options(model, inference)}
-
-
-def _identity(name: str, value: Any) -> Any:
-    if name == "label_noise" and (noise := file_of(value)) and noise[0].is_file():
-        return [_file_digest(str(noise[0]), noise[0].stat().st_mtime_ns), noise[1]]
-    if name not in ("model", "inference", "data", "init") or not isinstance(value, str):
-        return value
-    path = Path(value)
-    if path.is_file():
-        return _file_digest(value, path.stat().st_mtime_ns)
-    if name == "data" and value not in data.names() and path.is_dir():  # as its splits' hashes have it
-        return _digest(sorted((str(file.relative_to(path)), file.stat().st_size) for file in path.rglob("*") if file.is_file()))
-    return value
-
-
-@functools.cache
-def _file_digest(path: str, _: int) -> str:
-    return store.sha256(Path(path).read_bytes())
-
-
 def _cell(
     name: str, variant: tuple[str, ...], sparsity: float, seed: int, used: tuple[str, ...], method: Method,
     num_samples: int, split: str, outside: str | None,
 ) -> Cell:  # fmt: skip
     facts = {"runs": list(used), "predict": method.predict, "calibrate": method.calibrate, "split": split}
-    facts |= {"outside": _identity("data", outside)} if outside else {}
+    facts |= {"outside": identity("data", outside)} if outside else {}
     facts |= {"pool": method.pool} if method.pool != "probabilities" else {}
-    digest = _digest({**facts, "num_samples": num_samples})
+    digest = digest_of({**facts, "num_samples": num_samples})
     file = f"{slug('-'.join([name, *variant, f'{sparsity:g}']))}-s{seed}-{digest}"
     return Cell(name, variant, sparsity, seed, used, method.predict, method.calibrate, file, method.pool)
-
-
-def _digest(value: Any) -> str:
-    return store.sha256(store.canonical(value).encode())[:10]
-
-
-def slug(text: str) -> str:
-    """Lower case, digits, dots and hyphens: good in a file's name."""
-    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")
 
 
 def _filled(value: Any, what: str) -> dict[str, Any]:

@@ -134,7 +134,8 @@ def summary(grid: Grid, outcome: Outcome) -> str:
     """Markdown: for every point of the grid the scores and the differences, then what was won and lost, and what failed."""
     counts = {cell["scores"]["num_examples"] for cell in outcome.cells.values()}
     parts = [f"Scored on the {grid.split} split, {_numbers(counts)} examples. {NOTES}"]
-    parts += [f"AUROC: {grid.outside} told from the split, by each uncertainty that a method has.\n"] if grid.outside else []
+    if grid.outside:
+        parts += [f"AUROC: {Path(grid.outside).name} told from the split, by each uncertainty that a method has.\n"]
     for point in _points(grid):
         parts += [f"## {_title(grid, *point)}\n", _scores(grid, outcome, point, _mean_and_sd), ""]
         for baseline in grid.baselines:

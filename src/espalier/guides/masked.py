@@ -55,9 +55,8 @@ def _check_shared(model: BayesianNetwork, mask: Mask) -> None:
     """Raises ValueError where a masked tensor's first dimensions are not its outputs and the inputs that all of these see."""
     for weight in model.weights:
         owner = model.net.get_submodule(weight.name.rpartition(".")[0])
-        known = isinstance(owner, nn.Linear | nn.modules.conv._ConvNd | nn.MultiheadAttention)
-        plain = getattr(owner, "groups", 1) == 1 and not getattr(owner, "transposed", False)
-        if len(weight.shape) < 2 or not (known and plain):
+        table = isinstance(owner, nn.Embedding | nn.EmbeddingBag | nn.Bilinear)
+        if len(weight.shape) < 2 or table or getattr(owner, "groups", 1) > 1 or getattr(owner, "transposed", False):
             raise ValueError(
                 f"expected Linear layers and plain convolutions for mask {mask}, but {weight.name} of shape {weight.shape} "
                 f"belongs to {type(owner).__name__}: choose mask weight, or leave that tensor dense"

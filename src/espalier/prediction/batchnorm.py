@@ -59,7 +59,7 @@ def estimate(
         calls[module] += 1
         module.momentum = 1 / calls[module]
 
-    with uncompiled(model), by_the_batch(model) as norms, ExitStack() as hooks:
+    with by_the_batch(model) as norms, uncompiled(model), ExitStack() as hooks:
         for module in norms:
             hooks.callback(module.register_forward_pre_hook(count).remove)
         for batch in batches:

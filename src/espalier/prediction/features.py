@@ -48,7 +48,7 @@ def features_of(fit: Fit, x: Rows | Inputs, way: How = "ticket", layer: str | No
     found: list[Tensor] = []
     model = fit.model
     hook = layer_of(model, layer).register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
-    with hook, uncompiled(model), evaluating(model), torch.no_grad():
+    with hook, evaluating(model), uncompiled(model), torch.no_grad():
         dense = weights.dense() if isinstance(weights, Unwritten) else weights
         for batch in Batches(nested.rows_of(x), fit.topology.positions.device):
             seen.clear()

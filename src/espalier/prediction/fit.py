@@ -324,7 +324,11 @@ class Fit(Predictor):
             pairs = [Pair.of({name: tensor[index] for name, tensor in stacked.items()}) for index in range(count)]
         else:
             pairs = [Pair.of(store.added_bundle(folder / PAIRS, digest).tensors) for digest in facts["pairs"]]
-        wanted, given = ({name: tuple(t.shape) for name, t in state.items()} for state in (model.state_dict(), pairs[-1].state))
+        buffers = {name for name, _ in model.named_buffers(remove_duplicate=False)}  # whose shapes the data may have had a say in
+        wanted, given = (
+            {name: None if name in buffers else tuple(t.shape) for name, t in state.items()}
+            for state in (model.state_dict(), pairs[-1].state)
+        )
         if wanted != given:
             odd = min(name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name))
             raise ValueError(f"expected a network with {odd} of shape {given.get(odd)}, got {wanted.get(odd)}")

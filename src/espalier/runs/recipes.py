@@ -129,11 +129,11 @@ def resolve(argv: Sequence[str], named_by: Path | None = None) -> Recipe:
 
 
 def _look_at_programs(given: Given, parts: Mapping[str, str], file: Path | None, named_by: Path | None) -> None:
-    said = {name for name, values in given if values}
+    said = {name: values[0] for name, values in given if values}
     for part in ("model", "inference"):
         path = Path(parts[part])
         if parts[part].endswith(".py") and path.is_file():  # as the shelf has it: a file may be called nothing else
-            source = named_by if part in said else file
+            source = named_by if said.get(part) else file  # an empty one is none
             if source is None:
                 trust.remember(path)
             else:

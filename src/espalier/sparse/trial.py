@@ -6,6 +6,7 @@ lie in memory feature by feature.
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -41,6 +42,8 @@ def unmoved(*modules: nn.Module, device: torch.device | None = None) -> Iterator
 
 
 _LOCKS: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_LOCKS.clear)  # whoever held one is not there
 
 
 @contextmanager
@@ -65,7 +68,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 def in_order(leaf: Any) -> Any:
     """A tensor as it is, where it lies row by row in memory or channels last; else a copy that does."""
-    if not isinstance(leaf, Tensor) or leaf.is_contiguous():
+    if not isinstance(leaf, Tensor) or torch._C._are_functorch_transforms_active() or leaf.is_contiguous():
         return leaf
     return leaf if leaf.dim() == 4 and leaf.is_contiguous(memory_format=torch.channels_last) else leaf.contiguous()
 

@@ -23,6 +23,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
+from numbers import Integral
 from typing import Any
 
 import pyro
@@ -104,10 +105,7 @@ def check_later(
         raise ValueError(f"expected at least 1 of microbatches, parts of a batch, got {microbatches}")
     teachers = Teachers([fit, *others], microbatches)
     check(fit.model, data, teachers.differ, epochs, learning_rate, masks)
-    with ExitStack() as modes:
-        for one in (fit, *others):
-            modes.enter_context(evaluating(one.model))
-        teachers.check(to_device(data.train.x[torch.arange(min(2, len(data.train.y)))], teachers.device))
+    teachers.check(to_device(data.train.x[torch.arange(min(2, len(data.train.y)))], teachers.device))
     if epochs < 1:
         raise ValueError(f"expected epochs of at least 1, got {epochs}: this training is over, with nothing left to weave into")
     return teachers
@@ -123,7 +121,7 @@ def check(model: BayesianNetwork, data: Data, several: bool, epochs: int, learni
         )
     if not 0 <= epochs <= MOST_EPOCHS or not 0 < learning_rate < math.inf:
         raise ValueError(f"expected distill_epochs of at least 0 and a rate above 0, got {epochs} and {learning_rate}")
-    if not 1 <= masks <= MOST_PARTICLES:
+    if isinstance(masks, bool) or not isinstance(masks, Integral) or not 1 <= int(masks) <= MOST_PARTICLES:
         raise ValueError(f"expected distill_masks of 1 to {MOST_PARTICLES}, draws whose mean a student is told, got {masks}")
     with evaluating(model):
         rows = to_device(data.train.x[torch.arange(min(2, len(data.train.y)))], model.initial.device)

@@ -229,6 +229,9 @@ class Found(Follower):
         facts = {"drop_rate": [*map(list, self.states)], "drop_rate.told": self.told, "drop_rate.prior": self.prior}
         return Bundle({"drop_rate.stream": self.generator.get_state()}, facts)
 
+    def asked(self) -> dict[str, Any]:
+        return {"drop_rate": self.rule}
+
     def row(self) -> dict[str, float]:
         return {"drop_rate": self.told}
 

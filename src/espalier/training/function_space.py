@@ -141,7 +141,7 @@ def features_of(model: BayesianNetwork, weights: Tensor, x: Any) -> Tensor:
 def _settled(model: BayesianNetwork) -> Iterator[dict[str, Tensor] | None]:
     """For the while, as `batchnorm.by_the_batch` has it, and eager: a compiled network is no place for a hook. Yields buffers to
     write into."""
-    with uncompiled(model), batchnorm.by_the_batch(model):
+    with batchnorm.by_the_batch(model), uncompiled(model):
         yield {f"net.{name}": buffer.clone() for name, buffer in model.net.named_buffers()} or None
 
 

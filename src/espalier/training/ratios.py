@@ -130,7 +130,8 @@ def layer_ratios(
 ) -> Ratios:
     """How many weights each layer keeps: `round((1 - sparsity) * num_weights)` in all, exactly.
 
-    of: a dense fit, whose ticket is pruned, or a model that came with trained weights. rows: the first of the split `search_on`.
+    of: a dense fit, whose ticket is pruned, or a model that came with trained weights. rows: of the split `search_on`, the
+    first, or as many validation rows at random.
     seed, steps: of the agent, the only thing that is random. Raises ValueError for what `check` refuses, and for a sparse fit.
     """
     if isinstance(of, Fit) and of.topology.num_active < of.topology.num_weights:

@@ -18,6 +18,7 @@ from torch import Tensor
 from espalier.contracts import Rows
 from espalier.guides.masked import draw_mask
 from espalier.likelihoods import plain
+from espalier.network import evaluating
 from espalier.prediction.fit import Fit
 from espalier.prediction.pairs import State, gaussian
 from espalier.prediction.predict import sent
@@ -108,7 +109,10 @@ class Teachers:
     @torch.no_grad()
     def check(self, x: Any) -> None:
         """Raises ValueError where not all say the same kind of thing of rows x, or what nothing is known of."""
-        told = [teacher.plainly(x) for teacher in self.all]
+        told = []
+        for teacher in self.all:
+            with evaluating(teacher.fit.model):
+                told.append(teacher.plainly(x))
         for place, one in enumerate(told, 1):
             cross_entropy(one, one)
             if type(one) is not type(told[0]) or one.batch_shape != told[0].batch_shape:

@@ -73,8 +73,11 @@ def train(
     distributed.check_shares(rows, model.num_data)
     _check_microbatches(model, guide, rows // distributed.size())
     guide.to(streams.device)
-    asked = _asked(model, guide, training, streams)
     followers = followers if model.loss is None else [*followers, model.loss]
+    moves = [schedule.last, schedule.reached, sum(map(schedule.due, range(1, steps + 1)))]
+    asked = _asked(model, guide, training, streams) | {"average_from": average_from, "moves": moves}
+    for follower in followers:
+        asked |= follower.asked()
     loop = Loop(
         model,
         guide,
@@ -135,15 +138,16 @@ def train(
 
 
 def _asked(model: BayesianNetwork, guide: MaskedGuide, training: Training, streams: Streams) -> dict[str, Any]:
-    """What a checkpoint is of: another training may not go on from it. Where it runs is not among it."""
+    """What a checkpoint is of, beside when the topology moves (not how) and the followers: another training may not go on from
+    it. Where it runs, and when it is to be ended early, is not among it."""
     plain = {
-        field.name: value for field in dataclasses.fields(training) if field.name not in ("device", "compile")
+        field.name: value for field in dataclasses.fields(training) if field.name not in ("device", "compile", "patience")
         and isinstance(value := getattr(training, field.name), str | int | float | None)
     }  # fmt: skip
     own = {name: getattr(guide, name) for name in ("mask", "rescale", "kl_scale", "num_particles", "microbatches")}
     rate = guide.keep_prob if isinstance(guide.keep_prob, float) else list(guide.keep_prob)
     return {**plain, **own, "keep_prob": rate, "seed": streams.default, "weights": [weight.name for weight in model.weights],
-            "active": list(guide.counts)}  # fmt: skip
+            "active": list(guide.counts), "prior_scale": model.prior_scale}  # fmt: skip
 
 
 def check_average_from(average_from: float) -> None:

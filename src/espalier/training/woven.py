@@ -56,7 +56,7 @@ class Woven(Follower):
         self.rate = rates.cosine(learning_rate, steps - first)
         self.student: Student | None = None
         self.losses: list[torch.Tensor] = []
-        self.told, self.lost = float("nan"), ""
+        self.told, self.lost, self.heard = float("nan"), "", 1
 
     @classmethod
     def of(
@@ -83,6 +83,7 @@ class Woven(Follower):
         if not self.hears(taken):
             return
         student = self.student = self.student or self._born(model, guide)
+        self.heard = len(outputs)
         with torch.no_grad():
             every = [*outputs, *(self._more(x, model, guide) for _ in range(self.masks - len(outputs)))]
             told = [model.says(nested.each(in_full, output)) for output in every]
@@ -100,6 +101,9 @@ class Woven(Follower):
                 weights = _placed(model, guide, guide.values * (keep * guide.scale))
                 said.append(model.evaluate(weights, rows, copied(model.state_dict())))
         return nested.joined(said)
+
+    def asked(self) -> dict[str, Any]:
+        return {"distill_rate": self.learning_rate, "distill_masks": self.masks, "distill_from": self.first}
 
     def row(self) -> dict[str, float]:
         """The cross-entropy from teacher to student, the mean over the epoch's steps, nats per example."""
@@ -144,7 +148,7 @@ class Woven(Follower):
             reached, ticket = (float("nan"),) * 2 if self.lost else settle(teachers, data, self.student)
         if close_enough(reached, ticket):
             facts = {"epochs": 0, "woven_steps": self.student.taken, "learning_rate": self.learning_rate}
-            facts |= {"masks": self.masks, "loss": self.told}
+            facts |= {"masks": max(self.masks, self.heard), "loss": self.told}
             hand_out(fit, data, self.student, facts, teachers)
             return
         why = self.lost or (
