@@ -74,7 +74,7 @@ class Woven(Follower):
         return cls(first, training.steps(data), learning_rate, training.precision, masks=masks, seed=seed)
 
     def begin(self, model: BayesianNetwork, guide: MaskedGuide) -> None:
-        self.stream = own_stream(self.seed, STREAM, guide.values.device)
+        self.stream, self.heard = own_stream(self.seed, STREAM, guide.values.device), guide.num_particles
 
     def hears(self, taken: int) -> bool:
         return taken > self.first and not self.lost
@@ -83,7 +83,6 @@ class Woven(Follower):
         if not self.hears(taken):
             return
         student = self.student = self.student or self._born(model, guide)
-        self.heard = len(outputs)
         with torch.no_grad():
             every = [*outputs, *(self._more(x, model, guide) for _ in range(self.masks - len(outputs)))]
             told = [model.says(nested.each(in_full, output)) for output in every]
