@@ -18,7 +18,7 @@ from typing import NamedTuple
 import pyro.distributions as dist
 import torch
 from label_noise import cell
-from several_teachers import built, three
+from several_teachers import built, of_training, three
 from torch import Tensor
 
 from espalier import Data, Fit, Training, load_data
@@ -100,10 +100,10 @@ def world(given: argparse.Namespace, data: Data, more: Data, seed: int) -> dict[
     def scores(probs: Tensor) -> list[float]:
         return three(probs.double().numpy(), y)
 
-    found = {"ticket": scores(fit.predict(held, "ticket")[0]), f"{MASKS} masks": scores(_mean(fit, held))}
+    found = {"ticket": scores(fit.predict(held, "ticket")[0]), f"{MASKS} masks": scores(mean_of(fit, held))}
     found["student on the way"] = scores(fit.predict(held, "distilled")[0])
     own, every = (part.train.x[torch.arange(len(part.train.y))] for part in (data, more))
-    told = {False: _mean(fit, own), True: _mean(fit, every)}
+    told = {False: mean_of(fit, own), True: mean_of(fit, every)}
     for name, arm in ARMS.items():
         steps = max(1, arm.passes * given.share * len(own) // (100 * BATCH))
         weights, state = taught(fit, every if arm.more else own, told[arm.more], arm, steps, seed)
@@ -111,20 +111,14 @@ def world(given: argparse.Namespace, data: Data, more: Data, seed: int) -> dict[
     return found
 
 
-def _mean(fit: Fit, x: Rows | Tensor) -> Tensor:
+def mean_of(fit: Fit, x: Rows | Tensor) -> Tensor:
     """Of `MASKS` draws, `(n, C)`: no more than eight at a time are held."""
     return torch.stack([fit.predict(x, "redraw", num_samples=8, seed=turn).mean(0) for turn in range(MASKS // 8)]).mean(0)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="cifar10", help="images of classes, by name, or an .npz file")
-    parser.add_argument("--data-dir", help="default: ESPALIER_DATA")
-    parser.add_argument("--rows", type=int, default=10000)
-    parser.add_argument("--model", default="lenet")
-    parser.add_argument("--sparsity", type=float, default=0.9)
-    parser.add_argument("--epochs", type=int, default=30)
-    parser.add_argument("--learning-rate", type=float, default=0.05)
+    of_training(parser, data="cifar10", model="lenet", epochs=30, learning_rate=0.05)
     parser.add_argument("--share", type=int, default=100, help="per cent of the students' steps, for a try")
     parser.add_argument("--seeds", type=int, nargs="+", default=[100])
     parser.add_argument("--out", type=Path, default=Path("runs/one-student"))

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,10 +36,22 @@ MEMBERS, DRAWS = 4, 32
 Row = dict[str, list[float]]
 
 
-def built(given: argparse.Namespace, data: Data, seed: int) -> BayesianNetwork:
+def of_training(parser: argparse.ArgumentParser, *, data: str, model: str, epochs: int, learning_rate: float) -> None:
+    """What is trained, on what and how long."""
+    parser.add_argument("--data", default=data, help="images of classes, by name, or an .npz file")
+    parser.add_argument("--data-dir", help="default: ESPALIER_DATA")
+    parser.add_argument("--rows", type=int, default=10000)
+    parser.add_argument("--model", default=model)
+    parser.add_argument("--sparsity", type=float, default=0.9)
+    parser.add_argument("--epochs", type=int, default=epochs)
+    parser.add_argument("--learning-rate", type=float, default=learning_rate)
+
+
+def built(given: argparse.Namespace, data: Data, seed: int, **sizes: dict[str, Any]) -> BayesianNetwork:
+    """sizes: of other models than an MLP, by their names; else their own."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        options = {"hidden": (300, 100)} if given.model == "mlp" else {}
+        options = {"mlp": {"hidden": (300, 100)}, **sizes}.get(given.model, {})
         model: BayesianNetwork = shelf.load("models", given.model)(data.shape, data.num_outputs, **options)
     return model
 
@@ -108,13 +121,7 @@ def table(worlds: Sequence[dict[str, Row]], density: float) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="fashion-mnist", help="images of classes, by name, or an .npz file")
-    parser.add_argument("--data-dir", help="default: ESPALIER_DATA")
-    parser.add_argument("--rows", type=int, default=10000)
-    parser.add_argument("--model", default="mlp")
-    parser.add_argument("--sparsity", type=float, default=0.9)
-    parser.add_argument("--epochs", type=int, default=60)
-    parser.add_argument("--learning-rate", type=float, default=0.1)
+    of_training(parser, data="fashion-mnist", model="mlp", epochs=60, learning_rate=0.1)
     parser.add_argument("--microbatches", type=int, default=1, help="of the training by CigL")
     parser.add_argument("--taught", type=int, default=30, help="epochs of a student")
     parser.add_argument("--rate", type=float, default=0.05, help="peak of its learning rate")

@@ -17,15 +17,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from label_noise import cell
-from several_teachers import three
+from one_student import MASKS, mean_of
+from several_teachers import built, of_training, three
 from torch import Tensor
 
-from espalier import BayesianNetwork, Data, Fit, Training, load_data, shelf
-from espalier.contracts import Rows
+from espalier import BayesianNetwork, Data, Fit, Training, load_data
 from espalier.guides import MaskedGuide
-from espalier.prediction.fit import How
 from espalier.store import Bundle, Ledger
 from espalier.topology import initial, schedules
 from espalier.training import Streams, find_device, prepare
@@ -35,7 +33,6 @@ from espalier.training.woven import Woven
 
 ARMS = [(0.02, 1), (0.05, 1), (0.02, 2), (0.05, 2), (0.02, 4), (0.05, 4), (0.1, 4)]
 """Peak of the learning rate, and masks a step."""
-MASKS = 64
 
 
 class Timed(Woven):
@@ -62,10 +59,7 @@ class Timed(Woven):
 
 def world(given: argparse.Namespace, data: Data, seed: int) -> dict[str, list[float]]:
     training = Training(epochs=given.epochs, batch_size=128, learning_rate=given.learning_rate, device="cpu")
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        options = {"mlp": {"hidden": (300, 100)}, "wide_resnet": {"depth": 10, "widen": 1}}.get(given.model, {})
-        model: BayesianNetwork = shelf.load("models", given.model)(data.shape, data.num_outputs, **options)
+    model = built(given, data, seed, wide_resnet={"depth": 10, "widen": 1})
     streams = Streams(seed, find_device("cpu"))
     keep_prob, found = begin("auto", model, data, training, seed=seed)
     model = prepare(model, data, training, keep_prob=keep_prob)
@@ -81,28 +75,20 @@ def world(given: argparse.Namespace, data: Data, seed: int) -> dict[str, list[fl
     alone = time.process_time() - start - sum(student.spent for student in students)
     held, y = data.validation.x, data.validation.y.numpy()
 
-    def scores(x: Rows, way: How) -> list[float]:
-        draws = [fit.predict(x, way, num_samples=8, seed=turn).mean(0) for turn in range(MASKS // 8 if way == "redraw" else 1)]
-        mean: Tensor = torch.stack(draws).mean(0)
-        return three(mean.double().numpy(), y)
+    def scores(probs: Tensor) -> list[float]:
+        return three(probs.double().numpy(), y)
 
-    rows = {f"{MASKS} masks": [*scores(held, "redraw"), 0.0], "ticket": [*scores(held, "ticket"), 0.0]}
+    rows = {f"{MASKS} masks": [*scores(mean_of(fit, held)), 0.0], "ticket": [*scores(fit.predict(held, "ticket")[0]), 0.0]}
     for (rate, masks), student in zip(ARMS, students, strict=True):
         fit.student = student.handed  # none, where it ended farther from its teacher than the ticket
-        found = scores(held, "distilled") if fit.student is not None else [math.nan] * 3
+        found = scores(fit.predict(held, "distilled")[0]) if fit.student is not None else [math.nan] * 3
         rows[f"{masks} a step, rate {rate:g}"] = [*found, student.spent / alone]
     return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="fashion-mnist", help="images of classes, by name, or an .npz file")
-    parser.add_argument("--data-dir", help="default: ESPALIER_DATA")
-    parser.add_argument("--rows", type=int, default=10000)
-    parser.add_argument("--model", default="mlp")
-    parser.add_argument("--sparsity", type=float, default=0.9)
-    parser.add_argument("--epochs", type=int, default=60)
-    parser.add_argument("--learning-rate", type=float, default=0.05)
+    of_training(parser, data="fashion-mnist", model="mlp", epochs=60, learning_rate=0.05)
     parser.add_argument("--seeds", type=int, nargs="+", default=[100])
     parser.add_argument("--out", type=Path, default=Path("runs/woven-students"))
     given = parser.parse_args()

@@ -42,12 +42,18 @@ class Split(NamedTuple):
 PARTS = ("train", "validation", "calibration", "test")
 
 
+def features_of(x: Any) -> tuple[Any, ...] | None:
+    """The names of a frame's columns; None of what is no frame."""
+    return tuple(x.columns) if hasattr(x, "columns") and hasattr(x, "to_numpy") else None
+
+
 def check_features(x: Any, features: Sequence[Any] | None, what: str) -> None:
     """Raises ValueError for a frame whose columns are not those of training: by place they would be taken for each other."""
-    if features is None or not (hasattr(x, "columns") and hasattr(x, "to_numpy")) or list(x.columns) == list(features):
+    own = features_of(x)
+    if features is None or own is None or own == tuple(features):
         return
-    odd = next((pair for pair in zip(x.columns, features, strict=False) if pair[0] != pair[1]), None)
-    got = f"{len(x.columns)} columns" if odd is None else f"{odd[0]!r} in the place of {odd[1]!r}"
+    odd = next((pair for pair in zip(own, features, strict=False) if pair[0] != pair[1]), None)
+    got = f"{len(own)} columns" if odd is None else f"{odd[0]!r} in the place of {odd[1]!r}"
     raise ValueError(
         f"expected {what} with the columns of training in their order, got {got}: {what}[list of those columns], or encode both "
         "frames together"

@@ -19,6 +19,7 @@ from espalier import nested
 from espalier.bounds import Bounds, bounds, nrs
 from espalier.compiled import uncompiled
 from espalier.data.balls import Ball, ball_of
+from espalier.data.streamed import some
 from espalier.followers import Follower
 from espalier.likelihoods import WithUnknown
 from espalier.sparse import Unwritten
@@ -214,9 +215,7 @@ class Controlled(Remembering):
         x, y = data.validation
         if not len(y) or y.dim() > 1:
             raise ValueError("expected a validation split with one label per example for loss gradient-decay-pid: keep one")
-        rows = torch.arange(len(y))
-        if len(y) > self.ROWS:  # a published split may lie class by class
-            rows = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))[: self.ROWS]
+        rows = some(len(y), self.ROWS)
         self.rows = nested.each(lambda part: part.to(device), x[rows]), y[rows].to(device)
 
     def told(self, progress: Progress, model: BayesianNetwork, guide: MaskedGuide) -> None:

@@ -231,13 +231,17 @@ def test_a_cell_is_scored_as_soon_as_its_runs_are_there_and_a_stop_leaves_it(
     assert tables(grid, compare.compare(grid, tmp_path, InThisProcess())) == tables(grid, whole)
 
 
+def copied(grid: Grid, out: Path, tmp_path: Path) -> tuple[str, Path]:
+    """The first run of a grid in another folder: its name, and where it is."""
+    name = next(iter(grid.runs))
+    return name, shutil.copytree(out / "runs" / name, tmp_path / "runs" / name)
+
+
 def test_a_run_of_another_default_is_refused_and_one_of_fewer_options_is_not(
     done: tuple[Grid, Path, compare.Outcome], tmp_path: Path
 ) -> None:
     grid, out, outcome = done
-    name = next(iter(grid.runs))
-    copy = tmp_path / "runs" / name
-    shutil.copytree(out / "runs" / name, copy)
+    name, copy = copied(grid, out, tmp_path)
     checks.check_runs(grid, tmp_path)
     config = copy / "config.yaml"
     written = config.read_text().splitlines(keepends=True)
@@ -253,9 +257,7 @@ def test_a_run_that_is_there_with_another_program_is_not_run(
 ) -> None:
     """A grid's own programs were looked at; what a folder brings along was not."""
     grid, out, _ = done
-    name = next(iter(grid.runs))
-    copy = tmp_path / "runs" / name
-    shutil.copytree(out / "runs" / name, copy)
+    name, copy = copied(grid, out, tmp_path)
     (copy / "model.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nfrom espalier.models.mlp import model\n")
     config = copy / "config.yaml"
     config.write_text(config.read_text().replace("model: mlp", "model: model.py"))

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from espalier.calibration import scores
-from espalier.calibration.proportions import clopper_pearson
+from espalier.calibration.proportions import of_all_or_none
 from espalier.calibration.scores import LEVEL, MANY_CLASSES, NUM_BINS, NUM_WORLDS, SEED, Floats, Ints, Summary
 
 
@@ -63,7 +63,7 @@ def clustered_summary(probs: ArrayLike, labels: ArrayLike, *, level: float = LEV
     out: Summary = {"num_examples": count, "num_labels": len(y), **{name: float(m.mean()) for name, m in means.items()}}
     out |= {f"{name}_interval": list(scores.bootstrap_interval(mean, level, seed=seed)) for name, mean in means.items()}
     if (rate := float(means["accuracy"].mean())) in (0.0, 1.0):  # no resample differs; an example that is not so may be all wrong
-        out["accuracy_interval"] = [float(end) for end in clopper_pearson(round(rate * count), count, level)]
+        out["accuracy_interval"] = list(of_all_or_none(rate, count, level))
     confidence, hit = p.max(1), (p.argmax(1) == y).astype(np.float64)
     for bins in (10, 15):
         index = scores.equal_width(confidence, bins)

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from scipy.special import expit, logit
 from scipy.stats import norm
 
-from espalier.calibration.proportions import clopper_pearson
+from espalier.calibration.proportions import of_all_or_none
 from espalier.calibration.resampling import Estimate, estimates, sums, tied, vector
 from espalier.calibration.scores import LEVEL, NUM_RESAMPLES, SEED, Floats, Summary, require
 
@@ -132,8 +132,7 @@ def detection_summary(
     i, o = _samples(inside, outside)
     found = estimates(_statistic(i, o, accepted), (len(i), len(o)), level, num_resamples, seed)
     if (rate := found[2].value) in (0.0, 1.0):
-        low, high = clopper_pearson(round(rate * len(o)), len(o), level)
-        found[2] = Estimate(rate, (float(low), float(high)))
+        found[2] = Estimate(rate, of_all_or_none(rate, len(o), level))
     named = {"auroc": auroc_interval(i, o, level), **dict(zip(_NAMES, found, strict=True))}
     out: Summary = {"num_inside": len(i), "num_outside": len(o), **{name: each.value for name, each in named.items()}}
     return out | {f"{name}_interval": list(each.interval) for name, each in named.items()}

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import beta
 
-from espalier.calibration.scores import LEVEL, Floats
+from espalier.calibration.scores import LEVEL, Floats, Interval
 
 
 def clopper_pearson(hits: ArrayLike, counts: ArrayLike, level: float = LEVEL) -> tuple[Floats, Floats]:
@@ -16,3 +16,9 @@ def clopper_pearson(hits: ArrayLike, counts: ArrayLike, level: float = LEVEL) ->
     tail = (1 - level) / 2
     low, high = beta.ppf(tail, x, n - x + 1), beta.ppf(1 - tail, x + 1, n - x)
     return np.where(x == 0, 0.0, low), np.where(x == n, 1.0, high)
+
+
+def of_all_or_none(rate: float, count: int, level: float = LEVEL) -> Interval:
+    """`clopper_pearson`'s interval for a rate of 0 or 1 of `count`, which no resample changes."""
+    low, high = clopper_pearson(round(rate * count), count, level)
+    return float(low), float(high)

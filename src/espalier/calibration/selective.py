@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from espalier.calibration.proportions import clopper_pearson
+from espalier.calibration.proportions import of_all_or_none
 from espalier.calibration.resampling import Estimate, Ties, estimates, sums, tied, vector
 from espalier.calibration.scores import LEVEL, NUM_RESAMPLES, SEED, Floats, Summary, require
 
@@ -70,8 +70,13 @@ def _generalized_area(steps: _Steps, n: int) -> Floats:
     return np.asarray((steps.size * (steps.paid + steps.loss / 2)).sum(1) / n**2)
 
 
+def _accepted(n: int, coverage: float) -> int:
+    """The smallest number of n that is a share of at least `coverage`."""
+    return max(1, int(np.ceil(coverage * n - 1e-9)))
+
+
 def _risk_at(steps: _Steps, n: int, coverage: float) -> Floats:
-    k = max(1, int(np.ceil(coverage * n - 1e-9)))
+    k = _accepted(n, coverage)
     group = (steps.before + steps.size < k - 0.5).sum(1)[:, None]
     before, paid, each = (np.take_along_axis(a, group, 1)[:, 0] for a in (steps.before, steps.paid, steps.each))
     return np.asarray((paid + (k - before) * each) / k)
@@ -169,9 +174,7 @@ def selective_summary(
     n, found = len(x), estimates(statistic, (len(x),), level, num_resamples, seed)
     at = _NAMES.index("risk_at_coverage")
     if found[at].value in (0.0, 1.0) and np.isin(x, (0, 1)).all():
-        k = max(1, int(np.ceil(coverage * n - 1e-9)))
-        low, high = clopper_pearson(round(found[at].value * k), k, level)
-        found[at] = Estimate(found[at].value, (float(low), float(high)))
+        found[at] = Estimate(found[at].value, of_all_or_none(found[at].value, _accepted(n, coverage), level))
     out: Summary = {"num_examples": n, **{name: each.value for name, each in zip(_NAMES, found, strict=True)}}
     return out | {f"{name}_interval": list(each.interval) for name, each in zip(_NAMES, found, strict=True)}
 

@@ -40,6 +40,7 @@ def report(words: list[str]) -> int:
 
     from espalier import data, runs
     from espalier.data import groupings
+    from espalier.data.worlds import inputs_of
     from espalier.prediction import recalibration
     from espalier.reports import calibrators, groups, report, worlds
     from espalier.reports.look import look_with, runs_of
@@ -60,7 +61,7 @@ def report(words: list[str]) -> int:
 
     def other(name: str, own: Data) -> Any:
         """Inputs of another world, as a run takes its own; read once for all that take them alike."""
-        key = name, worlds.inputs_of(own)
+        key = name, inputs_of(own)
         if key not in known:
             known[key] = data.out_of_distribution(name, own, data_dir=arguments.data_dir)
         return known[key]

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from espalier.contracts import PARTS, Data, Split, check_features
+from espalier.contracts import PARTS, Data, Split, check_features, features_of
 from espalier.data.cut import Standardise, as_data
 from espalier.data.labels import refuse_masked, targets
 from espalier.data.readers import Array, Raw, channels_of
@@ -64,7 +64,7 @@ def from_arrays(
         return _several(x, y, x_test, y_test, name, options)
     _aligned(x, y, "x and y")
     classes = None if classes is None else list(classes)
-    features = tuple(x.columns) if hasattr(x, "columns") and hasattr(x, "to_numpy") else None
+    features = features_of(x)
     numbers, found = targets(y, classes, "y")
     test = None
     if x_test is not None:
@@ -119,7 +119,7 @@ def _several(x: Any, y: Any, x_test: Any, y_test: Any, name: str, options: dict[
 def _inputs(x: Any, channels: Channels | None, what: str) -> Array:
     """Inputs as a NumPy array, channels first."""
     refuse_masked(x, what)
-    if hasattr(x, "columns") and hasattr(x, "to_numpy"):
+    if features_of(x) is not None:
         for column, dtype in x.dtypes.items():
             if getattr(dtype, "kind", "O") not in "biuf":
                 raise ValueError(

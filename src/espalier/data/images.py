@@ -22,7 +22,7 @@ from espalier.data.streamed import Streamed
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 _OTHERS = {".tif", ".tiff", ".gif", ".avif", ".heic", ".jp2", ".jxl", ".ppm", ".pgm", ".dcm"}
 """Of images that are not read."""
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # whatever the suffix says; Pillow runs Ghostscript on an EPS
@@ -162,18 +162,20 @@ def folder(root: Path, image_size: int = 224, workers: int | None = None) -> Raw
 
 def files_below(root: Path, image_size: int) -> ImageFiles:
     """All images below a folder, by name. Raises ValueError where there are none, and for a file that cannot be read."""
-    names = sorted(
-        path.relative_to(root).as_posix()
-        for path in root.rglob("*")
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
-    )
+    names = names_below(root)
     if not names:
-        raise ValueError(f"{_shown(root)} holds no images: expected {', '.join(sorted(SUFFIXES))}")
+        raise ValueError(f"{_shown(root)} holds no images: expected {', '.join(sorted(_SUFFIXES))}")
     sizes = [_size(root / name) for name in names]
     for name in names:
         with _opened(root / name):
             pass
     return ImageFiles(root, names, sizes, image_size)
+
+
+def names_below(root: Path) -> list[str]:
+    """Of the images in a folder and its folders, sorted; what macOS leaves (._name.png) is none."""
+    every = (path for path in root.rglob("*") if path.suffix.lower() in _SUFFIXES and not path.name.startswith("."))
+    return sorted(path.relative_to(root).as_posix() for path in every)
 
 
 def _parts(root: Path) -> dict[str, Path]:
@@ -213,16 +215,16 @@ def _listed(root: Path, part: Path, classes: list[str]) -> list[tuple[str, int, 
         if not sub.name.isprintable():
             raise ValueError(f"{_shown(sub)}: expected a class that can be printed, got this name; rename it")
         entries = sorted(path for path in sub.iterdir() if not path.name.startswith("."))  # macOS leaves ._name.png
-        images = [path.name for path in entries if path.suffix.lower() in SUFFIXES]
-        others = [path for path in entries if path.suffix.lower() not in SUFFIXES]
+        images = [path.name for path in entries if path.suffix.lower() in _SUFFIXES]
+        others = [path for path in entries if path.suffix.lower() not in _SUFFIXES]
         if unused := [path for path in others if path.suffix.lower() in _OTHERS or path.is_dir()]:
             raise ValueError(
-                f"{_shown(unused[0])} would go unused: expected images ({', '.join(sorted(SUFFIXES))}) in the folder of "
+                f"{_shown(unused[0])} would go unused: expected images ({', '.join(sorted(_SUFFIXES))}) in the folder of "
                 "their class itself; convert, move or remove it"
             )
         if not images:
             raise ValueError(
-                f"{_shown(sub)} holds no images: expected {', '.join(sorted(SUFFIXES))}; fill or remove it"
+                f"{_shown(sub)} holds no images: expected {', '.join(sorted(_SUFFIXES))}; fill or remove it"
             )
         below, label = sub.relative_to(root).as_posix(), classes.index(sub.name)
         listed += [(f"{below}/{name}", _size(sub / name), label) for name in images]

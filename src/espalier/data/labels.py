@@ -32,7 +32,8 @@ def labels(y: Any, classes: Sequence[Any] | None, what: str) -> tuple[NDArray[np
     if classes is None:
         order = _sorted(values, what)
         if values.dtype.kind in "iu" and len(order) > 1:
-            return np.unique(values, return_inverse=True)[1].astype(np.int64), tuple(order)
+            # In their own dtype: among Python's numbers it would be float64, which knows no two neighbours above 2^53.
+            return np.searchsorted(np.array(order, values.dtype), values).astype(np.int64), tuple(order)
     else:
         order = [value.item() if isinstance(value, np.generic) else value for value in classes]
         if len(set(order)) != len(order):

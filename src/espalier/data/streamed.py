@@ -185,3 +185,11 @@ def in_turn(x: Rows, batches: Sequence[Tensor], seed: int = 0) -> Iterator[Tenso
 def selected(x: Rows, rows: Tensor) -> Rows:
     """Some of the rows, as `Rows`; of rows that stream, still undecoded."""
     return x.select(rows.numpy()) if isinstance(x, Streamed) else x[rows]
+
+
+def some(count: int, most: int, generator: torch.Generator | None = None) -> Tensor:
+    """Row numbers of at most `most` of `count` rows: all in their order, or a random choice, since a published split may lie
+    class by class. generator: None is one of its own."""
+    if count <= most:
+        return torch.arange(count)
+    return torch.randperm(count, generator=generator or torch.Generator().manual_seed(0))[:most]

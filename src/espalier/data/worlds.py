@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from espalier import nested
 from espalier.contracts import PARTS, Data, Rows, Split
 from espalier.data import sets
 from espalier.data.corruptions import CORRUPTIONS, SEVERITIES, corrupted, corruptions, resized
@@ -166,6 +167,12 @@ def out_of_distribution(
         same = np.stack([_sized(image, data.shape[1:]) for image in _coloured(shown, data.shape[0])])
         out[start : start + 256] = own.standardised(same)
     return out
+
+
+def inputs_of(data: Data) -> str:
+    """What tells how a run takes its inputs from how another does: hashes are of rows as they are stored."""
+    scales = [leaf.tolist() for leaf in nested.leaves(data.input_scale) if isinstance(leaf, Tensor)]
+    return repr((data.shape, scales))
 
 
 def _same(one: str, other: str) -> bool:

@@ -220,14 +220,12 @@ def _config(
         )
     of_data = {} if data is None else data.facts()
     facts = of_data | dict(record)
-    facts["data"] = of_data.get("data", {}) | record.get("data", {})
-    if not facts["data"].get("classes"):  # as of an older record
-        facts["data"]["classes"] = of_data.get("data", {}).get("classes", [])
     if "inputs" not in facts:
         raise ValueError("expected data, as this fit's record does not say how its inputs were scaled: give the data to export")
     model = chosen.model
     known = [name for name, kind in LIKELIHOODS.items() if type(model.likelihood) is kind]
-    names = facts["data"].get("classes") or list(range(max(2, facts["num_outputs"])))
+    classes = [of.get("data", {}).get("classes") for of in (record, of_data)]  # an older record has none
+    names = classes[0] or classes[1] or list(range(max(2, facts["num_outputs"])))
     return {
         "espalier": {"format": FORMAT, "version": __version__},
         "network": _network(model, words, asked),

@@ -63,7 +63,7 @@ def predict(
         if facts["task"] == "regression" and not _is_normal(fit, inputs(asked.x[0:1])):
             few = _batches(asked, inputs, max(1, FEW // facts["num_outputs"]))
             mixtures = (fit.mixture(x, way, num_samples=num_samples, seed=seed) for x in few)
-            return _kept(out, asked, _together([_numbered(own) for own in map(of_mixture, mixtures)]))
+            return _kept(out, asked, _together([*map(of_mixture, mixtures)]))
         parts: Iterator[Tensor] = (fit.predict(x, way, num_samples=num_samples, seed=seed) for x in _batches(asked, inputs))
     else:
         if how is not None:
@@ -98,15 +98,15 @@ def of_mixture(mixture: Mixture) -> Columns:
     count = max(MIXTURE_DRAWS, len(mixture.distributions))
     drawn = np.sort(mixture.sample(count).numpy(), axis=0)
     low, high = np.quantile(drawn, [TAIL, 1 - TAIL], axis=0, method="weibull")
-    return {"mean": mixture.centre(drawn), "sd": mixture.spread(), "low": low, "high": high}
+    found = {"mean": mixture.centre(drawn), "sd": mixture.spread(), "low": low, "high": high}
+    if low.ndim == 1:
+        return found
+    return _numbered([{name: values[:, place] for name, values in found.items()} for place in range(low.shape[1])])
 
 
-def _numbered(columns: Columns) -> Columns:
-    """Of several targets, each by itself."""
-    if columns["mean"].ndim == 1:
-        return columns
-    places = range(columns["mean"].shape[1])
-    return {f"{name}_{place}": values[:, place] for place in places for name, values in columns.items()}
+def _numbered(each: Sequence[Columns]) -> Columns:
+    """Those of several targets together."""
+    return {f"{name}_{place}": values for place, own in enumerate(each) for name, values in own.items()}
 
 
 def classes(draws: NDArray[np.float64], names: Sequence[str]) -> Columns:
@@ -125,8 +125,7 @@ def targets(draws: NDArray[np.float64]) -> Columns:
     """Columns of means and standard deviations `(S, n, 2)` of normal distributions, or `(S, n, d, 2)` of d targets, numbered."""
     if draws.ndim == 3:
         return _target(draws)
-    each = [_target(draws[:, :, place]) for place in range(draws.shape[2])]
-    return {f"{name}_{place}": values for place, own in enumerate(each) for name, values in own.items()}
+    return _numbered([_target(draws[:, :, place]) for place in range(draws.shape[2])])
 
 
 def _target(draws: NDArray[np.float64]) -> Columns:

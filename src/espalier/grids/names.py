@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from espalier import data, store
-from espalier.data.images import SUFFIXES
+from espalier.data.images import names_below
 from espalier.data.noise import file_of
 from espalier.nested import plain
 from espalier.runs.recipes import Recipe, options
@@ -48,8 +48,7 @@ def identity(name: str, value: Any) -> Any:
 @functools.cache
 def folder_digest(path: str) -> str:
     """Of the names and sizes of what a folder of images is read as; once for a grid."""
-    files = [file for file in Path(path).rglob("*") if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")]
-    return digest_of(sorted((file.relative_to(path).as_posix(), file.stat().st_size) for file in files if file.is_file()))
+    return digest_of([(name, (Path(path) / name).stat().st_size) for name in names_below(Path(path))])
 
 
 @functools.cache

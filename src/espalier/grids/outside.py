@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from espalier import data, nested
+from espalier import data
 from espalier.calibration import UNCERTAINTIES, auroc_interval
 from espalier.contracts import Data
+from espalier.data.worlds import inputs_of
 from espalier.prediction.evaluation import Predictions
 from espalier.prediction.features import OnePass, gives_logits
 from espalier.prediction.fit import How
@@ -27,8 +28,7 @@ _KNOWN: dict[tuple[str, str, str], Tensor] = {}
 
 def world(source: str, own: Data, data_dir: str | None) -> Tensor:
     """`data.out_of_distribution`, once for all cells on the same data. Raises ValueError as that does."""
-    scale = [leaf.tolist() for leaf in nested.leaves(own.input_scale) if isinstance(leaf, Tensor)]  # the hashes are before it
-    key = source, own.hashes.get("test", own.name), f"{own.shape} {scale} {data_dir}"
+    key = source, own.hashes.get("test", own.name), f"{inputs_of(own)} {data_dir}"
     if key not in _KNOWN:
         _KNOWN.clear()
         _KNOWN[key] = data.out_of_distribution(source, own, data_dir=data_dir)

@@ -138,7 +138,6 @@ class Processes:
                 del self.busy[future]
                 yield item, failure
 
-
     def _given(self, task: Callable[[Item], None], item: Item) -> tuple[_Process, Future[Failure | None]]:
         while self.idle:
             process = self.idle.pop()

@@ -31,7 +31,6 @@ from espalier.contracts import Topology
 from espalier.distributions.masked import effective_keep_prob, in_use
 from espalier.guides.masked import MaskedGuide, groups
 from espalier.network import BayesianNetwork
-from espalier.sparse import scatter
 from espalier.sparse.trial import unmoved
 
 HALF_WIDTH = 0.06
@@ -86,7 +85,7 @@ class LearnedGuide(MaskedGuide):
         for angle in (low, high):
             keep = uniform >= math.sin(angle) ** 2
             values = self.values * (keep if shared is None else keep[shared[0]])
-            weights = scatter(values, self.positions, sum(self.sizes), self.layout)
+            weights = self.placed(values)
             with unmoved(*model.children(), device=device):
                 conditioned = pyro.poutine.condition(model, {"weights": weights})
                 trace = pyro.poutine.trace(conditioned).get_trace(*args, **kwargs)

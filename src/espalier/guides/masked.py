@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from espalier.contracts import Move, Topology, counts_of
 from espalier.distributions.masked import KeepProb, MaskedWeights, draw_keep, effective, in_use, per_weight
 from espalier.network import BayesianNetwork
-from espalier.sparse import Layout, Tap, Unwritten
+from espalier.sparse import Layout, Tap, Unwritten, scatter
 from espalier.topology.masks import relocate
 
 MOST_PARTICLES = 1000
@@ -179,6 +179,11 @@ class MaskedGuide(PyroModule):
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)
         self.counts = counts_of(self.positions, self.sizes)  # of another topology, perhaps
+
+    def placed(self, values: Tensor) -> Tensor:
+        """The weights `(num_weights,)` of which these `(k,)` are the active ones: not written out, where that is faster."""
+        weights: Tensor = scatter(values, self.positions, sum(self.sizes), self.layout)
+        return weights
 
     def distribution(self) -> MaskedWeights:
         """q(weights) at the present values."""

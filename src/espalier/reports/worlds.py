@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from espalier import calibration, nested
+from espalier import calibration
 from espalier.contracts import Data, Split
 from espalier.data.corruptions import SEVERITIES, corruptions
-from espalier.data.worlds import shifted
+from espalier.data.worlds import inputs_of, shifted
 from espalier.pages import Block, Figure, Section, Table, Text
 from espalier.pictures import plots
 from espalier.pictures.data import Curve, Picture
@@ -132,12 +132,6 @@ def _by_inputs(looks: Sequence[Look]) -> list[list[Look]]:
     for look in looks:
         found.setdefault(inputs_of(look.data), []).append(look)
     return list(found.values())
-
-
-def inputs_of(data: Data) -> str:
-    """What tells how a run takes its inputs from how another does."""
-    scales = [leaf.tolist() for leaf in nested.leaves(data.input_scale) if isinstance(leaf, torch.Tensor)]
-    return repr((data.shape, scales))
 
 
 def criticism(looks: Sequence[Look], replicates: int = REPLICATES) -> Section:

@@ -129,7 +129,7 @@ def resolve(argv: Sequence[str], named_by: Path | None = None) -> Recipe:
 
 
 def _look_at_programs(given: Given, parts: Mapping[str, str], file: Path | None, named_by: Path | None) -> None:
-    said = {name: values[0] for name, values in given if values}
+    said = _said(given)
     for part in ("model", "inference"):
         path = Path(parts[part])
         if parts[part].endswith(".py") and path.is_file():  # as the shelf has it: a file may be called nothing else
@@ -174,8 +174,13 @@ def _written(given: Given) -> tuple[str, dict[str, Any]]:
     return (files[-1], read_config(Path(files[-1]))) if files else ("", {})
 
 
+def _said(given: Given) -> dict[str, str]:
+    """Of every option that was given a value the first one; of one that was said twice the last time counts."""
+    return {name: values[0] for name, values in given if values}
+
+
 def _programs(given: Given, written: Mapping[str, Any]) -> dict[str, str]:
-    said = {name: values[0] for name, values in given if values}
+    said = _said(given)
     return {part: said.get(part) or str(written.get(part) or "") for part in ("model", "inference", "data")}
 
 

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from espalier.contracts import Data
+from espalier.data.streamed import some
 from espalier.distributions.masked import LEVELS, KeepProb, effective_keep_prob, mean_keep_prob, per_weight
 from espalier.distributions.priors import prior_scale_of, weight_decay_of
 from espalier.followers import Follower
@@ -33,7 +34,6 @@ from espalier.network import BayesianNetwork
 from espalier.prediction import batchnorm
 from espalier.prediction.fit import Fit
 from espalier.prediction.predict import sent, to_device
-from espalier.sparse import scatter
 from espalier.store import Bundle
 from espalier.training import distributed
 from espalier.training.options import Training
@@ -157,9 +157,7 @@ class Found(Follower):
     ) -> None:
         self.x, self.y = data.validation
         self.pool = min(POOL, len(self.y))
-        # A published split may lie class by class.
-        many = len(self.y) > self.pool
-        self.chosen = torch.randperm(len(self.y), generator=own_stream(seed, CHOICE))[:POOL] if many else torch.arange(self.pool)
+        self.chosen = some(len(self.y), POOL, own_stream(seed, CHOICE))
         self.every, self.steps, self.rule, self.of = period(batch_size), steps, rule, shares(rule, shapes)
         self.states = [init() for _ in range(max(self.of) + 1)]
         self.told, self.prior = init().rate, list[float]()
@@ -211,7 +209,7 @@ class Found(Follower):
                 rates = tuple(math.sin(angle if own == number else self.states[own].phi) ** 2 for own in self.of)
                 keep = uniform >= self._each(rates, guide, shared)
                 values = guide.values * (keep if shared is None else keep[shared[0]])
-                weights = scatter(values, guide.positions, model.num_weights, guide.layout)
+                weights = guide.placed(values)
                 logs[side].append(log_likelihood(model, weights, x, y))
         below, above = (loss_of(torch.stack(side).double()).mean() for side in logs)
         return (above - below) / (high - low)

@@ -102,7 +102,7 @@ def last_layer(model: BayesianNetwork, guide: GaussianGuide, x: Any, generator: 
     """The network linearised (it is linear) in the active weights of its last layer, under one draw of the others."""
     noise = torch.randn(guide.values.shape, generator=generator, dtype=guide.values.dtype).to(guide.values.device)
     drawn = guide.values + guide.log_scale.exp() * noise
-    features = features_of(model, scatter(drawn, guide.positions, model.num_weights, guide.layout), x)
+    features = features_of(model, guide.placed(drawn), x)
     shape, first = model.shapes[-1], len(guide.values) - guide.counts[-1]
     places = guide.positions[first:] - (model.num_weights - model.sizes[-1])
     means, scales = guide.values[first:], guide.log_scale[first:].exp()

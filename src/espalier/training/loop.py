@@ -14,7 +14,7 @@ from espalier.contracts import Evidence, Schedule
 from espalier.followers import Follower
 from espalier.guides.masked import MaskedGuide
 from espalier.network import BayesianNetwork, under
-from espalier.sparse import kernels, scatter
+from espalier.sparse import kernels
 from espalier.sparse.trial import unmoved
 from espalier.store import Bundle
 from espalier.topology import codes
@@ -120,7 +120,7 @@ class Loop:
         """-log p(y | x, w) at the guide's values, of those kept `(k,)`: the mean over the batch, nats. No buffer moves."""
         guide, model = self.guide, self.model
         values = guide.values.data * (kept.to(guide.values.dtype) * guide.scale)
-        weights = scatter(values, guide.positions, model.num_weights, guide.layout)
+        weights = guide.placed(values)
         with unmoved(*model.children(), device=values.device), objective.cast(self.precision, y.device):
             loss = objective.negative_log_likelihood(model, model.evaluate(weights, x), y)
         return float(distributed.mean(loss))

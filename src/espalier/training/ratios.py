@@ -24,7 +24,7 @@ from scipy.optimize import brentq
 from torch import Tensor
 
 from espalier.contracts import Data
-from espalier.data.streamed import in_turn
+from espalier.data.streamed import in_turn, some
 from espalier.likelihoods import matched
 from espalier.network import BayesianNetwork, evaluating
 from espalier.prediction import batchnorm
@@ -82,9 +82,7 @@ class Scorer:
         x, y = getattr(data, on)
         self.model, self.weights, self.state, device = model, weights.detach(), state, weights.device
         self.rows, self.of_classes = min(rows, len(y)), data.num_classes is not None
-        chosen = torch.arange(self.rows)
-        if on == "validation" and self.rows < len(y):  # a published split may lie class by class
-            chosen = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))[: self.rows]
+        chosen = some(len(y), self.rows) if on == "validation" else torch.arange(self.rows)
         pieces = chosen.split(BATCH)
         self.batches = [
             (to_device(batch, device), y[piece].to(device)) for batch, piece in zip(in_turn(x, pieces), pieces, strict=True)

@@ -19,7 +19,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -30,7 +29,6 @@ from espalier.followers import Follower
 from espalier.guides.masked import MaskedGuide, draw_mask
 from espalier.network import BayesianNetwork, under
 from espalier.prediction.fit import Fit
-from espalier.sparse import scatter
 from espalier.store import Bundle
 from espalier.training import objective, rates
 from espalier.training.distillation import Diverged, Student, close_enough, hand_out, in_full, settle
@@ -87,7 +85,7 @@ class Woven(Follower):
             every = [*outputs, *(self._more(x, model, guide) for _ in range(self.masks - len(outputs)))]
             told = [model.says(nested.each(in_full, output)) for output in every]
         try:
-            self.losses.append(student.learn(x, told, partial(_placed, model, guide)))
+            self.losses.append(student.learn(x, told, guide.placed))
         except Diverged as error:  # the training that it goes along with is not to end for that
             self.lost = str(error)
 
@@ -97,7 +95,7 @@ class Woven(Follower):
         for (rows,) in objective.parts(guide.microbatches, x):
             keep = draw_mask(guide.positions, guide.shapes, guide.mask, guide.keep_prob, self.stream)
             with objective.cast(self.precision, guide.values.device):
-                weights = _placed(model, guide, guide.values * (keep * guide.scale))
+                weights = guide.placed(guide.values * (keep * guide.scale))
                 said.append(model.evaluate(weights, rows, copied(model.state_dict())))
         return nested.joined(said)
 
@@ -162,8 +160,3 @@ class Woven(Follower):
         """As the mean network of the moment."""
         state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
         return Student(model, guide.values * (guide.scale * guide.probs), state, self.rate, self.precision)
-
-
-def _placed(model: BayesianNetwork, guide: MaskedGuide, values: torch.Tensor) -> torch.Tensor:
-    """The weights of which these `(k,)` are the active ones."""
-    return scatter(values, guide.positions, model.num_weights, guide.layout)
