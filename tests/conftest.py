@@ -11,6 +11,7 @@ from pathlib import Path
 import pyro
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from espalier.runs import trust
 from espalier.sparse import kernels
@@ -20,6 +21,11 @@ os.environ.setdefault("ESPALIER_STATE", tempfile.mkdtemp(prefix="espalier-state-
 # Numbers by torch's kernels, also where others have been compiled; tests of those ask for them.
 os.environ.setdefault("ESPALIER_KERNELS", "torch")
 trust.remember(Path(__file__).parent / "helpers" / "programs.py")
+# The same examples each time, and no verdict by the clock of a machine that does other things too.
+settings.register_profile(
+    "same", derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("same")
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import re
-import time
 from collections import Counter
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
@@ -18,6 +17,7 @@ import pytest
 
 from espalier.cli.main import main
 from places import ROOT
+from soon import soon
 
 RECIPE = (ROOT / "examples" / "digits-cigl.yaml").read_bytes()
 GRID = b"""\
@@ -118,9 +118,9 @@ def drawn(random: Random, command: str, options: list[str], folder: Path) -> lis
 
 
 def outcome(words: list[str], folder: Path) -> str:
-    before, began = sorted(folder.rglob("*")), time.process_time()
-    code, out, err = spoken(words)
-    assert time.process_time() - began < SECONDS, words
+    before = sorted(folder.rglob("*"))
+    with soon(SECONDS, words):
+        code, out, err = spoken(words)
     assert sorted(folder.rglob("*")) == before, words
     if code == 0:
         assert err == "", words

@@ -82,7 +82,7 @@ def test_the_order_of_classes_can_be_given_and_hold_one_that_is_absent() -> None
 
 
 @given(st.lists(st.sampled_from(["a", "b", "c", "dé", ""]), min_size=20, max_size=40), st.integers(0, 5))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_every_row_keeps_its_label_through_the_cut(names: list[str], seed: int) -> None:
     names = [*names, "a", "b"]
     x = np.column_stack([np.arange(len(names)), np.ones(len(names))]).astype(np.float64)

@@ -23,7 +23,7 @@ from espalier.network import BayesianNetwork
 from espalier.sparse import scatter
 from espalier.topology.masks import initial
 
-laws = settings(deadline=None, max_examples=50, derandomize=True)
+laws = settings(max_examples=50)
 CPU = torch.device("cpu")
 
 

@@ -13,7 +13,7 @@ from budget import assert_mean
 from espalier.distributions.masked import MaskedWeights, effective_keep_prob
 from espalier.distributions.priors import FlatNormal, prior_scale_of, weight_decay_of
 
-laws = settings(deadline=None, max_examples=50, derandomize=True)
+laws = settings(max_examples=50)
 
 
 def stream(seed: int) -> torch.Generator:

@@ -18,7 +18,7 @@ from espalier.distributions.masked import effective_keep_prob
 from espalier.references.kernels import DeepArcCosine, arc_cosine_1
 from kernel_matrix import X, dense
 
-laws = settings(deadline=None, max_examples=50, derandomize=True)
+laws = settings(max_examples=50)
 scales = st.floats(0.05, 20.0)
 cosines = st.floats(-1.0, 1.0)
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from espalier.runs import lines
+from soon import soon
 
 MEANT: dict[str, Any] = {
     "1:30": "1:30", "190:20:30": "190:20:30", "1_000": "1_000", "0b1": "0b1", "2020-01-01": "2020-01-01", "=": "=",
@@ -62,10 +62,8 @@ def test_what_would_surprise_is_refused_in_a_sentence(text: str, tmp_path: Path)
 @pytest.mark.parametrize("link", ["[{0}, {0}, {0}, {0}, {0}, {0}, {0}, {0}, {0}]", "{{<<: [{0}, {0}, {0}, {0}, {0}, {0}]}}"])
 def test_aliases_come_to_no_more_than_a_file_may_hold(link: str) -> None:
     floors = [f"a{i}: &a{i} {link.format(f'*a{i - 1}')}" for i in range(1, 20)]
-    began = time.process_time()
-    with pytest.raises(yaml.YAMLError, match="more than 20,000 values"):
+    with soon(5), pytest.raises(yaml.YAMLError, match="more than 20,000 values"):
         lines.load("\n".join(["a0: &a0 {x: 1}", *floors]))
-    assert time.process_time() - began < 5
 
 
 def test_a_file_is_text_of_bounded_size_with_names(tmp_path: Path) -> None:
@@ -88,7 +86,6 @@ scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False)
 values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=4), max_leaves=9)
 
 
-@settings(derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(st.text() | st.sampled_from([*MEANT]), values, max_size=5))
 def test_what_is_written_is_read_back_in_both_versions_of_yaml(written: dict[str, Any]) -> None:
     assert lines.load(lines.dump(written)) == written

@@ -32,7 +32,7 @@ def test_gaps_give_the_topology_back(sparsity: float) -> None:
     assert same(codes.from_gaps(codes.to_gaps(topology), topology.sizes), topology)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.integers(1, 3000), min_size=1, max_size=4), st.data())
 def test_any_topology_comes_back(sizes: list[int], data: st.DataObject) -> None:
     """Gaps of 254, 255, 256, 510 among them."""

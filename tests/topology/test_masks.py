@@ -15,7 +15,7 @@ from espalier import shelf
 from espalier.contracts import Topology
 from espalier.topology import masks
 
-laws = settings(deadline=None, max_examples=60, derandomize=True)
+laws = settings(max_examples=60)
 
 
 # -------------------------------------------------------------------------------------------------------- random inputs
