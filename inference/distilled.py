@@ -11,7 +11,7 @@ from espalier.prediction import Fit
 from espalier.topology import initial, schedules
 from espalier.topology.options import Allocation, DeltaT, DropFraction, Freeze, Sparsity, Start
 from espalier.training import Phase, Streams, Training, Watches, find_device, prepare
-from espalier.training.distillation import check, distill
+from espalier.training.distillation import Lessons, check, distill
 from espalier.training.drop_rates import DropRate, begin
 from espalier.training.options import AverageFrom, Seed
 from espalier.training.train import train
@@ -38,6 +38,7 @@ def infer(
     distill_epochs: int = 0,
     distill_rate: float = 0.02,
     distill_masks: int = 1,
+    distill_mixup: bool = False,
     training: Training = Training(),  # noqa: B008 - frozen
     seed: Seed = 0,
     watch: Watches = None,
@@ -50,11 +51,13 @@ def infer(
     microbatches: parts of a batch, a mask each, at the price of one step. rule: how the topology moves.
     distill_epochs: passes over the training inputs after training; 0: it learns on the way, at no pass of its own.
     distill_rate: peak of its learning rate. distill_masks: masks whose mean it is told; more than a step has cost a pass each.
+    distill_mixup: it learns on inputs mixed with each other, where every mask costs a pass.
     """
     streams = Streams(seed, find_device(training.device))
     keep_prob, followers = begin(drop_rate, model, data, training, seed=seed, rescale=rescale)
     model = prepare(model, data, training, keep_prob=keep_prob, rescale=rescale)
-    check(model, data, keep_prob < 1, distill_epochs, distill_rate, distill_masks)
+    lessons = Lessons(distill_epochs, distill_rate, distill_masks, distill_mixup)
+    check(model, data, keep_prob < 1, lessons)
     topology = initial(model.shapes, sparsity, allocation, start, model.initial, streams.topology)
     guide = MaskedGuide(
         model, topology, keep_prob, rescale=rescale, mask=mask, num_particles=num_particles, microbatches=microbatches,
@@ -62,13 +65,12 @@ def infer(
     )  # fmt: skip
     schedule = schedules.rule(rule, delta_t, training.step_at(freeze, data), drop_fraction)
     if not distill_epochs:
-        followers.append(Woven.of(training, data, average_from, distill_rate, masks=distill_masks, seed=seed))
+        followers.append(Woven.of(training, data, average_from, lessons, seed=seed))
     first = Phase(watch)
     fit = train(
         model, guide, schedule, data, training=training, streams=streams, average_from=average_from, followers=followers,
         watch=first,
     )  # fmt: skip
     return fit if not distill_epochs else distill(
-        fit, data, training=training, seed=seed, epochs=distill_epochs, learning_rate=distill_rate, microbatches=microbatches,
-        masks=distill_masks, watch=first.next(),
-    )  # fmt: skip
+        fit, data, training=training, seed=seed, microbatches=microbatches, watch=first.next(), **lessons._asdict()
+    )

@@ -1,4 +1,4 @@
-"""Students that learn on the way, several of one training: how hot, and told the mean of how many masks a step. Prints markdown.
+"""Students that learn on the way, several of one training: how hot, told how many masks a step, on mixed inputs. Prints markdown.
 
     python examples/benchmarks/woven_students.py --data-dir DATA --out runs/woven-students                       (it resumes)
     python examples/benchmarks/woven_students.py --data cifar10 --model lenet --epochs 30 ...
@@ -27,12 +27,15 @@ from espalier.guides import MaskedGuide
 from espalier.store import Bundle, Ledger
 from espalier.topology import initial, schedules
 from espalier.training import Streams, find_device, prepare
+from espalier.training.distillation import Lessons
 from espalier.training.drop_rates import begin
 from espalier.training.train import train
 from espalier.training.woven import Woven
 
-ARMS = [(0.02, 1), (0.05, 1), (0.02, 2), (0.05, 2), (0.02, 4), (0.05, 4), (0.1, 4)]
-"""Peak of the learning rate, and masks a step."""
+ARMS = [
+    *(Lessons(0, rate, masks) for rate, masks in [(0.02, 1), (0.05, 1), (0.02, 2), (0.05, 2), (0.02, 4), (0.05, 4), (0.1, 4)]),
+    *(Lessons(0, rate, masks, mixup=True) for rate, masks in [(0.02, 1), (0.05, 2), (0.02, 4), (0.05, 4), (0.1, 4)]),
+]
 
 
 class Timed(Woven):
@@ -66,8 +69,8 @@ def world(given: argparse.Namespace, data: Data, seed: int) -> dict[str, list[fl
     topology = initial(model.shapes, given.sparsity, "erk", "random", model.initial, streams.topology)
     guide = MaskedGuide(model, topology, keep_prob, generator=streams.mask)
     schedule = schedules.rule("rigl", 100, training.step_at(0.75, data), 0.3)
-    plain = Woven.of(training, data, 0.8, 0.02)
-    students = [Timed(plain.first, training.steps(data), rate, masks=masks, seed=seed) for rate, masks in ARMS]
+    plain = Woven.of(training, data, 0.8)
+    students = [Timed(plain.first, training.steps(data), lessons, seed=seed) for lessons in ARMS]
     start = time.process_time()
     fit = train(
         model, guide, schedule, data, training=training, streams=streams, average_from=0.8, followers=[*found, *students]
@@ -79,10 +82,11 @@ def world(given: argparse.Namespace, data: Data, seed: int) -> dict[str, list[fl
         return three(probs.double().numpy(), y)
 
     rows = {f"{MASKS} masks": [*scores(mean_of(fit, held)), 0.0], "ticket": [*scores(fit.predict(held, "ticket")[0]), 0.0]}
-    for (rate, masks), student in zip(ARMS, students, strict=True):
+    for lessons, student in zip(ARMS, students, strict=True):
         fit.student = student.handed  # none, where it ended farther from its teacher than the ticket
         found = scores(fit.predict(held, "distilled")[0]) if fit.student is not None else [math.nan] * 3
-        rows[f"{masks} a step, rate {rate:g}"] = [*found, student.spent / alone]
+        name = f"{lessons.masks} a step, rate {lessons.learning_rate:g}{', mixed inputs' * lessons.mixup}"
+        rows[name] = [*found, student.spent / alone]
     return rows
 
 

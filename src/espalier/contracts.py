@@ -109,9 +109,11 @@ class Data(NamedTuple):
         return units + torch.as_tensor(self.target_shift, dtype=torch.float64)
 
     def inputs(self, x: Any) -> Any:
-        """New inputs x `(n, *shape)`, in the user's units and channels first, as the network takes them: float32."""
+        """New inputs x `(n, *shape)`, in the user's units and channels first, as the network takes them, in its dtype."""
 
-        def taken(shape: Sequence[int], own: Any, by: tuple[Tensor, Tensor] | None, features: tuple[Any, ...] | None) -> Tensor:
+        def taken(
+            shape: Sequence[int], row: Tensor, own: Any, by: tuple[Tensor, Tensor] | None, features: tuple[Any, ...] | None
+        ) -> Tensor:
             check_features(own, features, "inputs")
             if isinstance(own, Tensor):
                 plain = own.double()
@@ -124,12 +126,12 @@ class Data(NamedTuple):
             if plain.shape[1:] != torch.Size(shape):
                 raise ValueError(f"expected inputs of shape (n, {', '.join(map(str, shape))}), got {tuple(plain.shape)}")
             if by is None:
-                return plain.float()
+                return plain.to(row.dtype)
             mean, sd = (values.view(-1, *[1] * (plain.dim() - 2)) for values in by)
-            return ((plain / 2 - mean / 2) / (sd / 2)).float()  # of halves no difference overflows
+            return ((plain / 2 - mean / 2) / (sd / 2)).to(row.dtype)  # of halves no difference overflows
 
         nothing = nested.by_shape(lambda _: None, self.shape)
-        return nested.by_shape(taken, self.shape, x, self.input_scale or nothing, self.features or nothing)
+        return nested.by_shape(taken, self.shape, self._row(), x, self.input_scale or nothing, self.features or nothing)
 
     def check(self) -> None:
         """Raises ValueError, in one sentence, for parts that are not tensors of one length, and for labels that are none."""
@@ -175,7 +177,11 @@ class Data(NamedTuple):
             return {"dtype": str(row.dtype).removeprefix("torch."), **scale}
 
         scales = self.input_scale or nested.by_shape(lambda _: None, self.shape)
-        return nested.plain(nested.by_shape(of, self.shape, self.train.x[torch.arange(1)], scales))
+        return nested.plain(nested.by_shape(of, self.shape, self._row(), scales))
+
+    def _row(self) -> Any:
+        """One of training, in a batch of its own: its dtype is what the network takes."""
+        return self.train.x[torch.arange(1)]
 
 
 def dtype_of(name: str) -> torch.dtype:

@@ -27,7 +27,7 @@ from espalier.topology import schedules
 from espalier.topology.masks import initial
 from espalier.training import distributed
 from espalier.training.control_variates import ControlVariate
-from espalier.training.distillation import distill
+from espalier.training.distillation import Lessons, distill
 from espalier.training.drop_rates import Found
 from espalier.training.function_space import FunctionSpaceKL, context_of
 from espalier.training.options import Training
@@ -87,7 +87,7 @@ def trained(case: str, seed: int = 3, **changed: Any) -> Fit:
         guide = GaussianGuide(model, guide.topology, noise_scale=0.1, kl_scale=0.0, generator=streams.mask)
     schedule = schedules.rule(rule, 3, 30, 0.4)
     # A rate every fourth step, as of large batches, and a student in the last epochs.
-    followers = [Found(data(), 1280, 40, seed), Woven.of(training, data(), 0.8, 0.05)] if followed else []
+    followers = [Found(data(), 1280, 40, seed), Woven.of(training, data(), 0.8, Lessons(learning_rate=0.05))] if followed else []
     followers += [ControlVariate(data(), training, gamma=0.5, seed=seed)] if controlled else []
     followers += [FunctionSpaceKL(context_of("train", data()), 6, seed=seed)] if functions else []
     ending = Ending(last) if distributed.rank() == distributed.size() - 1 else None  # one process says it, all do it

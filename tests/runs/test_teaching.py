@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,6 +13,7 @@ from espalier import runs, store
 from espalier.certificates.verification import retrained
 from espalier.cli.main import main
 from espalier.runs.recipes import resolve
+from espalier.training import Training, distill
 
 pytestmark = pytest.mark.usefixtures("own_store")
 WORDS = ["--data=digits", "--train-size=160", "--epochs=4", "--batch-size=16", "--delta-t=6", "--bn-batches=3", "--device=cpu",
@@ -25,9 +27,9 @@ CONVOLUTIONS = ["--model=wide_resnet", "--depth=10", "--widen=1"]
 ], ids=["units", "auto", "batch norm"])  # fmt: skip
 def test_it_ends_as_a_training_that_distils_from_the_start(words: list[str], tmp_path: Path) -> None:
     assert main(["fit", "--inference=cigl", *words, *WORDS, "--out", str(tmp_path / "plain")]) == 0
-    later = ["--out", str(tmp_path / "later"), "--epochs=2", "--rate=0.1", "--masks=2"]
+    later = ["--out", str(tmp_path / "later"), "--epochs=2", "--rate=0.1", "--masks=2", "--mixup"]
     assert main(["distil", str(tmp_path / "plain"), *later]) == 0
-    taught = ["--inference=distilled", "--distill-epochs=2", "--distill-rate=0.1", "--distill-masks=2"]
+    taught = ["--inference=distilled", "--distill-epochs=2", "--distill-rate=0.1", "--distill-masks=2", "--distill-mixup"]
     assert main(["fit", *taught, *words, *WORDS, "--out", str(tmp_path / "whole")]) == 0
     for name in ("fit.safetensors", "history.json", "config.yaml"):
         assert (tmp_path / "later" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
@@ -84,6 +86,34 @@ def test_a_chain_teaches_by_its_states(tmp_path: Path) -> None:
     assert [one["run"] for one in fit.record["distilled"]["teachers"]] == ["chain"]
 
 
+def test_rows_without_labels_are_learnt_on_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As the call from Python has it; and none that are held out, nor another network's."""
+    first = tmp_path / "first"
+    runs.start(resolve(["--inference=cigl", "--drop-rate=0.2", *MLP, *WORDS]), first)
+    data, rng = runs.data_of(first), np.random.default_rng(0)
+    shown = rng.integers(0, 17, (40, 8, 8)).astype(np.uint8)
+    np.savez(tmp_path / "more.npz", x=shown, y=np.arange(40))
+    words = ["distil", str(first), "--epochs=2", "--masks=2", "--inputs"]
+    assert main([*words, str(tmp_path / "more.npz"), "--out", str(tmp_path / "new")]) == 0
+    found, expected = runs.load(tmp_path / "new"), runs.load(first)
+    training = Training(**runs.recipe_in(first).of("training"))
+    distill(expected, data, training=training, seed=3, epochs=2, learning_rate=0.02, masks=2, inputs=data.inputs(shown[:, None]))
+    assert torch.equal(found.student[0], expected.student[0])
+    told = found.record["distilled"]
+    assert told["inputs"] == [{"file": "more.npz", "rows": "40", "hash": told["inputs"][0]["hash"]}]
+    assert [one["run"] for one in told["teachers"]] == ["first"]
+    assert found.record["recipe"] == runs.load(first).record["recipe"]
+    assert "was taught by first on 40 rows of more.npz too" in retrained(tmp_path / "new", (None, None)).says
+    capsys.readouterr()
+    mean, sd = data.input_scale
+    np.savez(tmp_path / "held.npz", x=(data.test.x[:, 0].double() * sd + mean).round().byte().numpy())
+    np.savez(tmp_path / "wide.npz", x=np.zeros((3, 9)))
+    for file, sentence in (("held", "rows of the test split are among them: leave them out"), ("wide", "expected rows of shape")):
+        assert main([*words, str(tmp_path / f"{file}.npz"), "--out", str(tmp_path / "refused")]) == 2
+        assert sentence in capsys.readouterr().err
+        assert not (tmp_path / "refused").exists()
+
+
 def test_what_cannot_be_distilled_is_refused_and_nothing_is_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = {
         "rigl": (["--inference=rigl"], "expected a drop_rate above 0, or several runs: without random masks there is one"),
@@ -117,7 +147,9 @@ def test_killed_it_is_begun_again_and_not_taken_for_its_first_run(
     for place, folder in enumerate(every):
         words = [word for word in WORDS if "seed" not in word]
         runs.start(resolve(["--inference=cigl", "--drop-rate=0.2", *MLP, *words, f"--seed={place}"]), folder)
-    whole = runs.distil(every[0], tmp_path / "whole", others=every[1:], epochs=1)
+    np.savez(tmp_path / "more.npz", x=np.random.default_rng(0).integers(0, 17, (20, 8, 8)).astype(np.uint8))
+    inputs = tmp_path / "more.npz"
+    whole = runs.distil(every[0], tmp_path / "whole", others=every[1:], epochs=1, inputs=inputs)
     real = store.write_bytes
 
     def killed(path: Path, data: bytes) -> None:
@@ -128,16 +160,17 @@ def test_killed_it_is_begun_again_and_not_taken_for_its_first_run(
     new = tmp_path / "new"
     monkeypatch.setattr(store, "write_bytes", killed)
     with pytest.raises(KeyboardInterrupt):
-        runs.distil(every[0], new, others=every[1:], epochs=1)
+        runs.distil(every[0], new, others=every[1:], epochs=1, inputs=inputs)
     monkeypatch.undo()
     sentence = "but a b were teaching that in .*new when it was cut off: `espalier distil` them into it once more"
     for refused in (lambda: runs.resume(new), lambda: runs.load(new), lambda: runs.distil(every[0], new, epochs=1),
+                    lambda: runs.distil(every[0], new, others=every[1:], epochs=1),
                     lambda: runs.distil(every[1], new, others=every[:1], epochs=1)):  # fmt: skip
         with pytest.raises(ValueError, match=sentence):
             refused()
     assert main(["resume", str(new)]) == 2
     assert "a b were teaching" in capsys.readouterr().err
-    runs.distil(every[0], new, others=every[1:], epochs=1)
+    runs.distil(every[0], new, others=every[1:], epochs=1, inputs=inputs)
     assert (new / "fit.safetensors").read_bytes() == (tmp_path / "whole" / "fit.safetensors").read_bytes()
     assert not (new / "teachers.json").exists()
     assert runs.load(new).record["distilled"] == whole.record["distilled"]

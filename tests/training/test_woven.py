@@ -56,7 +56,7 @@ class Listener:
                 biases = [tensor.detach().clone() for name, tensor in model.state_dict().items() if "bias" in name]
                 self.began = self.began or [guide.values.detach() * KEEP, *biases]
                 self.teachers.append([guide.values.detach().clone(), *biases])
-                self.heard.append((x.clone(), torch.stack(list(outputs))))
+                self.heard.append((x.clone(), torch.stack(list(outputs)) if outputs else torch.empty(0)))
             real(woven, taken, x, outputs, model, guide)
 
         monkeypatch.setattr(Woven, "after", after)
@@ -69,22 +69,27 @@ def logits_of(positions: Tensor, network: Sequence[Tensor], x: Tensor) -> Tensor
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize(("draws", "parts", "masks"), [(1, 1, 1), (3, 1, 1), (1, 1, 4), (3, 1, 2), (2, 2, 3)])
+@pytest.mark.parametrize(("draws", "parts", "masks", "mixup"), [
+    (1, 1, 1, False), (3, 1, 1, False), (1, 1, 4, False), (3, 1, 2, False), (2, 2, 3, False), (1, 1, 1, True), (3, 2, 2, True),
+])  # fmt: skip
 def test_it_is_nesterov_sgd_towards_the_masked_outputs_by_plain_torch(
-    draws: int, parts: int, masks: int, monkeypatch: pytest.MonkeyPatch
+    draws: int, parts: int, masks: int, mixup: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those of the training's own draws, and of as many more as it is to be told the mean of."""
+    """Those of the training's own draws, and of as many more as it is told the mean of; of mixed inputs, of others alone."""
     listener = Listener(monkeypatch)
-    fit = fitted(num_particles=draws, microbatches=parts, distill_masks=masks)
-    assert {len(output) for _, output in listener.heard} == {draws}
+    fit = fitted(num_particles=draws, microbatches=parts, distill_masks=masks, distill_mixup=mixup)
+    assert {len(output) for _, output in listener.heard} == {0 if mixup else draws}
     positions, stream = fit.topology.positions, own_stream(OPTIONS["seed"], STREAM)
     steps = len(listener.heard)
     assert steps == round(0.15 * 2 * EPOCHS)
     student = [tensor.clone().requires_grad_() for tensor in listener.began]
     momenta = [torch.zeros_like(tensor) for tensor in student]
     for number, ((x, output), (values, *biases)) in enumerate(zip(listener.heard, listener.teachers, strict=True), 1):
-        told = [*output.softmax(-1)]
-        for _ in range(masks - draws):
+        if mixup:
+            weights, others = torch.rand(len(x), generator=stream), torch.randperm(len(x), generator=stream).tolist()
+            x = torch.stack([w * row + (1 - w) * x[other] for w, row, other in zip(weights, x, others, strict=True)])
+        told = [] if mixup else [*output.softmax(-1)]
+        for _ in range(masks - len(told)):
             zs = [draw_keep(len(positions), KEEP, torch.device("cpu"), stream) for _ in range(parts)]
             said = [logits_of(positions, [values * z, *biases], part) for z, part in zip(zs, x.chunk(parts), strict=True)]
             told.append(torch.cat(said).softmax(-1))
@@ -101,17 +106,19 @@ def test_it_is_nesterov_sgd_towards_the_masked_outputs_by_plain_torch(
         torch.testing.assert_close(mine, theirs.detach(), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("masks", [1, 4])
-def test_the_teacher_does_not_notice(masks: int) -> None:
+@pytest.mark.parametrize(("masks", "mixup"), [(1, False), (4, False), (2, True)])
+def test_the_teacher_does_not_notice(masks: int, mixup: bool) -> None:
     alone = cigl.infer(BayesianNetwork(net()), toy(), training=TRAINING, **OPTIONS)
-    watched = fitted(distill_masks=masks)
+    watched = fitted(distill_masks=masks, distill_mixup=mixup)
     for mine, theirs in zip(watched.pairs[:2], alone.pairs[:2], strict=True):
         assert torch.equal(mine, theirs)
     assert [row["loss"] for row in watched.history] == [row["loss"] for row in alone.history]
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("options", [{}, {"microbatches": 2}, {"num_particles": 2, "microbatches": 2}], ids=str)
+@pytest.mark.parametrize("options", [
+    {}, {"microbatches": 2}, {"num_particles": 2, "microbatches": 2}, {"distill_mixup": True, "distill_masks": 2},
+], ids=str)  # fmt: skip
 def test_by_pyro_it_learns_just_the_same(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     closed = fitted(**options)
     monkeypatch.setattr(objective, "is_ours", lambda *_: False)
@@ -172,9 +179,9 @@ def test_a_student_that_runs_away_costs_no_training(rate: float, why: str) -> No
 def test_it_begins_when_the_topology_stands_still_within_an_epoch_too() -> None:
     data, training = digits(), Training(epochs=2, batch_size=64, device="cpu")
     per_epoch = training.steps_per_epoch(data)
-    assert Woven.of(training, data, 0.9, RATE).first == math.ceil(1.8 * per_epoch) >= training.step_at(0.9, data)
+    assert Woven.of(training, data, 0.9).first == math.ceil(1.8 * per_epoch) >= training.step_at(0.9, data)
     for sooner in (0.5, BEGINS):
-        assert Woven.of(training, data, sooner, RATE).first == math.ceil(2 * BEGINS * per_epoch)
+        assert Woven.of(training, data, sooner).first == math.ceil(2 * BEGINS * per_epoch)
 
 
 def test_without_an_epoch_to_learn_in_it_is_refused_before_any_work() -> None:
@@ -214,10 +221,10 @@ class Aside(nn.Module):
         return {"logits": self.b(h), "aside": self.unused(h)}
 
 
-@pytest.mark.parametrize("masks", [1, 3])
-def test_a_student_resumes_with_all_that_it_began_with(masks: int) -> None:
+@pytest.mark.parametrize(("masks", "mixup"), [(1, False), (3, False), (1, True)])
+def test_a_student_resumes_with_all_that_it_began_with(masks: int, mixup: bool) -> None:
     def run(watch: Recorder) -> Fit:
-        model, options = BayesianNetwork(Aside(), output="logits"), {**OPTIONS, "distill_masks": masks}
+        model, options = BayesianNetwork(Aside(), output="logits"), {**OPTIONS, "distill_masks": masks, "distill_mixup": mixup}
         return distilled.infer(model, toy(), training=TRAINING, watch=watch, **options)
 
     seen = Recorder()

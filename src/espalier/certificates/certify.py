@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,14 +17,13 @@ from espalier import runs
 from espalier.certificates import certificate, pruning, risks, selection
 from espalier.certificates.certificate import Decision, Promise
 from espalier.certificates.pruning import By, Frozen, Structure
-from espalier.contracts import Data, Rows, Split
-from espalier.data.streamed import Streamed, in_turn
+from espalier.contracts import Data, Split
+from espalier.data.streamed import Streamed, keys
+from espalier.data.unlabelled import SAME
 from espalier.prediction.fit import Fit, How
 
 NEAR = 0.01
 """Standard deviations, root mean square over features, within which two inputs count as one."""
-SAME = 0.01
-"""Share of calibration inputs that may stand in training as well before they are refused as no calibration set."""
 
 
 class Settings(NamedTuple):
@@ -344,8 +342,8 @@ def check_unseen(data: Data, calibration: Split) -> int:
     it is more than a hundredth of them. Folders of images are not compared: that would decode every file."""
     if any(isinstance(x, Streamed) and x.digests is None for x in (calibration.x, data.train.x)):
         return 0
-    seen = {key for part in (data.train, data.validation) for key in _keys(part.x)}
-    repeated = sum(key in seen for key in _keys(calibration.x))
+    seen = {key for part in (data.train, data.validation) for key in keys(part.x)}
+    repeated = sum(key in seen for key in keys(calibration.x))
     if repeated > SAME * len(calibration.y):
         raise ValueError(
             f"expected calibration examples that training has not seen, but {repeated} of {len(calibration.y)} inputs are "
@@ -391,8 +389,3 @@ def near(train: Tensor, calibration: Tensor) -> float:
     return float(copies - usual)
 
 
-def _keys(x: Rows) -> list[bytes]:
-    if isinstance(x, Streamed) and x.digests is not None:
-        return [digest.tobytes() for digest in x.digests[x.rows]]
-    batches = in_turn(x, torch.arange(len(x)).split(1024))
-    return [hashlib.sha256(row.tobytes()).digest() for batch in batches for row in batch.contiguous().numpy()]

@@ -223,6 +223,7 @@ def retrained(folder: Path, where: tuple[str | None, str | None]) -> Check:
     data, record = runs.data_of(folder, *where), store.check_signed(folder / "record.json")
     if taught := record.get("distilled", {}).get("teachers"):
         names = ", ".join(one["run"] for one in taught)
+        names += "".join(f" on {one['rows']} rows of {one['file']} too" for one in record["distilled"].get("inputs", []))
         return Check("training", False, f"{folder.name} was taught by {names}, which is in no recipe: it cannot be repeated")
     blind = data._replace(calibration=_none_of(data.calibration), test=_none_of(data.test))
     threads = torch.get_num_threads()

@@ -4,6 +4,7 @@ sets.py        `load`: a named set, an .npz file or a folder of images as `Data`
 arrays.py      `from_arrays`: one's own NumPy, torch or pandas
 datasets.py    `from_datasets`: torch map-style datasets, which stream
 cut.py         the four parts, by seed; standardised by the training rows; identified by hash
+unlabelled.py  a file of rows without labels
 streamed.py    rows that are decoded when asked for, by a DataLoader's workers
 images.py      a folder of images
 corruptions.py images corrupted on the fly: thirteen kinds, five severities

@@ -5,7 +5,6 @@ pretrained.py   such a folder as a plain `nn.Module` with its preprocessing
 card.py         README.md: what the network is, what it scores, what it was not tested on (templates/card.md)
 hub.py          up to a hub and down from it, through huggingface_hub
 programs.py     a `torch.export` program, ONNX
-rows.py         a file of new rows, as the user has them
 predictions.py  what a network says of new rows, as a table
 """
 

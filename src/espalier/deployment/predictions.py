@@ -14,7 +14,7 @@ from scipy.special import ndtr, ndtri
 from torch import Tensor
 
 from espalier import calibration, runs, store
-from espalier.deployment import rows
+from espalier.data import unlabelled
 from espalier.deployment.hub import CONFIG
 from espalier.deployment.pretrained import Deployed, Inputs, from_pretrained
 from espalier.likelihoods import plain
@@ -41,7 +41,7 @@ def predict(
     seed: int = 0,
     data_dir: str | None = None,
 ) -> Columns:
-    """Write a row for each row of `data` (see `rows.read`) to `out`, a new `.csv` or `.parquet`; returns its columns.
+    """Write a row for each row of `data` (see `unlabelled.read`) to `out`, a new `.csv` or `.parquet`; returns its columns.
 
     Classes: `class` by name, `confidence` (its probability), `p(NAME)` of each. A regression: `mean`, `sd` and the bounds of the
     central 95 %, `low` and `high`, in the data's units; of a run whose likelihood is not normal these are quantiles of 2,000
@@ -58,9 +58,9 @@ def predict(
     folder = Path(source).expanduser()
     if (folder / "config.yaml").is_file() and not (folder / CONFIG).is_file():
         fit, inputs, facts = _of_run(folder, data_dir)
-        asked = rows.read(data, facts["shape"])
+        asked = unlabelled.read(data, facts["shape"])
         way: How = how or "redraw"
-        if facts["task"] == "regression" and not _is_normal(fit, inputs(asked.x[0:1])):
+        if facts["task"] == "regression" and not _is_normal(fit, inputs(asked.x[torch.arange(1)])):
             few = _batches(asked, inputs, max(1, FEW // facts["num_outputs"]))
             mixtures = (fit.mixture(x, way, num_samples=num_samples, seed=seed) for x in few)
             return _kept(out, asked, _together([*map(of_mixture, mixtures)]))
@@ -70,7 +70,7 @@ def predict(
             raise ValueError(f"expected no way to predict for an exported folder, which is one network, got {how!r}: drop it")
         net = from_pretrained(source)
         facts = net.config
-        asked = rows.read(data, facts["shape"])
+        asked = unlabelled.read(data, facts["shape"])
         parts = (_said(net, x) for x in _batches(asked, None))
     found = _joined(parts)
     if facts["task"] != "regression":
@@ -78,8 +78,8 @@ def predict(
     return _kept(out, asked, targets(found))
 
 
-def _kept(out: Path, asked: rows.Asked, found: Columns) -> Columns:
-    columns = {"row": np.arange(asked.length), **({"file": np.array(asked.names)} if asked.names else {})} | found
+def _kept(out: Path, asked: unlabelled.Asked, found: Columns) -> Columns:
+    columns = {"row": np.arange(len(asked.x)), **({"file": np.array(asked.names)} if asked.names else {})} | found
     store.write_bytes(out, written(columns, out.suffix))
     return columns
 
@@ -183,11 +183,11 @@ def _of_run(folder: Path, data_dir: str | None) -> tuple[Fit, Inputs, dict[str, 
     return fit, Inputs(facts["shape"], facts["inputs"]), facts
 
 
-def _batches(asked: rows.Asked, inputs: Inputs | None, most: int = HELD) -> Iterator[Any]:
+def _batches(asked: unlabelled.Asked, inputs: Inputs | None, most: int = HELD) -> Iterator[Any]:
     """Rows as the network takes them, a few at a time; in memory of a fit, whose draws cost more to make, many."""
-    size = BATCH if inputs is None else min(most, max(BATCH, HELD // max(1, asked.x[0:1].numel())))
-    for start in range(0, asked.length, size):
-        x = asked.x[start : start + size]
+    size = BATCH if inputs is None else min(most, max(BATCH, HELD // max(1, asked.x[torch.arange(1)].numel())))
+    for index in torch.arange(len(asked.x)).split(size):
+        x = asked.x[index]
         yield x if inputs is None else inputs(x)
 
 

@@ -42,8 +42,8 @@ CHECKPOINT = "checkpoint.safetensors"
 INIT = "init.safetensors"
 TEACHERS = "teachers.json"
 PASSING = CHECKPOINT, TEACHERS
-Teachers = list[dict[str, str]]
-"""Their names, and the digests of their records."""
+Told = dict[str, list[dict[str, str]]]
+"""`teachers`, their names and the digests of their records; and `inputs` without labels: file, rows and digest."""
 
 
 def start(recipe: Recipe, folder: str | Path, watch: Watches = None, *, every: float = EVERY) -> Fit:
@@ -60,10 +60,10 @@ def start(recipe: Recipe, folder: str | Path, watch: Watches = None, *, every: f
     return _run(recipe, folder, loaded, model, watch, every, new=True)
 
 
-def _check_new(folder: Path, teachers: Teachers | None = None) -> None:
+def _check_new(folder: Path, told: Told | None = None) -> None:
     """Raises ValueError where the folder holds anything but what a run leaves that ended before its first checkpoint, or one that
-    just these teachers were teaching."""
-    if teachers != _teachers_in(folder):
+    was taught just so."""
+    if told != _told_in(folder):
         _check_taught(folder)
     ours = {"config.yaml", "model.py", "inference.py", INIT, PAIRS} if (folder / store.LOCK).exists() else set()
     if ours and (folder / TEACHERS).exists():
@@ -75,16 +75,16 @@ def _check_new(folder: Path, teachers: Teachers | None = None) -> None:
         )
 
 
-def _teachers_in(folder: Path) -> Teachers:
-    """Who was teaching a run that has not come to its end."""
-    told: Teachers = store.read_json(folder / TEACHERS) if (folder / TEACHERS).exists() and not finished(folder) else []
-    return told
+def _told_in(folder: Path) -> Told:
+    """Who was teaching a run that has not come to its end, and on what."""
+    told = store.read_json(folder / TEACHERS) if (folder / TEACHERS).exists() and not finished(folder) else {}
+    return {"teachers": told} if isinstance(told, list) else told  # of older ones
 
 
 def _check_taught(folder: Path) -> None:
     """Raises ValueError where others were teaching the run in a folder: it is not ended by its recipe."""
-    if told := _teachers_in(folder):
-        names = " ".join(one["run"] for one in told)
+    if told := _told_in(folder):
+        names = " ".join(one["run"] for one in told["teachers"])
         raise ValueError(
             f"expected a run that its recipe ends, but {names} were teaching that in {folder} when it was cut off: `espalier "
             "distil` them into it once more, or remove it"

@@ -20,11 +20,11 @@ precision ends at its optimum given the means, the inverse mean of (f_Z - f)^2 +
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from numbers import Integral
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro
 import pyro.distributions as dist
@@ -32,7 +32,8 @@ import torch
 from torch import Tensor
 
 from espalier import nested
-from espalier.contracts import Data
+from espalier.contracts import Data, Rows, Split
+from espalier.data.unlabelled import check_apart
 from espalier.guides.masked import MOST_PARTICLES
 from espalier.likelihoods import Normal, plain
 from espalier.network import BayesianNetwork, evaluating, under
@@ -50,7 +51,7 @@ from espalier.training.options import MOST_EPOCHS, Training
 from espalier.training.stopping import ending
 from espalier.training.streams import Streams, find_device
 from espalier.training.teachers import Teachers, copied, cross_entropy
-from espalier.training.train import validation_scores
+from espalier.training.train import check_asked, validation_scores
 from espalier.training.watch import Watch, Watches, as_one
 
 STREAM = 12
@@ -59,6 +60,21 @@ SHOWN = 512
 """Training rows by which the end of distillation is compared with its beginning."""
 WORSE = 0.05
 """Nats, or share of them, by which a student may end farther from its teacher than its ticket: more is no noise."""
+
+
+class Lessons(NamedTuple):
+    """How a student is taught. epochs: passes of its own over the training inputs, 0 is on the way. learning_rate: its peak, of
+    Nesterov SGD under a cosine. masks: draws whose mean it is told, at every step. mixup: it learns on mixed inputs (`mixed`)."""
+
+    epochs: int = 0
+    learning_rate: float = 0.02
+    masks: int = 1
+    mixup: bool = False
+
+    def asked(self) -> dict[str, Any]:
+        """By the names of options."""
+        return {"distill_epochs": self.epochs, "distill_rate": self.learning_rate, "distill_masks": self.masks,
+                "distill_mixup": self.mixup}  # fmt: skip
 
 
 def distill(
@@ -71,19 +87,22 @@ def distill(
     learning_rate: float,
     microbatches: int = 1,
     masks: int = 1,
+    mixup: bool = False,
     others: Sequence[Fit] = (),
+    inputs: Rows | None = None,
     watch: Watches = None,
 ) -> Fit:
     """Add the distilled network to `fit`, as its way to predict `distilled`; returns the same fit.
 
-    epochs: passes over the training inputs, in batches and under the augmentation of `training`. learning_rate: its
-    peak, of Nesterov SGD under a cosine. microbatches: parts of a batch, each told of under a draw of its own. masks: draws whose
-    mean it is told, at every step. others: fits of the same data, of whatever network, that teach too: the draws are of their
-    even mixture, as an `Ensemble`'s.
+    epochs, learning_rate, masks, mixup: of `Lessons`; batches and augmentation are those of `training`. microbatches: parts of a
+    batch, each told of under a draw of its own. others: fits of the same data, of whatever network, that teach too: the draws are
+    of their even mixture, as an `Ensemble`'s. inputs: rows without labels, as the network takes them (`data.inputs(x)` of one's
+    own), that it learns on too: an epoch passes over these as well, in batches of their own, in a random order.
     Raises ValueError where all that there is to learn from is one network, where members make no ensemble, or for a likelihood
-    that is not categorical, Bernoulli or normal.
+    that is not categorical, Bernoulli or normal, for inputs of another shape, and for a checkpoint of another distillation.
     """
-    teachers = check_later(fit, data, epochs, learning_rate, microbatches, masks, others)
+    lessons = Lessons(epochs, learning_rate, masks, mixup)
+    teachers = check_later(fit, data, lessons, microbatches, others, inputs)
     for one in (fit, *others):
         one.look_at(data)
     streams = Streams([seed, STREAM], find_device(training.device))
@@ -92,49 +111,62 @@ def distill(
         torch.random.fork_rng(devices),
         pyro.validation_enabled(False),
     ):  # a loss that is not finite gets our own sentence
-        return _distill(fit, data, training, streams, epochs, learning_rate, teachers, masks, as_one(watch))
+        return _distill(fit, data, training, streams, lessons, teachers, inputs, as_one(watch))
 
 
 def check_later(
-    fit: Fit, data: Data, epochs: int, learning_rate: float, microbatches: int = 1, masks: int = 1, others: Sequence[Fit] = ()
+    fit: Fit, data: Data, lessons: Lessons, microbatches: int = 1, others: Sequence[Fit] = (), inputs: Rows | None = None
 ) -> Teachers:
     """Can this be distilled now? Who teaches. Raises ValueError where it cannot."""
+    if inputs is not None and (not len(inputs) or nested.shape_of(inputs[torch.arange(1)]) != nested.plain(data.shape)):
+        got = nested.shape_of(inputs[torch.arange(1)]) if len(inputs) else "none"
+        raise ValueError(f"expected inputs of rows of shape {data.shape}, as the network takes them, got {got}")
+    if inputs is not None:
+        check_apart(inputs, data)
     if others:
         check_members([fit, *others])
     if microbatches < 1:
         raise ValueError(f"expected at least 1 of microbatches, parts of a batch, got {microbatches}")
     teachers = Teachers([fit, *others], microbatches)
-    check(fit.model, data, teachers.differ, epochs, learning_rate, masks)
+    check(fit.model, data, teachers.differ, lessons)
     teachers.check(to_device(data.train.x[torch.arange(min(2, len(data.train.y)))], teachers.device))
-    if epochs < 1:
-        raise ValueError(f"expected epochs of at least 1, got {epochs}: this training is over, with nothing left to weave into")
+    if lessons.epochs < 1:
+        got = f"got {lessons.epochs}: this training is over, with nothing left to weave into"
+        raise ValueError(f"expected epochs of at least 1, {got}")
     return teachers
 
 
 @torch.no_grad()
-def check(model: BayesianNetwork, data: Data, several: bool, epochs: int, learning_rate: float, masks: int = 1) -> None:
+def check(model: BayesianNetwork, data: Data, several: bool, lessons: Lessons) -> None:
     """Can this be distilled? several: is there more than one network to learn from? Raises ValueError before any work where it
     cannot."""
     if not several:
         raise ValueError(
             "expected a drop_rate above 0, or several runs: without random masks there is one network and nothing to distill"
         )
+    epochs, learning_rate, masks, mixup = lessons
     if not 0 <= epochs <= MOST_EPOCHS or not 0 < learning_rate < math.inf:
         raise ValueError(f"expected distill_epochs of at least 0 and a rate above 0, got {epochs} and {learning_rate}")
     if isinstance(masks, bool) or not isinstance(masks, Integral) or not 1 <= int(masks) <= MOST_PARTICLES:
         raise ValueError(f"expected distill_masks of 1 to {MOST_PARTICLES}, draws whose mean a student is told, got {masks}")
     with evaluating(model):
         rows = to_device(data.train.x[torch.arange(min(2, len(data.train.y)))], model.initial.device)
+        if mixup and not all(leaf.is_floating_point() for leaf in nested.leaves(rows)):
+            raise ValueError("expected inputs that are real numbers for distill_mixup, got whole ones: leave it out")
         outcome = model.outcome(model.initial, rows)
     cross_entropy(outcome, outcome)
 
 
 def _distill(
-    fit: Fit, data: Data, training: Training, streams: Streams, epochs: int, learning_rate: float, teachers: Teachers,
-    masks: int, watch: Watch,
+    fit: Fit, data: Data, training: Training, streams: Streams, lessons: Lessons, teachers: Teachers, inputs: Rows | None,
+    watch: Watch,
 ) -> Fit:  # fmt: skip
+    epochs, learning_rate, masks, mixup = lessons
     values, state = teachers.first.ticket()
-    rate = rates.cosine(learning_rate, epochs * training.steps_per_epoch(data))
+    sources = [data] if inputs is None else [data, unlabelled(data, inputs)]
+    rate = rates.cosine(learning_rate, epochs * sum(training.steps_per_epoch(source) for source in sources))
+    asked = {**lessons.asked(), "teachers": len(teachers.all), "microbatches": teachers.microbatches,
+             "batch_size": training.batch_size, "inputs": 0 if inputs is None else len(inputs)}  # fmt: skip
     student = Student(fit.model, values, state, rate, training.precision)
     teachers.train()  # batch norm by the batch, or its parts, for them and the student alike
     history: list[dict[str, Any]] = []
@@ -145,6 +177,7 @@ def _distill(
     streams.seed_default()
     saved = watch.resume()
     if saved is not None:
+        check_asked(saved.facts, asked)
         history, stopped = saved.facts["history"], saved.facts.get("stopped", "")
         student.restore(saved)
         streams.restore(under("stream.", saved.tensors))
@@ -155,7 +188,8 @@ def _distill(
         with ExitStack() as nets:
             for teacher in teachers.all:
                 nets.enter_context(distributed.synchronised(teacher.fit.model.net, streams.device))
-            for x, _ in batches(data, training, streams):
+            for x in mingled(sources, training, streams):
+                x = mixed(x, streams.augment) if mixup else x
                 losses.append(student.learn(x, [teachers.says(x, streams.mask) for _ in range(masks)], fit.dense))
                 watch.on_step(Info(before["step"] + student.taken, losses[-1], -losses[-1], torch.zeros(()), 0))
         student.finite.settle()
@@ -163,7 +197,7 @@ def _distill(
                "learning_rate": student.rate(student.taken), "density": fit.topology.density, "exchanged": 0}  # fmt: skip
         history.append(row | _validate(fit, data, *student.network()))
         stopped = distributed.first_said(watch.on_epoch(history[-1]))
-        watch.keep(partial(_checkpoint, student, streams, history, stopped))
+        watch.keep(partial(_checkpoint, student, streams, history, stopped, asked))
     reached, ticket = settle(teachers, data, student)
     if not close_enough(reached, ticket):
         raise RuntimeError(
@@ -171,9 +205,43 @@ def _distill(
             f"{ticket:.4g} nats: lower the distill_rate"
         )
     fit.history = [*trained, *history]
-    facts = {"epochs": len(history), "learning_rate": learning_rate, "masks": masks, "loss": history[-1]["loss"]}
+    facts = {"epochs": len(history), "learning_rate": learning_rate, "masks": masks, "mixup": mixup}
+    facts |= {"loss": history[-1]["loss"]}
     hand_out(fit, data, student, facts | ending(history, stopped, epochs), teachers)
     return fit
+
+
+def unlabelled(data: Data, inputs: Rows) -> Data:
+    """The data with these inputs in the place of its training rows: labels are not looked at."""
+    return data._replace(train=Split(inputs, data.train.y.new_zeros(len(inputs), *data.train.y.shape[1:])))
+
+
+def mingled(sources: Sequence[Data], training: Training, streams: Streams) -> Iterator[Any]:
+    """Inputs of an epoch: batches of training, or of several sources each its own, in a random order."""
+    running = [batches(source, training, streams) for source in sources]
+    steps = [torch.full((training.steps_per_epoch(source),), place) for place, source in enumerate(sources)]
+    turns = torch.cat(steps)
+    if len(sources) > 1:
+        turns = turns[torch.randperm(len(turns), generator=streams.order)]
+    for place in turns.tolist():
+        yield next(running[place])[0]
+
+
+def mixed(x: Any, generator: torch.Generator) -> Any:
+    """Every row of a batch with another, w x + (1 - w) x', w ~ U(0, 1) of its own: inputs between those that there are.
+
+    Of what a teacher says there, nothing is made up: it is asked (Beyer et al. 2022, *Knowledge distillation: a good teacher is
+    patient and consistent*); labels would be mixed with it (Zhang et al. 2018, *mixup*).
+    """
+    count, device = nested.num_rows(x), nested.leaves(x)[0].device
+    weight = torch.rand(count, generator=generator, device=device)
+    other = torch.randperm(count, generator=generator, device=device)
+
+    def of(rows: Tensor) -> Tensor:
+        share = weight.to(rows.dtype).view(-1, *[1] * (rows.dim() - 1))
+        return share * rows + (1 - share) * rows[other]
+
+    return nested.each(of, x)
 
 
 def settle(teachers: Teachers, data: Data, student: Student) -> tuple[float, float]:
@@ -293,10 +361,12 @@ def in_full(leaf: Any) -> Any:
     return leaf.float() if isinstance(leaf, Tensor) and leaf.dtype in (torch.bfloat16, torch.float16) else leaf
 
 
-def _checkpoint(student: Student, streams: Streams, history: list[dict[str, Any]], stopped: str) -> Bundle:
+def _checkpoint(
+    student: Student, streams: Streams, history: list[dict[str, Any]], stopped: str, asked: dict[str, Any]
+) -> Bundle:
     tensors, facts = student.bundle()
     tensors |= {f"stream.{name}": state for name, state in streams.state().items()}
-    return Bundle(tensors, {**facts, "history": history, "stopped": stopped})
+    return Bundle(tensors, {**facts, "history": history, "stopped": stopped, "asked": asked})
 
 
 def _validate(fit: Fit, data: Data, values: Tensor, state: State) -> dict[str, float]:

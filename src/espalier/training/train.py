@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -251,12 +251,7 @@ def _restore(
         raise ValueError(
             f"expected the data that the checkpoint was made on, but {data.name} holds other rows: begin anew"
         )
-    before = saved.facts.get("asked", asked)
-    if other := [name for name, value in asked.items() if before.get(name, value) != value]:
-        raise ValueError(
-            f"expected the training that the checkpoint is of, with {other[0]} {before[other[0]]}, got {asked[other[0]]}: begin "
-            "anew in another file, or say what was said then"
-        )
+    check_asked(saved.facts, asked)
     loop.restore(saved)
     streams.restore(under("stream.", saved.tensors))
     pairs = []
@@ -264,6 +259,16 @@ def _restore(
         own = {name: tensor.to(streams.device) for name, tensor in under(f"pair.{index}.", saved.tensors).items()}
         pairs.append(Pair.of(own))
     return saved.facts["history"], pairs, saved.facts.get("stopped", "")
+
+
+def check_asked(facts: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    """Raises ValueError for the facts of a checkpoint in which something else was asked for."""
+    before = facts.get("asked", asked)
+    if other := [name for name, value in asked.items() if before.get(name, value) != value]:
+        raise ValueError(
+            f"expected the training that the checkpoint is of, with {other[0]} {before[other[0]]}, got {asked[other[0]]}: begin "
+            "anew in another file, or say what was said then"
+        )
 
 
 def topology_facts(model: BayesianNetwork, topology: Topology) -> dict[str, Any]:

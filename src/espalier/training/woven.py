@@ -31,7 +31,7 @@ from espalier.network import BayesianNetwork, under
 from espalier.prediction.fit import Fit
 from espalier.store import Bundle
 from espalier.training import objective, rates
-from espalier.training.distillation import Diverged, Student, close_enough, hand_out, in_full, settle
+from espalier.training.distillation import Diverged, Lessons, Student, close_enough, hand_out, in_full, mixed, settle
 from espalier.training.options import Training
 from espalier.training.streams import own_stream
 from espalier.training.teachers import Teachers, copied
@@ -44,21 +44,21 @@ STREAM = 14
 
 class Woven(Follower):
     """A student that follows a training. first: the last step before it begins, when the topology moves no more. steps: of the
-    whole training. learning_rate: its peak, of Nesterov SGD under a cosine. masks: whose mean it is told, at least; seed: of
-    those that are not the training's."""
+    whole training. lessons: masks at least so many; mixed inputs are such as the training's own masks have said nothing of. seed:
+    of what is not the training's."""
 
     def __init__(
-        self, first: int, steps: int, learning_rate: float, precision: str = "float32", *, masks: int = 1, seed: int = 0
+        self, first: int, steps: int, lessons: Lessons = Lessons(), precision: str = "float32", *, seed: int = 0  # noqa: B008
     ) -> None:
-        self.first, self.learning_rate, self.precision, self.masks, self.seed = first, learning_rate, precision, masks, seed
-        self.rate = rates.cosine(learning_rate, steps - first)
+        self.first, self.lessons, self.precision, self.seed = first, lessons, precision, seed
+        self.rate = rates.cosine(lessons.learning_rate, steps - first)
         self.student: Student | None = None
         self.losses: list[torch.Tensor] = []
         self.told, self.lost, self.heard = float("nan"), "", 1
 
     @classmethod
     def of(
-        cls, training: Training, data: Data, average_from: float, learning_rate: float, *, masks: int = 1, seed: int = 0
+        cls, training: Training, data: Data, average_from: float, lessons: Lessons = Lessons(), *, seed: int = 0  # noqa: B008
     ) -> Woven:
         """One that begins at `BEGINS`, or later, where pairs are. Raises ValueError where that leaves it no step."""
         # As `train` has it: within an epoch where that is no whole number of them, and the topology may move until then.
@@ -69,20 +69,26 @@ class Woven(Follower):
                 f"expected steps to distill in after {begins:g} of training (average_from, and at least {BEGINS}), got none of "
                 f"{training.steps(data)}: train longer or lower it, or say distill_epochs"
             )
-        return cls(first, training.steps(data), learning_rate, training.precision, masks=masks, seed=seed)
+        return cls(first, training.steps(data), lessons, training.precision, seed=seed)
 
     def begin(self, model: BayesianNetwork, guide: MaskedGuide) -> None:
-        self.stream, self.heard = own_stream(self.seed, STREAM, guide.values.device), guide.num_particles
+        self.stream = own_stream(self.seed, STREAM, guide.values.device)
+        self.heard = 0 if self.lessons.mixup else guide.num_particles
 
     def hears(self, taken: int) -> bool:
+        return self._learns(taken) and not self.lessons.mixup
+
+    def _learns(self, taken: int) -> bool:
         return taken > self.first and not self.lost
 
     def after(self, taken: int, x: Any, outputs: Sequence[Any], model: BayesianNetwork, guide: MaskedGuide) -> None:
-        if not self.hears(taken):
+        if not self._learns(taken):
             return
         student = self.student = self.student or self._born(model, guide)
+        if self.lessons.mixup:
+            x, outputs = mixed(x, self.stream), ()
         with torch.no_grad():
-            every = [*outputs, *(self._more(x, model, guide) for _ in range(self.masks - len(outputs)))]
+            every = [*outputs, *(self._more(x, model, guide) for _ in range(self.lessons.masks - len(outputs)))]
             told = [model.says(nested.each(in_full, output)) for output in every]
         try:
             self.losses.append(student.learn(x, told, guide.placed))
@@ -100,7 +106,7 @@ class Woven(Follower):
         return nested.joined(said)
 
     def asked(self) -> dict[str, Any]:
-        return {"distill_rate": self.learning_rate, "distill_masks": self.masks, "distill_from": self.first}
+        return {**self.lessons.asked(), "distill_from": self.first}
 
     def row(self) -> dict[str, float]:
         """The cross-entropy from teacher to student, the mean over the epoch's steps, nats per example."""
@@ -121,7 +127,7 @@ class Woven(Follower):
             return Bundle({}, {})
         tensors, facts = self.student.bundle()
         tensors = {f"student.{name}": tensor for name, tensor in tensors.items()}
-        if self.masks > 1:
+        if self.lessons.masks > 1 or self.lessons.mixup:
             tensors["student.stream"] = self.stream.get_state()
         return Bundle(tensors, {"student": {**facts, "loss": self.told, "lost": self.lost}})
 
@@ -130,7 +136,7 @@ class Woven(Follower):
             self.student = self._born(model, guide)
             self.told, self.lost = (saved.facts["student"][name] for name in ("loss", "lost"))
             self.student.restore(Bundle(under("student.", saved.tensors), saved.facts["student"]))
-            if self.masks > 1:
+            if self.lessons.masks > 1 or self.lessons.mixup:
                 self.stream.set_state(saved.tensors["student.stream"])
 
     def end(self, fit: Fit, data: Data) -> None:
@@ -144,8 +150,8 @@ class Woven(Follower):
         with torch.random.fork_rng(devices):
             reached, ticket = (float("nan"),) * 2 if self.lost else settle(teachers, data, self.student)
         if close_enough(reached, ticket):
-            facts = {"epochs": 0, "woven_steps": self.student.taken, "learning_rate": self.learning_rate}
-            facts |= {"masks": max(self.masks, self.heard), "loss": self.told}
+            masks = max(self.lessons.masks, self.heard)
+            facts = {**self.lessons._asdict(), "masks": masks, "woven_steps": self.student.taken, "loss": self.told}
             hand_out(fit, data, self.student, facts, teachers)
             return
         why = self.lost or (

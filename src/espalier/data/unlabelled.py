@@ -1,7 +1,9 @@
-"""A file of new rows, as the user has them: what a network is asked about. Labels are not needed, and not looked at."""
+"""A file of rows without labels, as the user has them: what a network is asked about, or what a student learns on. Labels are
+not needed, and not looked at."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, final
@@ -11,27 +13,59 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from espalier.contracts import Data, Rows
 from espalier.data import archives, readers
-from espalier.data.images import ImageFiles, files_below
+from espalier.data.images import ImageRows, files_below
+from espalier.data.streamed import Streamed, keys
+
+SAME = 0.01
+"""Share of held-out rows that may stand elsewhere as well before they are refused: of few columns some are equal."""
 
 
 class Asked(NamedTuple):
-    """x: `x[start:stop]` is a tensor `(b, *shape)`, not scaled. names: of the rows, where they are files."""
+    """x: rows `(n, *shape)`, not scaled; of images uint8, decoded when asked for. names: of the rows, where they are files."""
 
-    x: Any
-    length: int
+    x: Rows
     names: Sequence[str] = ()
+
+    def prepared(self, data: Data) -> Rows:
+        """As the network of these data takes them. Raises ValueError where they are no such rows."""
+        return _Prepared(self.x, data) if isinstance(self.x, Streamed) else data.inputs(self.x)
+
+    def digest(self) -> str:
+        """SHA-256 of the rows; of images of their names and sizes in bytes, as a data set's."""
+        if isinstance(self.x, Streamed):
+            return hashlib.sha256(b"".join(ImageRows(self.x.dataset).identity())).hexdigest()
+        own = self.x[torch.arange(len(self.x))].numpy()
+        return hashlib.sha256(str(own.dtype).encode() + own.tobytes()).hexdigest()
 
 
 @final
-class Images:
-    """Image files, decoded when asked for: uint8 `(b, 3, size, size)`."""
+class _Prepared(Streamed):
+    """Image files, scaled as the inputs of a run are."""
 
-    def __init__(self, files: ImageFiles) -> None:
-        self.files = files
+    def __init__(self, files: Streamed, data: Data) -> None:
+        super().__init__(files.dataset, files.rows, workers=files.workers)
+        self.data = data
 
-    def __getitem__(self, rows: slice) -> Tensor:
-        return torch.stack([self.files[row] for row in range(*rows.indices(len(self.files)))])
+    def finish(self, batch: Tensor) -> Tensor:
+        found: Tensor = self.data.inputs(batch)
+        return found
+
+
+def check_apart(x: Rows, data: Data) -> None:
+    """Raises ValueError where rows that are held out are among these, to the bit, more than a hundredth of a split: as
+    certificates have it. Rows that would have to be decoded are not compared."""
+    held = {part: getattr(data, part).x for part in ("calibration", "test")}
+    if any(isinstance(rows, Streamed) and rows.digests is None for rows in (x, *held.values())):
+        return
+    own = set(keys(x))
+    for part, rows in held.items():
+        if (same := sum(key in own for key in keys(rows))) > SAME * len(rows):
+            raise ValueError(
+                f"expected inputs that are not held out, but {same} of {len(rows)} rows of the {part} split are among them: "
+                "leave them out, since scores and certificates are of rows that nothing has learnt on"
+            )
 
 
 def read(path: str | Path, shape: Any) -> Asked:
@@ -57,7 +91,7 @@ def read(path: str | Path, shape: Any) -> Asked:
     x = x.astype(np.float64 if x.dtype.kind == "f" and x.dtype.itemsize > 8 else x.dtype.newbyteorder("="), copy=False)
     if x.dtype.kind == "f":
         _refuse_broken(path, x)
-    return Asked(torch.from_numpy(np.ascontiguousarray(x)), len(x))
+    return Asked(torch.from_numpy(np.ascontiguousarray(x)))
 
 
 def _refuse_broken(path: Path, x: NDArray[Any]) -> None:
@@ -73,4 +107,4 @@ def _images(root: Path, shape: Any) -> Asked:
     if not (isinstance(shape, list) and len(shape) == 3 and shape[0] == 3 and shape[1] == shape[2]):
         raise ValueError(f"expected a network of square colour images for a folder, got one of inputs {shape}: use an .npz")
     files = files_below(root, shape[1])
-    return Asked(Images(files), len(files), files.names)
+    return Asked(Streamed(files), files.names)
