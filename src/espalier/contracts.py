@@ -180,8 +180,8 @@ class Data(NamedTuple):
         return nested.plain(nested.by_shape(of, self.shape, self._row(), scales))
 
     def _row(self) -> Any:
-        """One of training, in a batch of its own: its dtype is what the network takes."""
-        return self.train.x[torch.arange(1)]
+        """One of training, if there is one, in a batch of its own: its dtype is what the network takes."""
+        return self.train.x[torch.arange(min(1, len(self.train.x)))]
 
 
 def dtype_of(name: str) -> torch.dtype:

@@ -35,6 +35,8 @@ def test_a_rate_that_was_found_is_said_and_one_next_to_none_is_a_reason_not_to(l
     try:
         distilled_look.fit.record = {**record, "drop_rate": {**record["drop_rate"], "found": 2**-16}}
         assert "1.5e-05. That is next to none: masks cost more here" in report.rate_found(distilled_look)
+        distilled_look.fit.record = {**record, "drop_rate": {**record["drop_rate"], "found": 0.01, "forward_examples": 0}}
+        assert "ended before the first look: it is 0.01, where it begins, and says nothing" in report.rate_found(distilled_look)
     finally:
         distilled_look.fit.record = record
 

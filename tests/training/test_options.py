@@ -90,3 +90,13 @@ def test_a_view_of_images_is_told_what_to_do() -> None:
     data = from_arrays(np.random.default_rng(0).normal(size=(40, 3, 8, 8)), np.arange(40) % 3, channels="first")
     with pytest.raises(ValueError, match=r"channels last in memory: reshape in place of view\)$"):
         prepare(BayesianNetwork(Viewing().float()), data, Training())
+
+
+def test_sparse_gradients_are_refused_before_any_work() -> None:
+    net = nn.Sequential(nn.Embedding(9, 4, sparse=True), nn.Flatten(), nn.Linear(8, 3))
+    part = Split(torch.arange(32).reshape(16, 2) % 9, torch.arange(16) % 3)
+    data = Data("words", part, part, part, part, (2,), 3)
+    with pytest.raises(ValueError, match="expected a network of dense gradients, but 0 gives sparse ones: build it with sparse="):
+        prepare(BayesianNetwork(net), data, Training(device="cpu"))
+    net[0].sparse = False
+    assert prepare(BayesianNetwork(net), data, Training(device="cpu")).num_data == 16

@@ -120,6 +120,11 @@ def rate_found(look: Look) -> str:
     if not found:
         return ""
     rows = f"{found['validation_rows']:,} validation rows"
+    if not found["forward_examples"]:
+        return (
+            f"{look.name}: the drop rate was to be found on {rows} while training, which ended before the first look: it is "
+            f"{found['found']:.2g}, where it begins, and says nothing. Train longer, in larger batches, or give a number."
+        )
     said = f"{look.name}: the drop rate was found on {rows} while training: {found['found']:.2g}."
     if found["found"] > LITTLE:
         return said

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import pyro.distributions as dist
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from espalier import compiled, losses, nested
 from espalier.contracts import Data
@@ -190,6 +190,9 @@ def prepare(
             f"expected one label per example to augment, got targets of shape {tuple(data.train.y.shape)}: "
             "images would be moved and their masks would not; turn both yourself"
         )
+    for name, module in model.net.named_modules():
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse:
+            raise ValueError(f"expected a network of dense gradients, but {name} gives sparse ones: build it with sparse=False")
     if data.num_classes is None and (training.label_smoothing or training.mixup):
         raise ValueError(f"expected labels to smooth or to mix, but {data.name} has real-valued targets")
     _check_fit(model, data, soft=bool(training.label_smoothing or training.mixup))
