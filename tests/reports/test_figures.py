@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from espalier.data.worlds import Levels
 from espalier.pictures.data import Curve, Picture
 from espalier.reports.figures import SIDE, figure, grid, image_of
 
@@ -31,14 +32,21 @@ def test_a_matrix_is_its_own_file() -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_an_input_is_shown_in_its_own_units(channels: int) -> None:
     own = np.linspace(0, 255, channels * 64).reshape(channels, 8, 8).astype(np.float32)
+    own /= 2  # a dim one stays dim
     shift, scale = np.full(channels, 100.0), np.arange(1, channels + 1) * 10.0
     x = (own - shift[:, None, None]) / scale[:, None, None]
-    shown = np.asarray(Image.open(io.BytesIO(image_of(x, shift, scale)))).astype(float)
+    shown = np.asarray(Image.open(io.BytesIO(image_of(x, Levels(shift, scale, 255.0))))).astype(float)
     times = SIDE // 8
     assert shown.shape[:2] == (8 * times, 8 * times)
     small = shown[::times, ::times] if channels == 1 else shown[::times, ::times].transpose(2, 0, 1)
     np.testing.assert_allclose(small.reshape(own.shape), own, atol=0.5001)
 
 
-def test_a_flat_input_is_black_and_not_an_error() -> None:
-    assert not np.asarray(Image.open(io.BytesIO(image_of(np.ones((1, 4, 4), np.float32))))).any()
+def test_an_input_of_unknown_levels_is_stretched_and_a_flat_one_is_grey() -> None:
+    def shown(x: np.ndarray) -> np.ndarray:
+        return np.asarray(Image.open(io.BytesIO(image_of(x.astype(np.float32)))))
+
+    assert set(shown(np.array([[[0.45, 0.5]]])).reshape(-1)) == {0, 255}
+    assert set(shown(np.ones((1, 4, 4))).reshape(-1)) == {128}
+    white = image_of(np.ones((1, 4, 4), np.float32), Levels(np.zeros(1), np.ones(1), 1.0))
+    assert np.asarray(Image.open(io.BytesIO(white))).min() == 255

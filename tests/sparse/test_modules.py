@@ -45,6 +45,12 @@ def test_a_sparse_layer_is_the_dense_one_and_so_are_its_gradients(shape: tuple[i
     assert sparse.bias is None or torch.allclose(sparse.bias.grad, dense.bias.grad)
 
 
+def test_in_half_precision_its_weights_are_written_out() -> None:
+    dense = linear(150, 200).bfloat16()
+    sparse, x = SparseLinear(dense), rows(7, 150).bfloat16()
+    assert torch.equal(sparse(x), dense(x))
+
+
 def test_it_holds_values_of_active_weights_only_and_says_so() -> None:
     dense = linear(150, 200)
     sparse = SparseLinear(dense)

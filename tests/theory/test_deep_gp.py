@@ -80,6 +80,9 @@ MUTATIONS: dict[str, dict[str, dict[str, Any]]] = {
     "deep-gp-bound": {
         "half the KL": {"elbo": elbo_with(0.5)},
         "no KL": {"elbo": elbo_with(0.0)},
+        "a fifth of the KL missing": {"elbo": elbo_with(0.8)},
+        "twice the KL": {"elbo": elbo_with(2.0)},
+        "a nat too low": {"elbo": lambda *args: elbo_draws(*args) - 1},
         "sign of the KL": {"elbo": lambda *args: elbo_with(-1.0)(*args).clamp(max=1e3)},
     },
 }

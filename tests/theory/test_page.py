@@ -34,12 +34,12 @@ class Read(HTMLParser):
 
 
 def test_the_heading_counts_the_claims_that_hold() -> None:
-    assert "1 of 2 claims hold." in Read(page([HOLDS, FAILS], {"kl-bound": [], "sign": []}, quick=False)).text
-    assert "1 of 1 claims hold (quick run" in Read(page([HOLDS], {"kl-bound": []}, quick=True)).text
+    assert "1 of 2 claims hold." in Read(page([HOLDS, FAILS], {"kl-bound": {}, "sign": {}})).text
+    assert "1 of 1 claims hold (quick run" in Read(page([HOLDS._replace(quick=True)], {"kl-bound": {}})).text
 
 
 def test_every_claim_has_a_line_that_leads_to_its_section_with_its_pictures() -> None:
-    read = Read(page([HOLDS, FAILS], {"kl-bound": ["kl-1.png", "kl-2.png"], "sign": []}, quick=False))
+    read = Read(page([HOLDS, FAILS], {"kl-bound": {"kl-1.png": "Left", "kl-2.png": "Right"}, "sign": {}}))
     assert read.anchors == {"main", "kl-bound", "sign"}
     assert read.links == {"#main", "#kl-bound", "#sign"}
     assert read.images == ["kl-1.png", "kl-2.png"]
@@ -48,12 +48,12 @@ def test_every_claim_has_a_line_that_leads_to_its_section_with_its_pictures() ->
 
 
 def test_what_claims_say_is_text_and_not_markup() -> None:
-    read = Read(page([FAILS], {"sign": []}, quick=False))
+    read = Read(page([FAILS], {"sign": {}}))
     assert "<b>one</b> with two" in read.text
     assert "a & b" in read.text
 
 
 def test_figures_are_json_in_which_what_is_not_finite_is_null() -> None:
-    read = Read(page([HOLDS], {"kl-bound": []}, quick=False))
+    read = Read(page([HOLDS], {"kl-bound": {}}))
     assert '{\n "gap": null\n}' in read.text
-    assert "details" not in Read(page([FAILS], {"sign": []}, quick=False)).tags
+    assert "details" not in Read(page([FAILS], {"sign": {}})).tags

@@ -26,6 +26,7 @@ resumes bit for bit and trains on several processes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ from torch.nn.utils import parametrize
 from espalier.contracts import Data, Evidence, Schedule, Topology
 from espalier.distributions.masked import given_keep_prob
 from espalier.distributions.priors import prior_scale_of
-from espalier.guides.masked import Mask, draw_mask
+from espalier.guides.masked import Mask, check_mask, draw_mask
 from espalier.likelihoods import Likelihood
 from espalier.network import BayesianNetwork
 from espalier.prediction import batchnorm
@@ -51,6 +52,12 @@ from espalier.training.train import topology_facts
 BN_BATCHES = 16
 """Batches of a `Data` that batch-norm statistics are re-estimated on, of `BN_SIZE` rows: as of `Training`."""
 BN_SIZE = 128
+
+
+def _decay(group: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> float:
+    """The weight decay that an optimiser adds to the gradient: 0 of one that takes it off the weights."""
+    apart = group.get("decoupled_weight_decay", isinstance(optimizer, torch.optim.AdamW))
+    return 0.0 if apart else float(group.get("weight_decay", 0.0))
 
 
 class _Masked(nn.Module):
@@ -93,12 +100,15 @@ def attach(
     """
     if distributed.size() > 1:
         raise ValueError(f"expected one process, got {distributed.size()}: train on several with `espalier.train` (docs/gpus.md)")
-    if isinstance(drop_rate, str):
+    if not isinstance(drop_rate, Real):
         raise ValueError(f"expected a number for drop_rate, got {drop_rate!r}: to find one, use inference/cigl")
+    if num_data is not None and num_data < 1:
+        raise ValueError(f"expected num_data of at least 1, the training examples, got {num_data}")
     if steps < 1 or not 0 <= freeze <= 1 or not 0 <= average_from <= 1:
         got = f"{steps}, {freeze} and {average_from}"
         raise ValueError(f"expected steps of at least 1, freeze and average_from in [0, 1], got {got}")
     model = BayesianNetwork(net, likelihood=likelihood, num_data=num_data, maskable=maskable)
+    check_mask(model, mask)
     tied = next((weight for weight in model.weights if len(weight.names) > 1), None)
     if tied is not None:
         names = " and ".join(tied.names)
@@ -199,7 +209,8 @@ class Attached:
 
     def before_step(self, optimizer: torch.optim.Optimizer) -> bool:
         """The same for those whose optimiser is stepped by somebody else, right afterwards: a move takes the gradients away, and
-        an optimiser without any does nothing. Steps of an optimiser that has none of the masked weights do not count.
+        an optimiser without any does nothing. Steps of an optimiser that has none of the masked weights do not count. With a
+        `GradScaler`, call its `unscale_(optimizer)` first.
 
         Raises ValueError where it has some of them only, RuntimeError where the topology is to move and nothing was learned.
         """
@@ -210,7 +221,8 @@ class Attached:
         if not all(held):
             raise ValueError("expected all masked weights in one optimiser, got some of them: make one, with groups")
         self.taken, self._fresh = self.taken + 1, False
-        self.weight_decay = float(groups[id(self.originals[0])].get("weight_decay", 0.0))
+        decays = {_decay(groups[id(original)], optimizer) for original in self.originals}
+        self.weight_decay = decays.pop() if len(decays) == 1 else 0.0  # of several, no one prior is meant
         if not self.schedule.due(self.taken):
             return False
         self._move(optimizer)
@@ -275,6 +287,7 @@ class Attached:
                 for index, pair in enumerate(self.pairs)
             ]
         model.load_state_dict(self.pairs[-1].state)
+        model.num_data = model.num_data or (len(data.train.y) if data else None)
         if model.num_data and self.weight_decay:
             model.weight_decay = self.weight_decay
             model.prior_scale = prior_scale_of(self.weight_decay, model.num_data, self.keep_prob, rescale=self.rescale)
@@ -282,6 +295,7 @@ class Attached:
             **(data.facts() if data else {}),
             **topology_facts(model, self.topology),
             "keep_prob": self.keep_prob, "rescale": self.rescale, "steps": self.taken, "weight_decay": self.weight_decay,
+            "prior_scale": model.prior_scale,
             "batchnorm": "re-estimate" if inputs else "running", "bn_batches": BN_BATCHES, "batch_size": BN_SIZE,
         }  # fmt: skip
         model.eval()

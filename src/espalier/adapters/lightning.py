@@ -7,10 +7,12 @@ collected at the end of late epochs, checkpoints carry the topology, and the fit
 from __future__ import annotations
 
 import sys
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from espalier.adapters.attached import Attached, attach
 from espalier.prediction import batchnorm
@@ -80,6 +82,10 @@ class SparseTraining(Callback):
         norms = batchnorm.has_batchnorm(self.sparse.model) and self.inputs > 0
         for batch in trainer.train_dataloader if norms else ():
             x = batch[0] if isinstance(batch, tuple | list) else batch
+            if not isinstance(x, Tensor):
+                told = f"expected batches that begin with a tensor of inputs, got {type(x).__name__}"
+                warnings.warn(f"{told}: batch-norm statistics are those of training (inputs=0 says so)", stacklevel=2)
+                break
             batches.append(x.to(pl_module.device))
             if len(batches) == self.inputs:
                 break

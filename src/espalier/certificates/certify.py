@@ -387,5 +387,3 @@ def near(train: Tensor, calibration: Tensor) -> float:
     copies = np.isfinite(tree.query(other[:2000].numpy(), distance_upper_bound=radius)[0]).mean()
     usual = np.isfinite(tree.query(own[:2000].numpy(), k=2, distance_upper_bound=radius)[0][:, 1]).mean()
     return float(copies - usual)
-
-

@@ -84,7 +84,10 @@ def report(words: list[str]) -> int:
         calibrators.check(look, arguments.calibrate)
     extras = groups.sections(looks, by)
     extras += [worlds.criticism(runs_of(looks), arguments.replicates)] if arguments.replicates else []
-    extras += [worlds.other_world(looks, Path(name).stem, partial(other, name), arguments.num_samples) for name in arguments.ood]
+    stems = [Path(name).stem for name in arguments.ood]
+    for name, stem in zip(arguments.ood, stems, strict=True):
+        title = stem if stems.count(stem) == 1 else name
+        extras.append(worlds.other_world(looks, title, partial(other, name), arguments.num_samples))
     extras += [worlds.shift(looks, kinds, arguments.num_samples)] if arguments.corrupt else []
     report.write(arguments.out, looks, extras, arguments.calibrate)
     print(f"{arguments.out}: {arguments.out.stat().st_size / 2**20:.1f} MiB, opens anywhere")

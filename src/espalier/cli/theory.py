@@ -14,8 +14,7 @@ def theory(words: list[str]) -> int:
     parser.add_argument("claim", nargs="*", help="names of claims; default: all")
     parser.add_argument("--quick", action="store_true", help="fewer draws and smaller grids: a minute, not ten")
     parser.add_argument("--out", type=Path, metavar="DIR", default=Path("runs/theory"),
-                        help="where the page is; claims checked earlier stay on it, unless it is of another version or not as "
-                        "quick (default runs/theory)")  # fmt: skip
+                        help="where the page is; claims checked earlier by this version stay (default runs/theory)")  # fmt: skip
     parser.add_argument("--jobs", type=int, default=2, help="processes of one thread each (default 2)")
     parser.add_argument("--list", action="store_true", help="only say which claims there are")
     parser.add_argument("--json", action="store_true", help="print one JSON object, and nothing else, on stdout")
@@ -39,15 +38,15 @@ def theory(words: list[str]) -> int:
     with counting("claims", len(wanted)) as seen:
         found = run.run(list(wanted), arguments.quick, arguments.jobs, seen)
         with store.owned(arguments.out, run.WRITTEN):
-            page = run.begun(arguments.out, list(wanted), arguments.quick)
+            page = run.begun(arguments.out, list(wanted))
             for line in found:
                 own[line.name] = page[line.name] = line, run.drawn(line, arguments.out)
-                run.write(page, arguments.out, arguments.quick)  # at each: what a run of ten minutes has found is not lost
+                run.write(page, arguments.out)  # at each: what a run of ten minutes has found is not lost
                 if not arguments.json:
                     print(run.sentence(line), flush=True)
     lines = [line for line, _ in own.values()]
     if arguments.json:
-        print(run.text(own, arguments.quick))
+        print(run.text(own))
     else:
         held = sum(line.finding.verdict == "holds" for line in lines)
         print(f"\n{held} of {len(lines)} claims hold; figures and pictures: {arguments.out / 'index.html'}")

@@ -30,7 +30,10 @@ class Asked(NamedTuple):
 
     def prepared(self, data: Data) -> Rows:
         """As the network of these data takes them. Raises ValueError where they are no such rows."""
-        return _Prepared(self.x, data) if isinstance(self.x, Streamed) else data.inputs(self.x)
+        if isinstance(self.x, Streamed):
+            return _Prepared(self.x, data)
+        parts = torch.arange(len(self.x)).split(4096)  # scaled in float64, and not all at once
+        return torch.cat([data.inputs(self.x[index]) for index in parts])
 
     def digest(self) -> str:
         """SHA-256 of the rows; of images of their names and sizes in bytes, as a data set's."""

@@ -51,9 +51,12 @@ def groups(positions: Tensor, shapes: Sequence[tuple[int, ...]], mask: Mask) -> 
     return torch.where(alone, filters.sum() + alone.cumsum(0) - 1, filter_), int(filters.sum() + alone.sum())
 
 
-def _check_shared(model: BayesianNetwork, mask: Mask) -> None:
-    """Raises ValueError where a masked tensor's first dimensions are not its outputs and the inputs that all of these see."""
-    for weight in model.weights:
+def check_mask(model: BayesianNetwork, mask: Mask) -> None:
+    """Raises ValueError for an unknown word, and where Z is shared but a masked tensor's first dimensions are not its outputs and
+    the inputs that all of these see."""
+    if mask not in get_args(Mask):
+        raise ValueError(f"expected a mask per {', '.join(get_args(Mask))}, got {mask!r}")
+    for weight in model.weights if mask != "weight" else ():
         owner = model.net.get_submodule(weight.name.rpartition(".")[0])
         table = isinstance(owner, nn.Embedding | nn.EmbeddingBag | nn.Bilinear)
         if len(weight.shape) < 2 or table or getattr(owner, "groups", 1) > 1 or getattr(owner, "transposed", False):
@@ -128,10 +131,7 @@ class MaskedGuide(PyroModule):
             raise ValueError(f"expected a topology over layers of {model.sizes} weights, got {topology.sizes}")
         if not kl_scale >= 0:
             raise ValueError(f"expected a kl_scale of 0 or more, got {kl_scale}: 0 is no KL of the weights")
-        if mask not in get_args(Mask):
-            raise ValueError(f"expected a mask per {', '.join(get_args(Mask))}, got {mask!r}")
-        if mask != "weight":
-            _check_shared(model, mask)
+        check_mask(model, mask)
         self.counts, self.sizes, self.shapes, self.mask = topology.counts, topology.sizes, model.shapes, mask
         if isinstance(keep_prob, tuple) and (rescale or len(keep_prob) != len(topology.sizes)):
             raise ValueError(

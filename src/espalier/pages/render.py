@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import itertools
+import re
 from importlib import resources
 from typing import Any
 
@@ -19,7 +21,18 @@ def html(page: Page) -> str:
     environment.filters["source"] = _source
     environment.filters["csv_source"] = lambda text: "data:text/csv;base64," + _base64(text.encode())
     environment.tests["of"] = lambda block, name: type(block).__name__ == name
-    return environment.get_template("page.html").render(page=page, style=_template("style.css"))
+    return environment.get_template("page.html").render(page=_linked(page), style=_template("style.css"))
+
+
+def _linked(page: Page) -> Page:
+    """With anchors as an id may be: no spaces, and none twice."""
+    taken, sections = {"main"}, []
+    for section in page.sections:
+        plain = re.sub(r"[^\w.-]+", "-", section.anchor)
+        again = itertools.chain([plain], (f"{plain}-{number}" for number in itertools.count(2)))
+        taken.add(anchor := next(name for name in again if name not in taken))
+        sections.append(section._replace(anchor=anchor))
+    return page._replace(sections=sections)
 
 
 def _template(name: str) -> str:

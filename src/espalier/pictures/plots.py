@@ -102,14 +102,15 @@ def curves(picture: Picture) -> Figure:
     for index, curve in enumerate(picture.curves):
         x, y, colour = np.asarray(curve.x), np.asarray(curve.y), COLOURS[index % len(COLOURS)]
         low, high = (None if each is None else np.asarray(each) for each in (curve.low, curve.high))
+        label = f" {curve.label}" if curve.label.startswith("_") else curve.label  # else a legend leaves it out
         if curve.style == "bars":
             axes.bar(
-                x, y, width=0.8 * np.min(np.diff(x)) if len(x) > 1 else 0.8, color=colour, alpha=0.6, label=curve.label
+                x, y, width=0.8 * np.min(np.diff(x)) if len(x) > 1 else 0.8, color=colour, alpha=0.6, label=label
             )
         else:
             again = ("-", "-.", ":")[index // len(COLOURS) % 3]  # where the colours begin anew
             form = {"line": again, "dashed": "--", "points": f"o{again}", "dots": "o"}[curve.style]
-            axes.plot(x, y, form, color=colour, label=curve.label, linewidth=1.4, markersize=4)
+            axes.plot(x, y, form, color=colour, label=label, linewidth=1.4, markersize=4)
         if low is not None and high is not None and curve.style == "line":
             axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
         elif low is not None and high is not None:

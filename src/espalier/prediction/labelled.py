@@ -244,7 +244,8 @@ def _fill(
     rows = ("observation", *_axes(targets))
     places, named = places_of(fits, layers)
     precise = any("likelihood.log_precision" in fit.pairs.states for fit in fits)
-    _set_out(sink, under, drawn.size, data, targets, named, pairs=way == "pairs", posterior=precise or len(places) > 0)
+    known = way == "pairs" and all(len(_stats(fit)) == every for fit in fits)
+    _set_out(sink, under, drawn.size, data, targets, named, stats=known, posterior=precise or len(places) > 0)
     sink.make(f"{under}observed_data", "y", rows, targets.shape, str(targets.numpy().dtype))[...] = targets.numpy()
     sink.make(f"{under}constant_data", "row", rows[:1], (len(targets),), "int64")[...] = np.arange(len(targets))
     if len(source := data.rows.get(split, ())) == len(targets):
@@ -274,8 +275,9 @@ def _fill(
                 drawn.put(at, "posterior", "value", ("weight",), values)
                 drawn.put(at, "posterior", "keep", ("weight",), (values != 0).to(torch.int8))  # of which ArviZ takes quantiles
             if "likelihood.log_precision" in state:
-                drawn.put(at, "posterior", "precision", (), _precision(state["likelihood.log_precision"], data))
-            for name, value in stats[draw].items() if way == "pairs" else ():
+                precision = _precision(state["likelihood.log_precision"], data)
+                drawn.put(at, "posterior", "precision", ("output",)[: precision.ndim], precision)
+            for name, value in stats[draw].items() if known else ():
                 drawn.put(at, "sample_stats", name, (), value)
 
 
@@ -320,7 +322,7 @@ def _set_out(
     targets: Tensor,
     named: Coordinates,
     *,
-    pairs: bool,
+    stats: bool,
     posterior: bool,
 ) -> None:
     """The groups and their coordinates."""
@@ -338,15 +340,14 @@ def _set_out(
         "log_likelihood": {**drawn, **rows},
         "observed_data": rows,
         "constant_data": {**rows, **({"chain": drawn["chain"], **named} if named else {})},
-        **({"sample_stats": drawn} if pairs else {}),
+        **({"sample_stats": drawn} if stats else {}),
     }.items():
         sink.coordinates(under + group, own)
 
 
-def _precision(log_precision: Tensor, data: Data) -> float:
-    """1 / variance, per squared unit of the target."""
-    scale = data.target_scale if isinstance(data.target_scale, float) else 1.0
-    return float(log_precision.double().exp()) / scale**2
+def _precision(log_precision: Tensor, data: Data) -> NDArray[np.float64]:
+    """1 / variance, per squared unit of the target; of several, of each."""
+    return np.asarray(log_precision.double().exp().numpy(force=True) / np.square(data.target_scale))
 
 
 def _stats(fit: Fit) -> list[dict[str, float]]:

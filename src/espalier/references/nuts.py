@@ -126,7 +126,8 @@ class Chains(NamedTuple):
         posterior = {"weights": self.values.numpy(), "log_joint": self.log_joint.numpy()}
         dims = {"weights": ["weight"]}
         if predicted is not None:
-            posterior["predictive"], dims["predictive"] = predicted.numpy(), ["observation", "parameter"]
+            several = [f"output_{axis}" if predicted.dim() > 5 else "output" for axis in range(predicted.dim() - 4)]
+            posterior["predictive"], dims["predictive"] = predicted.numpy(), ["observation", *several, "parameter"]
         tree: xarray.DataTree = from_dict({"posterior": posterior}, dims=dims)
         return tree
 
@@ -151,8 +152,11 @@ class Chains(NamedTuple):
         """`convergence`, where the predictive draws and the log joint have converged; the weights need not.
 
         predicted: what `predict` returned for the inputs at which the chains are about to be compared. The defaults are
-        those of Vehtari et al. 2021. Raises RuntimeError otherwise: unconverged chains are no ground truth.
+        those of Vehtari et al. 2021. Raises RuntimeError otherwise: unconverged chains are no ground truth. Raises ValueError for
+        one chain, which cannot tell what it has missed.
         """
+        if len(self.values) < 2:
+            raise ValueError("expected two chains or more to compare, got one: sample with num_chains=4")
         judged = self.convergence(predicted)
         for name in ("log_joint", "predictive"):
             largest, smallest = judged[name].worst

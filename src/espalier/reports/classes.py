@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from espalier import calibration
 from espalier.calibration.selective import COVERAGE, RISK
+from espalier.contracts import Data
+from espalier.data.worlds import Levels, levels_of
 from espalier.pages import Block, Example, Figure, Gallery, Section, Table, Text
 from espalier.pictures import plots
 from espalier.pictures.data import Curve, Picture
@@ -193,7 +195,7 @@ def _most(scores: NDArray[np.float64]) -> NDArray[np.int64]:
 
 
 def _shown(look: Look, rows: NDArray[np.int64]) -> list[Example]:
-    inputs, names = look.x(rows), look.named
+    inputs, names, levels = look.x(rows), look.named, _levels(look.data)
     draws = look.predictor.predict(inputs, look.predictor.posterior, num_samples=look.num_samples).numpy()
     shown = []
     for place, row in enumerate(rows):
@@ -207,18 +209,23 @@ def _shown(look: Look, rows: NDArray[np.int64]) -> list[Example]:
         lines += [f"{names[c]}: {mean[c]:.3f} ± {spread[c]:.3f}" for c in top]
         shown.append(
             Example(
-                _image(look, inputs, place), f"Row {row}: {label}, answered {answer}", lines + _features(look, inputs, place)
+                _image(inputs, place, levels), f"Row {row}: {label}, answered {answer}", lines + _features(look, inputs, place)
             )
         )
     return shown
 
 
-def _image(look: Look, inputs: Any, place: int) -> bytes | None:
+def _image(inputs: Any, place: int, levels: Levels | None) -> bytes | None:
     if not hasattr(inputs, "dim") or inputs.dim() != 4 or inputs.shape[1] not in (1, 3):
         return None
-    by = look.data.input_scale
-    shift, scale = (None, None) if by is None else (by[0].numpy(), by[1].numpy())
-    return image_of(inputs[place].cpu().numpy(), shift, scale)
+    return image_of(inputs[place].cpu().numpy(), levels)
+
+
+def _levels(data: Data) -> Levels | None:
+    try:
+        return levels_of(data)
+    except ValueError:  # no images, or such as do not tell which level is white
+        return None
 
 
 def _features(look: Look, inputs: Any, place: int) -> list[str]:

@@ -6,10 +6,12 @@ import io
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 from espalier import calibration
+from espalier.data.worlds import Levels
 from espalier.pages import Figure
 from espalier.pictures import plots
 from espalier.pictures.data import Picture
@@ -48,12 +50,13 @@ def reliability_rows(probs: NDArray[np.float64], labels: NDArray[Any]) -> list[t
     return list(zip(bins.edges[:-1], bins.edges[1:], bins.counts, bins.accuracy, bins.confidence, strict=True))
 
 
-def image_of(x: NDArray[np.float32], shift: Any = None, scale: Any = None) -> bytes:
-    """An input `(c, h, w)` as a PNG: in its own units where they are known, else from its least to its largest value."""
-    if scale is not None:
-        x = x * np.asarray(scale, np.float32)[:, None, None] + np.asarray(shift, np.float32)[:, None, None]
+def image_of(x: NDArray[np.float32], levels: Levels | None = None) -> bytes:
+    """An input `(c, h, w)` as a PNG: from black to white where these levels are known, else from its least to its largest value,
+    a flat one in grey."""
     low, high = float(x.min()), float(x.max())
-    shown = (x - low) / (high - low) if high > low else np.zeros_like(x)
+    shown = (x - low) / (high - low) if high > low else np.full_like(x, 0.5)
+    if levels is not None:
+        shown = np.clip(levels.shown(torch.from_numpy(x)), 0, 1).astype(np.float32)
     bytes_ = np.round(255 * shown).astype(np.uint8)
     picture = Image.fromarray(bytes_[0] if len(bytes_) != 3 else bytes_.transpose(1, 2, 0))
     times = max(1, round(SIDE / max(picture.size)))

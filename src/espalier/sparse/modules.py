@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from espalier.sparse import kernels
@@ -44,6 +45,8 @@ class SparseLinear(nn.Module):
         return self.values.new_zeros(size).index_copy(0, self.positions, self.values).view(self.shape)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.values.dtype not in (torch.float32, torch.float64) or self.values.device.type != "cpu":
+            return nn.functional.linear(x, self.weight, self.bias)  # torch has no kernels for it
         indices = Indices(*(getattr(self, name) for name in Indices._fields))
         return product(x, self.values, self.bias, Layer(self.shape, self.positions, indices))
 

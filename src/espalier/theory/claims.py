@@ -64,6 +64,7 @@ class Line(NamedTuple):
     source: str
     finding: Finding
     seconds: float
+    quick: bool = False
 
 
 def apart(check: Callable[..., Finding]) -> Callable[..., Finding]:

@@ -10,10 +10,11 @@ from espalier import pages
 from espalier.theory.claims import Line, plain
 
 
-def page(lines: Sequence[Line], pictures: Mapping[str, Sequence[str]], quick: bool) -> str:
-    """The whole document. pictures: file names beside the page, by claim."""
-    held = sum(line.finding.verdict == "holds" for line in lines)
-    heading = f"{held} of {len(lines)} claims hold" + (" (quick run: fewer draws, smaller grids)" if quick else "")
+def page(lines: Sequence[Line], pictures: Mapping[str, Mapping[str, str]]) -> str:
+    """The whole document. pictures: by claim, the names of files beside the page, and their titles."""
+    held, quick = sum(line.finding.verdict == "holds" for line in lines), sum(line.quick for line in lines)
+    few = "" if not quick else "quick run" if quick == len(lines) else f"{quick} of a quick run"
+    heading = f"{held} of {len(lines)} claims hold" + (f" ({few}: fewer draws, smaller grids)" if few else "")
     header = ("claim", "what it says", "verdict", "discrepancy", "tolerance", "unit")
     table = pages.Table("Verdicts", header, [_row(line) for line in lines], numbers=False)
     return pages.html(
@@ -41,17 +42,17 @@ def _row(line: Line) -> list[str | pages.Cell]:
     ]
 
 
-def _section(line: Line, pictures: Sequence[str]) -> pages.Section:
+def _section(line: Line, pictures: Mapping[str, str]) -> pages.Section:
     finding = line.finding
     blocks: list[pages.Block] = [
-        pages.Text(f"{line.name}; source: {line.source}; {line.seconds:.1f} s", "source"),
+        pages.Text(f"{line.name}; source: {line.source}; {line.seconds:.1f} s{', quick' * line.quick}", "source"),
         pages.Text(
             f"Compared: {finding.compared}. Discrepancy {finding.discrepancy:.3g}, tolerance {finding.tolerance:.3g} "
             f"{finding.unit}."
         ),
     ]
     blocks += [pages.Text(f"Where it does not hold exactly: {finding.breaks}")] if finding.breaks else []
-    blocks += [pages.Figure(name, line.says, line.says) for name in pictures]
+    blocks += [pages.Figure(name, title, f"{title}: {line.says}") for name, title in pictures.items()]
     blocks += [pages.Details("Figures", _figures(finding.figures))] if finding.figures else []
     return pages.Section(line.says, blocks, line.name, finding.verdict)
 

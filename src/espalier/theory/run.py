@@ -6,7 +6,7 @@ import json
 import math
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,7 @@ def _lines(wanted: dict[str, Claim], quick: bool, jobs: int, done: Callable[[int
             future.add_done_callback(count)
         for future in as_completed(futures):
             claim, (finding, seconds) = futures[future], future.result()
-            yield Line(claim.name, claim.says, claim.source, finding, seconds)
+            yield Line(claim.name, claim.says, claim.source, finding, seconds, quick)
 
 
 def sentence(line: Line) -> str:
@@ -76,12 +76,12 @@ def sentence(line: Line) -> str:
     )
 
 
-Page = dict[str, tuple[Line, list[str]]]
-"""By claim its line, and the names of its pictures."""
+Page = dict[str, tuple[Line, dict[str, str]]]
+"""By claim its line, and its pictures: file name -> title."""
 
 
-def begun(out: Path, names: Sequence[str], quick: bool) -> Page:
-    """What the page in `out` holds that goes on: one of this version, of as many draws; of any other nothing.
+def begun(out: Path, names: Sequence[str]) -> Page:
+    """What the page in `out` holds that goes on: one of this version; of any other nothing.
 
     Raises ValueError where a picture lies there that these claims would overwrite and Espalier did not draw.
     """
@@ -90,57 +90,59 @@ def begun(out: Path, names: Sequence[str], quick: bool) -> Page:
             plots.check_free(path)
     try:
         written = json.loads((out / "theory.json").read_bytes())
-        if (written["version"], written["quick"]) != (__version__, quick):
+        if written["version"] != __version__:
             return {}
         return {claim["name"]: _from_json(claim) for claim in written["claims"]}
     except (OSError, ValueError, LookupError, TypeError):  # none, or not ours to read: the page begins anew
         return {}
 
 
-def drawn(line: Line, out: Path) -> list[str]:
-    """One PNG per picture of a claim: their names."""
-    names = []
+def drawn(line: Line, out: Path) -> dict[str, str]:
+    """One PNG per picture of a claim: their names, and titles."""
+    names = {}
     for index, picture in enumerate(line.finding.pictures):
         figure = plots.ranks(picture) if isinstance(picture, Ranks) else plots.curves(picture)
         plots.save(figure, out / f"{line.name}-{index + 1}.png")
-        names.append(f"{line.name}-{index + 1}.png")
+        names[f"{line.name}-{index + 1}.png"] = picture.title
     return names
 
 
-def write(found: Page, out: Path, quick: bool) -> None:
+def write(found: Page, out: Path) -> None:
     """`theory.json` and `index.html`, the page of all of it in the order of the catalogue. Each is replaced atomically."""
     from espalier.theory.page import page
 
     ordered = _ordered(found)
     lines, pictures = [line for line, _ in ordered], {line.name: names for line, names in ordered}
-    store.write_bytes(out / "theory.json", (text(found, quick) + "\n").encode())
-    store.write_bytes(out / "index.html", page(lines, pictures, quick).encode())
+    store.write_bytes(out / "theory.json", (text(found) + "\n").encode())
+    store.write_bytes(out / "index.html", page(lines, pictures).encode())
 
 
-def text(found: Page, quick: bool) -> str:
+def text(found: Page) -> str:
     """As `theory.json` has it."""
     claims = [as_json(line, pictures) for line, pictures in _ordered(found)]
+    quick = any(line.quick for line, _ in found.values())
     return json.dumps({"version": __version__, "quick": quick, "claims": claims}, indent=1, ensure_ascii=False)
 
 
-def _ordered(found: Page) -> list[tuple[Line, list[str]]]:
+def _ordered(found: Page) -> list[tuple[Line, dict[str, str]]]:
     """As the catalogue has them, and what it does not know after that."""
     from espalier.theory import catalogue
 
     return [found[name] for name in sorted(found, key=[*catalogue(), *found].index)]
 
 
-def _from_json(claim: dict[str, Any]) -> tuple[Line, list[str]]:
+def _from_json(claim: dict[str, Any]) -> tuple[Line, dict[str, str]]:
     gap = math.nan if claim["discrepancy"] is None else float(claim["discrepancy"])
     finding = Finding(claim["compared"], gap, float(claim["tolerance"]), claim["unit"], claim["figures"], claim["breaks"])
-    return Line(claim["name"], claim["claim"], claim["source"], finding, float(claim["seconds"])), list(claim["pictures"])
+    line = Line(claim["name"], claim["claim"], claim["source"], finding, float(claim["seconds"]), claim["quick"])
+    return line, dict(claim["pictures"])
 
 
 WRITTEN = ("theory.json", "index.html")
 """What tells the folder of a theory page."""
 
 
-def as_json(line: Line, pictures: Sequence[str]) -> dict[str, Any]:
+def as_json(line: Line, pictures: Mapping[str, str]) -> dict[str, Any]:
     finding = line.finding
     return {
         "name": line.name,
@@ -154,5 +156,6 @@ def as_json(line: Line, pictures: Sequence[str]) -> dict[str, Any]:
         "breaks": finding.breaks,
         "figures": plain(finding.figures),
         "seconds": round(line.seconds, 2),
-        "pictures": list(pictures),
+        "quick": line.quick,
+        "pictures": dict(pictures),
     }
