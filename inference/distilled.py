@@ -38,7 +38,6 @@ def infer(
     distill_epochs: int = 0,
     distill_rate: float = 0.02,
     distill_masks: int = 1,
-    distill_mixup: bool = False,
     training: Training = Training(),  # noqa: B008 - frozen
     seed: Seed = 0,
     watch: Watches = None,
@@ -51,12 +50,11 @@ def infer(
     microbatches: parts of a batch, a mask each, at the price of one step. rule: how the topology moves.
     distill_epochs: passes over the training inputs after training; 0: it learns on the way, at no pass of its own.
     distill_rate: peak of its learning rate. distill_masks: masks whose mean it is told; more than a step has cost a pass each.
-    distill_mixup: it learns on inputs mixed with each other, where every mask costs a pass.
     """
     streams = Streams(seed, find_device(training.device))
     keep_prob, followers = begin(drop_rate, model, data, training, seed=seed, rescale=rescale)
     model = prepare(model, data, training, keep_prob=keep_prob, rescale=rescale)
-    lessons = Lessons(distill_epochs, distill_rate, distill_masks, distill_mixup)
+    lessons = Lessons(distill_epochs, distill_rate, distill_masks)
     check(model, data, keep_prob < 1, lessons)
     topology = initial(model.shapes, sparsity, allocation, start, model.initial, streams.topology)
     guide = MaskedGuide(

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from label_noise import cell
 from one_student import MASKS, mean_of
 from several_teachers import built, of_training, three
@@ -32,10 +33,9 @@ from espalier.training.drop_rates import begin
 from espalier.training.train import train
 from espalier.training.woven import Woven
 
-ARMS = [
-    *(Lessons(0, rate, masks) for rate, masks in [(0.02, 1), (0.05, 1), (0.02, 2), (0.05, 2), (0.02, 4), (0.05, 4), (0.1, 4)]),
-    *(Lessons(0, rate, masks, mixup=True) for rate, masks in [(0.02, 1), (0.05, 2), (0.02, 4), (0.05, 4), (0.1, 4)]),
-]
+ARMS = [Lessons(0, rate, masks) for rate, masks in [(0.02, 1), (0.05, 1), (0.02, 2), (0.05, 2), (0.02, 4), (0.05, 4), (0.1, 4)]]
+MIXED = [Lessons(0, rate, masks) for rate, masks in [(0.02, 1), (0.05, 2), (0.02, 4), (0.05, 4), (0.1, 4)]]
+"""Those on mixed inputs, of which the training's own masks have said nothing."""
 
 
 class Timed(Woven):
@@ -60,6 +60,16 @@ class Timed(Woven):
         self.handed, fit.student = fit.student, None
 
 
+class Mixed(Timed):
+    """It learns on every row of a batch mixed with another by a weight of its own, w x + (1 - w) x', w ~ U(0, 1)."""
+
+    def after(self, taken: int, x: Any, outputs: Sequence[Any], model: BayesianNetwork, guide: MaskedGuide) -> None:
+        if self.hears(taken):
+            weight = torch.rand(len(x), *[1] * (x.dim() - 1), generator=self.stream)
+            x = weight * x + (1 - weight) * x[torch.randperm(len(x), generator=self.stream)]
+            super().after(taken, x, (), model, guide)
+
+
 def world(given: argparse.Namespace, data: Data, seed: int) -> dict[str, list[float]]:
     training = Training(epochs=given.epochs, batch_size=128, learning_rate=given.learning_rate, device="cpu")
     model = built(given, data, seed, wide_resnet={"depth": 10, "widen": 1})
@@ -70,7 +80,8 @@ def world(given: argparse.Namespace, data: Data, seed: int) -> dict[str, list[fl
     guide = MaskedGuide(model, topology, keep_prob, generator=streams.mask)
     schedule = schedules.rule("rigl", 100, training.step_at(0.75, data), 0.3)
     plain = Woven.of(training, data, 0.8)
-    students = [Timed(plain.first, training.steps(data), lessons, seed=seed) for lessons in ARMS]
+    arms = [*((Timed, "", lessons) for lessons in ARMS), *((Mixed, ", mixed inputs", lessons) for lessons in MIXED)]
+    students = [kind(plain.first, training.steps(data), lessons, seed=seed) for kind, _, lessons in arms]
     start = time.process_time()
     fit = train(
         model, guide, schedule, data, training=training, streams=streams, average_from=0.8, followers=[*found, *students]
@@ -82,10 +93,10 @@ def world(given: argparse.Namespace, data: Data, seed: int) -> dict[str, list[fl
         return three(probs.double().numpy(), y)
 
     rows = {f"{MASKS} masks": [*scores(mean_of(fit, held)), 0.0], "ticket": [*scores(fit.predict(held, "ticket")[0]), 0.0]}
-    for lessons, student in zip(ARMS, students, strict=True):
+    for (_, what, lessons), student in zip(arms, students, strict=True):
         fit.student = student.handed  # none, where it ended farther from its teacher than the ticket
         found = scores(fit.predict(held, "distilled")[0]) if fit.student is not None else [math.nan] * 3
-        name = f"{lessons.masks} a step, rate {lessons.learning_rate:g}{', mixed inputs' * lessons.mixup}"
+        name = f"{lessons.masks} a step, rate {lessons.learning_rate:g}{what}"
         rows[name] = [*found, student.spent / alone]
     return rows
 
@@ -99,7 +110,7 @@ def main() -> None:
     data = load_data(given.data, data_dir=given.data_dir, train_size=given.rows)
     book = Ledger(given.out / "results.jsonl")
     told = {name: value for name, value in vars(given).items() if name not in ("data_dir", "seeds", "out")}
-    worlds = [book.of(f"{told} {seed} {ARMS}", lambda seed=seed: world(given, data, seed)) for seed in given.seeds]
+    worlds = [book.of(f"{told} {seed} {ARMS} {MIXED}", lambda seed=seed: world(given, data, seed)) for seed in given.seeds]
     print("| validation rows | accuracy | NLL | ECE | time | NLL above that of the masks, % |\n|---|---|---|---|---|---|")
     for name in worlds[0]:
         each = [one[name] for one in worlds]

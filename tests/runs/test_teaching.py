@@ -27,9 +27,9 @@ CONVOLUTIONS = ["--model=wide_resnet", "--depth=10", "--widen=1"]
 ], ids=["units", "auto", "batch norm"])  # fmt: skip
 def test_it_ends_as_a_training_that_distils_from_the_start(words: list[str], tmp_path: Path) -> None:
     assert main(["fit", "--inference=cigl", *words, *WORDS, "--out", str(tmp_path / "plain")]) == 0
-    later = ["--out", str(tmp_path / "later"), "--epochs=2", "--rate=0.1", "--masks=2", "--mixup"]
+    later = ["--out", str(tmp_path / "later"), "--epochs=2", "--rate=0.1", "--masks=2"]
     assert main(["distil", str(tmp_path / "plain"), *later]) == 0
-    taught = ["--inference=distilled", "--distill-epochs=2", "--distill-rate=0.1", "--distill-masks=2", "--distill-mixup"]
+    taught = ["--inference=distilled", "--distill-epochs=2", "--distill-rate=0.1", "--distill-masks=2"]
     assert main(["fit", *taught, *words, *WORDS, "--out", str(tmp_path / "whole")]) == 0
     for name in ("fit.safetensors", "history.json", "config.yaml"):
         assert (tmp_path / "later" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name

@@ -1,5 +1,4 @@
-"""What a student learns on besides training rows: inputs without labels, in batches of their own and none that are held out; and
-inputs mixed with each other."""
+"""What a student learns on besides training rows: inputs without labels, in batches of their own and none that are held out."""
 
 from __future__ import annotations
 
@@ -8,12 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from espalier import BayesianNetwork, Training
 from espalier.contracts import Data, Split
-from espalier.inference import distilled
-from espalier.training.distillation import STREAM, mixed
+from espalier.training.distillation import STREAM
 from espalier.training.streams import Streams
 from rounding import close
 from taught import Replay, masked_fit, once, student_of, z_of
@@ -87,7 +84,7 @@ def test_inputs_that_will_not_do_are_refused(inputs: Any, sentence: str) -> None
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("other", [{"inputs": None}, {"masks": 2}, {"mixup": True}, {"rate": 0.2}, {"epochs": 3}], ids=str)
+@pytest.mark.parametrize("other", [{"inputs": None}, {"masks": 2}, {"rate": 0.2}, {"epochs": 3}], ids=str)
 def test_a_checkpoint_of_another_distillation_is_not_gone_on_from(other: dict[str, Any]) -> None:
     asked: dict[str, Any] = {"epochs": 2, "rate": 0.1, "masks": 1, "inputs": more()}
     first = Recorder()
@@ -97,47 +94,3 @@ def test_a_checkpoint_of_another_distillation_is_not_gone_on_from(other: dict[st
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(again, whole, strict=True))
     with pytest.raises(ValueError, match="expected the training that the checkpoint is of, with "):
         once(masked_fit(), toy(2 * BATCH), **{**asked, **other}, watch=Recorder(saved))
-
-
-def test_every_row_is_mixed_with_one_other_by_a_weight_of_its_own() -> None:
-    first, second = torch.randn(50, 3, dtype=torch.float64), torch.randn(50, 2, 4)
-    found = mixed({"a": first, "b": (second,)}, torch.Generator().manual_seed(3))
-    stream = torch.Generator().manual_seed(3)
-    weights, others = torch.rand(50, generator=stream), torch.randperm(50, generator=stream)
-    for row in range(50):
-        weight, other = weights[row], others[row]
-        torch.testing.assert_close(found["a"][row], weight.double() * first[row] + (1 - weight.double()) * first[other])
-        torch.testing.assert_close(found["b"][0][row], weight * second[row] + (1 - weight) * second[other])
-    assert found["a"].dtype == torch.float64
-    assert len(set(weights.tolist())) == 50
-
-
-@pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("masks", [1, 3])
-def test_a_student_of_mixed_inputs_is_told_of_just_these(masks: int) -> None:
-    fit = masked_fit()
-    replay, streams = Replay(fit), Streams([5, STREAM], CPU)
-    x = toy().train.x[torch.randperm(BATCH, generator=streams.order)]
-    x = mixed(x, streams.augment)
-    told = sum(replay.target(x, z_of(fit, streams.mask)) for _ in range(masks)) / masks
-    gradients = torch.autograd.grad(replay.loss(x, told), replay.student)
-    once(fit, toy(), masks=masks, mixup=True)
-    for after, before, gradient in zip(student_of(fit), replay.student, gradients, strict=True):
-        close(after, before - 0.1 * (1 + 0.9) * gradient)
-    assert fit.record["distilled"]["mixup"] is True
-
-
-def test_whole_numbers_are_not_mixed() -> None:
-    class Words(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.embedding, self.head = nn.Embedding(9, 4), nn.Linear(4, 3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.head(self.embedding(x).mean(1))
-
-    split = Split(torch.arange(64).reshape(16, 4) % 9, torch.arange(16) % 3)
-    data = Data("words", split, split, split, split, (4,), 3)
-    training = Training(epochs=1, batch_size=8, device="cpu")
-    with pytest.raises(ValueError, match="expected inputs that are real numbers for distill_mixup, got whole ones"):
-        distilled.infer(BayesianNetwork(Words()), data, drop_rate=0.2, distill_mixup=True, training=training)

@@ -173,7 +173,7 @@ def test_a_watch_hears_of_epochs_after_another_one_ended_the_training() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:the fit has no distilled net")  # so hot a training's
-@pytest.mark.parametrize("other", [{"distill_masks": 3}, {"distill_rate": 0.1}, {"distill_mixup": True}])
+@pytest.mark.parametrize("other", [{"distill_masks": 3}, {"distill_rate": 0.1}])
 def test_a_checkpoint_of_another_student_is_not_gone_on_from(other: dict[str, Any], tmp_path: Path) -> None:
     trained(Checkpoints(tmp_path / "a.safetensors", every=0), "distilled", epochs=4, distill_rate=0.001)
     with pytest.raises(ValueError, match="expected the training that the checkpoint is of, with distill_.*: begin anew"):

@@ -56,7 +56,7 @@ class Listener:
                 biases = [tensor.detach().clone() for name, tensor in model.state_dict().items() if "bias" in name]
                 self.began = self.began or [guide.values.detach() * KEEP, *biases]
                 self.teachers.append([guide.values.detach().clone(), *biases])
-                self.heard.append((x.clone(), torch.stack(list(outputs)) if outputs else torch.empty(0)))
+                self.heard.append((x.clone(), torch.stack(list(outputs))))
             real(woven, taken, x, outputs, model, guide)
 
         monkeypatch.setattr(Woven, "after", after)
@@ -69,27 +69,22 @@ def logits_of(positions: Tensor, network: Sequence[Tensor], x: Tensor) -> Tensor
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize(("draws", "parts", "masks", "mixup"), [
-    (1, 1, 1, False), (3, 1, 1, False), (1, 1, 4, False), (3, 1, 2, False), (2, 2, 3, False), (1, 1, 1, True), (3, 2, 2, True),
-])  # fmt: skip
+@pytest.mark.parametrize(("draws", "parts", "masks"), [(1, 1, 1), (3, 1, 1), (1, 1, 4), (3, 1, 2), (2, 2, 3)])
 def test_it_is_nesterov_sgd_towards_the_masked_outputs_by_plain_torch(
-    draws: int, parts: int, masks: int, mixup: bool, monkeypatch: pytest.MonkeyPatch
+    draws: int, parts: int, masks: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those of the training's own draws, and of as many more as it is told the mean of; of mixed inputs, of others alone."""
+    """Those of the training's own draws, and of as many more as it is to be told the mean of."""
     listener = Listener(monkeypatch)
-    fit = fitted(num_particles=draws, microbatches=parts, distill_masks=masks, distill_mixup=mixup)
-    assert {len(output) for _, output in listener.heard} == {0 if mixup else draws}
+    fit = fitted(num_particles=draws, microbatches=parts, distill_masks=masks)
+    assert {len(output) for _, output in listener.heard} == {draws}
     positions, stream = fit.topology.positions, own_stream(OPTIONS["seed"], STREAM)
     steps = len(listener.heard)
     assert steps == round(0.15 * 2 * EPOCHS)
     student = [tensor.clone().requires_grad_() for tensor in listener.began]
     momenta = [torch.zeros_like(tensor) for tensor in student]
     for number, ((x, output), (values, *biases)) in enumerate(zip(listener.heard, listener.teachers, strict=True), 1):
-        if mixup:
-            weights, others = torch.rand(len(x), generator=stream), torch.randperm(len(x), generator=stream).tolist()
-            x = torch.stack([w * row + (1 - w) * x[other] for w, row, other in zip(weights, x, others, strict=True)])
-        told = [] if mixup else [*output.softmax(-1)]
-        for _ in range(masks - len(told)):
+        told = [*output.softmax(-1)]
+        for _ in range(masks - draws):
             zs = [draw_keep(len(positions), KEEP, torch.device("cpu"), stream) for _ in range(parts)]
             said = [logits_of(positions, [values * z, *biases], part) for z, part in zip(zs, x.chunk(parts), strict=True)]
             told.append(torch.cat(said).softmax(-1))
@@ -106,19 +101,17 @@ def test_it_is_nesterov_sgd_towards_the_masked_outputs_by_plain_torch(
         torch.testing.assert_close(mine, theirs.detach(), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize(("masks", "mixup"), [(1, False), (4, False), (2, True)])
-def test_the_teacher_does_not_notice(masks: int, mixup: bool) -> None:
+@pytest.mark.parametrize("masks", [1, 4])
+def test_the_teacher_does_not_notice(masks: int) -> None:
     alone = cigl.infer(BayesianNetwork(net()), toy(), training=TRAINING, **OPTIONS)
-    watched = fitted(distill_masks=masks, distill_mixup=mixup)
+    watched = fitted(distill_masks=masks)
     for mine, theirs in zip(watched.pairs[:2], alone.pairs[:2], strict=True):
         assert torch.equal(mine, theirs)
     assert [row["loss"] for row in watched.history] == [row["loss"] for row in alone.history]
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("options", [
-    {}, {"microbatches": 2}, {"num_particles": 2, "microbatches": 2}, {"distill_mixup": True, "distill_masks": 2},
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize("options", [{}, {"microbatches": 2}, {"num_particles": 2, "microbatches": 2}], ids=str)
 def test_by_pyro_it_learns_just_the_same(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     closed = fitted(**options)
     monkeypatch.setattr(objective, "is_ours", lambda *_: False)
@@ -221,10 +214,10 @@ class Aside(nn.Module):
         return {"logits": self.b(h), "aside": self.unused(h)}
 
 
-@pytest.mark.parametrize(("masks", "mixup"), [(1, False), (3, False), (1, True)])
-def test_a_student_resumes_with_all_that_it_began_with(masks: int, mixup: bool) -> None:
+@pytest.mark.parametrize("masks", [1, 3])
+def test_a_student_resumes_with_all_that_it_began_with(masks: int) -> None:
     def run(watch: Recorder) -> Fit:
-        model, options = BayesianNetwork(Aside(), output="logits"), {**OPTIONS, "distill_masks": masks, "distill_mixup": mixup}
+        model, options = BayesianNetwork(Aside(), output="logits"), {**OPTIONS, "distill_masks": masks}
         return distilled.infer(model, toy(), training=TRAINING, watch=watch, **options)
 
     seen = Recorder()

@@ -94,7 +94,6 @@ def distil(words: list[str]) -> int:
     parser.add_argument("--epochs", type=int, default=10, help="passes over the training inputs (default 10)")
     parser.add_argument("--rate", type=float, default=0.02, help="peak of their learning rate (default 0.02)")
     parser.add_argument("--masks", type=int, default=1, help="draws whose mean it is told, at every step (default 1)")
-    parser.add_argument("--mixup", action="store_true", help="it learns on inputs mixed with each other")
     parser.add_argument("--inputs", metavar="X",
                         help="rows without labels that it learns on too: an .npz with x, or a folder of images")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one JSON object, and nothing else, on stdout")
@@ -108,8 +107,7 @@ def distil(words: list[str]) -> int:
     with Bar(f"distil {arguments.runs[0].name}", trained + arguments.epochs) as bar:
         fit = runs.distil(
             arguments.runs[0], arguments.out, others=arguments.runs[1:], epochs=arguments.epochs, learning_rate=arguments.rate,
-            masks=arguments.masks, mixup=arguments.mixup, inputs=arguments.inputs, data_dir=arguments.data_dir,
-            source=arguments.data, watch=bar,
+            masks=arguments.masks, inputs=arguments.inputs, data_dir=arguments.data_dir, source=arguments.data, watch=bar,
         )  # fmt: skip
     return _conclude(arguments.out, fit, arguments.json, arguments.data_dir, arguments.data)
 

@@ -25,7 +25,6 @@ def distil(
     epochs: int = 10,
     learning_rate: float = 0.02,
     masks: int = 1,
-    mixup: bool = False,
     inputs: str | Path | None = None,
     data_dir: str | None = None,
     source: str | None = None,
@@ -38,7 +37,7 @@ def distil(
     With others, runs of the same data and any network that teach too, with inputs, and of a run without random masks whose pairs
     differ (mean field, a chain), the recipe stays the run's, and the record says who taught on what; killed, it is begun again by
     the same call.
-    epochs, learning_rate, masks, mixup: of `Lessons`. inputs: a file of rows without labels, or a folder of images
+    epochs, learning_rate, masks: of `Lessons`. inputs: a file of rows without labels, or a folder of images
     (`data.unlabelled`), that it learns on too. data_dir, source: as of `data_of`.
     Raises ValueError, before any work, where there is but one network to learn from, where the runs make no ensemble, for a run
     of `cigl` with options that `distilled` has not, and for inputs that are not the network's, or are held out.
@@ -54,7 +53,7 @@ def distil(
         told["inputs"] = [{"file": Path(inputs).resolve().name, "rows": str(len(more.x)), "hash": more.digest()}]
     _check_new(out, told)
     repeats = not others and more is None and recipe.inference in ("cigl", "distilled") and fits[0].masked
-    lessons = Lessons(epochs, learning_rate, masks, mixup)
+    lessons = Lessons(epochs, learning_rate, masks)
     recipe = as_distilled(recipe, lessons) if repeats else recipe
     training = Training(**recipe.of("training"))
     for fit in fits:

@@ -64,17 +64,15 @@ WORSE = 0.05
 
 class Lessons(NamedTuple):
     """How a student is taught. epochs: passes of its own over the training inputs, 0 is on the way. learning_rate: its peak, of
-    Nesterov SGD under a cosine. masks: draws whose mean it is told, at every step. mixup: it learns on mixed inputs (`mixed`)."""
+    Nesterov SGD under a cosine. masks: draws whose mean it is told, at every step."""
 
     epochs: int = 0
     learning_rate: float = 0.02
     masks: int = 1
-    mixup: bool = False
 
     def asked(self) -> dict[str, Any]:
         """By the names of options."""
-        return {"distill_epochs": self.epochs, "distill_rate": self.learning_rate, "distill_masks": self.masks,
-                "distill_mixup": self.mixup}  # fmt: skip
+        return {"distill_epochs": self.epochs, "distill_rate": self.learning_rate, "distill_masks": self.masks}
 
 
 def distill(
@@ -87,21 +85,20 @@ def distill(
     learning_rate: float,
     microbatches: int = 1,
     masks: int = 1,
-    mixup: bool = False,
     others: Sequence[Fit] = (),
     inputs: Rows | None = None,
     watch: Watches = None,
 ) -> Fit:
     """Add the distilled network to `fit`, as its way to predict `distilled`; returns the same fit.
 
-    epochs, learning_rate, masks, mixup: of `Lessons`; batches and augmentation are those of `training`. microbatches: parts of a
+    epochs, learning_rate, masks: of `Lessons`; batches and augmentation are those of `training`. microbatches: parts of a
     batch, each told of under a draw of its own. others: fits of the same data, of whatever network, that teach too: the draws are
     of their even mixture, as an `Ensemble`'s. inputs: rows without labels, as the network takes them (`data.inputs(x)` of one's
     own), that it learns on too: an epoch passes over these as well, in batches of their own, in a random order.
     Raises ValueError where all that there is to learn from is one network, where members make no ensemble, or for a likelihood
     that is not categorical, Bernoulli or normal, for inputs of another shape, and for a checkpoint of another distillation.
     """
-    lessons = Lessons(epochs, learning_rate, masks, mixup)
+    lessons = Lessons(epochs, learning_rate, masks)
     teachers = check_later(fit, data, lessons, microbatches, others, inputs)
     for one in (fit, *others):
         one.look_at(data)
@@ -144,15 +141,13 @@ def check(model: BayesianNetwork, data: Data, several: bool, lessons: Lessons) -
         raise ValueError(
             "expected a drop_rate above 0, or several runs: without random masks there is one network and nothing to distill"
         )
-    epochs, learning_rate, masks, mixup = lessons
+    epochs, learning_rate, masks = lessons
     if not 0 <= epochs <= MOST_EPOCHS or not 0 < learning_rate < math.inf:
         raise ValueError(f"expected distill_epochs of at least 0 and a rate above 0, got {epochs} and {learning_rate}")
     if isinstance(masks, bool) or not isinstance(masks, Integral) or not 1 <= int(masks) <= MOST_PARTICLES:
         raise ValueError(f"expected distill_masks of 1 to {MOST_PARTICLES}, draws whose mean a student is told, got {masks}")
     with evaluating(model):
         rows = to_device(data.train.x[torch.arange(min(2, len(data.train.y)))], model.initial.device)
-        if mixup and not all(leaf.is_floating_point() for leaf in nested.leaves(rows)):
-            raise ValueError("expected inputs that are real numbers for distill_mixup, got whole ones: leave it out")
         outcome = model.outcome(model.initial, rows)
     cross_entropy(outcome, outcome)
 
@@ -161,7 +156,7 @@ def _distill(
     fit: Fit, data: Data, training: Training, streams: Streams, lessons: Lessons, teachers: Teachers, inputs: Rows | None,
     watch: Watch,
 ) -> Fit:  # fmt: skip
-    epochs, learning_rate, masks, mixup = lessons
+    epochs, learning_rate, masks = lessons
     values, state = teachers.first.ticket()
     sources = [data] if inputs is None else [data, unlabelled(data, inputs)]
     rate = rates.cosine(learning_rate, epochs * sum(training.steps_per_epoch(source) for source in sources))
@@ -189,7 +184,6 @@ def _distill(
             for teacher in teachers.all:
                 nets.enter_context(distributed.synchronised(teacher.fit.model.net, streams.device))
             for x in mingled(sources, training, streams):
-                x = mixed(x, streams.augment) if mixup else x
                 losses.append(student.learn(x, [teachers.says(x, streams.mask) for _ in range(masks)], fit.dense))
                 watch.on_step(Info(before["step"] + student.taken, losses[-1], -losses[-1], torch.zeros(()), 0))
         student.finite.settle()
@@ -205,8 +199,7 @@ def _distill(
             f"{ticket:.4g} nats: lower the distill_rate"
         )
     fit.history = [*trained, *history]
-    facts = {"epochs": len(history), "learning_rate": learning_rate, "masks": masks, "mixup": mixup}
-    facts |= {"loss": history[-1]["loss"]}
+    facts = {"epochs": len(history), "learning_rate": learning_rate, "masks": masks, "loss": history[-1]["loss"]}
     hand_out(fit, data, student, facts | ending(history, stopped, epochs), teachers)
     return fit
 
@@ -225,23 +218,6 @@ def mingled(sources: Sequence[Data], training: Training, streams: Streams) -> It
         turns = turns[torch.randperm(len(turns), generator=streams.order)]
     for place in turns.tolist():
         yield next(running[place])[0]
-
-
-def mixed(x: Any, generator: torch.Generator) -> Any:
-    """Every row of a batch with another, w x + (1 - w) x', w ~ U(0, 1) of its own: inputs between those that there are.
-
-    Of what a teacher says there, nothing is made up: it is asked (Beyer et al. 2022, *Knowledge distillation: a good teacher is
-    patient and consistent*); labels would be mixed with it (Zhang et al. 2018, *mixup*).
-    """
-    count, device = nested.num_rows(x), nested.leaves(x)[0].device
-    weight = torch.rand(count, generator=generator, device=device)
-    other = torch.randperm(count, generator=generator, device=device)
-
-    def of(rows: Tensor) -> Tensor:
-        share = weight.to(rows.dtype).view(-1, *[1] * (rows.dim() - 1))
-        return share * rows + (1 - share) * rows[other]
-
-    return nested.each(of, x)
 
 
 def settle(teachers: Teachers, data: Data, student: Student) -> tuple[float, float]:

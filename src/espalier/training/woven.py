@@ -31,7 +31,7 @@ from espalier.network import BayesianNetwork, under
 from espalier.prediction.fit import Fit
 from espalier.store import Bundle
 from espalier.training import objective, rates
-from espalier.training.distillation import Diverged, Lessons, Student, close_enough, hand_out, in_full, mixed, settle
+from espalier.training.distillation import Diverged, Lessons, Student, close_enough, hand_out, in_full, settle
 from espalier.training.options import Training
 from espalier.training.streams import own_stream
 from espalier.training.teachers import Teachers, copied
@@ -44,8 +44,7 @@ STREAM = 14
 
 class Woven(Follower):
     """A student that follows a training. first: the last step before it begins, when the topology moves no more. steps: of the
-    whole training. lessons: masks at least so many; mixed inputs are such as the training's own masks have said nothing of. seed:
-    of what is not the training's."""
+    whole training. lessons: masks at least so many. seed: of those that are not the training's."""
 
     def __init__(
         self, first: int, steps: int, lessons: Lessons = Lessons(), precision: str = "float32", *, seed: int = 0  # noqa: B008
@@ -72,21 +71,15 @@ class Woven(Follower):
         return cls(first, training.steps(data), lessons, training.precision, seed=seed)
 
     def begin(self, model: BayesianNetwork, guide: MaskedGuide) -> None:
-        self.stream = own_stream(self.seed, STREAM, guide.values.device)
-        self.heard = 0 if self.lessons.mixup else guide.num_particles
+        self.stream, self.heard = own_stream(self.seed, STREAM, guide.values.device), guide.num_particles
 
     def hears(self, taken: int) -> bool:
-        return self._learns(taken) and not self.lessons.mixup
-
-    def _learns(self, taken: int) -> bool:
         return taken > self.first and not self.lost
 
     def after(self, taken: int, x: Any, outputs: Sequence[Any], model: BayesianNetwork, guide: MaskedGuide) -> None:
-        if not self._learns(taken):
+        if not self.hears(taken):
             return
         student = self.student = self.student or self._born(model, guide)
-        if self.lessons.mixup:
-            x, outputs = mixed(x, self.stream), ()
         with torch.no_grad():
             every = [*outputs, *(self._more(x, model, guide) for _ in range(self.lessons.masks - len(outputs)))]
             told = [model.says(nested.each(in_full, output)) for output in every]
@@ -127,7 +120,7 @@ class Woven(Follower):
             return Bundle({}, {})
         tensors, facts = self.student.bundle()
         tensors = {f"student.{name}": tensor for name, tensor in tensors.items()}
-        if self.lessons.masks > 1 or self.lessons.mixup:
+        if self.lessons.masks > 1:
             tensors["student.stream"] = self.stream.get_state()
         return Bundle(tensors, {"student": {**facts, "loss": self.told, "lost": self.lost}})
 
@@ -136,7 +129,7 @@ class Woven(Follower):
             self.student = self._born(model, guide)
             self.told, self.lost = (saved.facts["student"][name] for name in ("loss", "lost"))
             self.student.restore(Bundle(under("student.", saved.tensors), saved.facts["student"]))
-            if self.lessons.masks > 1 or self.lessons.mixup:
+            if self.lessons.masks > 1:
                 self.stream.set_state(saved.tensors["student.stream"])
 
     def end(self, fit: Fit, data: Data) -> None:
