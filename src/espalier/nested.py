@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -99,5 +100,7 @@ class Together:
 
 
 def rows_of(x: Any) -> Any:
-    """Inputs as `Rows`: a tuple or dict of them put together, anything else as it is."""
+    """Inputs as `Rows`: a tuple or dict of them put together, an array of numbers as a tensor, anything else as it is."""
+    if isinstance(x, np.ndarray) and x.dtype.kind in "biuf":
+        return torch.from_numpy(np.ascontiguousarray(x))
     return Together(x) if isinstance(x, Mapping | tuple | list) else x

@@ -13,10 +13,11 @@ from clouds import WORDS, certified
 from espalier import runs
 from espalier.certificates import certificate, pvalues
 from espalier.certificates.certificate import Promise
-from espalier.certificates.certify import Settings, certify_fit, check_unseen
+from espalier.certificates.certify import Settings, certify_fit
 from espalier.certificates.pruning import Frozen, layerwise
 from espalier.certificates.risks import named
 from espalier.certificates.runs import load_pruned
+from espalier.certificates.unseen import check_unseen
 from espalier.certificates.verification import verify
 from espalier.cli.main import main
 from espalier.contracts import Split

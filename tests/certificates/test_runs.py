@@ -13,8 +13,9 @@ import torch
 from clouds import WORDS, certified, fit
 from espalier import Split, runs, store
 from espalier.certificates import certificate, pvalues
-from espalier.certificates.certify import Settings, certify_fits, check_num_data, check_unseen
+from espalier.certificates.certify import Settings, certify_fits, check_num_data
 from espalier.certificates.runs import load_pruned
+from espalier.certificates.unseen import check_unseen
 from espalier.certificates.verification import verify
 from espalier.cli.main import main
 

@@ -6,6 +6,7 @@ selection.py      valid choice among many: fixed sequence, Holm, Pareto         
 certificate.py    the decision, the sentence, the page                                                   no torch
 pruning.py        families of pruned predictors, their draws frozen
 certify.py        a fit, a calibration split and the question: which member is certified
+unseen.py         has training seen the calibration examples?
 runs.py           certificates of run folders, and their ledger of looks
 verification.py   everything recomputed from the files; training repeated without the split
 signing.py        signatures by a key of the user's

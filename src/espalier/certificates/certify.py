@@ -8,22 +8,15 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
-from torch import Tensor
 
 from espalier import runs
 from espalier.certificates import certificate, pruning, risks, selection
 from espalier.certificates.certificate import Decision, Promise
 from espalier.certificates.pruning import By, Frozen, Structure
+from espalier.certificates.unseen import check_unseen
 from espalier.contracts import Data, Split
-from espalier.data.streamed import Streamed, keys
-from espalier.data.unlabelled import SAME
 from espalier.prediction.fit import Fit, How
-
-NEAR = 0.01
-"""Standard deviations, root mean square over features, within which two inputs count as one."""
 
 
 class Settings(NamedTuple):
@@ -88,6 +81,8 @@ class Settings(NamedTuple):
             raise ValueError(
                 f"expected abstain in (0, 1), got {', '.join(map(str, self.abstain))}: they are confidences"
             )
+        for threshold in self.abstain:
+            selective(threshold)
         if not 0 < self.delta < 1:
             raise ValueError(f"expected delta in (0, 1), got {self.delta:g}")
         found = [
@@ -106,19 +101,28 @@ class Settings(NamedTuple):
 
     def read_weights(self, n: int | None = None) -> NDArray[np.float64]:
         """dQ/dP `(n,)`. Raises ValueError for what cannot be one: its mean under P is 1, and it exceeds its bound nowhere."""
-        w = np.asarray(np.load(Path(self.weights or ""), allow_pickle=False), dtype=np.float64)
+        found = np.load(Path(self.weights or ""), allow_pickle=False)
+        if not isinstance(found, np.ndarray) or found.dtype.kind not in "biuf":
+            got = getattr(found, "dtype", "an archive of several arrays")
+            raise ValueError(f"expected an .npy file of numbers as weights, got {got}: write it with np.save(file, weights)")
+        w = found.astype(np.float64)
         if w.ndim != 1 or not len(w) or (n is not None and len(w) != n) or not np.isfinite(w).all():
             raise ValueError(
                 f"expected a finite weight for each of {n or 'the'} calibration examples, got shape {w.shape}"
             )
-        if not self.weight_bound >= 1:
-            raise ValueError(f"expected a weight_bound of 1 or more, got {self.weight_bound:g}: dQ/dP has mean 1")
+        if not 1 <= self.weight_bound < np.inf:
+            raise ValueError(f"expected a finite weight_bound of 1 or more, got {self.weight_bound:g}: dQ/dP has mean 1")
         spread = 5 * np.sqrt(max(self.weight_bound - 1, 1e-12) / len(w))  # its variance is at most bound - 1
         if abs(w.mean() - 1) > spread:
             raise ValueError(
                 f"expected weights of mean 1, as dQ/dP has, got {w.mean():.4g} over {len(w)}: normalise them"
             )
         return w
+
+
+def selective(threshold: float) -> risks.Risk:
+    """Of answers at this confidence, all its digits, or more."""
+    return risks.named(f"selective:{float(threshold)!r}")
 
 
 class Certified(NamedTuple):
@@ -140,6 +144,8 @@ def certify_fit(fit: Fit, calibration: Split, settings: Settings, data: Data | N
 
 def certify_fits(fits: Sequence[Fit], calibration: Split, settings: Settings, data: Data | None = None) -> Certified:
     """Choose among fits of growing sparsity that were trained separately, by the same test: the grid is their sparsity."""
+    if not len(calibration.y):
+        raise ValueError("expected calibration examples to certify by, got none: keep a split of them")
     if data is not None:
         check_unseen(data, calibration)
     return decided(candidates_of(fits, settings, data), calibration, settings)
@@ -265,7 +271,7 @@ def _plane(
     The cost is active weights per answered example. Half of the examples finds the front and its order, half tests it.
     """
     pairs = [(place, threshold) for place in range(len(found.points)) for threshold in settings.abstain]
-    promises = {t: Promise(risks.named(f"selective:{t:g}"), settings.alphas[0]) for t in settings.abstain}
+    promises = {t: Promise(selective(t), settings.alphas[0]) for t in settings.abstain}
     rows: list[Floats] = []
     weights = []
     for place in range(len(found.points)):
@@ -337,28 +343,6 @@ def _anchor(reference: NDArray[np.float64], labels: NDArray[np.int64], settings:
     return {"alpha": alpha, "delta": delta, "observed": error.value(losses), "p_value": p, "certified": p <= delta}
 
 
-def check_unseen(data: Data, calibration: Split) -> int:
-    """Number of calibration examples whose input stands in training or validation too, to the bit. Raises ValueError where
-    it is more than a hundredth of them. Folders of images are not compared: that would decode every file."""
-    if any(isinstance(x, Streamed) and x.digests is None for x in (calibration.x, data.train.x)):
-        return 0
-    seen = {key for part in (data.train, data.validation) for key in keys(part.x)}
-    repeated = sum(key in seen for key in keys(calibration.x))
-    if repeated > SAME * len(calibration.y):
-        raise ValueError(
-            f"expected calibration examples that training has not seen, but {repeated} of {len(calibration.y)} inputs are "
-            "training or validation inputs: a certificate would be worthless; set fresh examples aside"
-        )
-    if isinstance(data.train.x, Tensor) and isinstance(calibration.x, Tensor) and len(data.train.x) > 1:
-        copies = near(data.train.x, calibration.x)
-        if copies > SAME:
-            raise ValueError(
-                f"expected calibration examples that training has not seen, but {100 * copies:.3g} % are training inputs with "
-                "a little noise: a certificate would be worthless; set fresh examples aside"
-            )
-    return repeated
-
-
 def check_num_data(fits: Sequence[Fit], data: Data) -> None:
     """Raises ValueError where a record says that a fit was trained on more or fewer rows than the training split has."""
     for fit in fits:
@@ -368,22 +352,3 @@ def check_num_data(fits: Sequence[Fit], data: Data) -> None:
                 f"expected a fit of the {len(data.train.y)} training rows, but its record says {said}: its inference may have "
                 "trained on the calibration split"
             )
-
-
-def near(train: Tensor, calibration: Tensor) -> float:
-    """Share of calibration rows `(m, ...)` that are copies of a training row but for some noise, an rms of a hundredth of a
-    standard deviation; above what training rows themselves have of such neighbours, and of 2,000 rows of either.
-
-    Distances are those of 16 random projections, which keep them (Johnson & Lindenstrauss 1984).
-    """
-    own, other = train.flatten(1).double(), calibration.flatten(1).double()
-    size = own.shape[1]
-    radius = NEAR * size**0.5
-    if size > 16:
-        generator = torch.Generator().manual_seed(0)
-        onto = torch.randn(size, 16, generator=generator, dtype=torch.float64) / 4
-        own, other = own @ onto, other @ onto
-    tree = cKDTree(own.numpy())
-    copies = np.isfinite(tree.query(other[:2000].numpy(), distance_upper_bound=radius)[0]).mean()
-    usual = np.isfinite(tree.query(own[:2000].numpy(), k=2, distance_upper_bound=radius)[0][:, 1]).mean()
-    return float(copies - usual)

@@ -64,6 +64,8 @@ class Risk(NamedTuple):
         if self.compares and (reference is None or np.shape(reference) != p.shape):
             got = "none" if reference is None else f"shape {np.shape(reference)}"
             raise ValueError(f"expected the unpruned predictor's probabilities {p.shape} for the risk {self.name}, got {got}")
+        if p.ndim > 2 and not self.name.startswith("dice"):
+            raise ValueError(f"expected one label an example for the risk {self.name}, got probabilities {p.shape}: use dice")
         y = np.zeros(p.shape[:-1], np.int64) if labels is None else np.asarray(labels)
         if labels is None and self.needs_labels:
             raise ValueError(f"expected labels for the risk {self.name}, got none: disagreement needs none")
@@ -230,7 +232,7 @@ def _selective(name: str, threshold: float) -> Risk:
         accepted = probs.max(-1) >= threshold
         return np.stack([accepted, accepted & (probs.argmax(-1) != labels)], -1).astype(np.float64)
 
-    return Risk(name, f"error among the examples answered with confidence {threshold:g} or more", losses, "selective")
+    return Risk(name, f"error among the examples answered with confidence {threshold!r} or more", losses, "selective")
 
 
 def _miscoverage(name: str, mass: float) -> Risk:

@@ -19,17 +19,17 @@ import numpy as np
 import torch
 
 from espalier import runs, store
-from espalier.certificates import certificate
+from espalier.certificates import certificate, selection
 from espalier.certificates.certify import (
     Certified,
     Settings,
     candidates_of,
     check_num_data,
-    check_unseen,
     decided,
     densest_first,
 )
 from espalier.certificates.pruning import Frozen
+from espalier.certificates.unseen import check_unseen
 from espalier.contracts import Data, Split
 from espalier.pictures import plots
 from espalier.pictures.data import Curve, Picture
@@ -151,6 +151,8 @@ def _rehearse(base: Frozen, data: Data, settings: Settings, n: int) -> None:
     """Losses and tests on two training examples: whatever cannot work shows before the calibration split is looked at."""
     if settings.weights:
         settings.read_weights(n)
+    if settings.abstain:
+        selection.halves(n, settings.seed)
     x, labels = data.train.x[torch.arange(2)], data.train.y[:2].numpy()
     probs = base.predict(x)
     for promise in settings._replace(weights=None).promises():
@@ -176,16 +178,20 @@ def _circumstances(folders: Sequence[Path], asked: dict[str, Any], repeated: int
     evaluated: has `espalier evaluate` scored the split before? siblings: other runs beside that were certified on these
     examples. matplotlib: the version that drew the picture.
     """
-    own = {folder.resolve() for folder in folders}
-    around = {other.parent for folder in own for other in folder.parent.glob("*/looks.json")} - own
-    others = [o for o in around if any(look["examples"] == asked["examples"] for look in looks_in(o))]
     return {
         "repeated": repeated,
         "searched": looked,
         "evaluated": scored_before(folders, asked["settings"]["split"]),
-        "siblings": len(others),
+        "siblings": siblings(folders, asked),
         "matplotlib": version("matplotlib"),
     }
+
+
+def siblings(folders: Sequence[Path], asked: dict[str, Any]) -> int:
+    """How many other runs beside were certified on these examples."""
+    own = {folder.resolve() for folder in folders}
+    around = {other.parent for folder in own for other in folder.parent.glob("*/looks.json")} - own
+    return sum(any(look["examples"] == asked["examples"] for look in looks_in(other)) for other in around)
 
 
 def scored_before(folders: Sequence[Path], split: str) -> bool:

@@ -17,7 +17,7 @@ import torch
 
 from espalier import runs, store
 from espalier.certificates import certificate
-from espalier.certificates.certify import Settings, certify_fits, check_unseen
+from espalier.certificates.certify import Settings, certify_fits
 from espalier.certificates.runs import (
     certified_run,
     code_digest,
@@ -29,9 +29,11 @@ from espalier.certificates.runs import (
     scored_before,
     searched,
     short,
+    siblings,
     ticket_of,
 )
 from espalier.certificates.signing import is_signed
+from espalier.certificates.unseen import check_unseen
 from espalier.contracts import Data, Split
 from espalier.data.streamed import selected
 from espalier.pictures import plots
@@ -141,7 +143,8 @@ def _verified(
     check("looks", known, "the question is in looks.json", "it answers no question that looks.json knows")
     if not all(one.holds for one in found):
         return found
-    check("circumstances", _circumstantial(facts, loaded, settings.split, fits), "they are as the files tell",
+    possible = _circumstantial(facts, loaded, settings.split, fits)
+    check("circumstances", possible, "they are as the files tell",
           "they are not what `certify` writes")  # fmt: skip
     again = certify_fits(fits, split_of(loaded, settings.split), settings, loaded)
     fresh = runs.plain(again.facts)
@@ -169,6 +172,9 @@ def _verified(
             found.append(retrained(folder, where))
     if scored_before(folders, settings.split) and not facts["circumstances"]["evaluated"]:
         found.append(Check("circumstances", True, f"note: `espalier evaluate` has scored the {settings.split} split since"))
+    if possible and (beside := siblings(folders, asked)) > (told := facts["circumstances"]["siblings"]):
+        found.append(Check("circumstances", True, f"note: {beside} other runs beside it are certified on these examples by now, "
+                           f"where its page tells of {told}"))  # fmt: skip
     if own != code_digest():
         found.append(
             Check("code", True, "note: another version of the code wrote it; the answers above are this one's")

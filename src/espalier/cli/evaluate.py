@@ -157,7 +157,7 @@ def scored(
             store.write_bytes(folder / recalibration.KEPT, store.canonical(parameters).encode())
         store.write_bytes(folder / f"evaluation-{split}.json", store.canonical({**result, "run": folder.name}).encode())
         if _has_diagram(data, split):
-            panels = {f"{folder.name}: {way}": (predicted[way], labels) for way in ("ticket", "redraw")}
+            panels = {f"{folder.name}: {way}": (predicted[way], labels) for way in ("ticket", fit.posterior)}
             plots.save(plots.reliability(panels), folder / f"reliability-{split}.png")
     except OSError as error:  # a disk that is read-only, or full: what was computed is shown all the same
         print(f"espalier: the scores are not kept in {folder}: {error.strerror or error}", file=sys.stderr)

@@ -12,7 +12,7 @@ def predict(words: list[str]) -> int:
     parser.add_argument("source", metavar="FOLDER", help="an exported folder, a hub's id (owner/name), or a run")
     parser.add_argument("--data", required=True, metavar="X", help="an .npz with x, or a folder of images; no labels needed")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="a new .csv or .parquet file")
-    parser.add_argument("--how", metavar="WAY", help="of a run: its way to predict (default: redraw)")
+    parser.add_argument("--how", metavar="WAY", help="of a run: its way to predict (default: redraw; pairs of a chain)")
     parser.of_samples("masks of `redraw`, of a run")
     parser.add_argument("--data-dir", help="of an older run: where its data set is; default: the run's own, then ESPALIER_DATA")
     arguments = parser.parse_args(words)

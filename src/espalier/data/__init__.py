@@ -5,6 +5,7 @@ arrays.py      `from_arrays`: one's own NumPy, torch or pandas
 datasets.py    `from_datasets`: torch map-style datasets, which stream
 cut.py         the four parts, by seed; standardised by the training rows; identified by hash
 unlabelled.py  a file of rows without labels
+repeats.py     rows that stand in two places
 streamed.py    rows that are decoded when asked for, by a DataLoader's workers
 images.py      a folder of images
 corruptions.py images corrupted on the fly: thirteen kinds, five severities

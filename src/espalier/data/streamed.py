@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import multiprocessing
 import os
 import random
@@ -16,7 +15,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from espalier import nested
 from espalier.contracts import Rows
 
 MOST_WORKERS = 8
@@ -187,17 +185,6 @@ def in_turn(x: Rows, batches: Sequence[Tensor], seed: int = 0) -> Iterator[Tenso
 def selected(x: Rows, rows: Tensor) -> Rows:
     """Some of the rows, as `Rows`; of rows that stream, still undecoded."""
     return x.select(rows.numpy()) if isinstance(x, Streamed) else x[rows]
-
-
-def keys(x: Rows) -> list[bytes]:
-    """SHA-256 of every row, by which equal ones are found; of several inputs, of all together."""
-    if isinstance(x, Streamed) and x.digests is not None:
-        return [digest.tobytes() for digest in x.digests[x.rows]]
-    found = []
-    for batch in in_turn(x, torch.arange(len(x)).split(1024)):
-        parts = [leaf.contiguous().numpy() for leaf in nested.leaves(batch)]
-        found += [hashlib.sha256(b"".join(part.tobytes() for part in row)).digest() for row in zip(*parts, strict=True)]
-    return found
 
 
 def some(count: int, most: int, generator: torch.Generator | None = None) -> Tensor:

@@ -16,10 +16,8 @@ from torch import Tensor
 from espalier.contracts import Data, Rows
 from espalier.data import archives, readers
 from espalier.data.images import ImageRows, files_below
-from espalier.data.streamed import Streamed, keys
-
-SAME = 0.01
-"""Share of held-out rows that may stand elsewhere as well before they are refused: of few columns some are equal."""
+from espalier.data.repeats import keys, repeated
+from espalier.data.streamed import Streamed
 
 
 class Asked(NamedTuple):
@@ -57,14 +55,15 @@ class _Prepared(Streamed):
 
 
 def check_apart(x: Rows, data: Data) -> None:
-    """Raises ValueError where rows that are held out are among these, to the bit, more than a hundredth of a split: as
-    certificates have it. Rows that would have to be decoded are not compared."""
+    """Raises ValueError where rows that are held out are among these, to the bit, and too many of a split to be so by chance.
+    Rows that would have to be decoded are not compared."""
     held = {part: getattr(data, part).x for part in ("calibration", "test")}
     if any(isinstance(rows, Streamed) and rows.digests is None for rows in (x, *held.values())):
         return
-    own = set(keys(x))
+    own = keys(x)
     for part, rows in held.items():
-        if (same := sum(key in own for key in keys(rows))) > SAME * len(rows):
+        same, wrong = repeated(own, keys(rows))
+        if wrong:
             raise ValueError(
                 f"expected inputs that are not held out, but {same} of {len(rows)} rows of the {part} split are among them: "
                 "leave them out, since scores and certificates are of rows that nothing has learnt on"

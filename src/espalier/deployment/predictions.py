@@ -48,8 +48,9 @@ def predict(
     draws (an exported folder with a likelihood of one's own is for Python). With several draws also what they differ in:
     `mutual_information` in nats, or, of normal ones, `epistemic_sd`.
 
-    source: an exported folder, a hub's id, or a run folder, whose way to predict `how` may choose, by default `redraw`, with
-    `num_samples` masks. data_dir: where the data of an older run are, whose record does not say how inputs were scaled.
+    source: an exported folder, a hub's id, or a run folder, whose way to predict `how` may choose, by default its
+    posterior's (`redraw`, with `num_samples` masks; `pairs` of a chain). data_dir: where the data of an older run are, whose
+    record does not say how inputs were scaled.
     Raises ValueError, in one sentence and with nothing written, for what cannot be read, rows that the network does not take, and
     a file that is there.
     """
@@ -59,7 +60,7 @@ def predict(
     if (folder / "config.yaml").is_file() and not (folder / CONFIG).is_file():
         fit, inputs, facts = _of_run(folder, data_dir)
         asked = unlabelled.read(data, facts["shape"])
-        way: How = how or "redraw"
+        way: How = how or fit.posterior
         if facts["task"] == "regression" and not _is_normal(fit, inputs(asked.x[torch.arange(1)])):
             few = _batches(asked, inputs, max(1, FEW // facts["num_outputs"]))
             mixtures = (fit.mixture(x, way, num_samples=num_samples, seed=seed) for x in few)

@@ -293,18 +293,19 @@ def posterior_check(
     *,
     own: Mapping[str, Statistic] | None = None,
     discrepancies: Mapping[str, Discrepancy] | None = None,
-    how: How = "redraw",
+    how: How | None = None,
     replicates: int = REPLICATES,
     seed: int = 0,
 ) -> tuple[Check, ...]:
     """Posterior predictive checks of a fit on rows x with y `(n, ...)` (regression: in the data's units, `data.in_units(y)`).
 
-    Each replicate has a draw of the network of its own with `redraw`; the few of other ways are taken in turn, equally often, so
-    that there may be up to a draw's worth more. Give held-out rows: see the module. The rest, and what is raised, as in
-    `predictive_check`.
+    how: by default `fit.posterior`. Each replicate has a draw of the network of its own with `redraw`; the few of other ways are
+    taken in turn, equally often, so that there may be up to a draw's worth more. Give held-out rows: see the module. The rest, and
+    what is raised, as in `predictive_check`.
     """
     if replicates < 1:
         raise ValueError(f"expected replicates of at least 1, got {replicates}: data sets to draw")
+    how = how or fit.posterior
     draws = {"redraw": replicates, "pairs": len(fit.pairs.values)}.get(how, 1)
     shift, scale = fit.record.get("target", (0.0, 1.0))
     return predictive_check(

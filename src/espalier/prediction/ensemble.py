@@ -81,6 +81,9 @@ def _by_logits(outcomes: Iterator[dist.TorchDistribution]) -> dist.TorchDistribu
     first = plain(next(outcomes))
     total, count = first.logits, 1
     for outcome in outcomes:  # one at a time
+        if type(plain(outcome)) is not type(first) or plain(outcome).logits.shape != first.logits.shape:
+            said = [f"{type(one).__name__} {tuple(one.logits.shape)}" for one in (first, plain(outcome))]
+            raise ValueError(f"expected logits of one kind to pool, got {' and '.join(said)}: take pool='probabilities'")
         total, count = total + plain(outcome).logits, count + 1
     return type(first)(logits=total / count)
 

@@ -13,6 +13,7 @@ and, where there is one, in a sixth: `distilled`, one sparse net taught by the m
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice, repeat
 from pathlib import Path
@@ -120,7 +121,15 @@ class Fit(Predictor):
         batches = Batches(rows, self.topology.positions.device, across=products)
         one, count = self.is_one(how), {"pairs": len(self.pairs.values), "redraw": num_samples}.get(how, 1)
         for weights, state in islice(self.weights(how, num_samples=num_samples, seed=seed), 1 if one else None):
-            outcome = outcome_of(self.model, weights, batches, state, on_device=on_device)
+            try:
+                outcome = outcome_of(self.model, weights, batches, state, on_device=on_device)
+            except RuntimeError as error:
+                own = {leaf.dtype for leaf in nested.leaves(rows[torch.arange(1)])}
+                if own == {self.model.initial.dtype} or not re.search("dtype|type \\(", str(error)):
+                    raise
+                got = " and ".join(map(str, sorted(own, key=str)))
+                wanted = f"expected rows of {self.model.initial.dtype}, got {got}: data.inputs(x) makes them so"
+                raise ValueError(wanted) from error
             yield from repeat(outcome, count if one else 1)
 
     def is_one(self, how: How) -> bool:
@@ -215,7 +224,7 @@ class Fit(Predictor):
         self.statistics = {how: {n: t.to(device) for n, t in s.items()} for how, s in self.statistics.items()}
         if self.student is not None:
             self.student = (self.student[0].to(device), {n: t.to(device) for n, t in self.student[1].items()})
-        self.inputs = None if self.inputs is None else [batch.to(device) for batch in self.inputs]
+        self.inputs = None if self.inputs is None else [nested.each(lambda leaf: leaf.to(device), batch) for batch in self.inputs]
         return self
 
     def __getitem__(self, name: str) -> Tensor:

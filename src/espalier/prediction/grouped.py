@@ -21,7 +21,7 @@ KEPT = ("num_examples", "accuracy", "nll", "brier", "ece_15", "ece_15_floor", "r
 
 def main_ways(fit: Predictor) -> tuple[How, ...]:
     """Of all ways to predict, the one network that the fit is about, and the posterior predictive."""
-    return ("distilled" if "distilled" in fit.ways else "ticket"), "redraw"
+    return ("distilled" if "distilled" in fit.ways else "ticket"), fit.posterior
 
 
 def by_groups(

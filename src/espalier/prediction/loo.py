@@ -101,7 +101,7 @@ def psis_loo(tree: xarray.DataTree, *, held_out: float | None = None, note: str 
     )  # fmt: skip
 
 
-def leave_one_out(fit: Fit, data: Data, how: How = "redraw", *, num_samples: int = 1000, seed: int = 0) -> Loo:
+def leave_one_out(fit: Fit, data: Data, how: How | None = None, *, num_samples: int = 1000, seed: int = 0) -> Loo:
     """PSIS-LOO of a fit on the rows it was trained on, with what it means for that fit in `note`: see the module.
 
     Of a Gaussian guide (`mean_field`) the draws are of a variational posterior of all active weights, and k reports where it is
@@ -118,11 +118,12 @@ def leave_one_out(fit: Fit, data: Data, how: How = "redraw", *, num_samples: int
             "expected the rows that the fit was trained on, got others: draws are of the posterior given its own rows alone, and "
             "others are held out: score them with espalier.prediction.evaluate"
         )
+    how = how or fit.posterior
     count = {"redraw": num_samples, "pairs": len(fit.pairs.values)}.get(how, 1)
     if count < MIN_DRAWS:
         raise ValueError(
-            f"expected {MIN_DRAWS} or more draws for leave-one-out, got {count} of {how!r}: take how='redraw' with more "
-            f"num_samples, or {WAY_OUT}"
+            f"expected {MIN_DRAWS} or more draws for leave-one-out, got {count} of {how!r}: "
+            f"{'sample a longer chain' if fit.posterior == 'pairs' else 'take how=redraw with more num_samples'}, or {WAY_OUT}"
         )
     if fit.is_one(how):
         raise ValueError(f"expected draws of a posterior, got {count} equal networks (no mask, no Gaussian guide): {WAY_OUT}")

@@ -38,8 +38,8 @@ def check(data: Data, split: str, names: Sequence[str]) -> None:
     """Raises ValueError, before any work, for a calibrator that there is not, or a split that it would be fitted on."""
     if unknown := [name for name in names if name not in names_of(data)]:
         raise ValueError(f"expected calibrators of {', '.join(names_of(data))} for {data.name}, got {unknown[0]!r}")
-    if names and data.num_classes is not None and evaluation.split_of(data, split).y.dim() > 1:
-        raise ValueError("expected one label an example for calibrators, got several: leave --calibrate out")
+    if names and evaluation.split_of(data, split).y.dim() > 1:
+        raise ValueError("expected one label or target an example for calibrators, got several: leave --calibrate out")
     if names and split == FITTED_ON:
         raise ValueError(f"expected another split than {FITTED_ON}, which calibrators are fitted on: use --split test")
     if names:

@@ -41,7 +41,7 @@ def _open(fit: Predictor, x: Any, way: How, num_samples: int, seed: int) -> NDAr
 def uncertainties(
     fit: Predictor,
     x: object,
-    way: How = "redraw",
+    way: How | None = None,
     *,
     names: Sequence[str] | None = None,
     num_samples: int = 16,
@@ -50,11 +50,12 @@ def uncertainties(
     """By name a score of every row of x `(n,)`, larger where less is known: see `calibration.UNCERTAINTIES`, and of a regression
     `calibration.REGRESSION_UNCERTAINTIES`.
 
-    way: of one network they are those of its one prediction, but for `distilled` of classes: what its masked networks would
-    disagree by is `one_pass.information`, and the expected entropy what that leaves of the total. Networks with an output for
-    "unknown" have two more, `OPEN`.
+    way: by default `fit.posterior`; of one network they are those of its one prediction, but for `distilled` of classes: what its
+    masked networks would disagree by is `one_pass.information`, and the expected entropy what that leaves of the total. Networks
+    with an output for "unknown" have two more, `OPEN`.
     names: which; None is all. Raises ValueError for a name that there is not.
     """
+    way = way or fit.posterior
     known: dict[str, Score] = dict(REGRESSION_UNCERTAINTIES if fit.record.get("task") == "regression" else UNCERTAINTIES)
     if all(isinstance(own.model.likelihood, WithUnknown) for own in fit.fits) and getattr(fit, "pool", "") != "logits":
         known |= OPEN
@@ -63,6 +64,8 @@ def uncertainties(
     taught = way == "distilled" and all(map(one_pass.is_taught, fit.fits))
     needed = [*(names or known), *(("mutual_information", "predictive_entropy") if taught else ())]
     rows = nested.rows_of(x)
+    if not len(rows):
+        raise ValueError("expected at least one row to be uncertain of, got none")
     first = fit.predict(rows[torch.arange(1)], way, num_samples=num_samples, seed=seed)
     size = max(1, HELD // first.numel())
     found: dict[str, list[NDArray[np.float64]]] = {name: [] for name in needed}

@@ -40,7 +40,8 @@ def from_gaps(code: Tensor, sizes: Sequence[int]) -> Topology:
     plain = np.frombuffer(raw, dtype=np.uint8)
     ends = np.flatnonzero(plain != _MORE)
     positions = torch.from_numpy(np.cumsum(plain, dtype=np.int64)[ends] + np.arange(len(ends)))
-    whole = unpacker.eof and len(ends) and ends[-1] == len(plain) - 1 and positions[-1] < total
+    ended = ends[-1] == len(plain) - 1 and positions[-1] < total if len(ends) else not len(plain)
+    whole = unpacker.eof and ended
     if not whole:
         raise ValueError(f"expected the gaps of a topology over {total} weights, but they are cut short or altered")
     return Topology(positions, counts_of(positions, sizes), tuple(sizes))
