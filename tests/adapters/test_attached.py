@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from espalier import BayesianNetwork
 from espalier.adapters.attached import Attached, attach
+from espalier.data import from_arrays
 from espalier.prediction import batchnorm
 from espalier.prediction.fit import WAYS, Fit
+from espalier.prediction.prior import of_fit
 from espalier.topology import erk
 from espalier.training.batches import batches
 from espalier.training.streams import Streams
@@ -193,6 +197,9 @@ class Tied(nn.Module):
 
 @pytest.mark.parametrize(("options", "sentence"), [
     ({"drop_rate": "auto"}, "expected a number for drop_rate, got 'auto': to find one"),
+    ({"drop_rate": None}, "expected a number for drop_rate, got None"),
+    ({"mask": "row"}, "expected a mask per weight, unit, filter, got 'row'"),
+    ({"num_data": -5}, "expected num_data of at least 1, the training examples, got -5"),
     ({"steps": 0}, "expected steps of at least 1, freeze and average_from in"),
     ({"average_from": 0.5}, "expected averaging to start after the topology is frozen, got average_from 0.5 and a freeze at"),
     ({"sparsity": 1.0}, r"expected a sparsity in \[0, 1\), got 1"),
@@ -239,3 +246,52 @@ def test_a_fit_of_what_was_removed_before_is_the_same() -> None:
         fits.append(sparse.fit())
     assert torch.equal(fits[0].pairs.values, fits[1].pairs.values)
     assert torch.equal(fits[0].predict(X, "mean"), fits[1].predict(X, "mean"))
+
+
+def test_units_of_grouped_convolutions_share_nothing() -> None:
+    net = nn.Sequential(nn.Conv1d(4, 8, 3, groups=2), nn.ReLU(), nn.Flatten(), nn.Linear(48, 2))
+    with pytest.raises(ValueError, match="expected Linear layers and plain convolutions for mask unit, but 0.weight"):
+        attach(net, steps=10, mask="unit")
+
+
+@pytest.mark.parametrize(("kind", "decay", "known"), [
+    (torch.optim.SGD, 0.01, True), (torch.optim.Adam, 0.01, True), (torch.optim.AdamW, 0.01, False),
+    (torch.optim.SGD, 0.0, False),
+])  # fmt: skip
+def test_its_prior_is_the_decay_that_is_added_to_the_gradient(kind: Any, decay: float, known: bool, tmp_path: Path) -> None:
+    """Before it is saved and after; N is that of the data where nobody said it."""
+    data = from_arrays(X.numpy(), Y.numpy(), validation=0.0)
+    sparse, net, _ = small(delta_t=10)
+    optimizer = kind(net.parameters(), lr=0.01, weight_decay=decay)
+    for _ in range(20):
+        learn(net)
+        sparse.step(optimizer)
+    fit = sparse.fit(data=data)
+    expected = (fit.keep_prob / (len(data.train.y) * decay)) ** 0.5 if known else None
+    assert fit.record["prior_scale"] == (pytest.approx(expected) if known else None)
+    fit.save(tmp_path / "fit")
+    plain = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+    loaded = Fit.load(tmp_path / "fit", BayesianNetwork(plain))
+    for one in (fit, loaded):
+        drawn = torch.stack([*of_fit(one, draws=50)])
+        assert float(drawn[drawn != 0].std()) == pytest.approx(expected or 1.0, rel=0.1)
+
+
+def test_groups_of_several_decays_are_no_one_prior() -> None:
+    sparse, net, _ = small(delta_t=10)
+    groups = [{"params": net[0].parameters(), "weight_decay": 1e-3}, {"params": net[2].parameters(), "weight_decay": 1e-1}]
+    learn(net)
+    sparse.step(torch.optim.SGD(groups, lr=0.01))
+    assert sparse.weight_decay == 0.0
+
+
+def test_its_fit_is_a_tree_without_a_history() -> None:
+    data = from_arrays(X.numpy(), Y.numpy(), validation=0.0)
+    sparse, net, optimizer = small(delta_t=10)
+    for _ in range(20):
+        learn(net)
+        sparse.step(optimizer)
+        sparse.collect()
+    tree = sparse.fit(data=data).to_datatree(data)
+    assert "sample_stats" not in tree
+    assert tree["predictions"]["probability"].sizes["draw"] == len(sparse.pairs)

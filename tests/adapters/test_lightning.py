@@ -122,6 +122,20 @@ def test_the_module_itself_can_be_the_network_with_batch_norm_and_accumulated_gr
     assert (sparse.fit.predict(DATA.validation.x, "ticket")[0].argmax(1) == DATA.validation.y).double().mean() > 0.6
 
 
+class ByName(Lit):
+    def training_step(self, batch: Any, index: int) -> Tensor:
+        return super().training_step((batch["x"], batch["y"]), index)
+
+
+def test_batches_of_names_leave_batch_norm_as_it_was_and_the_fit_is_there(tmp_path: Path) -> None:
+    rows = [{"x": x, "y": y} for x, y in zip(*DATA.train, strict=True)]
+    sparse = callback(drop_rate=0.1)
+    with pytest.warns(UserWarning, match="expected batches that begin with a tensor of inputs, got dict: batch-norm"):
+        trainer(sparse, tmp_path, epochs=2).fit(ByName("batch norm"), DataLoader(rows, batch_size=BATCH))
+    assert sparse.fit is not None
+    assert sparse.fit.record["batchnorm"] == "running"
+
+
 def test_what_it_cannot_do_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected a trainer with max_epochs or max_steps, got neither"):
         trainer(callback(), tmp_path, epochs=-1).fit(Lit(), *loaders())

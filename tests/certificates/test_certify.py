@@ -13,7 +13,7 @@ from clouds import WORDS, certified
 from espalier import runs
 from espalier.certificates import certificate, pvalues
 from espalier.certificates.certificate import Promise
-from espalier.certificates.certify import Settings, certify_fit
+from espalier.certificates.certify import Settings, certify_fit, selective
 from espalier.certificates.pruning import Frozen, layerwise
 from espalier.certificates.risks import named
 from espalier.certificates.runs import load_pruned
@@ -101,7 +101,9 @@ def test_covariate_shift_by_known_weights(run: Path) -> None:
     [
         (np.zeros(700), 2.0, "expected weights of mean 1, as dQ/dP has, got 0 over 700"),
         (np.full(700, 0.05), 2.0, "expected weights of mean 1"),
-        (np.ones(700), 0.5, "expected a weight_bound of 1 or more, got 0.5"),
+        (np.ones(700), 0.5, "expected a finite weight_bound of 1 or more, got 0.5"),
+        (np.ones(700), np.inf, "expected a finite weight_bound of 1 or more, got inf"),
+        (np.full(700, "w"), 2.0, "expected an .npy file of numbers as weights, got <U1"),
         (np.ones(699), 2.0, "expected a finite weight for each of 700 calibration examples"),
         (np.ones((700, 1)), 2.0, "expected a finite weight for each of"),
         (np.full(700, np.nan), 2.0, "expected a finite weight for each of"),
@@ -147,3 +149,22 @@ def test_a_ratio_for_each_layer_by_pareto_testing(run: Path) -> None:
     assert wrong.mean() < 0.2
     with pytest.raises(ValueError, match="expected a fraction for each of 3 layers, got 2"):
         layerwise(base, (0.1, 0.2))
+
+
+def test_a_confidence_to_abstain_below_keeps_its_digits(run: Path) -> None:
+    """And what cannot be split, or asked, is refused before the look is spent."""
+    data, near = runs.data_of(run), 0.9999994
+    settings = Settings(alphas=(0.5,), delta=0.1, step=0.25, abstain=(near,))
+    facts, _ = certify_fit(runs.load(run), data.calibration, settings)
+    assert set(facts["thresholds"]) == {near}
+    sure = np.array([[0.9999992, 8e-7], [0.9999996, 4e-7]])
+    accepted = selective(near).losses(sure, np.zeros(2, np.int64), None)[:, 0]
+    assert accepted.tolist() == [0, 1]
+    with pytest.raises(ValueError, match="expected calibration examples to certify by, got none"):
+        certify_fit(runs.load(run), Split(data.calibration.x[:0], data.calibration.y[:0]), settings, data)
+
+
+def test_weights_that_are_an_archive_are_refused(run: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "w.npz", w=np.ones(700))
+    with pytest.raises(ValueError, match="expected an .npy file of numbers as weights, got an archive of several arrays"):
+        Settings(weights=str(tmp_path / "w.npz")).read_weights(700)

@@ -265,11 +265,9 @@ def test_a_mean_is_not_tested_as_something_else(test: str) -> None:
 
 def test_an_error_per_pixel_is_no_error_per_example() -> None:
     probs, labels, reference = masks(n=200)
-    probs[..., 1] = labels > 2
-    probs[0, 0, 0] = (0, 1)
-    risk = risks.named("error")
-    with pytest.raises(ValueError, match="expected"):
-        risk.p_value(risk.losses(probs, np.zeros_like(labels), reference), 0.05, 0.05)
+    for name in ("error", "brier", "ece", "miscoverage:0.9", "selective:0.5"):
+        with pytest.raises(ValueError, match=f"expected one label an example for the risk {name}, got .*: use dice"):
+            risks.named(name).losses(probs, np.zeros_like(labels), reference)
 
 
 # --- Covariate shift ------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -237,6 +238,18 @@ def test_an_inference_that_trains_on_the_calibration_split_is_found_by_retrainin
     capsys.readouterr()
     assert main(["verify", str(tmp_path / "cheating"), "--retrain"]) == 1
     assert "FAIL  training: cheating, trained again without calibration and test rows, is another fit" in capsys.readouterr().out
+
+
+def test_a_sibling_that_the_page_does_not_tell_of_is_pointed_out(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(run, run.parent / "sibling")
+    assert main(["certify", str(run.parent / "sibling"), "--alpha", "0.12", "--delta", "0.1"]) == 0
+    certified(run)
+    assert store.check_signed(run / "certificate.json")["circumstances"]["siblings"] == 1
+    assert not [check for check in verify(run / "certificate.json") if "certified on these examples by now" in check.says]
+    in_passing("siblings", 0)(run)
+    said = [check.says for check in verify(run / "certificate.json")]
+    assert any(one.startswith("note: 1 other runs beside it are certified on these examples by now") for one in said)
+    capsys.readouterr()
 
 
 # --- Whose code is run ------------------------------------------------------------------------------------------------

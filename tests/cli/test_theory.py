@@ -9,7 +9,7 @@ import pytest
 
 from espalier import theory
 from espalier.cli.main import main
-from espalier.theory.claims import Claim, Finding, Line
+from espalier.theory.claims import Claim, Curve, Finding, Line, Picture
 
 
 def test_some_claims_only(tmp_path: Path, capsys) -> None:
@@ -84,6 +84,24 @@ def test_what_an_ended_run_has_found_stays(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("espalier.theory.run.run", ended)
     main(["theory", "kl-bound", "kl-gal", "--out", str(tmp_path)])
     assert [claim["name"] for claim in json.loads((tmp_path / "theory.json").read_text())["claims"]] == ["kl-bound"]
+
+
+def test_a_quick_check_stands_beside_a_full_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page says which is which, and pictures have titles of their own."""
+    def line(name: str, quick: bool) -> Line:
+        pictures = tuple(Picture(f"{side} of {name}", "x", "y", (Curve("a", [0, 1], [0, 1]),)) for side in ("Left", "Right"))
+        return Line(name, "says", "source", Finding("one with two", 0.0, 0.5, "nats", pictures=pictures), 0.1, quick)
+
+    for quick, name in ((False, "kl-bound"), (True, "kl-gal")):
+        monkeypatch.setattr("espalier.theory.run.run", lambda *_, quick=quick, name=name: iter([line(name, quick)]))
+        assert main(["theory", name, *(["--quick"] if quick else []), "--out", str(tmp_path)]) == 0
+    kept = json.loads((tmp_path / "theory.json").read_text())
+    assert [(claim["name"], claim["quick"]) for claim in kept["claims"]] == [("kl-bound", False), ("kl-gal", True)]
+    assert kept["quick"] is True
+    page = (tmp_path / "index.html").read_text()
+    assert "2 of 2 claims hold (1 of a quick run: fewer draws, smaller grids)" in page
+    for said in ("Left of kl-bound", "Right of kl-bound", "Left of kl-gal"):
+        assert f"{said}: says" in page
 
 
 def test_the_list_as_json(capsys) -> None:

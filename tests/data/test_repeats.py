@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from espalier import Together
+from espalier.data import Together
 from espalier.data.repeats import keys, repeated, too_many
 
 

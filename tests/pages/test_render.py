@@ -48,6 +48,15 @@ def test_a_page_is_one_file_of_text_that_is_taken_as_text() -> None:
     assert re.findall(r'<(?:h1|h2|h3)', text) == ["<h1", "<h2", "<h3", "<h2"]
 
 
+def test_sections_are_linked_by_ids_that_are_one_word_and_theirs_alone() -> None:
+    names = ["classes-a of b", "world-x", "world-x", "main"]
+    text = pages.html(pages.Page("t", "h", "l", [pages.Section(name, [], name) for name in names]))
+    ids = re.findall(r'<h2 id="([^"]*)"', text)
+    assert ids == ["classes-a-of-b", "world-x", "world-x-2", "main-2"]
+    assert re.findall(r'<section aria-labelledby="([^"]*)"', text) == ids
+    assert re.findall(r'<li><a href="#([^"]*)"', text) == ids
+
+
 def test_a_figure_gives_its_data_as_a_file() -> None:
     text = pages.html(page())
     source = re.search(r'download="risk-against-coverage.csv" href="data:text/csv;base64,([^"]+)"', text)

@@ -20,6 +20,12 @@ def test_a_picture_draws_every_style_with_its_band() -> None:
     assert np.asarray(line.get_ydata()).tolist() == (x**2).tolist()
 
 
+def test_a_name_that_begins_with_a_line_is_in_the_legend() -> None:
+    shapes = tuple(Curve(name, [0, 1], [0, 1]) for name in ("_mine", "theirs"))
+    (axes,) = plots.curves(Picture("title", "x", "y", shapes)).axes
+    assert [text.get_text().strip() for text in axes.get_legend().get_texts()] == ["_mine", "theirs"]
+
+
 def test_ranks_are_drawn_with_what_they_should_follow() -> None:
     ranks = np.random.default_rng(0).integers(0, 21, 500)
     expected = np.linspace(1, 2, 21)

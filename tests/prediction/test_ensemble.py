@@ -11,8 +11,10 @@ import pytest
 import torch
 from scipy.special import logsumexp
 from scipy.stats import norm
+from torch import nn
 
-from espalier import Training, calibration
+from espalier import BayesianNetwork, Training, calibration
+from espalier.data import from_arrays
 from espalier.inference import cigl, rigl
 from espalier.models import mlp
 from espalier.prediction import Ensemble, Fit, evaluate, predictions, recalibrated, uncertainties
@@ -163,3 +165,19 @@ def test_each_member_draws_masks_of_its_own() -> None:
     torch.testing.assert_close(draws[:3], one.predict(x, "redraw", num_samples=3, seed=4))  # the first as alone
     assert all((draws[i] - draws[3 + i]).abs().max() > 1e-3 for i in range(3))
     assert Ensemble([one, twin]).predict(x, "redraw", num_samples=1, seed=-3).shape == (2, 50, 10)  # as a fit takes it
+
+
+def test_logits_of_two_kinds_are_not_pooled() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 4)).astype(np.float32)
+    data = from_arrays(x, (x[:, 0] > 0).astype(int))
+    training = Training(epochs=2, batch_size=50, device="cpu")
+    options = {"sparsity": 0.3, "training": training}
+    two = rigl.infer(mlp.model((4,), 2, hidden=(8,)), data, **options)
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
+    one = rigl.infer(BayesianNetwork(net, likelihood="bernoulli"), data, **options)
+    with pytest.raises(ValueError, match="expected logits of one kind to pool, got Categorical .* and Bernoulli .*: take pool="):
+        Ensemble([two, one], "logits").predict(data.test.x[:1])
+    even = Ensemble([two, one]).predict(data.test.x)
+    assert torch.allclose(even[0], two.predict(data.test.x)[0])
+    assert torch.allclose(even[1], one.predict(data.test.x)[0])

@@ -1,10 +1,13 @@
 """Five ways to predict from one fit, each against plain torch; the parts of a fit."""
 
+import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from espalier import shelf
+from espalier import BayesianNetwork, Training, shelf
+from espalier.data import from_arrays
+from espalier.inference import cigl
 from espalier.prediction.fit import WAYS
 from espalier.sparse import SparseLinear
 from espalier.topology import codes
@@ -174,3 +177,19 @@ def test_a_ticket_without_its_zeros_says_what_the_dense_one_says(sparse: bool | 
             torch.testing.assert_close(lean(data.test.x), dense(data.test.x), rtol=0, atol=TOLERANCE)
     with pytest.raises(ValueError, match="but no Linear layer of this one would gain: leave it dense"):
         trained("mlp")[0].ticket(sparse=True)
+
+
+def test_a_fit_of_several_inputs_with_batch_norm_is_moved() -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.norm, self.last = nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Linear(8, 2)
+
+        def forward(self, left: Tensor, right: Tensor) -> Tensor:
+            return self.last(self.norm(self.first(torch.cat([left, right], 1))).relu())
+
+    rng = np.random.default_rng(0)
+    data = from_arrays({"left": rng.normal(size=(120, 3)), "right": rng.normal(size=(120, 2))}, rng.integers(0, 2, 120))
+    fit = cigl.infer(BayesianNetwork(Both()), data, drop_rate=0.1, training=Training(epochs=2, batch_size=30, device="cpu"))
+    before = fit.predict(data.test.x)
+    assert torch.equal(fit.to("cpu").predict(data.test.x), before)

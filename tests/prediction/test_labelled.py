@@ -12,7 +12,11 @@ import torch
 import xarray
 from sklearn.datasets import load_digits
 
+from espalier import Training
 from espalier.contracts import Split
+from espalier.data import from_arrays
+from espalier.inference import cigl
+from espalier.models import mlp
 from espalier.network import BayesianNetwork
 from espalier.prediction import save_tree, to_datatree, tree_of
 from espalier.prediction.fit import Fit
@@ -105,6 +109,18 @@ def test_a_regression_has_moments_in_the_datas_units_and_its_precision() -> None
     np.testing.assert_allclose(tree["observed_data"]["y"], data.in_units(data.test.y))
     variance = tree["predictions"]["moments"].sel(moment="sd")[..., 0] ** 2
     np.testing.assert_allclose(tree["posterior"]["precision"], 1 / variance, rtol=1e-5)
+
+
+def test_of_several_targets_each_has_its_precision() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 3))
+    data = from_arrays(x, np.stack([1000 * x[:, 0], 0.01 * x[:, 1]], 1) + rng.normal(size=(200, 2)) * [300, 0.003])
+    model = mlp.model((3,), 2, hidden=(8,), likelihood="normal")
+    fit = cigl.infer(model, data, sparsity=0.3, drop_rate=0.05, training=Training(epochs=5, batch_size=20, device="cpu"))
+    tree = fit.to_datatree(data)
+    assert tree["posterior"]["precision"].dims == ("chain", "draw", "output")
+    sd = tree["predictions"]["moments"].sel(moment="sd")[:, :, 0]
+    np.testing.assert_allclose(tree["posterior"]["precision"], 1 / sd**2, rtol=1e-5)
 
 
 def test_several_fits_are_chains_and_their_topologies_are_united() -> None:

@@ -56,5 +56,9 @@ def test_a_regressions_variance_is_scaled() -> None:
 def test_what_cannot_be_calibrated_is_refused(split: str, name: str, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         check(digits(), split, [name])
+    data, _ = regression()
+    several = data._replace(test=data.test._replace(y=data.test.y[:, None].repeat(1, 2)))
+    with pytest.raises(ValueError, match="expected one label or target an example for calibrators, got several"):
+        check(several, "test", ["variance"])
     with pytest.raises(ValueError, match=re.escape("in the validation split")):
         check(digits()._replace(validation=digits().train._replace(y=digits().train.y[:0])), "test", ["temperature"])

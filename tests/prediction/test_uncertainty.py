@@ -6,9 +6,14 @@ import re
 
 import numpy as np
 import pytest
+import torch
 
+from espalier import Training
 from espalier.calibration import REGRESSION_UNCERTAINTIES, UNCERTAINTIES
-from espalier.prediction import uncertainties
+from espalier.inference import sghmc
+from espalier.models import mlp
+from espalier.prediction import posterior_check, uncertainties
+from espalier.prediction.grouped import main_ways
 from fitted import digits, regression, trained
 
 
@@ -19,6 +24,29 @@ def test_every_score_is_that_of_the_draws_of_its_rows() -> None:
     assert set(found) == set(UNCERTAINTIES)
     for name, scores in found.items():
         np.testing.assert_allclose(scores, UNCERTAINTIES[name](draws), atol=1e-12)
+
+
+def test_no_rows_and_rows_of_another_dtype_are_a_sentence_and_an_array_is_taken() -> None:
+    fit, x = trained("mlp")[0], digits().test.x[:9]
+    with pytest.raises(ValueError, match="expected at least one row to be uncertain of, got none"):
+        uncertainties(fit, x[:0])
+    with pytest.raises(ValueError, match=r"expected rows of torch.float32, got torch.float64: data.inputs\(x\) makes them so"):
+        fit.predict(x.double())
+    assert torch.equal(fit.predict(x.numpy()), fit.predict(x))
+
+
+def test_a_chain_is_uncertain_by_its_states() -> None:
+    """It has no masks: drawn anew, it is its last network again and again."""
+    data = digits()
+    training = Training(epochs=6, batch_size=100, device="cpu")
+    fit = sghmc.infer(mlp.model(data.shape, 10, hidden=(12,)), data, sparsity=0.5, training=training, average_from=0.5)
+    assert fit.posterior == "pairs"
+    assert main_ways(fit) == ("ticket", "pairs")
+    found, expected = uncertainties(fit, data.test.x), uncertainties(fit, data.test.x, "pairs")
+    assert found["mutual_information"].max() > 0
+    np.testing.assert_array_equal(found["mutual_information"], expected["mutual_information"])
+    mine, theirs = (posterior_check(fit, data.test.x, data.test.y, replicates=50, **how) for how in ({}, {"how": "pairs"}))
+    assert [one.p_value for one in mine] == [one.p_value for one in theirs]
 
 
 def test_a_regression_has_scores_of_its_own() -> None:

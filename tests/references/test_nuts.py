@@ -168,6 +168,15 @@ def test_the_datatree_holds_weights_log_joint_and_predictive():
     assert posterior["log_joint"].dims == ("chain", "draw")
     assert posterior["predictive"].dims == ("chain", "draw", "observation", "parameter")
     assert "predictive" not in chains.to_datatree()["posterior"]
+    several = chains.to_datatree(torch.zeros(2, 8, 3, 4, 2))["posterior"]
+    assert several["predictive"].dims == ("chain", "draw", "observation", "output", "parameter")
+
+
+def test_one_chain_is_not_compared_with_itself():
+    model, (x, y) = network(), rows()
+    alone = nuts(model, sparse(model), x, y, num_samples=8, warmup_steps=2, num_chains=1)
+    with pytest.raises(ValueError, match="expected two chains or more to compare, got one: sample with num_chains=4"):
+        alone.require_converged(alone.predict(x))
 
 
 def test_a_mixture_prior_is_refused():

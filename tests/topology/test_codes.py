@@ -71,6 +71,14 @@ def test_files_of_before_are_still_read() -> None:
     assert same(codes.read({codes.NAME: codes.to_gaps(topology)}, topology.sizes), topology)
 
 
+def test_a_topology_of_no_weights_comes_back() -> None:
+    none = Topology(torch.zeros(0, dtype=torch.int64), (0, 0), (8, 3))
+    back = codes.from_gaps(codes.to_gaps(none), (8, 3))
+    assert back.positions.dtype == torch.int64
+    assert len(back.positions) == 0
+    assert back.counts == (0, 0)
+
+
 def test_bytes_that_are_no_topology_are_refused() -> None:
     topology = drawn(0.9, ((40, 40),))
     code = codes.to_gaps(topology)

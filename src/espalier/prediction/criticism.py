@@ -300,8 +300,8 @@ def posterior_check(
     """Posterior predictive checks of a fit on rows x with y `(n, ...)` (regression: in the data's units, `data.in_units(y)`).
 
     how: by default `fit.posterior`. Each replicate has a draw of the network of its own with `redraw`; the few of other ways are
-    taken in turn, equally often, so that there may be up to a draw's worth more. Give held-out rows: see the module. The rest, and
-    what is raised, as in `predictive_check`.
+    taken in turn, equally often, so that there may be up to a draw's worth more. Give held-out rows: see the module. The rest,
+    and what is raised, as in `predictive_check`.
     """
     if replicates < 1:
         raise ValueError(f"expected replicates of at least 1, got {replicates}: data sets to draw")
