@@ -125,6 +125,8 @@ class Data(NamedTuple):
                 plain = torch.from_numpy(np.array(given, np.float64, order="C"))
             if plain.shape[1:] != torch.Size(shape):
                 raise ValueError(f"expected inputs of shape (n, {', '.join(map(str, shape))}), got {tuple(plain.shape)}")
+            if not row.is_floating_point() and not (torch.isfinite(plain) & (plain == plain.round())).all():
+                raise ValueError(f"expected inputs that are whole numbers, as of training ({row.dtype}), got others")
             if by is None:
                 return plain.to(row.dtype)
             mean, sd = (values.view(-1, *[1] * (plain.dim() - 2)) for values in by)

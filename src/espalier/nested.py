@@ -101,6 +101,11 @@ class Together:
 
 def rows_of(x: Any) -> Any:
     """Inputs as `Rows`: a tuple or dict of them put together, an array of numbers as a tensor, anything else as it is."""
-    if isinstance(x, np.ndarray) and x.dtype.kind in "biuf":
-        return torch.from_numpy(np.ascontiguousarray(x))
-    return Together(x) if isinstance(x, Mapping | tuple | list) else x
+    return Together(each(_as_tensor, x)) if isinstance(x, Mapping | tuple | list) else _as_tensor(x)
+
+
+def _as_tensor(x: Any) -> Any:
+    if not isinstance(x, np.ndarray) or x.dtype.kind not in "biuf":
+        return x
+    native = np.float64 if x.dtype.kind == "f" and x.dtype.itemsize > 8 else x.dtype.newbyteorder("=")
+    return torch.from_numpy(np.array(x, native, order="C"))  # a copy: an array may be read-only

@@ -249,6 +249,10 @@ def test_a_sibling_that_the_page_does_not_tell_of_is_pointed_out(run: Path, caps
     in_passing("siblings", 0)(run)
     said = [check.says for check in verify(run / "certificate.json")]
     assert any(one.startswith("note: 1 other runs beside it are certified on these examples by now") for one in said)
+    other = run.parent / "sibling" / "looks.json"
+    other.write_text(other.read_text().replace("0.12", "0.13"))
+    checks = verify(run / "certificate.json")
+    assert any(check.says == "note: a looks.json of another run beside it cannot be read" for check in checks)
     capsys.readouterr()
 
 

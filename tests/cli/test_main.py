@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import itertools
-import resource
 import subprocess
 import sys
 
 import pytest
 
 from commands import spoken
-
-
-def used() -> float:
-    """The processor's seconds that ended children have taken: the wall's clock also counts what else a busy machine does."""
-    children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return children.ru_utime + children.ru_stime
+from soon import of_children
 
 
 def test_help_answers_in_under_half_a_second() -> None:
     words = [sys.executable, "-c", "from espalier.cli.main import main; raise SystemExit(main(['--help']))"]
-    times = [used()]
+    times = [of_children()]  # the clock on the wall also counts what else a busy machine does
     for _ in range(5):
         done = subprocess.run(words, capture_output=True, text=True, check=True)
-        times.append(used())
+        times.append(of_children())
     assert "espalier fit" in done.stdout
     assert min(after - before for before, after in itertools.pairwise(times)) < 0.5
 

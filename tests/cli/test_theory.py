@@ -102,6 +102,9 @@ def test_a_quick_check_stands_beside_a_full_one(tmp_path: Path, monkeypatch: pyt
     assert "2 of 2 claims hold (1 of a quick run: fewer draws, smaller grids)" in page
     for said in ("Left of kl-bound", "Right of kl-bound", "Left of kl-gal"):
         assert f"{said}: says" in page
+    monkeypatch.setattr("espalier.theory.run.run", lambda *_: iter([line("kl-bound", True)]))
+    assert main(["theory", "kl-bound", "--quick", "--out", str(tmp_path)]) == 0
+    assert json.loads((tmp_path / "theory.json").read_text()) == kept, "what was checked in full stays"
 
 
 def test_the_list_as_json(capsys) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import signal
 import time
 from collections.abc import Iterator
@@ -9,6 +10,12 @@ from contextlib import contextmanager
 from types import FrameType
 
 PATIENCE = 300.0
+
+
+def of_children() -> float:
+    """The processor's seconds that ended children have taken."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return children.ru_utime + children.ru_stime
 
 
 @contextmanager

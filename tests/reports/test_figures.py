@@ -48,5 +48,10 @@ def test_an_input_of_unknown_levels_is_stretched_and_a_flat_one_is_grey() -> Non
 
     assert set(shown(np.array([[[0.45, 0.5]]])).reshape(-1)) == {0, 255}
     assert set(shown(np.ones((1, 4, 4))).reshape(-1)) == {128}
+    cast = np.stack([np.linspace(0.7, 0.9, 4), np.linspace(-1, 1, 4)])[[0, 1, 1], :, None].repeat(4, 2)
+    scale = cast.mean((1, 2)), cast.std((1, 2))
+    standardised = ((cast - scale[0][:, None, None]) / scale[1][:, None, None]).astype(np.float32)
+    reds = np.asarray(Image.open(io.BytesIO(image_of(standardised, None, scale))))[..., 0]
+    assert reds.min() > 200, "its channels in their own units"
     white = image_of(np.ones((1, 4, 4), np.float32), Levels(np.zeros(1), np.ones(1), 1.0))
     assert np.asarray(Image.open(io.BytesIO(white))).min() == 255

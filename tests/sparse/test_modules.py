@@ -49,6 +49,8 @@ def test_in_half_precision_its_weights_are_written_out() -> None:
     dense = linear(150, 200).bfloat16()
     sparse, x = SparseLinear(dense), rows(7, 150).bfloat16()
     assert torch.equal(sparse(x), dense(x))
+    with pytest.raises(ValueError, match="but this machine has no kernels for it"):
+        sparsified(net(0.01).bfloat16(), rows(16, 150).bfloat16(), sparse=True)
 
 
 def test_it_holds_values_of_active_weights_only_and_says_so() -> None:

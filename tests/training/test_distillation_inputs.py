@@ -51,6 +51,7 @@ def test_batches_of_either_come_in_a_random_order_of_their_own_rows() -> None:
     for mine, theirs in zip(student_of(fit), replay.student, strict=True):
         close(mine, theirs)
     assert fit.history[-1]["step"] == 5 + 5 * epochs
+    assert {name: fit.record["distilled"][name] for name in ("steps", "unlabelled")} == {"steps": 15, "unlabelled": 3 * BATCH}
 
 
 @pytest.mark.usefixtures("float64")
@@ -70,21 +71,23 @@ def held(data: Data, part: str, rows: int) -> Tensor:
 
 
 @pytest.mark.parametrize(("inputs", "sentence"), [
-    (lambda data: more()[:0], "expected inputs of rows of shape .*, as the network takes them, got none"),
-    (lambda data: more()[:, :2], r"expected inputs of rows of shape .*3.*, as the network takes them, got \[2\]"),
+    (lambda data: more()[:0], "expected inputs without labels, as the network takes them, got no rows"),
+    (lambda data: more()[:, :2], r"expected inputs as the network takes them, .*\(3,\).* got .*\(2,\)"),
+    (lambda data: more().double(), r"expected inputs as the network takes them, .*float32.* got .*float64.*: data.inputs\(x\)"),
+    (lambda data: more() / 0, "expected finite inputs, got NaN or infinity"),
     (lambda data: held(data, "test", 1), "1 of 16 rows of the test split are among them: leave them out"),
 ])  # fmt: skip
 def test_inputs_that_will_not_do_are_refused(inputs: Any, sentence: str) -> None:
     data = toy()
     data = data._replace(test=Split(more(16) + 1, torch.zeros(16, dtype=torch.int64)))
-    fit = masked_fit()
+    fit, found = masked_fit(), inputs(data)
     with pytest.raises(ValueError, match=sentence):
-        once(fit, data, inputs=inputs(data))
+        once(fit, data, inputs=found)
     assert fit.student is None
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("other", [{"inputs": None}, {"masks": 2}, {"rate": 0.2}, {"epochs": 3}], ids=str)
+@pytest.mark.parametrize("other", [{"inputs": None}, {"shifted": 1}, {"masks": 2}, {"rate": 0.2}, {"epochs": 3}], ids=str)
 def test_a_checkpoint_of_another_distillation_is_not_gone_on_from(other: dict[str, Any]) -> None:
     asked: dict[str, Any] = {"epochs": 2, "rate": 0.1, "masks": 1, "inputs": more()}
     first = Recorder()
@@ -93,4 +96,5 @@ def test_a_checkpoint_of_another_distillation_is_not_gone_on_from(other: dict[st
     again = student_of(once(masked_fit(), toy(2 * BATCH), **asked, watch=Recorder(saved)))
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(again, whole, strict=True))
     with pytest.raises(ValueError, match="expected the training that the checkpoint is of, with "):
-        once(masked_fit(), toy(2 * BATCH), **{**asked, **other}, watch=Recorder(saved))
+        moved = {"inputs": more() + 1} if "shifted" in other else other  # others, as many
+        once(masked_fit(), toy(2 * BATCH), **{**asked, **moved}, watch=Recorder(saved))

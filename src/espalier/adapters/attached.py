@@ -56,7 +56,8 @@ BN_SIZE = 128
 
 def _decay(group: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> float:
     """The weight decay that an optimiser adds to the gradient: 0 of one that takes it off the weights."""
-    apart = group.get("decoupled_weight_decay", isinstance(optimizer, torch.optim.AdamW))
+    decoupled = tuple(getattr(torch.optim, name) for name in ("AdamW", "Adafactor", "Muon") if hasattr(torch.optim, name))
+    apart = group.get("decoupled_weight_decay", isinstance(optimizer, decoupled))
     return 0.0 if apart else float(group.get("weight_decay", 0.0))
 
 

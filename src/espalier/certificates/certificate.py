@@ -220,7 +220,8 @@ def sentence(facts: dict[str, Any]) -> str:
         f"({100 * chosen['density']:.3g} %), {chosen['bytes']:,} bytes."
     )
     if "threshold" in facts:
-        said += f" It answers at confidence {facts['threshold']!r} or more: {100 * facts['answered']:.3g} % of these examples."
+        confidence, share = float(facts["threshold"]), 100 * facts["answered"]
+        said += f" It answers at confidence {confidence!r} or more: {share:.3g} % of these examples."
     if anchor := facts.get("anchor"):
         total, spent = anchor["alpha"] + facts["alpha"], anchor["delta"] + facts["delta"]
         said += (
@@ -264,7 +265,7 @@ def page(facts: dict[str, Any]) -> str:
         shown = [place for place, p in enumerate(facts["p_values"]) if p is not None]
         pairs = dict(zip(shown, rows, strict=True))
         rows = [
-            [pairs[place][0], repr(facts['thresholds'][place]), *pairs[place][1:]]
+            [pairs[place][0], repr(float(facts['thresholds'][place])), *pairs[place][1:]]
             for place in facts["order"]
             if place in pairs
         ]

@@ -188,7 +188,7 @@ def _circumstances(folders: Sequence[Path], asked: dict[str, Any], repeated: int
 
 
 def siblings(folders: Sequence[Path], asked: dict[str, Any]) -> int:
-    """How many other runs beside were certified on these examples."""
+    """How many other runs beside were certified on these examples. Raises what `looks_in` does for a ledger that is damaged."""
     own = {folder.resolve() for folder in folders}
     around = {other.parent for folder in own for other in folder.parent.glob("*/looks.json")} - own
     return sum(any(look["examples"] == asked["examples"] for look in looks_in(other)) for other in around)

@@ -8,13 +8,11 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from espalier.contracts import Data, Split
-from espalier.data.repeats import keys, repeated, too_many
+from espalier.data.repeats import LOOKED_AT, repeated, too_many
 from espalier.data.streamed import Streamed
 
 NEAR = 0.01
 """Standard deviations, root mean square over features, within which two inputs count as one."""
-LOOKED_AT = 2000
-"""Rows of training and of calibration that are looked at for such."""
 
 
 def check_unseen(data: Data, calibration: Split) -> int:
@@ -23,7 +21,7 @@ def check_unseen(data: Data, calibration: Split) -> int:
     file."""
     if any(isinstance(x, Streamed) and x.digests is None for x in (calibration.x, data.train.x)):
         return 0
-    count, wrong = repeated([*keys(data.train.x), *keys(data.validation.x)], keys(calibration.x))
+    count, wrong = repeated([data.train.x, data.validation.x], calibration.x)
     if wrong:
         raise ValueError(
             f"expected calibration examples that training has not seen, but {count} of {len(calibration.y)} inputs are "

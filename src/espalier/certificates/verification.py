@@ -172,9 +172,8 @@ def _verified(
             found.append(retrained(folder, where))
     if scored_before(folders, settings.split) and not facts["circumstances"]["evaluated"]:
         found.append(Check("circumstances", True, f"note: `espalier evaluate` has scored the {settings.split} split since"))
-    if possible and (beside := siblings(folders, asked)) > (told := facts["circumstances"]["siblings"]):
-        found.append(Check("circumstances", True, f"note: {beside} other runs beside it are certified on these examples by now, "
-                           f"where its page tells of {told}"))  # fmt: skip
+    if possible:
+        found += _beside(folders, asked, facts["circumstances"]["siblings"])
     if own != code_digest():
         found.append(
             Check("code", True, "note: another version of the code wrote it; the answers above are this one's")
@@ -184,6 +183,17 @@ def _verified(
         found.append(Check("later looks", True, f"note: the split was looked at {len(looks)} times by now, and what these looks "
                            f"certify holds together with confidence {joint:g} alone"))  # fmt: skip
     return found
+
+
+def _beside(folders: Sequence[Path], asked: dict[str, Any], told: int) -> list[Check]:
+    try:
+        beside = siblings(folders, asked)
+    except (ValueError, OSError, LookupError, TypeError):
+        return [Check("circumstances", True, "note: a looks.json of another run beside it cannot be read")]
+    if beside <= told:
+        return []
+    says = f"note: {beside} other runs beside it are certified on these examples by now, where its page tells of {told}"
+    return [Check("circumstances", True, says)]
 
 
 def _page_of(facts: dict[str, Any]) -> str | None:

@@ -40,7 +40,10 @@ def theory(words: list[str]) -> int:
         with store.owned(arguments.out, run.WRITTEN):
             page = run.begun(arguments.out, list(wanted))
             for line in found:
-                own[line.name] = page[line.name] = line, run.drawn(line, arguments.out)
+                if line.quick and line.name in page and not page[line.name][0].quick:
+                    own[line.name] = line, {}  # what was checked in full stays on the page
+                else:
+                    own[line.name] = page[line.name] = line, run.drawn(line, arguments.out)
                 run.write(page, arguments.out)  # at each: what a run of ten minutes has found is not lost
                 if not arguments.json:
                     print(run.sentence(line), flush=True)

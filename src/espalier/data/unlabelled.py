@@ -13,10 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from espalier import nested
 from espalier.contracts import Data, Rows
 from espalier.data import archives, readers
-from espalier.data.images import ImageRows, files_below
-from espalier.data.repeats import keys, repeated
+from espalier.data.images import ImageFiles, ImageRows, files_below
+from espalier.data.repeats import comparable, keys, repeated
 from espalier.data.streamed import Streamed
 
 
@@ -33,13 +34,6 @@ class Asked(NamedTuple):
         parts = torch.arange(len(self.x)).split(4096)  # scaled in float64, and not all at once
         return torch.cat([data.inputs(self.x[index]) for index in parts])
 
-    def digest(self) -> str:
-        """SHA-256 of the rows; of images of their names and sizes in bytes, as a data set's."""
-        if isinstance(self.x, Streamed):
-            return hashlib.sha256(b"".join(ImageRows(self.x.dataset).identity())).hexdigest()
-        own = self.x[torch.arange(len(self.x))].numpy()
-        return hashlib.sha256(str(own.dtype).encode() + own.tobytes()).hexdigest()
-
 
 @final
 class _Prepared(Streamed):
@@ -47,22 +41,41 @@ class _Prepared(Streamed):
 
     def __init__(self, files: Streamed, data: Data) -> None:
         super().__init__(files.dataset, files.rows, workers=files.workers)
-        self.data = data
+        self.data = data._replace(train=data.train._replace(x=data.train.x[torch.arange(1)]))  # one row tells how
 
     def finish(self, batch: Tensor) -> Tensor:
         found: Tensor = self.data.inputs(batch)
         return found
 
 
+def digest_of(x: Rows) -> str:
+    """SHA-256 of rows as they stand; of those that are decoded when asked for, of what tells them: names and sizes of images."""
+    if isinstance(x, Streamed) and isinstance(x.dataset, ImageFiles):
+        x = ImageRows(x.dataset, x.rows)
+    parts = x.identity() if isinstance(x, Streamed) else keys(x)
+    return hashlib.sha256(b"".join(parts) + str(len(x)).encode()).hexdigest()
+
+
+def check_rows(x: Rows, data: Data) -> None:
+    """Raises ValueError for what the network of these data does not take, and as `check_apart` does."""
+    if not len(x):
+        raise ValueError("expected inputs without labels, as the network takes them, got no rows")
+    first, own = x[torch.arange(1)], data.train.x[torch.arange(1)]
+    wanted, got = ([(tuple(leaf.shape[1:]), leaf.dtype) for leaf in nested.leaves(rows)] for rows in (own, first))
+    if got != wanted:
+        raise ValueError(f"expected inputs as the network takes them, {wanted}, got {got}: data.inputs(x) makes them so")
+    for rows in nested.leaves(x) if isinstance(x, Tensor) else ():
+        if rows.is_floating_point() and not torch.isfinite(rows).all():
+            raise ValueError("expected finite inputs, got NaN or infinity")
+    check_apart(x, data)
+
+
 def check_apart(x: Rows, data: Data) -> None:
-    """Raises ValueError where rows that are held out are among these, to the bit, and too many of a split to be so by chance.
-    Rows that would have to be decoded are not compared."""
-    held = {part: getattr(data, part).x for part in ("calibration", "test")}
-    if any(isinstance(rows, Streamed) and rows.digests is None for rows in (x, *held.values())):
-        return
-    own = keys(x)
-    for part, rows in held.items():
-        same, wrong = repeated(own, keys(rows))
+    """Raises ValueError where rows that are held out are among these, to the bit (of two folders of images by the names and sizes
+    of the files), more than a hundredth of a split and than chance makes. Rows that would have to be decoded are not compared."""
+    for part in ("calibration", "test"):
+        rows = getattr(data, part).x
+        same, wrong = repeated([x], rows) if len(rows) and comparable(x, rows) else (0, False)
         if wrong:
             raise ValueError(
                 f"expected inputs that are not held out, but {same} of {len(rows)} rows of the {part} split are among them: "

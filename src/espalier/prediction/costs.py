@@ -171,7 +171,8 @@ def costs(
     student = record.get("distilled", {}) if how == "distilled" else {}
     per_epoch = max(1, record["num_data"] // record["batch_size"])
     # After training a masked teacher's forward pass, too; on the way that has been done.
-    units += sparse * (4 * student.get("epochs", 0) * per_epoch + 3 * student.get("woven_steps", 0))
+    apart = student.get("steps", student.get("epochs", 0) * per_epoch)
+    units += sparse * (4 * apart + 3 * student.get("woven_steps", 0))
     # To find the drop rate; at a snapshot; at context points. For layers' shares every candidate counts as if it were dense.
     beside = [record.get(what, {}) for what in ("drop_rate", "control_variate", "function_space")]
     looked = sum(part.get("forward_examples", 0) for part in beside)

@@ -209,16 +209,17 @@ def _shown(look: Look, rows: NDArray[np.int64]) -> list[Example]:
         lines += [f"{names[c]}: {mean[c]:.3f} ± {spread[c]:.3f}" for c in top]
         shown.append(
             Example(
-                _image(inputs, place, levels), f"Row {row}: {label}, answered {answer}", lines + _features(look, inputs, place)
+                _image(look, inputs, place, levels), f"Row {row}: {label}, answered {answer}",
+                lines + _features(look, inputs, place),
             )
         )
     return shown
 
 
-def _image(inputs: Any, place: int, levels: Levels | None) -> bytes | None:
+def _image(look: Look, inputs: Any, place: int, levels: Levels | None) -> bytes | None:
     if not hasattr(inputs, "dim") or inputs.dim() != 4 or inputs.shape[1] not in (1, 3):
         return None
-    return image_of(inputs[place].cpu().numpy(), levels)
+    return image_of(inputs[place].cpu().numpy(), levels, look.data.input_scale)
 
 
 def _levels(data: Data) -> Levels | None:

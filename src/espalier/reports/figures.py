@@ -50,9 +50,12 @@ def reliability_rows(probs: NDArray[np.float64], labels: NDArray[Any]) -> list[t
     return list(zip(bins.edges[:-1], bins.edges[1:], bins.counts, bins.accuracy, bins.confidence, strict=True))
 
 
-def image_of(x: NDArray[np.float32], levels: Levels | None = None) -> bytes:
-    """An input `(c, h, w)` as a PNG: from black to white where these levels are known, else from its least to its largest value,
-    a flat one in grey."""
+def image_of(x: NDArray[np.float32], levels: Levels | None = None, scale: Any = None) -> bytes:
+    """An input `(c, h, w)` as a PNG: from black to white where these levels are known; else from its least to its largest value,
+    a flat one in grey, in its own units where its channels were scaled by mean and sd `(c,)` each."""
+    if levels is None and scale is not None:
+        mean, sd = (np.asarray(values, np.float32)[:, None, None] for values in scale)
+        x = x * sd + mean
     low, high = float(x.min()), float(x.max())
     shown = (x - low) / (high - low) if high > low else np.full_like(x, 0.5)
     if levels is not None:

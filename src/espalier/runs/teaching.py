@@ -50,7 +50,7 @@ def distil(
     more = None if inputs is None else unlabelled.read(inputs, nested.plain(data.shape))
     told = {"teachers": [_named(one) for one in every]}
     if inputs is not None and more is not None:
-        told["inputs"] = [{"file": Path(inputs).resolve().name, "rows": str(len(more.x)), "hash": more.digest()}]
+        told["inputs"] = [{"file": Path(inputs).resolve().name, "rows": str(len(more.x)), "hash": unlabelled.digest_of(more.x)}]
     _check_new(out, told)
     repeats = not others and more is None and recipe.inference in ("cigl", "distilled") and fits[0].masked
     lessons = Lessons(epochs, learning_rate, masks)

@@ -13,6 +13,8 @@ from espalier.sparse.layout import Indices, Layer, indices_of, is_worthwhile
 from espalier.sparse.products import product
 from espalier.sparse.trial import agree
 
+PRECISIONS = (torch.float32, torch.float64)
+"""That torch has kernels for."""
 Sparse = bool | Literal["auto"]
 """Are Linear layers multiplied by their active weights alone? `auto`: where that is faster; True: and somewhere it has to be."""
 
@@ -45,7 +47,7 @@ class SparseLinear(nn.Module):
         return self.values.new_zeros(size).index_copy(0, self.positions, self.values).view(self.shape)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.values.dtype not in (torch.float32, torch.float64) or self.values.device.type != "cpu":
+        if self.values.dtype not in PRECISIONS or self.values.device.type != "cpu":
             return nn.functional.linear(x, self.weight, self.bias)  # torch has no kernels for it
         indices = Indices(*(getattr(self, name) for name in Indices._fields))
         return product(x, self.values, self.bias, Layer(self.shape, self.positions, indices))
@@ -69,7 +71,8 @@ def sparsified(net: nn.Module, x: Any, sparse: Sparse = True) -> nn.Module:
         for name, part in owner.named_children()
         if type(part) is nn.Linear and is_worthwhile(tuple(part.weight.shape), int(part.weight.count_nonzero()))
     ]
-    on_cpu = all(tensor.device.type == "cpu" for tensor in net.parameters()) and kernels.there()
+    own = all(part.weight.dtype in PRECISIONS for _, _, part in slots) and kernels.there()
+    on_cpu = own and all(tensor.device.type == "cpu" for tensor in net.parameters())
     why = "this machine has no kernels for it" if not on_cpu else "" if slots else "no Linear layer of this one would gain"
     if not why:
         made = {part: SparseLinear(part) for _, _, part in slots}  # a layer that stands in two places is one

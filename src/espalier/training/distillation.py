@@ -33,7 +33,7 @@ from torch import Tensor
 
 from espalier import nested
 from espalier.contracts import Data, Rows, Split
-from espalier.data.unlabelled import check_apart
+from espalier.data.unlabelled import check_rows, digest_of
 from espalier.guides.masked import MOST_PARTICLES
 from espalier.likelihoods import Normal, plain
 from espalier.network import BayesianNetwork, evaluating, under
@@ -98,7 +98,7 @@ def distill(
     Raises ValueError where all that there is to learn from is one network, where members make no ensemble, or for a likelihood
     that is not categorical, Bernoulli or normal, for inputs of another shape, and for a checkpoint of another distillation.
     """
-    lessons = Lessons(epochs, learning_rate, masks)
+    lessons, inputs = Lessons(epochs, learning_rate, masks), None if inputs is None else nested.rows_of(inputs)
     teachers = check_later(fit, data, lessons, microbatches, others, inputs)
     for one in (fit, *others):
         one.look_at(data)
@@ -115,11 +115,8 @@ def check_later(
     fit: Fit, data: Data, lessons: Lessons, microbatches: int = 1, others: Sequence[Fit] = (), inputs: Rows | None = None
 ) -> Teachers:
     """Can this be distilled now? Who teaches. Raises ValueError where it cannot."""
-    if inputs is not None and (not len(inputs) or nested.shape_of(inputs[torch.arange(1)]) != nested.plain(data.shape)):
-        got = nested.shape_of(inputs[torch.arange(1)]) if len(inputs) else "none"
-        raise ValueError(f"expected inputs of rows of shape {data.shape}, as the network takes them, got {got}")
     if inputs is not None:
-        check_apart(inputs, data)
+        check_rows(inputs, data)
     if others:
         check_members([fit, *others])
     if microbatches < 1:
@@ -161,7 +158,7 @@ def _distill(
     sources = [data] if inputs is None else [data, unlabelled(data, inputs)]
     rate = rates.cosine(learning_rate, epochs * sum(training.steps_per_epoch(source) for source in sources))
     asked = {**lessons.asked(), "teachers": len(teachers.all), "microbatches": teachers.microbatches,
-             "batch_size": training.batch_size, "inputs": 0 if inputs is None else len(inputs)}  # fmt: skip
+             "batch_size": training.batch_size, "inputs": "" if inputs is None else digest_of(inputs)}  # fmt: skip
     student = Student(fit.model, values, state, rate, training.precision)
     teachers.train()  # batch norm by the batch, or its parts, for them and the student alike
     history: list[dict[str, Any]] = []
@@ -200,6 +197,7 @@ def _distill(
         )
     fit.history = [*trained, *history]
     facts = {"epochs": len(history), "learning_rate": learning_rate, "masks": masks, "loss": history[-1]["loss"]}
+    facts |= {"steps": student.taken, "unlabelled": len(inputs)} if inputs is not None else {}
     hand_out(fit, data, student, facts | ending(history, stopped, epochs), teachers)
     return fit
 
