@@ -95,6 +95,6 @@ def test_a_checkpoint_of_another_distillation_is_not_gone_on_from(other: dict[st
     saved = first.checkpoints[1]
     again = student_of(once(masked_fit(), toy(2 * BATCH), **asked, watch=Recorder(saved)))
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(again, whole, strict=True))
+    moved = {"inputs": more() + 1} if "shifted" in other else other  # others, as many
     with pytest.raises(ValueError, match="expected the training that the checkpoint is of, with "):
-        moved = {"inputs": more() + 1} if "shifted" in other else other  # others, as many
         once(masked_fit(), toy(2 * BATCH), **{**asked, **moved}, watch=Recorder(saved))
