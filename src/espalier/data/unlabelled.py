@@ -64,9 +64,8 @@ def check_rows(x: Rows, data: Data) -> None:
     wanted, got = ([(tuple(leaf.shape[1:]), leaf.dtype) for leaf in nested.leaves(rows)] for rows in (own, first))
     if got != wanted:
         raise ValueError(f"expected inputs as the network takes them, {wanted}, got {got}: data.inputs(x) makes them so")
-    for rows in nested.leaves(x) if isinstance(x, Tensor) else ():
-        if rows.is_floating_point() and not torch.isfinite(rows).all():
-            raise ValueError("expected finite inputs, got NaN or infinity")
+    if isinstance(x, Tensor) and x.is_floating_point() and not torch.isfinite(x).all():
+        raise ValueError("expected finite inputs, got NaN or infinity")
     check_apart(x, data)
 
 
