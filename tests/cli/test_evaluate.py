@@ -248,7 +248,7 @@ def test_masks_of_images_are_scored_and_have_no_diagram(tmp_path: Path, capsys: 
     refused = spoken(capsys, ["evaluate", str(run), "--picture", str(tmp_path / "a.png")])
     assert "expected runs of one label an example for --picture" in refused
     refused = spoken(capsys, ["evaluate", str(run), "--calibrate", "temperature"])
-    assert "expected one label an example for calibrators, got several" in refused
+    assert "expected one label or target an example for calibrators, got several" in refused
 
 
 def test_runs_that_were_standardised_otherwise_make_no_tree(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
