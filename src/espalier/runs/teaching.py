@@ -47,10 +47,11 @@ def distil(
     for one in every:
         check_finished(one)
     recipe, fits, data = recipe_in(folder, source), [load(one) for one in every], data_of(folder, data_dir, source)
-    more = None if inputs is None else unlabelled.read(inputs, nested.plain(data.shape))
-    told = {"teachers": [_named(one) for one in every]}
-    if inputs is not None and more is not None:
-        told["inputs"] = [{"file": Path(inputs).resolve().name, "rows": str(len(more.x)), "hash": unlabelled.digest_of(more.x)}]
+    told, more = {"teachers": [_named(one) for one in every]}, None
+    if inputs is not None:
+        found = unlabelled.read(inputs, nested.plain(data.shape))
+        told["inputs"] = [{"file": Path(inputs).resolve().name, "rows": str(len(found.x)), "hash": unlabelled.digest_of(found.x)}]
+        more = found.prepared(data)
     _check_new(out, told)
     repeats = not others and more is None and recipe.inference in ("cigl", "distilled") and fits[0].masked
     lessons = Lessons(epochs, learning_rate, masks)
@@ -60,8 +61,7 @@ def distil(
         fit.to(find_device(training.device))
     fit, *rest = fits
     microbatches = recipe.options.get("microbatches", 1)
-    prepared = None if more is None else more.prepared(data)
-    check_later(fit, data, lessons, microbatches, rest, prepared)
+    check_later(fit, data, lessons, microbatches, rest, more)
     with store.owned(out):
         _check_new(out, None if repeats else told)
         if repeats:
@@ -69,7 +69,7 @@ def distil(
         else:
             store.write_bytes(out / TEACHERS, store.canonical(told).encode())
         distill(
-            fit, data, training=training, seed=recipe.options["seed"], microbatches=microbatches, others=rest, inputs=prepared,
+            fit, data, training=training, seed=recipe.options["seed"], microbatches=microbatches, others=rest, inputs=more,
             watch=watch, **lessons._asdict(),
         )  # fmt: skip
         if not repeats:
