@@ -244,7 +244,8 @@ def _fill(
     rows = ("observation", *_axes(targets))
     places, named = places_of(fits, layers)
     precise = any("likelihood.log_precision" in fit.pairs.states for fit in fits)
-    known = way == "pairs" and all(len(_stats(fit)) == every for fit in fits)
+    stats = [_stats(fit) for fit in fits]
+    known = way == "pairs" and all(len(own) == every for own in stats)
     _set_out(sink, under, drawn.size, data, targets, named, stats=known, posterior=precise or len(places) > 0)
     sink.make(f"{under}observed_data", "y", rows, targets.shape, str(targets.numpy().dtype))[...] = targets.numpy()
     sink.make(f"{under}constant_data", "row", rows[:1], (len(targets),), "int64")[...] = np.arange(len(targets))
@@ -257,7 +258,7 @@ def _fill(
         _fill_prior(sink, under, fits, data, part, (places, named), prior, seed)
     for chain, fit in enumerate(fits):
         fit.look_at(data)
-        batches, stats = Batches(part.x, fit.topology.positions.device), _stats(fit)
+        batches = Batches(part.x, fit.topology.positions.device)
         for draw, (weights, state) in enumerate(fit.weights(way, num_samples=num_samples, seed=derived(seed, chain))):
             at = (chain, draw)
             outcome = outcome_of(fit.model, weights, batches, state)
@@ -277,7 +278,7 @@ def _fill(
             if "likelihood.log_precision" in state:
                 precision = _precision(state["likelihood.log_precision"], data)
                 drawn.put(at, "posterior", "precision", ("output",)[: precision.ndim], precision)
-            for name, value in stats[draw].items() if known else ():
+            for name, value in stats[chain][draw].items() if known else ():
                 drawn.put(at, "sample_stats", name, (), value)
 
 

@@ -102,7 +102,8 @@ def psis_loo(tree: xarray.DataTree, *, held_out: float | None = None, note: str 
 
 
 def leave_one_out(fit: Fit, data: Data, how: How | None = None, *, num_samples: int = 1000, seed: int = 0) -> Loo:
-    """PSIS-LOO of a fit on the rows it was trained on, with what it means for that fit in `note`: see the module.
+    """PSIS-LOO of a fit on the rows it was trained on, with what it means for that fit in `note`: see the module. how: by default
+    `fit.posterior`.
 
     Of a Gaussian guide (`mean_field`) the draws are of a variational posterior of all active weights, and k reports where it is
     too narrow or too wide for a row. Of masks (`cigl`) they are Z of one optimum: read `held_out`.

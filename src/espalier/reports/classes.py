@@ -170,6 +170,7 @@ def _share(hits: int, of: int) -> str:
 def examples(look: Look) -> Section:
     """The most and the least certain, and those that were most confidently wrong, with what the draws say of them."""
     probs, labels, unsure = look.probs, look.labels, look.unsure["predictive_entropy"]
+    levels = _levels(look.data)
     wrong = np.flatnonzero(probs.argmax(1) != labels)
     groups = {
         "Most confidently wrong": wrong[np.argsort(-probs[wrong].max(1), kind="stable")][:SHOWN],
@@ -183,7 +184,7 @@ def examples(look: Look) -> Section:
     )
     return Section(
         "Examples",
-        [told, *(Gallery(title, _shown(look, rows)) for title, rows in groups.items() if len(rows))],
+        [told, *(Gallery(title, _shown(look, rows, levels)) for title, rows in groups.items() if len(rows))],
         "examples",
     )
 
@@ -194,8 +195,8 @@ def _most(scores: NDArray[np.float64]) -> NDArray[np.int64]:
     return order[scores[order] > 0]
 
 
-def _shown(look: Look, rows: NDArray[np.int64]) -> list[Example]:
-    inputs, names, levels = look.x(rows), look.named, _levels(look.data)
+def _shown(look: Look, rows: NDArray[np.int64], levels: Levels | None) -> list[Example]:
+    inputs, names = look.x(rows), look.named
     draws = look.predictor.predict(inputs, look.predictor.posterior, num_samples=look.num_samples).numpy()
     shown = []
     for place, row in enumerate(rows):
