@@ -133,7 +133,7 @@ class Data(NamedTuple):
             return ((plain / 2 - mean / 2) / (sd / 2)).to(row.dtype)  # of halves no difference overflows
 
         nothing = nested.by_shape(lambda _: None, self.shape)
-        return nested.by_shape(taken, self.shape, self._row(), x, self.input_scale or nothing, self.features or nothing)
+        return nested.by_shape(taken, self.shape, self.example(), x, self.input_scale or nothing, self.features or nothing)
 
     def check(self) -> None:
         """Raises ValueError, in one sentence, for parts that are not tensors of one length, and for labels that are none."""
@@ -179,9 +179,9 @@ class Data(NamedTuple):
             return {"dtype": str(row.dtype).removeprefix("torch."), **scale}
 
         scales = self.input_scale or nested.by_shape(lambda _: None, self.shape)
-        return nested.plain(nested.by_shape(of, self.shape, self._row(), scales))
+        return nested.plain(nested.by_shape(of, self.shape, self.example(), scales))
 
-    def _row(self) -> Any:
+    def example(self) -> Any:
         """One of training, if there is one, in a batch of its own: its dtype is what the network takes."""
         return self.train.x[torch.arange(min(1, len(self.train.x)))]
 

@@ -108,4 +108,4 @@ def _as_tensor(x: Any) -> Any:
     if not isinstance(x, np.ndarray) or x.dtype.kind not in "biuf":
         return x
     native = np.float64 if x.dtype.kind == "f" and x.dtype.itemsize > 8 else x.dtype.newbyteorder("=")
-    return torch.from_numpy(np.array(x, native, order="C"))  # a copy: an array may be read-only
+    return torch.from_numpy(np.require(x, native, ["C", "W"]))  # as it is, or a copy of what torch does not take

@@ -30,17 +30,17 @@ def drawn(rows: int, columns: int, values: int, seed: int) -> torch.Tensor:
 
 def test_repeats_are_counted_and_a_hundredth_of_them_is_none() -> None:
     seen, fresh = drawn(1000, 4, 0, 0), drawn(500, 4, 0, 1)
-    assert repeated([seen], fresh) == (0, False)
-    assert repeated([seen], torch.cat([fresh[5:], seen[:5]])) == (5, False)
-    assert repeated([seen[:500], seen[500:]], torch.cat([fresh[10:], seen[:10]])) == (10, True)
-    assert repeated([seen], seen[:0]) == (0, False)
+    assert repeated([seen], fresh) == [(0, False)]
+    assert repeated([seen], torch.cat([fresh[5:], seen[:5]])) == [(5, False)]
+    assert repeated([seen[:500], seen[500:]], torch.cat([fresh[10:], seen[:10]])) == [(10, True)]
+    assert repeated([seen], seen[:0]) == [(0, False)]
 
 
 @pytest.mark.parametrize(("columns", "values"), [(1, 60), (2, 8), (6, 2), (3, 5)])
 def test_of_few_columns_of_few_values_rows_are_alike_by_chance(columns: int, values: int) -> None:
     for seed in range(30):
         x = drawn(500, columns, values, seed)
-        count, wrong = repeated([x[:400]], x[400:])
+        ((count, wrong),) = repeated([x[:400]], x[400:])
         assert count > 50
         assert not wrong, seed
 
@@ -51,8 +51,8 @@ def test_rows_that_stand_there_twice_are_no_chance(share: float) -> None:
     x = drawn(1000, 50, 0, 0)
     seen = torch.cat([x[:800], x[:800][: int(800 * share)]])
     held = torch.cat([drawn(180, 50, 0, 1), x[:20]])
-    assert repeated([seen], held) == (20, True)
-    assert not repeated([seen], held[:180])[1]
+    assert repeated([seen], held) == [(20, True)]
+    assert not repeated([seen], held[:180])[0][1]
 
 
 def test_what_chance_makes_is_counted() -> None:
@@ -60,7 +60,7 @@ def test_what_chance_makes_is_counted() -> None:
     for columns, values in ((6, 2), (3, 5), (2, 8)):
         x = drawn(1000, columns, values, 3)
         fresh = drawn(1000, columns, values, 4)
-        found = repeated([x[:20]], fresh)[0] / 1000
+        found = repeated([x[:20]], fresh)[0][0] / 1000
         assert abs(chance([x[:20]]) - found) < 0.12
     assert chance([drawn(1000, 5, 0, 0)]) == 0.0
 
@@ -76,7 +76,7 @@ def test_files_of_images_are_known_by_their_names_and_sizes(tmp_path: Path) -> N
     assert comparable(*rows)
     assert not comparable(rows[0], torch.zeros(3, 4))
     assert comparable(torch.zeros(3, 4), torch.zeros(2, 4))
-    assert repeated(rows[:1], rows[1]) == (3, True)
+    assert repeated(rows[:1], rows[1]) == [(3, True)]
 
 
 def test_the_margin_is_three_standard_errors_of_twice_a_binomial_s_variance() -> None:

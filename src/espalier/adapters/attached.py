@@ -52,12 +52,12 @@ from espalier.training.train import topology_facts
 BN_BATCHES = 16
 """Batches of a `Data` that batch-norm statistics are re-estimated on, of `BN_SIZE` rows: as of `Training`."""
 BN_SIZE = 128
+_DECOUPLED = tuple(getattr(torch.optim, name) for name in ("AdamW", "Adafactor", "Muon") if hasattr(torch.optim, name))
 
 
 def _decay(group: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> float:
     """The weight decay that an optimiser adds to the gradient: 0 of one that takes it off the weights."""
-    decoupled = tuple(getattr(torch.optim, name) for name in ("AdamW", "Adafactor", "Muon") if hasattr(torch.optim, name))
-    apart = group.get("decoupled_weight_decay", isinstance(optimizer, decoupled))
+    apart = group.get("decoupled_weight_decay", isinstance(optimizer, _DECOUPLED))
     return 0.0 if apart else float(group.get("weight_decay", 0.0))
 
 

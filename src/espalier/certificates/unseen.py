@@ -21,7 +21,7 @@ def check_unseen(data: Data, calibration: Split) -> int:
     file."""
     if any(isinstance(x, Streamed) and x.digests is None for x in (calibration.x, data.train.x)):
         return 0
-    count, wrong = repeated([data.train.x, data.validation.x], calibration.x)
+    ((count, wrong),) = repeated([data.train.x, data.validation.x], calibration.x)
     if wrong:
         raise ValueError(
             f"expected calibration examples that training has not seen, but {count} of {len(calibration.y)} inputs are "

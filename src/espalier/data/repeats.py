@@ -46,17 +46,17 @@ def keys(x: Rows) -> list[bytes]:
     return found
 
 
-def repeated(seen: Sequence[Rows], held: Rows) -> tuple[int, bool]:
-    """How many of the `held` rows are among those `seen`; and are they too many?
+def repeated(seen: Sequence[Rows], *held: Rows) -> list[tuple[int, bool]]:
+    """Of each of `held` how many of its rows are among those `seen`; and are they too many?
 
     Rows of few columns of few values are alike by chance. A held-out one then has its like as often as one that was seen; but
     not more often than columns would let it, were they independent: rows that stand there twice are no chance.
     """
     known = Counter(key for rows in seen for key in keys(rows))
-    found = sum(key in known for key in keys(held))
     alike, total = sum(count for count in known.values() if count > 1), sum(known.values())
-    usual = min(alike / total, chance(seen)) if alike and found > SAME * len(held) else 0.0
-    return found, too_many(found / max(1, len(held)), usual, len(held), total)
+    usual = min(alike / total, chance(seen)) if alike else 0.0
+    found = [(sum(key in known for key in keys(rows)), len(rows)) for rows in held]
+    return [(count, too_many(count / max(1, size), usual, size, total)) for count, size in found]
 
 
 def chance(seen: Sequence[Rows]) -> float:

@@ -41,7 +41,7 @@ class _Prepared(Streamed):
 
     def __init__(self, files: Streamed, data: Data) -> None:
         super().__init__(files.dataset, files.rows, workers=files.workers)
-        self.data = data._replace(train=data.train._replace(x=data.train.x[torch.arange(1)]))  # one row tells how
+        self.data = data._replace(train=data.train._replace(x=data.example()))  # one row tells how
 
     def finish(self, batch: Tensor) -> Tensor:
         found: Tensor = self.data.inputs(batch)
@@ -60,8 +60,8 @@ def check_rows(x: Rows, data: Data) -> None:
     """Raises ValueError for what the network of these data does not take, and as `check_apart` does."""
     if not len(x):
         raise ValueError("expected inputs without labels, as the network takes them, got no rows")
-    first, own = x[torch.arange(1)], data.train.x[torch.arange(1)]
-    wanted, got = ([(tuple(leaf.shape[1:]), leaf.dtype) for leaf in nested.leaves(rows)] for rows in (own, first))
+    both = data.example(), x[torch.arange(1)]
+    wanted, got = ([(tuple(leaf.shape[1:]), leaf.dtype) for leaf in nested.leaves(rows)] for rows in both)
     if got != wanted:
         raise ValueError(f"expected inputs as the network takes them, {wanted}, got {got}: data.inputs(x) makes them so")
     if isinstance(x, Tensor) and x.is_floating_point() and not torch.isfinite(x).all():
@@ -72,9 +72,9 @@ def check_rows(x: Rows, data: Data) -> None:
 def check_apart(x: Rows, data: Data) -> None:
     """Raises ValueError where rows that are held out are among these, to the bit (of two folders of images by the names and sizes
     of the files), more than a hundredth of a split and than chance makes. Rows that would have to be decoded are not compared."""
-    for part in ("calibration", "test"):
-        rows = getattr(data, part).x
-        same, wrong = repeated([x], rows) if len(rows) and comparable(x, rows) else (0, False)
+    held = {part: getattr(data, part).x for part in ("calibration", "test")}
+    held = {part: rows for part, rows in held.items() if len(rows) and comparable(x, rows)}
+    for (part, rows), (same, wrong) in zip(held.items(), repeated([x], *held.values()) if held else (), strict=True):
         if wrong:
             raise ValueError(
                 f"expected inputs that are not held out, but {same} of {len(rows)} rows of the {part} split are among them: "
@@ -102,10 +102,10 @@ def read(path: str | Path, shape: Any) -> Asked:
     x = readers.channels_first(path, archives.arrays(path, ["x"])["x"])
     if not len(x) or list(x.shape[1:]) != shape:
         raise ValueError(f"expected rows of shape (n, {', '.join(map(str, shape))}) in {path}, got {x.shape}")
-    x = x.astype(np.float64 if x.dtype.kind == "f" and x.dtype.itemsize > 8 else x.dtype.newbyteorder("="), copy=False)
+    rows = nested.rows_of(x)
     if x.dtype.kind == "f":
-        _refuse_broken(path, x)
-    return Asked(torch.from_numpy(np.ascontiguousarray(x)))
+        _refuse_broken(path, rows.numpy())
+    return Asked(rows)
 
 
 def _refuse_broken(path: Path, x: NDArray[Any]) -> None:

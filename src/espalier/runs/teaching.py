@@ -11,7 +11,7 @@ from espalier.data import unlabelled
 from espalier.prediction.fit import Fit
 from espalier.runs.folder import TEACHERS, _begin, _check_new, _conclude, check_finished, data_of, load, recipe_in
 from espalier.runs.recipes import Recipe, options
-from espalier.training.distillation import Lessons, check_later, distill
+from espalier.training.distillation import Lessons, check_later, teach
 from espalier.training.options import Training
 from espalier.training.streams import find_device
 from espalier.training.watch import Watches
@@ -61,17 +61,14 @@ def distil(
         fit.to(find_device(training.device))
     fit, *rest = fits
     microbatches = recipe.options.get("microbatches", 1)
-    check_later(fit, data, lessons, microbatches, rest, more)
+    teachers = check_later(fit, data, lessons, microbatches, rest, more)
     with store.owned(out):
         _check_new(out, None if repeats else told)
         if repeats:
             _begin(recipe, out)
         else:
             store.write_bytes(out / TEACHERS, store.canonical(told).encode())
-        distill(
-            fit, data, training=training, seed=recipe.options["seed"], microbatches=microbatches, others=rest, inputs=more,
-            watch=watch, **lessons._asdict(),
-        )  # fmt: skip
+        teach(teachers, data, lessons, training=training, seed=recipe.options["seed"], inputs=more, watch=watch)
         if not repeats:
             fit.record["distilled"] |= told
             _begin(recipe, out)

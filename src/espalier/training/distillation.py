@@ -100,15 +100,29 @@ def distill(
     """
     lessons, inputs = Lessons(epochs, learning_rate, masks), None if inputs is None else nested.rows_of(inputs)
     teachers = check_later(fit, data, lessons, microbatches, others, inputs)
-    for one in (fit, *others):
-        one.look_at(data)
+    return teach(teachers, data, lessons, training=training, seed=seed, inputs=inputs, watch=watch)
+
+
+def teach(
+    teachers: Teachers,
+    data: Data,
+    lessons: Lessons,
+    *,
+    training: Training,
+    seed: int,
+    inputs: Rows | None = None,
+    watch: Watches = None,
+) -> Fit:
+    """`distill`, where `check_later` has said who teaches."""
+    for teacher in teachers.all:
+        teacher.fit.look_at(data)
     streams = Streams([seed, STREAM], find_device(training.device))
     devices = [streams.device] if streams.device.type == "cuda" else []
     with (
         torch.random.fork_rng(devices),
         pyro.validation_enabled(False),
     ):  # a loss that is not finite gets our own sentence
-        return _distill(fit, data, training, streams, lessons, teachers, inputs, as_one(watch))
+        return _distill(teachers, data, lessons, training, streams, inputs, as_one(watch))
 
 
 def check_later(
@@ -150,10 +164,9 @@ def check(model: BayesianNetwork, data: Data, several: bool, lessons: Lessons) -
 
 
 def _distill(
-    fit: Fit, data: Data, training: Training, streams: Streams, lessons: Lessons, teachers: Teachers, inputs: Rows | None,
-    watch: Watch,
-) -> Fit:  # fmt: skip
-    epochs, learning_rate, masks = lessons
+    teachers: Teachers, data: Data, lessons: Lessons, training: Training, streams: Streams, inputs: Rows | None, watch: Watch
+) -> Fit:
+    fit, (epochs, learning_rate, masks) = teachers.first.fit, lessons
     values, state = teachers.first.ticket()
     sources = [data] if inputs is None else [data, unlabelled(data, inputs)]
     rate = rates.cosine(learning_rate, epochs * sum(training.steps_per_epoch(source) for source in sources))
