@@ -304,11 +304,10 @@ def cell_facts(fits: Sequence[Fit], folders: Sequence[Path], cell: Cell, num_sam
     passes: networks evaluated for one prediction. FLOPs and bytes: `costs.costs`. seconds: of training, on its machine.
     """
     measured = [store.read_json(folder / "progress.json") for folder in folders if (folder / "progress.json").is_file()]
-    passes = {"pairs": len(fits[0].pairs.values), "redraw": num_samples}
     facts: dict[str, float] = {
         "num_weights": sum(fit.topology.num_weights for fit in fits),
         "num_active": sum(fit.topology.num_active for fit in fits),
-        "passes": len(fits) * passes.get(cell.predict, 1),
+        "passes": len(fits) * (1 if cell.predict == "moments" else fits[0].num_draws(cell.predict, num_samples)),
         **costs.ensemble([costs.costs(fit, cell.predict, num_samples=num_samples) for fit in fits]),
     }
     if len(measured) == len(folders):

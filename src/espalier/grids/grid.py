@@ -300,9 +300,9 @@ def _check(method: Method, recipe: Recipe, split: str) -> None:
     if split in said and not said[split] > 0:
         raise ValueError(f"expected a {split} split to score on, got {split} {said[split]}")
     unmasked = said.get("drop_rate") == 0
-    if method.predict == "redraw" and unmasked:
+    if method.predict in ("redraw", "moments") and unmasked:
         raise ValueError(
-            "expected a drop_rate above 0 for predict redraw, got 0: its draws are one network, `unmasked`"
+            f"expected a drop_rate above 0 for predict {method.predict}, got 0: its draws are one network, `unmasked`"
         )
     if method.predict == "pairs" and unmasked and said.get("average_from", 1) >= 1:
         raise ValueError("expected several pairs for predict pairs, got drop_rate 0 and one pair: that is `unmasked`")

@@ -18,6 +18,8 @@ loo.py          leave-one-out from one fit, where its draws are of a posterior; 
 recalibration.py  what a fit predicts after calibrators that were fitted on the validation split
 uncertainty.py  how uncertain of every row, by scores of the draws
 one_pass.py     what one network's logits say of its own ignorance
+moments.py      numbers by their means and variances, and torch's functions of them
+propagation.py  what all masks say together, by one pass of moments
 features.py     what a layer is given, and the doubt of a single network by it
 robustness.py   accuracy when inputs may move by eps: certified, under attack, under noise
 costs.py        FLOPs of training and prediction, bytes of state and file
@@ -65,6 +67,7 @@ from espalier.prediction.predict import predictive as predictive
 from espalier.prediction.predictor import Predictor as Predictor
 from espalier.prediction.prior import prior_outcomes as prior_outcomes
 from espalier.prediction.prior import prior_weights as prior_weights
+from espalier.prediction.propagation import equip as equip
 from espalier.prediction.recalibration import recalibrated as recalibrated
 from espalier.prediction.robustness import fast_gradient as fast_gradient
 from espalier.prediction.robustness import looked_at as looked_at

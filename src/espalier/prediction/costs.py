@@ -173,15 +173,16 @@ def costs(
     # After training a masked teacher's forward pass, too; on the way that has been done.
     apart = student.get("steps", student.get("epochs", 0) * per_epoch)
     units += sparse * (4 * apart + 3 * student.get("woven_steps", 0))
-    # To find the drop rate; at a snapshot; at context points. For layers' shares every candidate counts as if it were dense.
-    beside = [record.get(what, {}) for what in ("drop_rate", "control_variate", "function_space")]
+    # To find the drop rate; at a snapshot; at context points; for factors of moments. For layers' shares every candidate
+    # counts as if it were dense.
+    beside = [record.get(what, {}) for what in ("drop_rate", "control_variate", "function_space", "moments")]
     looked = sum(part.get("forward_examples", 0) for part in beside)
     multiply_adds = batch * units + sparse * (looked + _statistics_examples(fit, how, num_samples))
     multiply_adds += sum(part.get("multiply_adds", 0) for part in beside)
     multiply_adds += work.dense * record.get("search", {}).get("forward_examples", 0)
     draws = 3 * own["mean_density"] * own["steps"] * own["particles"] * sum(sizes.values()) if _is_random(fit) else 0.0
     averages = len(fit.pairs.values) * fit.topology.num_active
-    passes = {"pairs": len(fit.pairs.values), "redraw": num_samples}.get(how, 1)
+    passes = 2 if how == "moments" else fit.num_draws(how, num_samples)  # of means and of variances
     state, dense_state = _state_bytes(fit, own["mean_density"])
     disk, dense_disk = _disk_bytes(fit, how)
     found = {
@@ -228,7 +229,7 @@ def _statistics_examples(fit: Fit, how: How, num_samples: int) -> int:
         return 0
     count = min(record["num_data"], record["bn_batches"] * record["batch_size"])
     count -= count % record["batch_size"] if count >= record["batch_size"] else 0
-    own = num_samples if how == "redraw" else int(how in (*SINGLE, "distilled"))
+    own = num_samples if how == "redraw" else int(how in (*SINGLE, "distilled", "moments"))
     return int(count * (len(fit.pairs.values) + own))
 
 
@@ -258,7 +259,7 @@ def _disk_bytes(fit: Fit, how: How) -> tuple[int, int]:
     values = _bytes(pairs.values[0])
     dense = fit.topology.num_weights * pairs.values.element_size() + other
     draws = how in ("pairs", "redraw")
-    network = values * (2 if draws and pairs.scales is not None else 1) + other
+    network = values * (2 if (draws or how == "moments") and pairs.scales is not None else 1) + other
     if how == "pairs":
         network = len(pairs.values) * (network + (math.ceil(pairs.keep.shape[1] / 8) if fit.masked else 0))
     return codes.to_gaps(fit.topology).numel() + network, dense

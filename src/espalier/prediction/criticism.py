@@ -306,6 +306,8 @@ def posterior_check(
     if replicates < 1:
         raise ValueError(f"expected replicates of at least 1, got {replicates}: data sets to draw")
     how = how or fit.posterior
+    if how == "moments":
+        raise ValueError("expected a way to predict by networks, whose rows vary together, got moments: take redraw")
     draws = {"redraw": replicates, "pairs": len(fit.pairs.values)}.get(how, 1)
     shift, scale = fit.record.get("target", (0.0, 1.0))
     return predictive_check(

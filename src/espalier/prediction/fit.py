@@ -8,7 +8,10 @@ A fit predicts in five ways (Lei et al. 2023, sec. 3.2 and 5.4; names of the pap
     mean      the last u times E[Z]: the posterior mean of the last guide
     unmasked  the last u, no Z, no factor                                   (weight dropout; RigL where keep_prob = 1)
 
-and, where there is one, in a sixth: `distilled`, one sparse net taught by the masked ones (`distillation.py`).
+and in two more, where it has them:
+
+    moments   what all fresh masks say together, by one pass of means and variances (`propagation.py`)
+    distilled one sparse net, taught by the masked ones (`distillation.py`)
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ from espalier.contracts import Data, Rows, Topology, stand_ins
 from espalier.distributions.masked import KeepProb, mean_keep_prob, per_weight
 from espalier.guides.masked import Mask, draw_mask
 from espalier.network import BayesianNetwork, under
-from espalier.prediction import batchnorm
+from espalier.prediction import batchnorm, propagation
 from espalier.prediction.pairs import Pair, Pairs, State, gaussian
 from espalier.prediction.predict import Batches, outcome_of, sent
 from espalier.prediction.predictor import Inputs, Predictor
@@ -42,7 +45,7 @@ from espalier.topology.masks import pack_bits
 if TYPE_CHECKING:
     import xarray
 
-How = Literal["ticket", "pairs", "redraw", "mean", "unmasked", "distilled"]
+How = Literal["ticket", "pairs", "redraw", "mean", "unmasked", "moments", "distilled"]
 WAYS: tuple[How, ...] = get_args(How)[:5]
 """What every fit has."""
 SINGLE: tuple[How, ...] = ("ticket", "mean", "unmasked")
@@ -104,7 +107,13 @@ class Fit(Predictor):
 
     @property
     def ways(self) -> tuple[How, ...]:
-        return WAYS if self.student is None else (*WAYS, "distilled")
+        more: dict[How, bool] = {"moments": "factors" in self.record.get("moments", {}), "distilled": self.student is not None}
+        return (*WAYS, *(way for way, there in more.items() if there))
+
+    def num_draws(self, how: How, num_samples: int = 16) -> int:
+        """How many draws a way to predict has; of one network one."""
+        many = {"pairs": len(self.pairs.values), "redraw": num_samples, "moments": propagation.EACH * num_samples}
+        return many.get(how, 1)
 
     def outcomes(
         self, x: Rows | Inputs, how: How = "ticket", *, num_samples: int = 16, seed: int = 0, on_device: bool = False
@@ -119,7 +128,10 @@ class Fit(Predictor):
             raise ValueError(f"expected rows of shape {shape or []}, got {given}")
         products = self.layout is not None and all(len(shape) == 2 for shape in self.model.shapes)
         batches = Batches(rows, self.topology.positions.device, across=products)
-        one, count = self.is_one(how), {"pairs": len(self.pairs.values), "redraw": num_samples}.get(how, 1)
+        one, count = self.is_one(how), self.num_draws(how, num_samples)
+        if how == "moments":
+            yield from propagation.outcomes(self, batches, count=count, seed=seed, on_device=on_device)
+            return
         for weights, state in islice(self.weights(how, num_samples=num_samples, seed=seed), 1 if one else None):
             try:
                 outcome = outcome_of(self.model, weights, batches, state, on_device=on_device)
@@ -136,7 +148,7 @@ class Fit(Predictor):
         """Are all draws of a way to predict the same network, bit for bit?"""
         if how == "redraw":
             return not self.masked and self.pairs.scales is None
-        return how != "pairs" or self.pairs.equal
+        return how not in ("pairs", "moments") or (how == "pairs" and self.pairs.equal)
 
     def alike(self, ways: Sequence[How]) -> dict[How, How]:
         known: dict[How, tuple[Tensor, State]] = {}
@@ -150,7 +162,8 @@ class Fit(Predictor):
         return found
 
     def weights(self, how: How, *, num_samples: int = 16, seed: int = 0) -> Iterator[tuple[Tensor, State]]:
-        """The flat dense weight vectors `(num_weights,)` that a way to predict evaluates, each with its other state."""
+        """The flat dense weight vectors `(num_weights,)` that a way to predict evaluates, each with its other state; of `moments`
+        there is none."""
         for values, state in self.values(how, num_samples=num_samples, seed=seed):
             yield self.dense(values), state
 
@@ -172,12 +185,19 @@ class Fit(Predictor):
         elif how == "pairs":
             for index in range(len(self.pairs.values)):
                 yield self.pairs.pair(index).draw(index) * factor, self.pairs.state(index)
-        else:
-            generator = torch.Generator().manual_seed(seed)  # on the CPU: the same masks wherever the fit is
-            positions = self.topology.positions.cpu() if self.pairs.scales is None else self.topology.positions
-            for _ in range(num_samples):
-                values = self._redrawn(positions, generator) * factor
+        elif how == "redraw":
+            for values in self.redrawn(num_samples, seed):
                 yield values, self._with_statistics(values, state)
+        else:
+            raise ValueError(f"expected a way to predict by networks, got {how}: take redraw")
+
+    def redrawn(self, num_samples: int, seed: int = 0) -> Iterator[Tensor]:
+        """The active weights `(k,)` of the draws of `redraw`."""
+        generator = torch.Generator().manual_seed(seed)  # on the CPU: the same masks wherever the fit is
+        positions = self.topology.positions.cpu() if self.pairs.scales is None else self.topology.positions
+        factor = 1 / per_weight(self.keep_prob, self.topology.counts, self.topology.positions.device) if self.rescale else 1.0
+        for _ in range(num_samples):
+            yield self._redrawn(positions, generator) * factor
 
     def _redrawn(self, positions: Tensor, generator: torch.Generator) -> Tensor:
         """The last u under a fresh Z of the weights at `positions`, or a fresh draw of N(u, sigma^2)."""

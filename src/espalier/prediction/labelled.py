@@ -21,21 +21,22 @@ from __future__ import annotations
 
 import shutil
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from espalier.contracts import Data, Split
+from espalier.contracts import Data, Rows, Split
 from espalier.prediction.ensemble import seen_by
 from espalier.prediction.evaluation import split_of
 from espalier.prediction.fit import Fit, How
 from espalier.prediction.mixture import Mixture
-from espalier.prediction.pairs import derived
+from espalier.prediction.pairs import State, derived
 from espalier.prediction.predict import Batches, in_units, outcome_of, parameters_of
 from espalier.prediction.prior import of_fit
 
@@ -180,6 +181,8 @@ def check(
     for fit in fits:
         if unknown := [way for way in ways if way not in fit.ways]:
             raise ValueError(f"expected ways to predict of {', '.join(fit.ways)}, got {unknown[0]!r}")
+    if "moments" in ways and layers:
+        raise ValueError("expected ways to predict that draw weights for layers, got moments: leave out one or the other")
     if "pairs" in ways and len(counts := {len(fit.pairs.values) for fit in fits}) > 1:
         raise ValueError(f"expected fits of as many draws each, to be the chains of one tree, got {sorted(counts)}")
     if len({repr(seen_by(fit.record)["standardisation"]) for fit in fits}) > 1:
@@ -239,7 +242,7 @@ def _fill(
 ) -> None:
     part = split_of(data, split)
     targets = part.y if data.num_classes is not None else data.in_units(part.y)
-    every = len(fits[0].pairs.values) if way == "pairs" else num_samples if way == "redraw" else 1
+    every = fits[0].num_draws(way, num_samples)
     drawn = _Drawn(sink, under, len(fits), every)
     rows = ("observation", *_axes(targets))
     places, named = places_of(fits, layers)
@@ -258,10 +261,8 @@ def _fill(
         _fill_prior(sink, under, fits, data, part, (places, named), prior, seed)
     for chain, fit in enumerate(fits):
         fit.look_at(data)
-        batches = Batches(part.x, fit.topology.positions.device)
-        for draw, (weights, state) in enumerate(fit.weights(way, num_samples=num_samples, seed=derived(seed, chain))):
+        for draw, (weights, state, outcome) in enumerate(_networks(fit, part.x, way, num_samples, derived(seed, chain))):
             at = (chain, draw)
-            outcome = outcome_of(fit.model, weights, batches, state)
             mixture = Mixture([outcome], data.target_shift, data.target_scale)
             y, parameters = mixture.draws(derived(seed, chain, draw))[0], parameters_of(outcome).detach()
             if data.num_classes is None:
@@ -271,7 +272,7 @@ def _fill(
                 drawn.put(at, "predictions", "probability", (*rows, "class"), parameters)
             drawn.put(at, "posterior_predictive", "y", rows, y if data.num_classes is None else y.long())
             drawn.put(at, "log_likelihood", "y", rows[:1], mixture.log_probs(targets)[0].detach())
-            if len(places):
+            if len(places) and weights is not None:
                 values = weights.detach()[torch.from_numpy(places)].cpu()
                 drawn.put(at, "posterior", "value", ("weight",), values)
                 drawn.put(at, "posterior", "keep", ("weight",), (values != 0).to(torch.int8))  # of which ArviZ takes quantiles
@@ -280,6 +281,18 @@ def _fill(
                 drawn.put(at, "posterior", "precision", ("output",)[: precision.ndim], precision)
             for name, value in stats[chain][draw].items() if known else ():
                 drawn.put(at, "sample_stats", name, (), value)
+
+
+def _networks(
+    fit: Fit, x: Rows, way: How, num_samples: int, seed: int
+) -> Iterator[tuple[Tensor | None, State, TorchDistribution]]:
+    """Every draw of a way to predict: weights, where it has any, the other state, and what they say of y given rows x."""
+    if way == "moments":
+        yield from ((None, fit.pairs.state(-1), one) for one in fit.outcomes(x, way, num_samples=num_samples, seed=seed))
+        return
+    batches = Batches(x, fit.topology.positions.device)
+    for weights, state in fit.weights(way, num_samples=num_samples, seed=seed):
+        yield weights, state, outcome_of(fit.model, weights, batches, state)
 
 
 def _fill_prior(

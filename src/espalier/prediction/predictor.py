@@ -64,9 +64,10 @@ class Predictor(ABC):
     def predict(self, x: Rows | Inputs, how: How = "ticket", *, num_samples: int = 16, seed: int = 0) -> Tensor:
         """Predictive draws `(S, n, C)` of class probabilities, on the CPU; average over the first dimension.
 
-        For regression `(S, n, 2)`: mean and standard deviation in the units of the data. S is 1 for `ticket`, `mean`
-        and `unmasked`, the number of collected pairs for `pairs`, and `num_samples` for `redraw`; of an ensemble as many of each
-        member. Raises ValueError for an unknown `how`, or for rows that the network does not take.
+        For regression `(S, n, 2)`: mean and standard deviation in the units of the data. S is 1 for `ticket`, `mean`, `unmasked`
+        and `distilled`, the number of collected pairs for `pairs`, `num_samples` for `redraw`, and eight times that for `moments`,
+        whose draws are of outputs and cost no pass; of an ensemble as many of each member. Raises ValueError for an unknown
+        `how`, or for rows that the network does not take.
         """
         return torch.stack(list(self.draws(x, how, num_samples=num_samples, seed=seed)))
 

@@ -72,7 +72,7 @@ def robustness_of(
 
 def check(fit: Fit, data: Data, eps: Sequence[float], how: How = "ticket") -> list[Ball]:
     """The ball of every eps. Raises ValueError where robustness cannot be had: bounds of two training rows tell."""
-    if not isinstance(fit, Fit) or how not in fit.ways or how in ("pairs", "redraw"):
+    if not isinstance(fit, Fit) or how not in fit.ways or how in ("pairs", "redraw", "moments"):
         raise ValueError(f"expected a fit and a way to predict that is one network, got {how}: choose ticket, mean or unmasked")
     if not isinstance(fit.model.likelihood, Categorical) or data.train.y.dim() > 1:
         raise ValueError("expected a categorical likelihood and one label a row to see how robust its classes are")

@@ -73,6 +73,9 @@ def _in_one_pass(look: Look) -> Callable[[Any], dict[str, NDArray[np.float64]]]:
         if look.classes and look.way == "distilled":
             told = uncertainties(look.predictor, x, "distilled", names=["mutual_information"])
             found["mutual information, one pass"] = told["mutual_information"]
+        if look.classes and "moments" in look.predictor.ways:
+            told = uncertainties(look.predictor, x, "moments", names=["mutual_information", "predictive_entropy"])
+            found |= {f"{score.replace('_', ' ')}, moments": values for score, values in told.items()}
         return found
 
     return scores

@@ -22,7 +22,7 @@ from espalier.contracts import Data, Schedule, Topology
 from espalier.followers import Follower
 from espalier.guides.masked import MaskedGuide
 from espalier.network import BayesianNetwork, under
-from espalier.prediction import batchnorm
+from espalier.prediction import batchnorm, propagation
 from espalier.prediction.fit import Fit
 from espalier.prediction.mixture import Mixture
 from espalier.prediction.pairs import Pair, Pairs
@@ -134,6 +134,7 @@ def train(
     fit.record |= ending(history, stopped, training.epochs)
     for follower in followers:
         follower.end(fit, data)
+    propagation.equip(fit, data)
     return fit
 
 

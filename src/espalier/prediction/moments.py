@@ -1,0 +1,274 @@
+"""Numbers known by their means and variances, and what torch's functions make of them: one rule a function.
+
+Products: with W of mean m and variance v and x of mean a and variance b, all independent,
+
+    E[W x] = m a,        Var[W x] = v (a^2 + b) + m^2 b,
+
+which of a mask Z ~ Bernoulli(p) times u, m = p u and v = p (1 - p) u^2, is one product with m^2. Through a ReLU the moments of a
+normal number are known in closed form (Frey & Hinton 1999, *Variational learning in nonlinear Gaussian belief networks*), through
+any other function of one number they are taken by Gauss-Hermite quadrature. Neighbours are not independent: positions of an
+image are under the same mask, so the winner of a max pool takes its variance along, and averages of positions have averaged
+deviations. That is fast dropout (Wang & Manning 2013), probabilistic backpropagation's forward pass (Hernandez-Lobato & Adams
+2015) and lightweight probabilistic networks (Gast & Roth 2018).
+
+A function that has no rule here gets one in a few lines, under its name, by `rule`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+NODES = 16
+"""Of Gauss-Hermite quadrature."""
+LEAST = 1e-12
+"""Variance: a number that does not move is still divided by its deviation."""
+
+
+class Unknown(NotImplementedError):
+    """A function whose moments are not known here."""
+
+
+class Moments(Tensor):
+    """A tensor of independent numbers by their means `loc` and variances `variance`, of its shape. Torch's functions of it that
+    are in `RULES` give another; any other raises Unknown. ratio: of masked weights of one layer variance / loc^2, which saves a
+    product; of the flat vector each layer's."""
+
+    loc: Tensor
+    variance: Tensor
+    ratio: Any
+
+    @staticmethod
+    def __new__(cls, loc: Tensor, variance: Tensor, ratio: Any = None) -> Moments:
+        self: Moments = Tensor._make_wrapper_subclass(cls, loc.shape, dtype=loc.dtype, device=loc.device)
+        self.loc, self.variance, self.ratio = loc, variance, ratio
+        return self
+
+    def __repr__(self) -> str:  # type: ignore[override]
+        return f"Moments(loc={self.loc!r}, variance={self.variance!r})"
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs, name = kwargs or {}, func.__name__
+        if name == "__get__" or name in _ASKED:
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args, **kwargs)
+        inplace = name.endswith("_") and not name.endswith("__")
+        rule = RULES.get(name.strip("_"))
+        if rule is None or kwargs.get("out") is not None:
+            raise Unknown(name)
+        kwargs.pop("inplace", None)
+        if inplace:  # by the function that writes nowhere
+            func = getattr(Tensor, name[:-1], None) or getattr(torch, name[:-1])
+        found = rule(func, *args, **kwargs)
+        if inplace:
+            args[0].loc, args[0].variance = found.loc, found.variance
+            return args[0]
+        return found
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+        raise Unknown(str(func))
+
+
+def _split(x: Any) -> tuple[Any, Any]:
+    """Means and variances; a plain tensor, or a number, has no variance."""
+    return (x.loc, x.variance) if isinstance(x, Moments) else (x, None)
+
+
+Rule = Callable[..., Any]
+RULES: dict[str, Rule] = {}
+"""By a function's name how moments go through it: rule(func, *args, **kwargs)."""
+_ASKED = {"dim", "size", "numel", "ndimension", "is_floating_point", "is_complex", "is_contiguous", "__hash__", "__len__", "type"}
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Registers it under these names of torch's functions, or of your own that go through `torch.overrides`."""
+
+    def add(own: Rule) -> Rule:
+        RULES.update(dict.fromkeys(names, own))
+        return own
+
+    return add
+
+
+PRODUCTS = ("linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "matmul", "mm")
+NORMS = ("batch_norm", "layer_norm", "group_norm")
+
+
+@rule(*PRODUCTS)
+def _product(func: Any, x: Any, weight: Any, bias: Tensor | None = None, *rest: Any, **named: Any) -> Moments:
+    """See the module. Of a masked weight the two products of variances are one."""
+
+    def product(a: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+        own: Tensor = func(a, w) if func.__name__ in ("matmul", "mm", "__matmul__") else func(a, w, b, *rest, **named)
+        return own
+
+    (a, b), (m, v) = _split(x), _split(weight)
+    loc = product(a, m, bias)
+    if v is None:
+        return Moments(loc, product(b, m.square(), None))
+    second = a.square() if b is None else torch.addcmul(b, a, a)
+    if weight.ratio is not None:
+        second = second * weight.ratio if b is None else second.mul_(weight.ratio).add_(b)
+        return Moments(loc, product(second, m.square(), None))
+    variance = product(second, v, None)
+    return Moments(loc, variance if b is None else variance + product(b, m.square(), None))
+
+
+@rule("relu")
+def _relu(_: Any, x: Moments) -> Moments:
+    """Of N(a, b): E = a Phi(a / s) + s phi(a / s), E of the square (a^2 + b) Phi(a / s) + a s phi(a / s) = a E + b Phi (Frey &
+    Hinton 1999, app. A). In few passes over memory: beside a convolution this is not free."""
+    deviation = x.variance.clamp_min(LEAST).sqrt_()
+    ratio = x.loc / deviation
+    below = torch.erf(ratio * math.sqrt(0.5)).add_(1.0).mul_(0.5)
+    density = ratio.square_().mul_(-0.5).exp_().mul_(deviation).mul_(1 / math.sqrt(2 * math.pi))
+    loc = density.addcmul_(x.loc, below)
+    return Moments(loc, (x.loc - loc).mul_(loc).addcmul_(x.variance, below).clamp_min_(0.0))
+
+
+@rule("leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "tanh", "sigmoid", "softplus", "softsign", "hardtanh", "relu6",
+      "hardswish", "hardsigmoid", "logsigmoid", "sin", "cos", "square", "abs", "exp")  # fmt: skip
+def _of_each(func: Any, x: Moments, *args: Any, **named: Any) -> Moments:
+    """A function of each number, taken for normal: Gauss-Hermite quadrature (Abramowitz & Stegun 25.4.46)."""
+    deviation, nodes, weights = x.variance.sqrt(), *np.polynomial.hermite_e.hermegauss(NODES)
+    values = [func(x.loc + float(node) * deviation, *args, **named) for node in nodes]
+    shares = [float(weight) for weight in weights / weights.sum()]
+    loc = sum(share * value for share, value in zip(shares, values, strict=True))
+    variance = sum(share * (value - loc).square() for share, value in zip(shares, values, strict=True))
+    return Moments(loc, variance)
+
+
+@rule("batch_norm")
+def _batch_norm(
+    _: Any, x: Moments, mean: Tensor | None, var: Tensor | None, weight: Tensor | None = None, bias: Tensor | None = None,
+    training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
+) -> Moments:  # fmt: skip
+    """With its statistics it is a line."""
+    if training or mean is None or var is None:
+        raise Unknown("batch_norm by the batch")
+    shape = (1, -1, *(1 for _ in x.shape[2:]))
+    slope = (var + eps).rsqrt() if weight is None else weight * (var + eps).rsqrt()
+    shift = -mean * slope if bias is None else bias - mean * slope
+    return Moments(torch.addcmul(shift.view(shape), x.loc, slope.view(shape)), x.variance * slope.square().view(shape))
+
+
+def _normalised(x: Moments, dims: tuple[int, ...], eps: float) -> tuple[Tensor, Tensor]:
+    """By the mean and the expected variance over `dims`."""
+    centred = x.loc - x.loc.mean(dims, keepdim=True)
+    slope = ((centred.square() + x.variance).mean(dims, keepdim=True) + eps).rsqrt()
+    return centred * slope, x.variance * slope.square()
+
+
+@rule("layer_norm")
+def _layer_norm(
+    _: Any, x: Moments, shape: Sequence[int], weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Moments:
+    loc, variance = _normalised(x, tuple(range(-len(shape), 0)), eps)
+    if weight is not None:
+        loc, variance = loc * weight, variance * weight.square()
+    return Moments(loc if bias is None else loc + bias, variance)
+
+
+@rule("group_norm")
+def _group_norm(
+    _: Any, x: Moments, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Moments:
+    grouped = Moments(*(part.reshape(len(part), num_groups, -1) for part in (x.loc, x.variance)))
+    loc, variance = (part.reshape(x.shape) for part in _normalised(grouped, (-1,), eps))
+    shape = (1, -1, *(1 for _ in x.shape[2:]))
+    if weight is not None:
+        loc, variance = loc * weight.view(shape), variance * weight.square().view(shape)
+    return Moments(loc if bias is None else loc + bias.view(shape), variance)
+
+
+@rule("max_pool1d", "max_pool2d", "max_pool3d")
+def _max_pool(func: Any, x: Moments, *args: Any, **named: Any) -> Moments:
+    """What one mask does to neighbours it does alike: the largest mean wins, and has its own variance."""
+    dims = int(func.__name__[-2])
+    loc, places = getattr(F, func.__name__)(x.loc, *args, **{**named, "return_indices": True})
+    return Moments(loc, x.variance.flatten(-dims).gather(-1, places.flatten(-dims)).view_as(loc))
+
+
+@rule("avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d",
+      "interpolate", "mean", "sum")  # fmt: skip
+def _averaged(func: Any, x: Moments, *args: Any, **named: Any) -> Moments:
+    """Of numbers that move together: the deviations' average."""
+    return Moments(func(x.loc, *args, **named), func(x.variance.sqrt(), *args, **named).square())
+
+
+@rule("view", "reshape", "flatten", "unflatten", "permute", "transpose", "movedim", "t", "contiguous", "clone", "detach",
+      "squeeze", "unsqueeze", "expand", "getitem", "to", "float", "double", "chunk", "unbind", "flip", "roll", "narrow", "select",
+      "index_select", "pixel_shuffle", "channel_shuffle")  # fmt: skip
+def _moved(func: Any, x: Moments, *args: Any, **named: Any) -> Any:
+    """Only where they are changes."""
+    loc, variance = func(x.loc, *args, **named), func(x.variance, *args, **named)
+    if isinstance(loc, Tensor):
+        return Moments(loc, variance, x.ratio)
+    return tuple(Moments(*pair) for pair in zip(loc, variance, strict=True))
+
+
+@rule("split")
+def _layers(func: Any, x: Moments, *args: Any, **named: Any) -> tuple[Moments, ...]:
+    """Of the flat vector of weights every layer."""
+    parts = func(x.loc, *args, **named), func(x.variance, *args, **named)
+    ratios = x.ratio if isinstance(x.ratio, tuple) and len(x.ratio) == len(parts[0]) else [None] * len(parts[0])
+    return tuple(Moments(*part) for part in zip(*parts, ratios, strict=True))
+
+
+@rule("pad")
+def _pad(func: Any, x: Moments, pad: Any, mode: str = "constant", value: float | None = None) -> Moments:
+    return Moments(func(x.loc, pad, mode, value), func(x.variance, pad, mode, None))
+
+
+@rule("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout")
+def _dropout(func: Any, x: Moments, p: float = 0.5, training: bool = False) -> Moments:
+    if training:
+        raise Unknown(f"{func.__name__} while it drops")
+    return x
+
+
+@rule("cat", "concat", "concatenate", "stack")
+def _joined(func: Any, parts: Sequence[Any], *args: Any, **named: Any) -> Moments:
+    pairs = [(part.loc, part.variance) if isinstance(part, Moments) else (part, torch.zeros_like(part)) for part in parts]
+    return Moments(*(func(list(own), *args, **named) for own in zip(*pairs, strict=True)))
+
+
+@rule("embedding")
+def _embedding(func: Any, ids: Tensor, weight: Moments, *args: Any, **named: Any) -> Moments:
+    return Moments(func(ids, weight.loc, *args, **named), func(ids, weight.variance, *args, **named))
+
+
+@rule("add", "radd", "iadd", "sub", "rsub", "isub")
+def _sum(func: Any, x: Any, y: Any) -> Moments:
+    (a, b), (c, d) = _split(x), _split(y)
+    loc = func(a, c)
+    return Moments(loc, sum((part for part in (b, d) if part is not None), torch.zeros_like(loc)))
+
+
+@rule("neg", "positive")
+def _negative(func: Any, x: Moments) -> Moments:
+    return Moments(func(x.loc), x.variance)
+
+
+@rule("mul", "rmul", "imul")
+def _scaled(func: Any, x: Any, y: Any) -> Moments:
+    (a, b), (c, d) = _split(x), _split(y)
+    parts = [] if b is None else [b * c**2]
+    parts += [] if d is None else [d * a**2]
+    parts += [] if b is None or d is None else [b * d]
+    return Moments(a * c, sum(parts[1:], parts[0]))
+
+
+@rule("div", "truediv", "true_divide", "itruediv")
+def _divided(func: Any, x: Any, y: Any) -> Moments:
+    if isinstance(y, Moments):
+        raise Unknown("division by what is random")
+    return Moments(x.loc / y, x.variance / y**2)

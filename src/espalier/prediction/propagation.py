@@ -1,0 +1,235 @@
+"""The way to predict `moments`: what all masks of a posterior say together, by one pass of means and variances.
+
+The weights' moments (`posterior`) go through the network by the rules of `moments.py`; its outputs' means and variances make
+normal outputs, of which any number are laid out evenly (`normals`). They cost no pass, and from them everything follows that
+follows from draws: mean probabilities, intervals, mutual information.
+
+What the rules take for independent is not, quite, and by how much the network itself says (`equip`): each layer's variance is put
+right by one factor, the mean variance of its outputs over `MASKS` masks at `ROWS` training inputs over the one that was computed,
+layer after layer. Batch norm whose statistics are those of each mask takes away what a mask does to all inputs alike; its factor
+says how much. Of classes the outputs' variance has a factor more, by which the mean probabilities are closest to those of the
+masks. No labels, no gradients, and a number a layer cannot overfit. Derived for this project; Wu et al. 2019, *Deterministic
+variational inference*, keep covariances instead; Postels et al. 2019, *Sampling-free epistemic uncertainty*, go without either.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from scipy.optimize import minimize_scalar
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from espalier import nested
+from espalier.compiled import uncompiled
+from espalier.contracts import Data
+from espalier.distributions.masked import per_weight
+from espalier.likelihoods import plain
+from espalier.network import BayesianNetwork, evaluating
+from espalier.prediction import batchnorm
+from espalier.prediction.moments import NORMS, PRODUCTS, Moments, Unknown
+from espalier.prediction.pairs import State
+from espalier.prediction.predict import Batches, parameters_of, to_device
+from espalier.sparse import scatter
+from espalier.sparse.trial import alone
+
+if TYPE_CHECKING:
+    from espalier.prediction.fit import Fit
+
+MASKS, ROWS = 32, 128
+"""That the factors are found by."""
+LOOKED_AT = 1 << 18
+"""Outputs of a layer, at most, that its factor is a mean over: evenly spaced ones."""
+EACH = 8
+"""Outputs for each draw of `redraw` that is asked for: they cost no pass."""
+WIDEST = 3.0
+"""Of the last factor, e to the +- this."""
+MOST_DIMENSIONS = torch.quasirandom.SobolEngine.MAXDIM
+
+
+class AtLayers(TorchFunctionMode):
+    """While it is entered, `visit` sees what every product and normalisation gives, with its place among them, and says what is
+    to go on from there."""
+
+    def __init__(self, visit: Callable[[int, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.visit, self.seen = visit, 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        if func.__name__.strip("_") not in (*PRODUCTS, *NORMS):
+            return found
+        self.seen += 1
+        return self.visit(self.seen - 1, found)
+
+
+def scaled(factor: Callable[[int, Tensor], float]) -> AtLayers:
+    """Each layer's variance by its factor, which is told the layer's place and the variance."""
+
+    def visit(place: int, output: Tensor) -> Tensor:
+        if isinstance(output, Moments):
+            output.variance.mul_(factor(place, output.variance))
+        return output
+
+    return AtLayers(visit)
+
+
+def posterior(fit: Fit) -> tuple[Moments, State]:
+    """Of the flat weight vector `(num_weights,)` under all draws of `redraw`, with the other state that the mean network has."""
+    positions, counts, _ = fit.topology
+    last, total = fit.pairs.values[-1], fit.topology.num_weights
+    probs = per_weight(fit.keep_prob, counts, positions.device)
+    factor = 1 / probs if fit.rescale else 1.0
+    state = {**fit.pairs.state(-1), **fit.statistics["mean"]}
+    if fit.pairs.scales is not None:
+        values, spread = last * factor, (fit.pairs.scales[-1] * factor).square()
+        return Moments(scatter(values, positions, total), scatter(spread, positions, total)), state
+    each = fit.keep_prob if isinstance(fit.keep_prob, tuple) else (fit.keep_prob,) * len(counts)
+    values = last * (probs * factor)
+    spread = (last * factor).square() * (probs * (1 - probs))
+    return Moments(scatter(values, positions, total), scatter(spread, positions, total), tuple((1 - p) / p for p in each)), state
+
+
+@torch.no_grad()
+def propagate(model: BayesianNetwork, weights: Moments, x: Any, state: Mapping[str, Tensor], layers: AtLayers) -> Moments:
+    """The network's output `(n, ...)` by its moments, of one batch. Raises Unknown where it has a function without a rule, or
+    gives something else than one tensor."""
+    with evaluating(model), uncompiled(model), layers:
+        output = model.evaluate(weights, x, state)
+    if not isinstance(output, Moments):
+        raise Unknown("an output without masks" if isinstance(output, Tensor) else "several outputs")
+    return output
+
+
+def equip(fit: Fit, data: Data) -> None:
+    """Find each layer's factor, so that the fit predicts by `moments`. In the record under that name: `factors`, and how they
+    were found; or what stands in the way as `unknown`. A fit whose draws are one network has no use for it.
+
+    data: the first of its training inputs are looked at. Training does this; a run of an earlier version is given it by you."""
+    if fit.is_one("redraw"):
+        return
+    rows = torch.arange(min(ROWS, len(data.train.y)))
+    x = to_device(data.train.x[rows], fit.topology.positions.device)
+    try:
+        factors = _factors(fit, x)
+    except Exception as reason:  # whatever a network of the user's own does with what is no plain tensor: the training is over
+        fit.record["moments"] = {"unknown": str(reason) if isinstance(reason, Unknown) else f"{type(reason).__name__}: {reason}"}
+        return
+    fit.record["moments"] = {"factors": factors, "rows": len(rows), "masks": MASKS, "forward_examples": len(rows) * MASKS}
+
+
+@torch.no_grad()
+def _factors(fit: Fit, x: Any) -> list[float]:
+    """Of every product and normalisation, and last of the output."""
+    weights, state = posterior(fit)
+    propagate(fit.model, weights, nested.each(lambda leaf: leaf[:2], x), state, scaled(lambda *_: 1.0))  # is it known at all?
+    by_batch = batchnorm.has_batchnorm(fit.model) and fit.record.get("batchnorm") != "running"
+    told, predicted = _drawn(fit, x, by_batch)
+    if by_batch:  # as the masks were
+        state = batchnorm.estimate(fit.model, weights.loc, state, [x])
+    factors = [1.0] * len(told)
+
+    def factor(place: int, variance: Tensor) -> float:
+        computed = _some(variance).sum()
+        if computed > 0 and place < len(told):
+            factors[place] = float(told[place] / computed)
+        return factors[min(place, len(told) - 1)]
+
+    layers = scaled(factor)
+    output = propagate(fit.model, weights, x, state, layers)
+    if layers.seen != len(told) or not all(map(math.isfinite, factors)):
+        raise Unknown("layers that are not the same ones at each call")
+    return [*factors, 1.0 if predicted is None else _closest(fit, output, state, predicted)]
+
+
+def _closest(fit: Fit, output: Moments, state: State, predicted: Tensor) -> float:
+    """The factor of the outputs' variance that has the least cross-entropy from the probabilities that masks `predicted`."""
+
+    def distance(log_factor: float) -> float:
+        scaled_by = Moments(output.loc, output.variance * math.exp(log_factor))
+        every = [parameters_of(one) for one in _laid_out(fit, scaled_by, state, EACH * MASKS, 0)]
+        return float(-(predicted * torch.stack(every).mean(0).clamp_min(1e-30).log()).sum(-1).mean())
+
+    return math.exp(minimize_scalar(distance, bounds=(-WIDEST, WIDEST), method="bounded", options={"xatol": 0.01}).x)
+
+
+def _drawn(fit: Fit, x: Any, by_batch: bool) -> tuple[list[Tensor], Tensor | None]:
+    """Of every product and normalisation the variance over masks, summed over `_some` of its outputs (Welford 1962); and of
+    classes the mean probabilities. by_batch: batch norm by the statistics that each mask has on these rows."""
+    means: list[Tensor] = []
+    squares: list[Tensor] = []
+    predicted: list[Tensor] = []
+    number = 0
+
+    def visit(place: int, output: Tensor) -> Tensor:
+        own = _some(output)
+        if place == len(means):
+            means.append(torch.zeros_like(own))
+            squares.append(own.new_zeros(()))
+        off = own - means[place]
+        means[place] = means[place] + off / number
+        squares[place] += (off * (own - means[place])).sum()
+        return output
+
+    positions, total = fit.topology.positions, fit.topology.num_weights
+    for values in fit.redrawn(MASKS):
+        number, weights = number + 1, scatter(values, positions, total)
+        state = {name: tensor.clone() for name, tensor in fit.pairs.state(-1).items()}
+        with batchnorm.by_the_batch(fit.model) if by_batch else evaluating(fit.model), uncompiled(fit.model), AtLayers(visit):
+            output = fit.model.evaluate(weights, x, state)
+        outcome = _said(fit, _exact(output), state)
+        if isinstance(plain(outcome), dist.Categorical | dist.Bernoulli):
+            predicted.append(parameters_of(outcome))
+    return [square / (MASKS - 1) for square in squares], torch.stack(predicted).mean(0) if predicted else None
+
+
+def _some(output: Tensor) -> Tensor:
+    """Evenly spaced ones of its numbers, `LOOKED_AT` at most."""
+    return output.detach().reshape(-1)[:: max(1, -(-output.numel() // LOOKED_AT))].double()
+
+
+def normals(count: int, dimensions: int, seed: int = 0) -> Tensor:
+    """Standard normal points `(count, dimensions)`, float64: a scrambled Sobol sequence (Owen 1998), of mean 0 and of variance 1
+    over the points in every dimension, so that a mixture over them has the moments that it is to have."""
+    engine = torch.quasirandom.SobolEngine(min(dimensions, MOST_DIMENSIONS), scramble=True, seed=seed % (1 << 62))
+    uniform = engine.draw(count, dtype=torch.float64).clamp(1e-9, 1 - 1e-9)
+    points: Tensor = torch.special.ndtri(uniform)
+    points -= points.mean(0)
+    points /= points.square().mean(0).sqrt().clamp_min(1e-9)
+    return points[:, torch.arange(dimensions) % engine.dimension]
+
+
+def outcomes(
+    fit: Fit, batches: Batches, *, count: int, seed: int, on_device: bool = False
+) -> Iterator[dist.TorchDistribution]:
+    """The distribution of y given every row, at `count` outputs that are laid out evenly: one pass for all of them. float64."""
+    weights, state = posterior(fit)
+    *factors, last = fit.record["moments"]["factors"]
+    loc, variance = [], []
+    for batch in batches:
+        found = propagate(fit.model, weights, batch, state, scaled(lambda place, _: factors[place]))
+        loc.append(_exact(found.loc, on_device))
+        variance.append(_exact(found.variance, on_device) * last)
+    yield from _laid_out(fit, Moments(torch.cat(loc), torch.cat(variance)), state, count, seed)
+
+
+def _laid_out(fit: Fit, output: Moments, state: State, count: int, seed: int) -> Iterator[dist.TorchDistribution]:
+    loc, deviation = output.loc, output.variance.sqrt()
+    for point in normals(count, loc.shape[-1] if loc.dim() > 1 else 1, seed).to(loc.device):
+        yield _said(fit, loc + deviation * point, state)
+
+
+def _said(fit: Fit, output: Tensor, state: State) -> dist.TorchDistribution:
+    with alone(fit.model), pyro.validation_enabled(not output.is_cuda):  # which would wait for the GPU: see `predict.fetched`
+        outcome: dist.TorchDistribution = fit.model.says(output, state)
+    return outcome
+
+
+def _exact(output: Any, on_device: bool = False) -> Tensor:
+    own: Tensor = output.detach() if on_device else output.detach().cpu()
+    return own.double()
