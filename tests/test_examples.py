@@ -66,6 +66,7 @@ BENCHMARKS = {
     "growth.py": ["--help"],
     "label_noise.py": ["--help"],
     "loading.py": ["--rows", "300", "--workers", "0", "--side", "32"],
+    "one_pass_moments.py": ["--help"],
     "one_student.py": [
         "--data={small}", "--rows=150", "--model=mlp", "--epochs=8", "--seeds=0", "--share=20", "--out={out}",
     ],  # fmt: skip

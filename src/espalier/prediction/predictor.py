@@ -65,7 +65,7 @@ class Predictor(ABC):
         """Predictive draws `(S, n, C)` of class probabilities, on the CPU; average over the first dimension.
 
         For regression `(S, n, 2)`: mean and standard deviation in the units of the data. S is 1 for `ticket`, `mean`, `unmasked`
-        and `distilled`, the number of collected pairs for `pairs`, `num_samples` for `redraw`, and eight times that for `moments`,
+        and `distilled`, the number of collected pairs for `pairs`, `num_samples` for `redraw`, eight times that for `moments`,
         whose draws are of outputs and cost no pass; of an ensemble as many of each member. Raises ValueError for an unknown
         `how`, or for rows that the network does not take.
         """
