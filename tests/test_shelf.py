@@ -170,7 +170,7 @@ def test_every_inference_returns_a_fit_whose_ways_to_predict_are_probabilities(n
     assert isinstance(fit, Fit)
     for how in fit.ways:
         draws = fit.predict(data.test.x, how, num_samples=3)
-        assert draws.shape == ({"redraw": 3, "pairs": fit.record["num_pairs"]}.get(how, 1), 20, 3)
+        assert draws.shape == ({"redraw": 3, "pairs": fit.record["num_pairs"], "moments": 24}.get(how, 1), 20, 3)
         assert torch.allclose(draws.sum(-1), torch.ones(draws.shape[:-1], dtype=torch.float64), atol=1e-12)
         assert (draws >= 0).all()
     epochs = 3 if name == "distilled" else 2

@@ -64,7 +64,7 @@ def test_labels_of_any_kind_and_a_frame_go_in_and_the_same_labels_come_out() -> 
 def test_probabilities_are_the_mean_over_the_draws_of_the_way_that_was_asked_for() -> None:
     fitted = classifier().fit(*IRIS)
     x = fitted.data_.inputs(IRIS[0])
-    for how in WAYS:
+    for how in (*WAYS, "moments"):
         fitted.predict_with = how
         found = fitted.predict_proba(IRIS[0])
         expected = fitted.fit_.predict(x, how, num_samples=16).mean(0).numpy()
@@ -157,7 +157,7 @@ def test_mapie_controls_its_risk() -> None:
 
 @pytest.mark.parametrize(("options", "sentence"), [
     ({"predict_with": "mode"}, "expected predict_with of ticket, pairs, .*, got 'mode'"),
-    ({"predict_with": "distilled"}, "expected predict_with of ticket, pairs, redraw, mean, unmasked, got 'distilled'"),
+    ({"predict_with": "distilled"}, "expected predict_with of ticket, pairs, redraw, mean, unmasked, moments, got 'distilled'"),
     ({"inference": "rigle"}, "expected an inference of .* got 'rigle'; did you mean 'rigl'"),
     ({"options": {"deltas": 3}}, "expected options of cigl, .*, got 'deltas'"),
     ({"patience": 3}, "expected a validation split for patience"),

@@ -15,7 +15,7 @@ from espalier.cli.main import main
 from places import HELPERS
 
 TINY = ["--data", "digits", "--train-size", "150", "--epochs", "2", "--batch-size", "50", "--delta-t", "2"]
-WAYS = {"ticket", "pairs", "redraw", "mean", "unmasked"}
+WAYS = {"ticket", "pairs", "redraw", "mean", "unmasked", "moments"}
 
 
 def fit(out: Path, *words: str, model: str = "mlp", inference: str = "cigl") -> int:

@@ -51,7 +51,7 @@ def trained() -> tuple[Fit, Recorder]:
 
 def test_draws_of_a_fit_have_the_learned_mean_and_deviation() -> None:
     fit, _ = trained()
-    assert fit.ways == WAYS
+    assert fit.ways == (*WAYS, "moments")
     assert fit.topology.num_active == round(0.2 * 1480)
     mu, sigma, places = fit.pairs.values, fit.pairs.scales, fit.topology.positions
     assert mu.shape == sigma.shape == (3, 296)

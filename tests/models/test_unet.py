@@ -79,7 +79,7 @@ def test_training_improves_the_loss_under_the_mask_and_the_ticket_says_two_proba
     test = blobs().test
     for how in fit.ways:
         draws = fit.predict(test.x, how, num_samples=3)
-        assert draws.shape == ({"redraw": 3, "pairs": len(fit.pairs.values)}.get(how, 1), 16, 16, 16, 2)
+        assert draws.shape == ({"redraw": 3, "pairs": len(fit.pairs.values), "moments": 24}.get(how, 1), 16, 16, 16, 2)
         assert torch.allclose(draws.sum(-1), torch.ones(draws.shape[:-1], dtype=torch.float64), atol=1e-12)
         assert (draws >= 0).all()
     says = fit.predict(test.x, "ticket")[0, ..., 1]

@@ -99,7 +99,7 @@ def test_redraw_is_decided_by_its_seed() -> None:
 
 def test_an_unknown_way_is_refused() -> None:
     fit, _ = trained("mlp")
-    with pytest.raises(ValueError, match="expected one of ticket, pairs, redraw, mean, unmasked, got 'tickets'"):
+    with pytest.raises(ValueError, match="expected one of ticket, pairs, redraw, mean, unmasked, moments, got 'tickets'"):
         fit.predict(digits().test.x, "tickets")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="expected num_samples of at least 1, got 0"):
         fit.predict(digits().test.x, "redraw", num_samples=0)
