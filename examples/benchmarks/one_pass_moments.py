@@ -5,8 +5,8 @@
 Of every run, on its test split: its ticket, its distilled net where it has one, `--draws` masks, and `moments` as the product
 has it, without the last factor, and without any. `KL`: from twice as many other masks, nats. `doubt`: the mean of the mutual
 information and its correlation with that of those masks. `AUROC`: of the mutual information (of one network the predictive
-entropy), the test split against NAME's. `time`: CPU seconds over the ticket's, medians of three by turns. A run without factors is
-given them, in memory.
+entropy), the test split against NAME's. `time`: CPU seconds over the ticket's, medians of three by turns. A run without factors
+is given them, in memory.
 """
 
 from __future__ import annotations
