@@ -219,6 +219,24 @@ def test_a_rule_is_added_in_a_line() -> None:
         del RULES["logit"]
 
 
+@pytest.mark.parametrize(
+    ("change", "plain"),
+    [
+        (lambda x: F.relu(x, inplace=True), F.relu), (lambda x: x.relu_(), F.relu), (lambda x: x.add_(1.0), lambda x: x + 1.0),
+        (lambda x: x.__imul__(2.0), lambda x: x * 2.0), (lambda x: x.__iadd__(x), lambda x: x + x),
+    ],
+)  # fmt: skip
+def test_what_is_written_into_is_changed_for_all_who_hold_it(change: Callable[[Any], Any], plain: Callable[[Any], Any]) -> None:
+    """A residual block whose ReLU writes into its input adds what was left of it."""
+    x, told = some(0, 2, 3), plain(some(0, 2, 3))
+    first = x.loc
+    kept = first.clone()
+    assert change(x) is x
+    torch.testing.assert_close(x.loc, told.loc)
+    torch.testing.assert_close(x.variance, told.variance)
+    assert torch.equal(first, kept)  # which another may be made of
+
+
 def test_it_says_what_it_is() -> None:
     x = some(0, 2, 3)
     assert (x.shape, x.dim(), x.dtype, len(x)) == (torch.Size([2, 3]), 2, torch.float64, 2)

@@ -17,6 +17,7 @@ A function that has no rule here gets one in a few lines, under its name, by `ru
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -59,18 +60,18 @@ class Moments(Tensor):
         if name == "__get__" or name in _ASKED:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
-        inplace = name.endswith("_") and not name.endswith("__")
         rule = RULES.get(name.strip("_"))
         if rule is None or kwargs.get("out") is not None:
             raise Unknown(name)
-        kwargs.pop("inplace", None)
-        if inplace:  # by the function that writes nowhere
-            func = getattr(Tensor, name[:-1], None) or getattr(torch, name[:-1])
-        found = rule(func, *args, **kwargs)
-        if inplace:
-            args[0].loc, args[0].variance = found.loc, found.variance
+        writes = _WRITING.fullmatch(name)
+        if writes:  # by the function that writes nowhere
+            own = f"__{writes[1]}__" if writes[1] else writes[2]
+            func = getattr(Tensor, own, None) or getattr(torch, own)
+        if kwargs.pop("inplace", False) | bool(writes):
+            found = rule(func, *args, **kwargs)
+            args[0].loc, args[0].variance = found.loc, found.variance  # for all who hold it
             return args[0]
-        return found
+        return rule(func, *args, **kwargs)
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
@@ -86,6 +87,10 @@ Rule = Callable[..., Any]
 RULES: dict[str, Rule] = {}
 """By a function's name how moments go through it: rule(func, *args, **kwargs)."""
 _ASKED = {"dim", "size", "numel", "ndimension", "is_floating_point", "is_complex", "is_contiguous", "__hash__", "__len__", "type"}
+
+
+_WRITING = re.compile(r"__i(add|sub|mul|truediv)__|([a-z]\w*[a-z0-9])_")
+"""Functions that write into what they are given, `+=` and `relu_`."""
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
