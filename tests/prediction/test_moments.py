@@ -176,6 +176,21 @@ def test_sums_and_products_of_independent_numbers() -> None:
     torch.testing.assert_close((x * y).variance, second - (x.loc * y.loc).square())
 
 
+def test_a_number_is_not_independent_of_itself() -> None:
+    x = some(0, 3, 4)
+    torch.testing.assert_close((x + x).variance, 4 * x.variance)
+    torch.testing.assert_close((x - x).variance, torch.zeros_like(x.variance))
+    torch.testing.assert_close((x * x).loc, x.loc.square() + x.variance)
+    torch.testing.assert_close((x * x).variance, 2 * x.variance.square() + 4 * x.loc.square() * x.variance)  # of a normal one
+
+
+def test_what_is_random_is_not_written_into_what_is_not() -> None:
+    plain = torch.zeros(3, 4, dtype=torch.float64)
+    for write in (lambda: plain.add_(some(0, 3, 4)), lambda: plain.__iadd__(some(0, 3, 4)), lambda: plain.mul_(some(0, 3, 4))):
+        with pytest.raises(Unknown, match="into what is not"):
+            write()
+
+
 def test_normalisation_is_by_the_expected_variance() -> None:
     x = some(0, 3, 8)
     found = F.layer_norm(x, (8,))

@@ -210,6 +210,67 @@ def test_a_network_that_it_cannot_go_through_is_trained_all_the_same(net: type[n
         fit.predict(digits().test.x[:3], "moments")
 
 
+class Written(Odd):
+    """Writes what is random into what is not."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = x.new_zeros(len(x), 10)
+        found += self.body(x.flatten(1))
+        return found
+
+
+class Viewed(Odd):
+    """Writes into a view, of which the whole is to know."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.body(x.flatten(1))
+        found.view(-1).relu_()
+        return found
+
+
+class Noisy(Odd):
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.body(x.flatten(1))
+        return found + torch.randn_like(x.flatten(1)[:, :10])
+
+
+@pytest.mark.parametrize("net", [Written, Viewed, Noisy])
+def test_a_network_that_it_would_get_wrong_is_left_out(net: type[nn.Module]) -> None:
+    fit = fitted(net(), digits(), drop_rate=0.2)
+    assert "unknown" in fit.record["moments"]
+    state = torch.get_rng_state()
+    equip(fit, digits())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("likelihood", ["categorical", "bernoulli"])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_posterior_that_hardly_moves_its_mean_keeps_its_variance(likelihood: str, seed: int) -> None:
+    """Its cross-entropy knows no last factor: any from .05 to 20 was found."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(400, 6)).astype(np.float32)
+    data = from_arrays(x, (x[:, 0] + rng.normal(size=400) > 0).astype(np.int64))
+    torch.manual_seed(seed)
+    model = shelf.load("models", "mlp")((6,), 2, hidden=(20,), likelihood=likelihood)
+    fit = shelf.load("inference", "cigl")(model, data, sparsity=0.3, drop_rate=0.3, seed=seed, training=FEW)
+    assert 0.8 < fit.record["moments"]["factors"][-1] < 1.25
+
+
+def test_few_rows_of_large_inputs_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    fit, _ = trained("mlp")
+    own = dict(fit.record["moments"])
+    monkeypatch.setattr("espalier.prediction.propagation.NUMBERS", 64 * 10)
+    equip(fit, digits())
+    assert fit.record["moments"]["rows"] == 10
+    fit.record["moments"] = own
+
+
+def test_rows_of_another_dtype_are_a_sentence() -> None:
+    fit, _ = trained("mlp")
+    with pytest.raises(ValueError, match=r"expected rows of torch.float32, got torch.float64"):
+        fit.predict(digits().test.x[:3].double(), "moments")
+
+
 def test_one_network_has_no_use_for_it() -> None:
     fit, _ = trained("mlp-rigl")
     assert "moments" not in fit.record

@@ -112,8 +112,7 @@ class Fit(Predictor):
 
     def num_draws(self, how: How, num_samples: int = 16) -> int:
         """How many draws a way to predict has; of one network one."""
-        many = {"pairs": len(self.pairs.values), "redraw": num_samples, "moments": propagation.EACH * num_samples}
-        return many.get(how, 1)
+        return {"pairs": len(self.pairs.values), "redraw": num_samples, "moments": propagation.EACH * num_samples}.get(how, 1)
 
     def outcomes(
         self, x: Rows | Inputs, how: How = "ticket", *, num_samples: int = 16, seed: int = 0, on_device: bool = False
@@ -127,14 +126,17 @@ class Fit(Predictor):
         if not len(rows) or (shape is not None and given != shape):
             raise ValueError(f"expected rows of shape {shape or []}, got {given}")
         products = self.layout is not None and all(len(shape) == 2 for shape in self.model.shapes)
-        batches = Batches(rows, self.topology.positions.device, across=products)
+        batches = Batches(rows, self.topology.positions.device, across=products and how != "moments")
         one, count = self.is_one(how), self.num_draws(how, num_samples)
         if how == "moments":
-            yield from propagation.outcomes(self, batches, count=count, seed=seed, on_device=on_device)
-            return
-        for weights, state in islice(self.weights(how, num_samples=num_samples, seed=seed), 1 if one else None):
+            every = propagation.outcomes(self, batches, count=count, seed=seed, on_device=on_device)
+        else:
+            networks = islice(self.weights(how, num_samples=num_samples, seed=seed), 1 if one else None)
+            every = (outcome_of(self.model, own, batches, state, on_device=on_device) for own, state in networks)
+        while True:
             try:
-                outcome = outcome_of(self.model, weights, batches, state, on_device=on_device)
+                if (outcome := next(every, None)) is None:
+                    return
             except RuntimeError as error:
                 own = {leaf.dtype for leaf in nested.leaves(rows[torch.arange(1)])}
                 if own == {self.model.initial.dtype} or not re.search("dtype|type \\(", str(error)):
@@ -193,9 +195,9 @@ class Fit(Predictor):
 
     def redrawn(self, num_samples: int, seed: int = 0) -> Iterator[Tensor]:
         """The active weights `(k,)` of the draws of `redraw`."""
-        generator = torch.Generator().manual_seed(seed)  # on the CPU: the same masks wherever the fit is
-        positions = self.topology.positions.cpu() if self.pairs.scales is None else self.topology.positions
-        factor = 1 / per_weight(self.keep_prob, self.topology.counts, self.topology.positions.device) if self.rescale else 1.0
+        generator, positions = torch.Generator().manual_seed(seed), self.topology.positions
+        factor = 1 / per_weight(self.keep_prob, self.topology.counts, positions.device) if self.rescale else 1.0
+        positions = positions.cpu() if self.pairs.scales is None else positions  # the same masks wherever the fit is
         for _ in range(num_samples):
             yield self._redrawn(positions, generator) * factor
 

@@ -120,6 +120,8 @@ def leave_one_out(fit: Fit, data: Data, how: How | None = None, *, num_samples: 
             "others are held out: score them with espalier.prediction.evaluate"
         )
     how = how or fit.posterior
+    if how == "moments":
+        raise ValueError(f"expected a way to predict by networks, got moments: take redraw, or {WAY_OUT}")
     count = {"redraw": num_samples, "pairs": len(fit.pairs.values)}.get(how, 1)
     if count < MIN_DRAWS:
         raise ValueError(

@@ -68,6 +68,8 @@ class Moments(Tensor):
             own = f"__{writes[1]}__" if writes[1] else writes[2]
             func = getattr(Tensor, own, None) or getattr(torch, own)
         if kwargs.pop("inplace", False) | bool(writes):
+            if not isinstance(args[0], Moments):
+                raise Unknown(f"{name} of what is random into what is not")
             found = rule(func, *args, **kwargs)
             args[0].loc, args[0].variance = found.loc, found.variance  # for all who hold it
             return args[0]
@@ -253,6 +255,8 @@ def _embedding(func: Any, ids: Tensor, weight: Moments, *args: Any, **named: Any
 
 @rule("add", "radd", "iadd", "sub", "rsub", "isub")
 def _sum(func: Any, x: Any, y: Any) -> Moments:
+    if x is y:  # not independent
+        return Moments(func(x.loc, x.loc), func(x.variance.sqrt(), x.variance.sqrt()).square())
     (a, b), (c, d) = _split(x), _split(y)
     loc = func(a, c)
     return Moments(loc, sum((part for part in (b, d) if part is not None), torch.zeros_like(loc)))
@@ -264,7 +268,10 @@ def _negative(func: Any, x: Moments) -> Moments:
 
 
 @rule("mul", "rmul", "imul")
-def _scaled(func: Any, x: Any, y: Any) -> Moments:
+def _scaled(_: Any, x: Any, y: Any) -> Moments:
+    if x is y:
+        squared: Moments = _of_each(torch.square, x)
+        return squared
     (a, b), (c, d) = _split(x), _split(y)
     parts = [] if b is None else [b * c**2]
     parts += [] if d is None else [d * a**2]
@@ -273,7 +280,7 @@ def _scaled(func: Any, x: Any, y: Any) -> Moments:
 
 
 @rule("div", "truediv", "true_divide", "itruediv")
-def _divided(func: Any, x: Any, y: Any) -> Moments:
+def _divided(_: Any, x: Any, y: Any) -> Moments:
     if isinstance(y, Moments):
         raise Unknown("division by what is random")
     return Moments(x.loc / y, x.variance / y**2)

@@ -34,7 +34,7 @@ from espalier.network import BayesianNetwork, evaluating
 from espalier.prediction import batchnorm
 from espalier.prediction.moments import NORMS, PRODUCTS, Moments, Unknown
 from espalier.prediction.pairs import State
-from espalier.prediction.predict import Batches, parameters_of, to_device
+from espalier.prediction.predict import NUMBERS, Batches, parameters_of, to_device
 from espalier.sparse import scatter
 from espalier.sparse.trial import alone
 
@@ -113,10 +113,12 @@ def equip(fit: Fit, data: Data) -> None:
     data: the first of its training inputs are looked at. Training does this; a run of an earlier version is given it by you."""
     if fit.is_one("redraw"):
         return
-    rows = torch.arange(min(ROWS, len(data.train.y)))
-    x = to_device(data.train.x[rows], fit.topology.positions.device)
+    device = fit.topology.positions.device
+    numbers = sum(leaf.numel() for leaf in nested.leaves(data.train.x[torch.arange(1)]))
+    rows = torch.arange(min(ROWS, len(data.train.y), max(2, NUMBERS // max(1, numbers))))
     try:
-        factors = _factors(fit, x)
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):  # a network may draw by itself
+            factors = _factors(fit, to_device(data.train.x[rows], device))
     except Exception as reason:  # whatever a network of the user's own does with what is no plain tensor: the training is over
         fit.record["moments"] = {"unknown": str(reason) if isinstance(reason, Unknown) else f"{type(reason).__name__}: {reason}"}
         return
@@ -127,7 +129,7 @@ def equip(fit: Fit, data: Data) -> None:
 def _factors(fit: Fit, x: Any) -> list[float]:
     """Of every product and normalisation, and last of the output."""
     weights, state = posterior(fit)
-    propagate(fit.model, weights, nested.each(lambda leaf: leaf[:2], x), state, scaled(lambda *_: 1.0))  # is it known at all?
+    _check(fit.model, weights, nested.each(lambda leaf: leaf[:2], x), state)
     by_batch = batchnorm.has_batchnorm(fit.model) and fit.record.get("batchnorm") != "running"
     told, predicted = _drawn(fit, x, by_batch)
     if by_batch:  # as the masks were
@@ -147,13 +149,38 @@ def _factors(fit: Fit, x: Any) -> list[float]:
     return [*factors, 1.0 if predicted is None else _closest(fit, output, state, predicted)]
 
 
+def _check(model: BayesianNetwork, weights: Moments, x: Any, state: State) -> None:
+    """Raises Unknown where a function has no rule, and where without variance something else comes out than of the mean network:
+    it may write into views, say."""
+    still = Moments(weights.loc, torch.zeros_like(weights.variance), weights.ratio and (0.0,) * len(weights.ratio))
+    found = propagate(model, still, x, state, scaled(lambda *_: 1.0)).loc
+    with evaluating(model), uncompiled(model):
+        told = model.evaluate(weights.loc, x, state)
+    if not isinstance(told, Tensor) or not torch.allclose(found, told, rtol=1e-3, atol=1e-4 * (1 + float(told.abs().max()))):
+        raise Unknown("something that is not a function of its layers alone")
+
+
 def _closest(fit: Fit, output: Moments, state: State, predicted: Tensor) -> float:
-    """The factor of the outputs' variance that has the least cross-entropy from the probabilities that masks `predicted`."""
+    """The factor of the outputs' variance that has the least cross-entropy from the probabilities that masks `predicted`, plus
+    I (log factor)^2 / `MASKS`, I the mutual information that is computed, nats: the noise of so many masks, without which a
+    posterior that hardly moves its mean would have any factor at all."""
+    rows = max(1, LOOKED_AT // 2 // max(1, predicted[0].numel()))
+    output, predicted = Moments(output.loc[:rows], output.variance[:rows]), predicted[:rows]
+
+    def looked(log_factor: float) -> tuple[Tensor, Tensor]:
+        """Mean probabilities, and the mean of their entropies."""
+        mean, entropy, count = torch.zeros_like(predicted), predicted.new_zeros(()), EACH * MASKS
+        for outcome in _laid_out(fit, Moments(output.loc, output.variance * math.exp(log_factor)), state, count, 0):
+            own = parameters_of(outcome)
+            mean, entropy = mean + own / count, entropy + torch.special.entr(own).sum(-1).mean() / count
+        return mean, entropy
+
+    mean, entropy = looked(0.0)
+    noise = float(torch.special.entr(mean).sum(-1).mean() - entropy) / MASKS
 
     def distance(log_factor: float) -> float:
-        scaled_by = Moments(output.loc, output.variance * math.exp(log_factor))
-        every = [parameters_of(one) for one in _laid_out(fit, scaled_by, state, EACH * MASKS, 0)]
-        return float(-(predicted * torch.stack(every).mean(0).clamp_min(1e-30).log()).sum(-1).mean())
+        mean, _ = looked(log_factor)
+        return float(-(predicted * mean.clamp_min(1e-30).log()).sum(-1).mean()) + noise * log_factor**2
 
     return math.exp(minimize_scalar(distance, bounds=(-WIDEST, WIDEST), method="bounded", options={"xatol": 0.01}).x)
 
@@ -163,7 +190,7 @@ def _drawn(fit: Fit, x: Any, by_batch: bool) -> tuple[list[Tensor], Tensor | Non
     classes the mean probabilities. by_batch: batch norm by the statistics that each mask has on these rows."""
     means: list[Tensor] = []
     squares: list[Tensor] = []
-    predicted: list[Tensor] = []
+    predicted: Tensor | None = None
     number = 0
 
     def visit(place: int, output: Tensor) -> Tensor:
@@ -184,8 +211,9 @@ def _drawn(fit: Fit, x: Any, by_batch: bool) -> tuple[list[Tensor], Tensor | Non
             output = fit.model.evaluate(weights, x, state)
         outcome = _said(fit, _exact(output), state)
         if isinstance(plain(outcome), dist.Categorical | dist.Bernoulli):
-            predicted.append(parameters_of(outcome))
-    return [square / (MASKS - 1) for square in squares], torch.stack(predicted).mean(0) if predicted else None
+            own = parameters_of(outcome) / MASKS
+            predicted = own if predicted is None else predicted + own
+    return [square / (MASKS - 1) for square in squares], predicted
 
 
 def _some(output: Tensor) -> Tensor:
