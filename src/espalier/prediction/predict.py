@@ -144,13 +144,13 @@ def output_of(
 ) -> Any:
     """What the network gives of every row of x, `(n, ...)`, there: what `outcome_of` hands to the likelihood."""
     batches = x if isinstance(x, Batches) else Batches(x, weights.device)
-    exact = functools.partial(_exact, on=weights.device if on_device and weights.is_cuda else torch.device("cpu"))
+    placed = functools.partial(exact, on=weights.device if on_device and weights.is_cuda else torch.device("cpu"))
     with evaluating(model):
-        return nested.joined([nested.each(exact, model.evaluate(weights, batch, state)) for batch in batches])
+        return nested.joined([nested.each(placed, model.evaluate(weights, batch, state)) for batch in batches])
 
 
-def _exact(part: Any, on: torch.device) -> Any:
-    """On this device, real numbers in float64."""
+def exact(part: Any, on: torch.device) -> Any:
+    """A tensor on this device, real numbers in float64; anything else as it is."""
     if not isinstance(part, Tensor):
         return part
     return part.to(on).double() if part.is_floating_point() else part.to(on)

@@ -1,6 +1,6 @@
 """The way to predict `moments`: what all masks of a posterior say together, by one pass of means and variances.
 
-The weights' moments (`posterior`) go through the network by the rules of `moments.py`; its outputs' means and variances make
+The weights' moments (`of_weights`) go through the network by the rules of `moments.py`; its outputs' means and variances make
 normal outputs, of which any number are laid out evenly (`normals`). They cost no pass, and from them everything follows that
 follows from draws: mean probabilities, intervals, mutual information.
 
@@ -34,7 +34,7 @@ from espalier.network import BayesianNetwork, evaluating
 from espalier.prediction import batchnorm
 from espalier.prediction.moments import NORMS, PRODUCTS, Moments, Unknown
 from espalier.prediction.pairs import State
-from espalier.prediction.predict import NUMBERS, Batches, parameters_of, to_device
+from espalier.prediction.predict import NUMBERS, Batches, exact, parameters_of, to_device
 from espalier.sparse import scatter
 from espalier.sparse.trial import alone
 
@@ -79,7 +79,7 @@ def scaled(factor: Callable[[int, Tensor], float]) -> AtLayers:
     return AtLayers(visit)
 
 
-def posterior(fit: Fit) -> tuple[Moments, State]:
+def of_weights(fit: Fit) -> tuple[Moments, State]:
     """Of the flat weight vector `(num_weights,)` under all draws of `redraw`, with the other state that the mean network has."""
     positions, counts, _ = fit.topology
     last, total = fit.pairs.values[-1], fit.topology.num_weights
@@ -128,7 +128,7 @@ def equip(fit: Fit, data: Data) -> None:
 @torch.no_grad()
 def _factors(fit: Fit, x: Any) -> list[float]:
     """Of every product and normalisation, and last of the output."""
-    weights, state = posterior(fit)
+    weights, state = of_weights(fit)
     _check(fit.model, weights, nested.each(lambda leaf: leaf[:2], x), state)
     by_batch = batchnorm.has_batchnorm(fit.model) and fit.record.get("batchnorm") != "running"
     told, predicted = _drawn(fit, x, by_batch)
@@ -209,7 +209,7 @@ def _drawn(fit: Fit, x: Any, by_batch: bool) -> tuple[list[Tensor], Tensor | Non
         state = {name: tensor.clone() for name, tensor in fit.pairs.state(-1).items()}
         with batchnorm.by_the_batch(fit.model) if by_batch else evaluating(fit.model), uncompiled(fit.model), AtLayers(visit):
             output = fit.model.evaluate(weights, x, state)
-        outcome = _said(fit, _exact(output), state)
+        outcome = _said(fit, exact(output.detach(), torch.device("cpu")), state)
         if isinstance(plain(outcome), dist.Categorical | dist.Bernoulli):
             own = parameters_of(outcome) / MASKS
             predicted = own if predicted is None else predicted + own
@@ -236,13 +236,14 @@ def outcomes(
     fit: Fit, batches: Batches, *, count: int, seed: int, on_device: bool = False
 ) -> Iterator[dist.TorchDistribution]:
     """The distribution of y given every row, at `count` outputs that are laid out evenly: one pass for all of them. float64."""
-    weights, state = posterior(fit)
+    weights, state = of_weights(fit)
+    device = weights.device if on_device else torch.device("cpu")
     *factors, last = fit.record["moments"]["factors"]
     loc, variance = [], []
     for batch in batches:
         found = propagate(fit.model, weights, batch, state, scaled(lambda place, _: factors[place]))
-        loc.append(_exact(found.loc, on_device))
-        variance.append(_exact(found.variance, on_device) * last)
+        loc.append(exact(found.loc, device))
+        variance.append(exact(found.variance, device) * last)
     yield from _laid_out(fit, Moments(torch.cat(loc), torch.cat(variance)), state, count, seed)
 
 
@@ -256,8 +257,3 @@ def _said(fit: Fit, output: Tensor, state: State) -> dist.TorchDistribution:
     with alone(fit.model), pyro.validation_enabled(not output.is_cuda):  # which would wait for the GPU: see `predict.fetched`
         outcome: dist.TorchDistribution = fit.model.says(output, state)
     return outcome
-
-
-def _exact(output: Any, on_device: bool = False) -> Tensor:
-    own: Tensor = output.detach() if on_device else output.detach().cpu()
-    return own.double()
