@@ -114,7 +114,7 @@ def equip(fit: Fit, data: Data) -> None:
     if fit.is_one("redraw"):
         return
     device = fit.topology.positions.device
-    numbers = sum(leaf.numel() for leaf in nested.leaves(data.train.x[torch.arange(1)]))
+    numbers = sum(leaf.numel() for leaf in nested.leaves(data.example()))
     rows = torch.arange(min(ROWS, len(data.train.y), max(2, NUMBERS // max(1, numbers))))
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):  # a network may draw by itself
