@@ -67,6 +67,7 @@ BENCHMARKS = {
     "label_noise.py": ["--help"],
     "loading.py": ["--rows", "300", "--workers", "0", "--side", "32"],
     "one_pass_moments.py": ["--help"],
+    "one_long.py": ["--data={small}", "--rows=100", "--epochs=1", "--seeds=0", "--longest", "--out={out}"],
     "one_student.py": [
         "--data={small}", "--rows=150", "--model=mlp", "--epochs=8", "--seeds=0", "--share=20", "--out={out}",
     ],  # fmt: skip

@@ -34,7 +34,7 @@ def test_a_run_becomes_a_folder(run: Path, tmp_path: Path, capsys: pytest.Captur
     ("words", "sentence"),
     [
         ([], "the following arguments are required: --to"),
-        (["--to", "net", "--how", "redraw"], "expected one network to export, ticket, mean, unmasked, got 'redraw'"),
+        (["--to", "net", "--how", "redraw"], "expected one network to export, ticket, mean, unmasked, moments, got 'redraw'"),
         (["--to", "net", "--how", "certified"], "expected a certificate of one network in"),
         (["--to", "net", "--form", "csr"], "expected a form of auto, dense, positions, got 'csr'"),
     ],

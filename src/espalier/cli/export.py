@@ -12,7 +12,7 @@ def export(words: list[str]) -> int:
     parser.add_argument("run", type=Path)
     parser.add_argument("--to", type=Path, required=True, metavar="FOLDER")
     parser.add_argument(
-        "--how", metavar="WAY", help="ticket, mean, unmasked, distilled or certified (default: distilled, else ticket)"
+        "--how", metavar="WAY", help="ticket, mean, unmasked, distilled, moments or certified (default: distilled, else ticket)"
     )
     parser.add_argument("--form", default="auto", help="of masked weights: dense, positions, or auto (default): the smaller")
     parser.add_argument("--name", help="on the model card (default: the run's)")

@@ -2,6 +2,7 @@
 
 export.py       a fit as a folder: config.json, model.safetensors, README.md; no code
 pretrained.py   such a folder as a plain `nn.Module` with its preprocessing
+spread.py       what its weights vary by, where it predicts by `moments`
 card.py         README.md: what the network is, what it scores, what it was not tested on (templates/card.md)
 hub.py          up to a hub and down from it, through huggingface_hub
 programs.py     a `torch.export` program, ONNX

@@ -20,6 +20,7 @@ from espalier import calibration, nested
 from espalier.certificates import certificate
 from espalier.contracts import Data, Split
 from espalier.data.streamed import selected
+from espalier.deployment.spread import DRAWS
 from espalier.prediction import evaluation
 from espalier.prediction.costs import PER_MULTIPLY_ADD, forward
 from espalier.prediction.mixture import Mixture
@@ -73,14 +74,17 @@ def page(
 
 def scores_of(chosen: Chosen, data: Data, split: str) -> dict[str, Any]:
     """Scores of the network on a split, as `evaluation.evaluate` has them."""
+    if chosen.fit is not None:
+        said = evaluation.predictions(chosen.fit, data, split, ways=["moments"], num_samples=DRAWS)["moments"]
+        return evaluation.score({"network": said}, data, split)["network"]
     outcome = outcome_of(chosen.model, chosen.weights, evaluation.split_of(data, split).x, chosen.state)
-    said: Any = parameters_of(outcome).detach()
+    own: Any = parameters_of(outcome).detach()
     if data.num_classes is None:
-        normal = isinstance(outcome, Normal) and said.dim() == 2
+        normal = isinstance(outcome, Normal) and own.dim() == 2
         units = data.target_shift, data.target_scale
-        said = in_units(said, *units)[None].numpy() if normal else Mixture([outcome], *units)
+        said = in_units(own, *units)[None].numpy() if normal else Mixture([outcome], *units)
     else:
-        said = said.numpy()
+        said = own.numpy()
     return evaluation.score({"network": said}, data, split)["network"]
 
 
@@ -151,9 +155,10 @@ def _task(config: Mapping[str, Any]) -> str:
 def _what(chosen: Chosen, config: Mapping[str, Any], record: Mapping[str, Any]) -> str:
     own = config["network"]
     built = f"`{own['program']}` of Espalier's shelf" if "program" in own else f"a network of its author's own, `{own['own']}`"
+    varying = "" if chosen.fit is None else " with the variances of its weights, which go through it with their means"
     said = (
-        f"One sparse network, {built}, trained on {plain(shown_name(record['data']['name']))} "
-        f"({record['data']['rows']['train']:,} rows); which of a fit's networks it is: {chosen.way}."
+        f"One sparse network, {built},{varying} trained on {plain(shown_name(record['data']['name']))} "
+        f"({record['data']['rows']['train']:,} rows); which of a fit's ways to predict it is: {chosen.way}."
     )
     if config["task"] == "regression":
         return f"{said} It says a mean and a standard deviation for every row, in the units of the target."
@@ -165,9 +170,10 @@ def _what(chosen: Chosen, config: Mapping[str, Any], record: Mapping[str, Any]) 
 def _usage(config: Mapping[str, Any]) -> str:
     network = "" if "program" in config["network"] else ", network=mine"
     rows = f"(n, {', '.join(map(str, config['shape']))})" if isinstance(config["shape"], list) else "as it was trained on"
+    doubt = "net.with_doubt(x)  # and what its weights leave open\n" if "moments" in config else ""
     return (
         f'import espalier\n\nnet = espalier.from_pretrained("FOLDER"{network})  # or a hub\'s id, owner/name\n'
-        f"net(x)  # rows {rows}, as they come: not scaled\n"
+        f"net(x)  # rows {rows}, as they come: not scaled\n{doubt}"
     )
 
 
@@ -192,12 +198,13 @@ def _costs(chosen: Chosen, config: Mapping[str, Any]) -> list[str]:
     densities = {
         weight.name: count / weight.size for weight, count in zip(model.weights, topology.counts, strict=True)
     }
+    passes = 1 if chosen.fit is None else 2  # of means and of variances
     sparse, sparsity = work.sparse(densities), 100 * (1 - topology.density)
     return [
         f"{topology.num_active:,} of {topology.num_weights:,} maskable weights are active: {sparsity:.4g} % sparse.",
-        f"One row costs {PER_MULTIPLY_ADD * sparse:,.0f} floating-point operations where kernels use every zero, "
-        f"{sparse / work.dense:.3g} of the {PER_MULTIPLY_ADD * work.dense:,} of the dense network, which is what is done "
-        "without such kernels. Time was not measured.",
+        f"One row costs {passes * PER_MULTIPLY_ADD * sparse:,.0f} floating-point operations where kernels use every zero, "
+        f"{sparse / work.dense:.3g} of the {passes * PER_MULTIPLY_ADD * work.dense:,} of the dense network, which is what is "
+        "done without such kernels. Time was not measured.",
         f"In the file, the masked weights are {config['weights']['form']}.",
     ]
 

@@ -23,10 +23,22 @@ from espalier.certificates.runs import load_pruned, ticket_of
 from espalier.contracts import Data, Topology, stand_ins
 from espalier.deployment import card
 from espalier.deployment.hub import CARD, CONFIG, FILES, ONNX, WEIGHTS
-from espalier.deployment.pretrained import FORMAT, LIKELIHOOD, NET, Deployed, assembled
+from espalier.deployment.pretrained import (
+    FORMAT,
+    LIKELIHOOD,
+    NET,
+    SPREAD,
+    VALUES,
+    VARIANCES,
+    WITH_SPREAD,
+    Deployed,
+    assembled,
+)
+from espalier.deployment.spread import DRAWS
 from espalier.likelihoods import LIKELIHOODS
 from espalier.network import BayesianNetwork, copied, under
 from espalier.prediction.fit import SINGLE, Fit, How
+from espalier.prediction.propagation import EACH, of_weights
 from espalier.reports.promises import certificates_in
 from espalier.sparse.layout import MIN_ROWS
 from espalier.sparse.trial import agree
@@ -41,13 +53,15 @@ CERTIFIED = "certified"
 
 
 class Chosen(NamedTuple):
-    """The network that is exported: a flat weight vector `(num_weights,)` and its other state. way: what it is called."""
+    """The network that is exported: a flat weight vector `(num_weights,)` and its other state. way: what it is called. fit: of
+    `moments`, whose weights vary; `weights` are their means."""
 
     model: BayesianNetwork
     topology: Topology
     weights: Tensor
     state: Mapping[str, Tensor]
     way: str
+    fit: Fit | None = None
 
 
 def export(
@@ -65,7 +79,8 @@ def export(
     """Write one network of a fit into a new folder, or one that this wrote before; returns it. `from_pretrained` reads it back.
 
     data: for the scores on the model card, and for the normalisation where the record of an older fit has none. how: `ticket`,
-    `mean`, `unmasked` or `distilled`; None is the last where there is one, else the ticket. program: how a program of the shelf
+    `mean`, `unmasked` or `distilled`, or `moments`, the network with what its weights vary by; None is `distilled` where there is
+    one, else the ticket. program: how a program of the shelf
     builds the network, as a recipe says it, `{"model": "mlp", "hidden": (64, 64)}`; None: the run's recipe, or the network is
     one's own and `from_pretrained` is to be given it. name, licence: on the card, the latter as hubs spell it ("apache-2.0").
     onnx: also `model.onnx`.
@@ -74,10 +89,15 @@ def export(
     folder that holds what is not ours.
     """
     way: How = how or ("distilled" if fit.student is not None else "ticket")
-    if way not in (*SINGLE, "distilled") or way not in fit.ways:
-        one = ", ".join(known for known in fit.ways if known in (*SINGLE, "distilled"))
-        raise ValueError(f"expected one network to export, {one}, got {way!r}: a folder holds no draws")
-    chosen = _on_cpu(fit.model, fit.topology, *next(fit.weights(way)), way)
+    if way not in (*SINGLE, "distilled", "moments") or way not in fit.ways:
+        one = ", ".join(known for known in fit.ways if known in (*SINGLE, "distilled", "moments"))
+        why = "a folder holds no draws" if way != "moments" else fit.record.get("moments", {}).get("unknown", "it has no factors")
+        raise ValueError(f"expected one network to export, {one}, got {way!r}: {why}")
+    if way == "moments":
+        weights, state = of_weights(fit)
+        chosen = _on_cpu(fit.model, fit.topology, weights.loc, state, way)._replace(fit=fit)
+    else:
+        chosen = _on_cpu(fit.model, fit.topology, *next(fit.weights(way)), way)
     words = program or fit.record.get("recipe", {})
     return _written(chosen, fit.record, words, Path(folder), data, form, name, licence, onnx, program is not None)
 
@@ -132,7 +152,7 @@ def _written(
         raise ValueError(f"expected a form of {', '.join(FORMS)}, got {form!r}")
     _check_folder(folder)
     bundle, said = _weights(chosen, form)
-    config = _config(chosen, record, words, data, asked) | {"weights": said}
+    config = _config(chosen, record, words, data, asked) | {"weights": said} | _moments(chosen)
     module = assembled(config, bundle, None if "program" in config["network"] else chosen.model)
     net = chosen.model.network(chosen.weights, dict(chosen.state)).eval()
     if not agree(module.network, net, stand_ins(config, MIN_ROWS)):
@@ -196,8 +216,27 @@ def _weights(chosen: Chosen, form: Form) -> tuple[Bundle, dict[str, Any]]:
         "num_weights": topology.num_weights,
         "num_active": topology.num_active,
     }
-    masked_ones = dense if form == "dense" else {codes.NAME: gaps, "values": values}
+    masked_ones = dense if form == "dense" else {codes.NAME: gaps, VALUES: values}
+    variance = _variance(chosen)
+    if variance is not None:
+        of_tensors = {f"{SPREAD}{weight.name}": model.unflatten(variance)[weight.name].clone() for weight in model.weights}
+        masked_ones |= of_tensors if form == "dense" else {VARIANCES: variance[topology.positions]}
     return Bundle(rest | masked_ones, {"masked": [[weight.name, list(weight.shape)] for weight in model.weights]}), said
+
+
+def _variance(chosen: Chosen) -> Tensor | None:
+    """Of the flat weight vector, where a factor of its squares is not enough."""
+    weights = None if chosen.fit is None else of_weights(chosen.fit)[0]
+    return None if weights is None or weights.ratio is not None else weights.variance.cpu()
+
+
+def _moments(chosen: Chosen) -> dict[str, Any]:
+    """What config.json says of `moments`."""
+    if chosen.fit is None:
+        return {}
+    ratio = of_weights(chosen.fit)[0].ratio
+    told = {"factors": chosen.fit.record["moments"]["factors"], "count": EACH * DRAWS}
+    return {"moments": told | ({} if ratio is None else {"ratios": list(ratio)})}
 
 
 def _likelihood_state(chosen: Chosen) -> dict[str, Tensor]:
@@ -227,7 +266,7 @@ def _config(
     classes = [of.get("data", {}).get("classes") for of in (record, of_data)]  # an older record has none
     names = classes[0] or classes[1] or list(range(max(2, facts["num_outputs"])))
     return {
-        "espalier": {"format": FORMAT, "version": __version__},
+        "espalier": {"format": FORMAT if chosen.fit is None else WITH_SPREAD, "version": __version__},
         "network": _network(model, words, asked),
         "likelihood": known[0] if known else "own",
         "shape": nested.plain(facts["shape"]),

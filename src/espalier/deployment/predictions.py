@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,11 +73,10 @@ def predict(
         net = from_pretrained(source)
         facts = net.config
         asked = unlabelled.read(data, facts["shape"])
-        parts = (_said(net, x) for x in _batches(asked, None))
-    found = _joined(parts)
-    if facts["task"] != "regression":
-        return _kept(out, asked, classes(found, _names(facts)))
-    return _kept(out, asked, targets(found))
+        each = 1 if net.spread is None else net.spread.count * max(2, facts["num_outputs"])
+        parts = (_said(net, x) for x in _batches(asked, None, max(1, HELD // each)))
+    columns = targets if facts["task"] == "regression" else partial(classes, names=_names(facts))
+    return _kept(out, asked, _together([columns(part.detach().double().numpy()) for part in parts]))
 
 
 def _kept(out: Path, asked: unlabelled.Asked, found: Columns) -> Columns:
@@ -186,7 +186,7 @@ def _of_run(folder: Path, data_dir: str | None) -> tuple[Fit, Inputs, dict[str, 
 
 def _batches(asked: unlabelled.Asked, inputs: Inputs | None, most: int = HELD) -> Iterator[Any]:
     """Rows as the network takes them, a few at a time; in memory of a fit, whose draws cost more to make, many."""
-    size = BATCH if inputs is None else min(most, max(BATCH, HELD // max(1, asked.x[torch.arange(1)].numel())))
+    size = min(most, BATCH if inputs is None else max(BATCH, HELD // max(1, asked.x[torch.arange(1)].numel())))
     for index in torch.arange(len(asked.x)).split(size):
         x = asked.x[index]
         yield x if inputs is None else inputs(x)
@@ -194,12 +194,7 @@ def _batches(asked: unlabelled.Asked, inputs: Inputs | None, most: int = HELD) -
 
 @torch.no_grad()
 def _said(net: Deployed, x: Any) -> Tensor:
-    said: Tensor = net(x)
-    return said.unsqueeze(0)
-
-
-def _joined(parts: Iterator[Tensor]) -> NDArray[np.float64]:
-    return np.concatenate([part.detach().double().numpy() for part in parts], 1)
+    return net.draws(x)
 
 
 def _names(facts: Mapping[str, Any]) -> list[str]:

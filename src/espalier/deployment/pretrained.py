@@ -17,17 +17,22 @@ from espalier import nested, shelf, store
 from espalier.contracts import dtype_of, stand_ins
 from espalier.data.archives import check_memory
 from espalier.deployment.hub import CONFIG, WEIGHTS, folder_of
+from espalier.deployment.spread import Spread
 from espalier.likelihoods import LIKELIHOODS, Bernoulli, Categorical, Likelihood, Normal, WithUnknown, one_column
 from espalier.network import BayesianNetwork, Output, under
+from espalier.prediction.moments import Moments
 from espalier.prediction.predict import in_units, parameters_of
 from espalier.sparse import Sparse, scatter, sparsified
 from espalier.sparse.layout import MIN_ROWS
 from espalier.store import Bundle
 from espalier.topology import codes
 
-FORMAT = 1
-NET, LIKELIHOOD = "network.", "likelihood."
+FORMAT, WITH_SPREAD = 1, 2
+"""Of a folder: one network, or its moments, which earlier versions do not know."""
+NET, LIKELIHOOD, SPREAD = "network.", "likelihood.", "spread."
 """What the names of tensors begin with, in the file as in a `Deployed`."""
+VALUES, VARIANCES = "values", "variances"
+"""Of all active weights together, at the positions in the file."""
 
 
 class Inputs(nn.Module):
@@ -62,22 +67,34 @@ class Inputs(nn.Module):
         return x.to(self.dtypes[place])
 
 
+OURS = (Categorical, WithUnknown, Bernoulli, Normal)
+
+
 class Deployed(nn.Module):
     """`module(x)`: of rows as the user has them the class probabilities `(n, C)`, or of a regression mean and standard deviation
     `(n, 2)`, in the data's units; as `Fit.predict` says them, float64 from the network's output on.
 
+    Of a fit's `moments` it is the mean over outputs that are laid out, at one pass, and `with_doubt` says what they differ by.
+
     inputs: the preprocessing. network: the plain network. config: what config.json says. classes: names, in the order of the
-    probabilities; empty for a regression.
+    probabilities; empty for a regression. spread: what the weights vary by, None of one network.
     """
 
     shift: Tensor
     scale: Tensor
 
     def __init__(
-        self, inputs: Inputs, network: nn.Module, likelihood: Likelihood, output: Output | None, config: dict[str, Any]
+        self,
+        inputs: Inputs,
+        network: nn.Module,
+        likelihood: Likelihood,
+        output: Output | None,
+        config: dict[str, Any],
+        spread: Spread | None = None,
     ) -> None:
         super().__init__()
         self.inputs, self.network, self.likelihood, self.output, self.config = inputs, network, likelihood, output, config
+        self.spread = spread
         for name, value in zip(("shift", "scale"), config["target"], strict=True):
             self.register_buffer(name, torch.tensor(value, dtype=torch.float64), persistent=False)
 
@@ -90,11 +107,43 @@ class Deployed(nn.Module):
         return f"{said['num_active']:,} of {said['num_weights']:,} weights active ({said['way']})"
 
     def forward(self, x: Any) -> Tensor:
+        return self._together(self.draws(x))
+
+    def with_doubt(self, x: Any) -> tuple[Tensor, Tensor]:
+        """What `forward` says, and of every row what the laid-out outputs differ by: of classes their mutual information, nats,
+        of a regression the standard deviation of their means. Of one network zeros."""
+        draws = self.draws(x)
+        said = self._together(draws)
+        if self.config["task"] == "regression":
+            return said, draws[..., 0].var(0, unbiased=False).sqrt()
+        apart = torch.special.entr(said).sum(-1) - torch.special.entr(draws).sum(-1).mean(0)
+        return said, apart.clamp_min(0.0)
+
+    def draws(self, x: Any) -> Tensor:
+        """Of every laid-out output what `forward` says of one: `(S, n, C)` or `(S, n, 2)`; of one network S is 1."""
         arguments, keywords = nested.arguments(self.inputs(x))
-        found = self.network(*arguments, **keywords)
-        if self.output is not None:
-            found = self.output(found) if callable(self.output) else found[self.output]
-        return self._says(nested.each(lambda part: part.double() if part.is_floating_point() else part, found))
+        if self.spread is None:
+            found = self._picked(self.network(*arguments, **keywords))
+            return self._says(nested.each(lambda part: part.double() if part.is_floating_point() else part, found))[None]
+        output = self.spread.moments(self.network, arguments, keywords, self._picked)
+        if type(self.likelihood) in (Bernoulli, Normal) and output.dim() == 2 and output.shape[-1] == 1:
+            output = Moments(one_column(output.loc), one_column(output.variance))
+        outputs = self.spread.laid_out(output)
+        return self._says(outputs) if type(self.likelihood) in OURS else torch.stack([*map(self._says, outputs)])
+
+    def _picked(self, found: Any) -> Any:
+        if self.output is None:
+            return found
+        return self.output(found) if callable(self.output) else found[self.output]
+
+    def _together(self, draws: Tensor) -> Tensor:
+        """The even mixture of draws: its probabilities, or its mean and standard deviation (the law of total variance)."""
+        if len(draws) == 1:
+            return draws[0]
+        if self.config["task"] != "regression":
+            return draws.mean(0)
+        means, deviations = draws.unbind(-1)
+        return torch.stack([means.mean(0), (deviations.square().mean(0) + means.var(0, unbiased=False)).sqrt()], -1)
 
     def _says(self, output: Any) -> Tensor:
         """`parameters_of` the likelihood at an output; of ours without a distribution in between, which cannot be exported."""
@@ -138,6 +187,10 @@ def from_pretrained(
     folder = folder_of(source, revision=revision, token=token, endpoint=endpoint)
     config, bundle = read(folder)
     module = assembled(config, bundle, network)
+    if module.spread is not None:
+        if sparse is True:
+            raise ValueError(f"expected one network to leave the zeros out of, but {source} is of moments: leave it dense")
+        return module
     module.network = sparsified(module.network, stand_ins(config, MIN_ROWS), sparse)
     return module
 
@@ -151,8 +204,9 @@ def read(folder: Path) -> tuple[dict[str, Any], Bundle]:
     config = config if isinstance(config, dict) else {}
     told = {name: found if isinstance(found := config.get(name), dict) else {} for name in ("espalier", "weights")}
     form = told["espalier"].get("format")
-    if form != FORMAT:
-        raise ValueError(f"expected {folder / CONFIG} as `espalier export` writes it, format {FORMAT}, got {form}")
+    if form != (WITH_SPREAD if "moments" in config else FORMAT):
+        known = f"format {FORMAT}, or {WITH_SPREAD} of moments"
+        raise ValueError(f"expected {folder / CONFIG} as `espalier export` writes it, {known}, got {form}")
     if "sha256" in config:  # of what was exported earlier there is none
         config = store.check_signed(folder / CONFIG)
     if store.sha256((folder / WEIGHTS).read_bytes()) != told["weights"].get("sha256"):
@@ -176,7 +230,9 @@ def assembled(config: dict[str, Any], bundle: Bundle, network: nn.Module | None 
         if isinstance(built.likelihood, nn.Module):
             built.likelihood.load_state_dict(under(LIKELIHOOD, bundle.tensors))
         inputs = Inputs(config["shape"], config["inputs"])
-        return Deployed(inputs, built.network, built.likelihood, built.output, config).eval()
+        spread = _spread(built.network, config["moments"], bundle) if "moments" in config else None
+        module = Deployed(inputs, built.network, built.likelihood, built.output, config, spread).eval()
+        return module if spread is None else _laid_out(module, spread)
     except (KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise ValueError(
             f"expected config.json and weights of the same network, but they do not fit ({' '.join(str(error).split())[:300]}): "
@@ -223,7 +279,7 @@ def _fill(net: nn.Module, bundle: Bundle) -> None:
     """Put the tensors into a network. Of tied tensors the file has the first name. Raises ValueError for one that is missing."""
     own = under(NET, bundle.tensors)
     if codes.NAME in bundle.tensors:
-        own |= dict(_scattered(net, bundle.facts["masked"], bundle.tensors))
+        own |= dict(_scattered(net, bundle.facts["masked"], bundle.tensors, VALUES))
     result = net.load_state_dict(own, strict=False)
     state = net.state_dict(keep_vars=True)
     filled = {id(state[name]) for name in own if name in state}
@@ -233,17 +289,39 @@ def _fill(net: nn.Module, bundle: Bundle) -> None:
         raise ValueError(f"expected the tensors of this network in {WEIGHTS}, but it holds {what}")
 
 
-def _scattered(net: nn.Module, masked: Sequence[Any], tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """The masked tensors, written out from values at positions. masked: their names and shapes, in the order of the positions."""
+def _spread(net: nn.Module, told: Mapping[str, Any], bundle: Bundle) -> Spread:
+    """Of the masked tensors, by the name that each has first."""
+    masked, factors, count = bundle.facts["masked"], told["factors"], int(told["count"])
+    if "ratios" in told:
+        return Spread({name: float(ratio) for (name, _), ratio in zip(masked, told["ratios"], strict=True)}, {}, factors, count)
+    variances = under(SPREAD, bundle.tensors)
+    if codes.NAME in bundle.tensors:
+        variances = dict(_scattered(net, masked, bundle.tensors, VARIANCES))
+    return Spread({}, {name: variances[name] for name, _ in masked}, factors, count)
+
+
+@torch.no_grad()
+def _laid_out(module: Deployed, spread: Spread) -> Deployed:
+    """With points for outputs of the shape that it has."""
+    arguments, keywords = nested.arguments(stand_ins(module.config, 2))
+    spread.fitted(spread.moments(module.network, arguments, keywords, module._picked))
+    return module
+
+
+def _scattered(
+    net: nn.Module, masked: Sequence[Any], tensors: Mapping[str, Tensor], what: str
+) -> Iterator[tuple[str, Tensor]]:
+    """The masked tensors, written out from values, or variances, at positions. masked: their names and shapes, in the order of
+    the positions."""
     state = net.state_dict()
     for name, shape in masked:
         if list(state[name].shape) != shape:
             raise ValueError(f"expected a network with {name} of shape {shape}, got {list(state[name].shape)}")
     names = [name for name, _ in masked]
     sizes = [state[name].numel() for name in names]
-    topology, values = codes.from_gaps(tensors[codes.NAME], sizes), tensors["values"]
+    topology, values = codes.from_gaps(tensors[codes.NAME], sizes), tensors[what]
     if values.shape != topology.positions.shape:
-        raise ValueError(f"expected {topology.num_active} values in {WEIGHTS}, got {tuple(values.shape)}")
+        raise ValueError(f"expected {topology.num_active} {what} in {WEIGHTS}, got {tuple(values.shape)}")
     flat = scatter(values, topology.positions, sum(sizes))
     for name, part in zip(names, flat.split(sizes), strict=True):
         yield name, part.view(state[name].shape)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pyro
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from espalier import nested, store
 from espalier.contracts import stand_ins
@@ -27,9 +27,23 @@ ROWS = 5
 TRACED = 3
 
 
+OUTPUTS = ("said", "doubt")
+"""Of a program; the second of `moments` alone."""
+
+
+class _WithDoubt(nn.Module):
+    def __init__(self, module: Deployed) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Any) -> tuple[Tensor, Tensor]:
+        return self.module.with_doubt(x)
+
+
 def to_program(module: Deployed, path: str | Path | None = None) -> torch.export.ExportedProgram:
     """The module, preprocessing and all, as a `torch.export` program of any number of rows; written to `path` (`.pt2`) where
-    one is given. Inputs are float32, whole numbers where the network takes those.
+    one is given. Inputs are float32, whole numbers where the network takes those. Of `moments` it gives two things, as
+    `with_doubt` does.
 
     Raises ValueError for a network that torch cannot export, and a file that is there.
     """
@@ -45,8 +59,8 @@ def to_program(module: Deployed, path: str | Path | None = None) -> torch.export
 
 
 def to_onnx(module: Deployed, path: str | Path) -> float:
-    """The module, preprocessing and all, as ONNX, with its classes in the metadata (`classes`, JSON). Returns the largest
-    difference between onnxruntime and torch on rows of the check.
+    """The module, preprocessing and all, as ONNX, with its classes in the metadata (`classes`, JSON); its output is `said`, and
+    of `moments` another `doubt`. Returns the largest difference between onnxruntime and torch on rows of the check.
 
     Raises ValueError for a network that cannot be exported, for a difference above 1e-5 and a file that is there, RuntimeError
     without onnx, onnxscript and onnxruntime.
@@ -65,7 +79,8 @@ def to_onnx(module: Deployed, path: str | Path) -> float:
             made = torch.onnx.export(program, (), dynamo=True, verbose=False)
             assert made is not None
             made.model.metadata_props["classes"] = json.dumps(module.classes)
-            made.model.graph.outputs[0].name = "said"
+            for output, name in zip(made.model.graph.outputs, OUTPUTS, strict=False):
+                output.name = name
             content = made.model_proto.SerializeToString()
             session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # an operator that the exporter or the runtime does not know
@@ -97,7 +112,8 @@ def _traced(module: Deployed) -> torch.export.ExportedProgram:
     dynamic = nested.each(lambda _: {0: torch.export.Dim.DYNAMIC}, rows)
     with _quiet(), pyro.validation_enabled(False):  # which asks for values, and there are none
         try:
-            return torch.export.export(module, (rows,), dynamic_shapes=(dynamic,))
+            asked = module if module.spread is None else _WithDoubt(module).eval()
+            return torch.export.export(asked, (rows,), dynamic_shapes=(dynamic,))
         except Exception as error:  # whatever a network of the user's may do that cannot be traced
             raise ValueError(f"expected a network that torch.export can trace, but {_first_line(error)}") from error
 
@@ -118,13 +134,16 @@ def _without_idle_squeezes(program: torch.export.ExportedProgram) -> torch.expor
 def _apart(module: Deployed, session: Any) -> float:
     rows = examples(module, ROWS, seed=1)
     fed = {put.name: leaf.numpy() for put, leaf in zip(session.get_inputs(), nested.leaves(rows), strict=True)}
-    theirs = session.run(None, fed)[0]
+    theirs = session.run(None, fed)
     with torch.no_grad():
-        mine = module(rows)
-    unit = module.scale.unsqueeze(-1) if module.config["task"] == "regression" else torch.ones(())
-    if tuple(mine.shape) != theirs.shape:
+        mine = [module(rows)] if module.spread is None else [*module.with_doubt(rows)]
+    if [tuple(one.shape) for one in mine] != [one.shape for one in theirs]:
         return float("inf")
-    return float(((mine - torch.from_numpy(theirs)) / unit).abs().max())
+    scale = module.scale if module.config["task"] == "regression" else torch.ones(())
+    units = (scale.unsqueeze(-1), scale)
+    return max(
+        float(((one - torch.from_numpy(other)) / unit).abs().max()) for one, other, unit in zip(mine, theirs, units, strict=False)
+    )
 
 
 def _check_new(path: str | Path, suffix: str) -> None:

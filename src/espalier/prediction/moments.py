@@ -188,7 +188,7 @@ def _layer_norm(
 def _group_norm(
     _: Any, x: Moments, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
 ) -> Moments:
-    grouped = Moments(*(part.reshape(len(part), num_groups, -1) for part in (x.loc, x.variance)))
+    grouped = Moments(*(part.reshape(part.shape[0], num_groups, -1) for part in (x.loc, x.variance)))
     loc, variance = (part.reshape(x.shape) for part in _normalised(grouped, (-1,), eps))
     shape = (1, -1, *(1 for _ in x.shape[2:]))
     if weight is not None:

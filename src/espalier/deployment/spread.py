@@ -1,0 +1,68 @@
+"""What the weights of an exported network vary by, so that it predicts by `moments` where its users work (`propagation.py`).
+
+The network holds the weights' means. In `config.json` stand, under `moments`, the layers' `factors`, the `count` of outputs
+that are laid out, and of a mask every layer's variance / mean^2 as `ratios`; of a Gaussian guide variances are in the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from espalier.prediction.moments import Moments, Unknown
+from espalier.prediction.propagation import normals, scaled
+
+DRAWS = 32
+"""Of `redraw` that it is as fine as, `EACH` outputs for each."""
+MOST = 1 << 14
+"""Outputs that are laid out, at most: each row has as many."""
+
+
+class Spread(nn.Module):
+    """Of masked tensors by their names: `ratios`, or of what has none its `variances`. factors: of the layers, and last of the
+    output."""
+
+    points: Tensor
+
+    def __init__(
+        self, ratios: Mapping[str, float], variances: Mapping[str, Tensor], factors: Sequence[float], count: int
+    ) -> None:
+        super().__init__()
+        if not 1 <= count <= MOST or not len(factors) or not all(factor >= 0 for factor in factors):
+            got = f"{list(factors)} and {count}"
+            raise ValueError(f"expected factors, and a count of 1 to {MOST}, under moments in config.json, got {got}")
+        self.ratios, self.factors, self.count = dict(ratios), [float(factor) for factor in factors], count
+        self.places = {name: f"variance_{place}" for place, name in enumerate(variances)}
+        for name, variance in variances.items():
+            self.register_buffer(self.places[name], variance, persistent=False)
+        self.register_buffer("points", torch.zeros(count, 0), persistent=False)
+
+    def moments(self, network: nn.Module, arguments: Any, keywords: Mapping[str, Any], pick: Callable[[Any], Any]) -> Moments:
+        """Of the output `(n, ...)` that `pick` takes from what the network gives. Raises Unknown where it goes another way than
+        when the factors were found."""
+        state = dict(network.named_parameters(remove_duplicate=False))
+        random: dict[str, Tensor] = {}
+        for name, ratio in self.ratios.items():
+            random[name] = Moments(state[name], state[name].square() * ratio, ratio)
+        for name, place in self.places.items():
+            random[name] = Moments(state[name], getattr(self, place))
+        *factors, last = self.factors
+        layers = scaled(lambda place, _: factors[place] if place < len(factors) else 1.0)
+        with layers:
+            found = pick(functional_call(network, random, tuple(arguments), dict(keywords)))
+        if layers.seen != len(factors) or not isinstance(found, Moments):
+            raise Unknown(f"{layers.seen} layers where {len(factors)} were found")
+        return Moments(found.loc.double(), found.variance.double() * last)
+
+    def fitted(self, output: Moments) -> None:
+        """Lay points out for outputs like this."""
+        self.points = normals(self.count, output.shape[-1] if output.dim() > 1 else 1).to(output.loc.device)
+
+    def laid_out(self, output: Moments) -> Tensor:
+        """Outputs `(count, n, ...)`, float64."""
+        points = self.points.view(self.count, *[1] * max(1, output.dim() - 1), -1) if output.dim() > 1 else self.points
+        return output.loc + output.variance.sqrt() * points
