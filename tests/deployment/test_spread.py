@@ -1,4 +1,4 @@
-"""Claims about an exported folder of `moments`: of raw rows it says what the fit says of scaled ones, with its doubt, everywhere."""
+"""Claims about an exported folder of `moments`: of raw rows it says what the fit says of scaled ones, and its doubt."""
 
 from __future__ import annotations
 

@@ -19,6 +19,7 @@ recalibration.py  what a fit predicts after calibrators that were fitted on the 
 uncertainty.py  how uncertain of every row, by scores of the draws
 one_pass.py     what one network's logits say of its own ignorance
 moments.py      numbers by their means and variances, and torch's functions of them
+attention.py    of softmax and attention
 propagation.py  what all masks say together, by one pass of moments
 features.py     what a layer is given, and the doubt of a single network by it
 robustness.py   accuracy when inputs may move by eps: certified, under attack, under noise

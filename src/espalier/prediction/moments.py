@@ -105,28 +105,29 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
     return add
 
 
-PRODUCTS = ("linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "matmul", "mm")
+PRODUCTS = ("linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "matmul", "mm",
+            "bmm")  # fmt: skip
 NORMS = ("batch_norm", "layer_norm", "group_norm")
 
 
 @rule(*PRODUCTS)
-def _product(func: Any, x: Any, weight: Any, bias: Tensor | None = None, *rest: Any, **named: Any) -> Moments:
+def product(func: Any, x: Any, weight: Any, bias: Tensor | None = None, *rest: Any, **named: Any) -> Moments:
     """See the module. Of a masked weight the two products of variances are one."""
 
-    def product(a: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-        own: Tensor = func(a, w) if func.__name__ in ("matmul", "mm", "__matmul__") else func(a, w, b, *rest, **named)
+    def of(a: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+        own: Tensor = func(a, w) if func.__name__ in ("matmul", "mm", "bmm", "__matmul__") else func(a, w, b, *rest, **named)
         return own
 
     (a, b), (m, v) = _split(x), _split(weight)
-    loc = product(a, m, bias)
+    loc = of(a, m, bias)
     if v is None:
-        return Moments(loc, product(b, m.square(), None))
+        return Moments(loc, of(b, m.square(), None))
     second = a.square() if b is None else torch.addcmul(b, a, a)
     if weight.ratio is not None:
         second = second * weight.ratio if b is None else second.mul_(weight.ratio).add_(b)
-        return Moments(loc, product(second, m.square(), None))
-    variance = product(second, v, None)
-    return Moments(loc, variance if b is None else variance + product(b, m.square(), None))
+        return Moments(loc, of(second, m.square(), None))
+    variance = of(second, v, None)
+    return Moments(loc, variance if b is None else variance + of(b, m.square(), None))
 
 
 @rule("relu")

@@ -32,6 +32,7 @@ from espalier.distributions.masked import per_weight
 from espalier.likelihoods import plain
 from espalier.network import BayesianNetwork, evaluating
 from espalier.prediction import batchnorm
+from espalier.prediction.attention import ATTENTION
 from espalier.prediction.moments import NORMS, PRODUCTS, Moments, Unknown
 from espalier.prediction.pairs import State
 from espalier.prediction.predict import NUMBERS, Batches, exact, parameters_of, to_device
@@ -53,8 +54,8 @@ MOST_DIMENSIONS = torch.quasirandom.SobolEngine.MAXDIM
 
 
 class AtLayers(TorchFunctionMode):
-    """While it is entered, `visit` sees what every product and normalisation gives, with its place among them, and says what is
-    to go on from there."""
+    """While it is entered, `visit` sees what every product, attention and normalisation gives, with its place among them, and
+    says what is to go on from there."""
 
     def __init__(self, visit: Callable[[int, Tensor], Tensor]) -> None:
         super().__init__()
@@ -62,9 +63,11 @@ class AtLayers(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         found = func(*args, **(kwargs or {}))
-        if func.__name__.strip("_") not in (*PRODUCTS, *NORMS):
+        if func.__name__.strip("_") not in (*PRODUCTS, *ATTENTION, *NORMS):
             return found
         self.seen += 1
+        if isinstance(found, tuple):  # and weights of the attention
+            return self.visit(self.seen - 1, found[0]), *found[1:]
         return self.visit(self.seen - 1, found)
 
 
