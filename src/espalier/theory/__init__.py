@@ -7,6 +7,7 @@ kl.py            the two-sided bound, the objective, the prior that weight decay
 scale.py         rescale as a reparametrisation, u for p u as a temperature
 approximation.py three hidden layers at the rate of smooth and of sparse functions
 deep_gp.py       finite width against the infinitely wide network
+one_pass.py      one pass of means and variances against all masks
 sbc.py           simulation-based calibration on the conjugate model
 dependence.py    Z and W of the collected pairs
 ground_truth.py  NUTS on a fixed topology
@@ -25,7 +26,7 @@ from difflib import get_close_matches
 
 from espalier.theory.claims import Claim, apart
 
-MODULES = ("literal", "topologies", "kl", "scale", "approximation", "deep_gp", "sbc", "dependence", "ground_truth")
+MODULES = ("literal", "topologies", "kl", "scale", "approximation", "deep_gp", "one_pass", "sbc", "dependence", "ground_truth")
 
 
 def catalogue() -> dict[str, Claim]:
