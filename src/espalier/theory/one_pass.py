@@ -57,8 +57,8 @@ def check_products(quick: bool, *, weighted: Weighted = masked) -> Finding:
         for mine, own in ((found.loc, mean), (found.variance, variance)):
             apart.append(float(((mine - own).abs() / own.abs().max()).max()))
     return Finding(
-        f"mean and variance of the outputs of {len(apart) // 2} networks of two masked layers, 3 inputs each, against the sum over"
-        " all 4,096 masks; float64",
+        f"mean and variance of the outputs of {len(apart) // 2} networks of two masked layers, 3 inputs each, against the sum "
+        "over all 4,096 masks; float64",
         worst(*apart), 1e-9, "relative", {},
         "Where a mask is shared, by units, filters or the positions of a convolution, what a layer gives is not independent, "
         "and the next layer's variance is off by what its factor says.",
