@@ -267,3 +267,18 @@ def test_a_tied_parameter_stands_in_wherever_it_is() -> None:
     torch.testing.assert_close(said, torch.tanh(x @ w.T + bias) @ w.T + bias)
     assert model.net.b.bias is model.net.a.bias
     assert isinstance(model.net.a.bias, nn.Parameter)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"prior_scale": 0.0}, "expected a prior_scale above 0, got 0.0"),
+        ({"num_data": 0}, "expected num_data above 0, the number of training examples, got 0"),
+        ({"num_data": -5}, "expected num_data above 0, the number of training examples, got -5"),
+        ({"weight_decay": -0.1}, "expected a finite weight_decay of 0 or more, got -0.1"),
+        ({"weight_decay": float("nan")}, "expected a finite weight_decay of 0 or more, got nan"),
+    ],
+)
+def test_numbers_that_are_none_of_a_model_are_one_sentence(options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        BayesianNetwork(nn.Linear(3, 2), **options)

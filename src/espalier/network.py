@@ -8,6 +8,7 @@ never edited. Biases and normalisation stay parameters, point estimates with an 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, TypeVar
@@ -83,6 +84,10 @@ class BayesianNetwork(PyroModule):
         super().__init__()
         if prior_scale is not None and not prior_scale > 0:
             raise ValueError(f"expected a prior_scale above 0, got {prior_scale}: it is a standard deviation")
+        if num_data is not None and not num_data > 0:
+            raise ValueError(f"expected num_data above 0, the number of training examples, got {num_data}")
+        if not 0 <= weight_decay < math.inf:
+            raise ValueError(f"expected a finite weight_decay of 0 or more, got {weight_decay}")
         self.weights = tuple(maskable_weights(net, maskable))
         self.sizes = tuple(weight.size for weight in self.weights)
         self.shapes = tuple(weight.shape for weight in self.weights)
