@@ -198,7 +198,7 @@ def test_a_file_that_is_there_stays_and_nothing_is_written_where_something_is_wr
     assert out.read_text() == "mine"
     with pytest.raises(ValueError, match="expected the name of a .csv or .parquet file, got .*said.xlsx"):
         predict(folder, x, tmp_path / "said.xlsx")
-    with pytest.raises(ValueError, match="expected no way to predict for an exported folder, which is one network, got 'redraw'"):
+    with pytest.raises(ValueError, match="expected no way to predict for an exported folder, which has one, got 'redraw'"):
         predict(folder, x, tmp_path / "new.csv", how="redraw")
     np.savez(tmp_path / "digits.npz", x=np.zeros((3, 8, 8), np.uint8))
     with pytest.raises(ValueError, match="expected one of ticket, pairs, .*, got 'tiket'"):

@@ -72,6 +72,11 @@ def check(fit: Fit, net: Deployed, name: str) -> None:
         assert torch.allclose(said / unit, torch.from_numpy(by_hand) / unit, atol=CLOSE)
         assert np.allclose(doubt, means.std(0), rtol=1e-4)
         assert doubt.min() > 0
+    with torch.no_grad():
+        one, own = net.with_doubt(raw[:1])
+    assert one.shape == said[:1].shape
+    assert own.shape == doubt[:1].shape
+    assert torch.allclose(one, said[:1])
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -105,6 +110,7 @@ def test_programs_that_need_no_espalier_say_it_too(name: str, tmp_path: Path) ->
             said = net.with_doubt(x)
         theirs = session.run(["said", "doubt"], {session.get_inputs()[0].name: x.numpy()})
         for mine, one, other in zip(said, theirs, program(x), strict=True):
+            assert tuple(mine.shape) == one.shape == tuple(other.shape)
             assert ((mine - torch.from_numpy(one)) / unit).abs().max() < 1e-5
             assert ((mine - other.detach()) / unit).abs().max() < 1e-5
 
@@ -173,10 +179,15 @@ def test_a_fit_without_factors_and_a_wish_for_no_zeros_are_refused(tmp_path: Pat
         (lambda config: config.pop("moments"), "format 1, or 2 of moments, got 2"),
         (lambda config: config["moments"].pop("factors"), "do not fit"),
         (lambda config: config["moments"]["factors"].pop(), "6 layers|3 layers"),
-        (lambda config: config["moments"]["ratios"].pop(), "do not fit|zip"),
+        (lambda config: config["moments"]["ratios"].pop(), "do not fit .*3 ratios, got 2"),
         (lambda config: config["moments"].update(count=10**9), "a count of 1 to 16384"),
-        (lambda config: config["moments"].update(count="many"), "do not fit|invalid literal"),
-        (lambda config: config["moments"].update(factors=["nan", "nan"]), "expected factors|do not fit"),
+        (lambda config: config["moments"].update(count="many"), "a count of 1 to 16384"),
+        (lambda config: config["moments"].update(count=2.9), "a count of 1 to 16384"),
+        (lambda config: config["moments"].update(factors=["nan"] * 4), "expected factors, ratios and a count"),
+        (lambda config: config["moments"].update(factors=[True] * 4), "expected factors, ratios and a count"),
+        (lambda config: config["moments"].update(ratios=[-1.0] * 3), "expected factors, ratios and a count"),
+        (lambda config: config["moments"].update(ratios=[1e30] * 3), "expected factors, ratios and a count"),
+        (lambda config: config.pop("moments") and config["espalier"].update(format=1), "format 1, or 2 of moments, got 1"),
     ],
 )
 def test_moments_that_were_altered_are_refused(change: Any, match: str, tmp_path: Path) -> None:
@@ -188,3 +199,28 @@ def test_moments_that_were_altered_are_refused(change: Any, match: str, tmp_path
     path.write_bytes(store.canonical(store.signed(config)).encode())
     with pytest.raises(ValueError, match=match):
         espalier.from_pretrained(tmp_path / "out")
+
+
+def test_of_moments_a_signature_is_asked_for(tmp_path: Path) -> None:
+    exported("mlp", tmp_path)
+    path = tmp_path / "out" / "config.json"
+    config = json.loads(path.read_text())
+    config.pop("sha256")
+    path.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="altered|checksum|sha256|SHA-256"):
+        espalier.from_pretrained(tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["regression", "one logit"])
+def test_a_table_of_one_row_has_one(name: str, tmp_path: Path) -> None:
+    exported(name, tmp_path)
+    np.savez(tmp_path / "x.npz", x=rows(name)[0][:1].numpy())
+    found = predict(tmp_path / "out", tmp_path / "x.npz", tmp_path / "said.csv")
+    assert all(len(values) == 1 for values in found.values())
+    assert float(found["epistemic_sd" if name == "regression" else "mutual_information"][0]) > 0
+
+
+def test_it_has_no_gradients_and_says_so_by_having_none(tmp_path: Path) -> None:
+    _, net = exported("own", tmp_path)
+    x = rows("own")[0][:2].float().requires_grad_()
+    assert not net(x).requires_grad

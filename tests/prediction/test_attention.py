@@ -64,6 +64,18 @@ def test_means_of_a_softmax_sum_to_one_whatever_its_variances() -> None:
         assert torch.allclose(found.loc.sum(-1), torch.ones(50))
         assert (found.loc >= 0).all()
         assert (found.variance >= 0).all()
+        assert (found.variance <= found.loc * (1 - found.loc) + 1e-7).all()
+
+
+@pytest.mark.parametrize("variance", [1.0, 2.0, 5.0, 20.0])
+def test_where_scores_vary_much_the_order_is_kept_and_probabilities_are_near(variance: float) -> None:
+    z = torch.tensor([2.0, 0.0, 0.0, 0.0, -1.0], dtype=torch.float64)
+    noise = torch.randn(200_000, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    draws = torch.softmax(z + math.sqrt(variance) * noise, -1)
+    found: Any = F.softmax(Moments(z, torch.full_like(z, variance)), -1)
+    assert (found.loc.diff() <= 1e-12).all()
+    assert (found.loc - draws.mean(0)).abs().max() < 0.13
+    assert (found.variance - draws.var(0)).abs().max() < 0.05
 
 
 def test_a_softmax_of_no_dim_and_one_in_other_numbers() -> None:
@@ -159,6 +171,16 @@ def test_what_no_rule_covers_is_named() -> None:
         nn.MultiheadAttention(8, 2, add_bias_kv=True, batch_first=True).eval()(x, x, x)
 
 
+def test_a_row_that_attends_to_nothing_is_zeros_as_in_torch() -> None:
+    q, mask = drawn(2, 4, 3), torch.tensor([[True] * 4, [False] * 4, [True, False] * 2, [True] * 4])
+    found: Any = F.scaled_dot_product_attention(still(q), still(q), still(q), attn_mask=mask)
+    assert torch.allclose(found.loc[:, 1], torch.zeros(2, 3))
+    told, others = F.scaled_dot_product_attention(q, q, q, attn_mask=mask), [0, 2, 3]
+    assert torch.allclose(found.loc[:, others], told[:, others], atol=1e-6)
+    with pytest.raises(Unknown, match="with a random mask"):
+        F.scaled_dot_product_attention(q, q, still(q), attn_mask=still(drawn(4, 4)))
+
+
 # -------------------------------------------------------------------------------------------------------------- networks
 
 
@@ -173,7 +195,7 @@ class Attentive(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.lift(x.reshape(-1, 8, 8))
         seen = self.norm(h)
-        said = torch.softmax(self.query(seen) @ self.key(seen).transpose(1, 2) / 4, -1) @ self.value(seen)
+        said = torch.softmax(self.query(seen) @ self.key(seen).mT / 4, -1) @ self.value(seen)
         return self.out((h + said).mean(1))
 
 

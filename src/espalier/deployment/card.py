@@ -25,6 +25,7 @@ from espalier.prediction import evaluation
 from espalier.prediction.costs import PER_MULTIPLY_ADD, forward
 from espalier.prediction.mixture import Mixture
 from espalier.prediction.predict import in_units, outcome_of, parameters_of
+from espalier.prediction.propagation import products
 from espalier.reports.tables import CLASSIFICATION, REGRESSION, TITLES, entry
 
 if TYPE_CHECKING:
@@ -155,7 +156,7 @@ def _task(config: Mapping[str, Any]) -> str:
 def _what(chosen: Chosen, config: Mapping[str, Any], record: Mapping[str, Any]) -> str:
     own = config["network"]
     built = f"`{own['program']}` of Espalier's shelf" if "program" in own else f"a network of its author's own, `{own['own']}`"
-    varying = "" if chosen.fit is None else " with the variances of its weights, which go through it with their means"
+    varying = "" if chosen.fit is None else " with the variances of its weights, which go through it with their means,"
     said = (
         f"One sparse network, {built},{varying} trained on {plain(shown_name(record['data']['name']))} "
         f"({record['data']['rows']['train']:,} rows); which of a fit's ways to predict it is: {chosen.way}."
@@ -198,7 +199,7 @@ def _costs(chosen: Chosen, config: Mapping[str, Any]) -> list[str]:
     densities = {
         weight.name: count / weight.size for weight, count in zip(model.weights, topology.counts, strict=True)
     }
-    passes = 1 if chosen.fit is None else 2  # of means and of variances
+    passes = 1 if chosen.fit is None else products(chosen.fit)
     sparse, sparsity = work.sparse(densities), 100 * (1 - topology.density)
     return [
         f"{topology.num_active:,} of {topology.num_weights:,} maskable weights are active: {sparsity:.4g} % sparse.",

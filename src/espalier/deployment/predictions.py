@@ -69,12 +69,14 @@ def predict(
         parts: Iterator[Tensor] = (fit.predict(x, way, num_samples=num_samples, seed=seed) for x in _batches(asked, inputs))
     else:
         if how is not None:
-            raise ValueError(f"expected no way to predict for an exported folder, which is one network, got {how!r}: drop it")
+            raise ValueError(f"expected no way to predict for an exported folder, which has one, got {how!r}: drop it")
         net = from_pretrained(source)
         facts = net.config
         asked = unlabelled.read(data, facts["shape"])
-        each = 1 if net.spread is None else net.spread.count * max(2, facts["num_outputs"])
-        parts = (_said(net, x) for x in _batches(asked, None, max(1, HELD // each)))
+        first = _said(net, asked.x[torch.arange(min(1, len(asked.x)))])  # which tells how large a row's outcomes are
+        if facts["task"] != "regression":
+            classes(first.numpy(), _names(facts))
+        parts = (_said(net, x) for x in _batches(asked, None, max(1, HELD // max(1, first.numel()))))
     columns = targets if facts["task"] == "regression" else partial(classes, names=_names(facts))
     return _kept(out, asked, _together([columns(part.detach().double().numpy()) for part in parts]))
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,7 +68,8 @@ class Inputs(nn.Module):
         return x.to(self.dtypes[place])
 
 
-OURS = (Categorical, WithUnknown, Bernoulli, Normal)
+COLUMNS = (Bernoulli, Normal)
+OURS = (Categorical, WithUnknown, *COLUMNS)
 
 
 class Deployed(nn.Module):
@@ -120,16 +122,19 @@ class Deployed(nn.Module):
         return said, apart.clamp_min(0.0)
 
     def draws(self, x: Any) -> Tensor:
-        """Of every laid-out output what `forward` says of one: `(S, n, C)` or `(S, n, 2)`; of one network S is 1."""
+        """Of every laid-out output what `forward` says of one: `(S, n, C)` or `(S, n, 2)`, all in memory at a time and without
+        gradients; of one network S is 1."""
         arguments, keywords = nested.arguments(self.inputs(x))
         if self.spread is None:
             found = self._picked(self.network(*arguments, **keywords))
-            return self._says(nested.each(lambda part: part.double() if part.is_floating_point() else part, found))[None]
-        output = self.spread.moments(self.network, arguments, keywords, self._picked)
-        if type(self.likelihood) in (Bernoulli, Normal) and output.dim() == 2 and output.shape[-1] == 1:
-            output = Moments(one_column(output.loc), one_column(output.variance))
-        outputs = self.spread.laid_out(output)
-        return self._says(outputs) if type(self.likelihood) in OURS else torch.stack([*map(self._says, outputs)])
+            found = nested.each(lambda part: part.double() if part.is_floating_point() else part, found)
+            return self._says(one_column(found) if type(self.likelihood) in COLUMNS else found)[None]
+        with torch.no_grad() if torch.is_grad_enabled() else nullcontext():  # rules of moments write in place
+            output = self.spread.moments(self.network, arguments, keywords, self._picked)
+            if type(self.likelihood) in COLUMNS:
+                output = Moments(one_column(output.loc), one_column(output.variance))
+            outputs = self.spread.laid_out(output)
+            return self._says(outputs) if type(self.likelihood) in OURS else torch.stack([*map(self._says, outputs)])
 
     def _picked(self, found: Any) -> Any:
         if self.output is None:
@@ -146,7 +151,8 @@ class Deployed(nn.Module):
         return torch.stack([means.mean(0), (deviations.square().mean(0) + means.var(0, unbiased=False)).sqrt()], -1)
 
     def _says(self, output: Any) -> Tensor:
-        """`parameters_of` the likelihood at an output; of ours without a distribution in between, which cannot be exported."""
+        """`parameters_of` the likelihood at an output, or at several of one of ours, whose single column is none; of ours without
+        a distribution in between, which cannot be exported."""
         likelihood: Any = self.likelihood
         kind = type(likelihood)  # one derived from ours may say anything
         if kind is Categorical:
@@ -154,12 +160,10 @@ class Deployed(nn.Module):
         if kind is WithUnknown:
             return torch.softmax(output[..., :-1], -1)
         if kind is Bernoulli:
-            logits = one_column(output)
-            return torch.stack([torch.sigmoid(-logits), torch.sigmoid(logits)], -1)
+            return torch.stack([torch.sigmoid(-output), torch.sigmoid(output)], -1)
         if kind is Normal:
-            mean = one_column(output)
-            sd = torch.exp(-0.5 * likelihood.log_precision.double()).expand_as(mean)
-            return self._in_units(torch.stack([mean, sd], -1))
+            sd = torch.exp(-0.5 * likelihood.log_precision.double()).expand_as(output)
+            return self._in_units(torch.stack([output, sd], -1))
         said = parameters_of(likelihood(output))
         return self._in_units(said) if self.config["task"] == "regression" else said
 
@@ -204,10 +208,11 @@ def read(folder: Path) -> tuple[dict[str, Any], Bundle]:
     config = config if isinstance(config, dict) else {}
     told = {name: found if isinstance(found := config.get(name), dict) else {} for name in ("espalier", "weights")}
     form = told["espalier"].get("format")
-    if form != (WITH_SPREAD if "moments" in config else FORMAT):
+    varying = "moments" in config
+    if form != (WITH_SPREAD if varying else FORMAT) or (told["weights"].get("way") == "moments") != varying:
         known = f"format {FORMAT}, or {WITH_SPREAD} of moments"
         raise ValueError(f"expected {folder / CONFIG} as `espalier export` writes it, {known}, got {form}")
-    if "sha256" in config:  # of what was exported earlier there is none
+    if "sha256" in config or varying:  # of what was exported earlier there is none
         config = store.check_signed(folder / CONFIG)
     if store.sha256((folder / WEIGHTS).read_bytes()) != told["weights"].get("sha256"):
         raise ValueError(f"expected {folder / WEIGHTS} as it was exported, but its SHA-256 differs: it was altered")
@@ -233,7 +238,7 @@ def assembled(config: dict[str, Any], bundle: Bundle, network: nn.Module | None 
         spread = _spread(built.network, config["moments"], bundle) if "moments" in config else None
         module = Deployed(inputs, built.network, built.likelihood, built.output, config, spread).eval()
         return module if spread is None else _laid_out(module, spread)
-    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+    except (KeyError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
         raise ValueError(
             f"expected config.json and weights of the same network, but they do not fit ({' '.join(str(error).split())[:300]}): "
             "take both from one export, and a `network=` like the one that was trained"
@@ -291,9 +296,11 @@ def _fill(net: nn.Module, bundle: Bundle) -> None:
 
 def _spread(net: nn.Module, told: Mapping[str, Any], bundle: Bundle) -> Spread:
     """Of the masked tensors, by the name that each has first."""
-    masked, factors, count = bundle.facts["masked"], told["factors"], int(told["count"])
+    masked, factors, count = bundle.facts["masked"], told["factors"], told["count"]
     if "ratios" in told:
-        return Spread({name: float(ratio) for (name, _), ratio in zip(masked, told["ratios"], strict=True)}, {}, factors, count)
+        if len(told["ratios"]) != len(masked):
+            raise KeyError(f"{len(masked)} ratios, got {len(told['ratios'])}")
+        return Spread({name: ratio for (name, _), ratio in zip(masked, told["ratios"], strict=True)}, {}, factors, count)
     variances = under(SPREAD, bundle.tensors)
     if codes.NAME in bundle.tensors:
         variances = dict(_scattered(net, masked, bundle.tensors, VARIANCES))
@@ -304,7 +311,10 @@ def _spread(net: nn.Module, told: Mapping[str, Any], bundle: Bundle) -> Spread:
 def _laid_out(module: Deployed, spread: Spread) -> Deployed:
     """With points for outputs of the shape that it has."""
     arguments, keywords = nested.arguments(stand_ins(module.config, 2))
-    spread.fitted(spread.moments(module.network, arguments, keywords, module._picked))
+    found = spread.moments(module.network, arguments, keywords, module._picked)
+    if not torch.isfinite(found.variance).all():
+        raise RuntimeError("what its weights vary by is not finite")
+    spread.fitted(found)
     return module
 
 

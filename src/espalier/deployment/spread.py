@@ -18,6 +18,8 @@ from espalier.prediction.propagation import normals, scaled
 
 DRAWS = 32
 """Of `redraw` that it is as fine as, `EACH` outputs for each."""
+LARGE = 1e9
+"""Above any factor, or ratio of a keep probability, that there is."""
 MOST = 1 << 14
 """Outputs that are laid out, at most: each row has as many."""
 
@@ -32,9 +34,11 @@ class Spread(nn.Module):
         self, ratios: Mapping[str, float], variances: Mapping[str, Tensor], factors: Sequence[float], count: int
     ) -> None:
         super().__init__()
-        if not 1 <= count <= MOST or not len(factors) or not all(factor >= 0 for factor in factors):
-            got = f"{list(factors)} and {count}"
-            raise ValueError(f"expected factors, and a count of 1 to {MOST}, under moments in config.json, got {got}")
+        numbers = (*factors, *ratios.values())
+        sound = all(type(number) in (int, float) and 0 <= number < LARGE for number in numbers) and len(factors) > 0
+        if not sound or type(count) is not int or not 1 <= count <= MOST:
+            got = f"{list(factors)}, {list(ratios.values())} and {count}"
+            raise ValueError(f"expected factors, ratios and a count of 1 to {MOST} under moments in config.json, got {got}")
         self.ratios, self.factors, self.count = dict(ratios), [float(factor) for factor in factors], count
         self.places = {name: f"variance_{place}" for place, name in enumerate(variances)}
         for name, variance in variances.items():

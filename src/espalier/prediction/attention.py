@@ -6,7 +6,9 @@ d^2 p_i/dz_j^2 = p_i ((d_ij - p_j)^2 - p_j (1 - p_j)):
     E[p_i] = p_i (1 + 1/2 (v_i (1 - 2 p_i) + 2 sum_j p_j^2 v_j - sum_j p_j v_j)),
     Var[p_i] = p_i^2 (v_i (1 - 2 p_i) + sum_j p_j^2 v_j),
 
-the delta method (Oehlert 1992). The means sum to 1. Attention is two products with it in between, and a layer of its own to
+the delta method (Oehlert 1992). With v / (1 + v / 2) in place of v, which is the same to this order, no mean is below 0 whatever
+the variances, and scores that vary alike keep their order; the variance is at most E[p_i] (1 - E[p_i]), a Bernoulli's. The means
+sum to 1. Attention is two products with it in between, and a layer of its own to
 `propagation.py`, whose factor puts right what is left.
 """
 
@@ -31,10 +33,12 @@ def softmax(_: Any, z: Moments, dim: int | None = None, *rest: Any, dtype: torch
     dtype = next((one for one in rest if isinstance(one, torch.dtype)), dtype)  # `functional.softmax` has a _stacklevel before
     loc, variance = (part if dtype is None else part.to(dtype) for part in (z.loc, z.variance))
     p = torch.softmax(loc, dim)
+    variance = variance / (1 + variance / 2)
     own = variance * (1 - 2 * p)
     all_squared, each = (p.square() * variance).sum(dim, keepdim=True), (p * variance).sum(dim, keepdim=True)
     mean = (p * (1 + 0.5 * (own + 2 * all_squared - each))).clamp_min(0.0)
-    return Moments(mean / mean.sum(dim, keepdim=True), (p.square() * (own + all_squared)).clamp_min(0.0))
+    mean = mean / mean.sum(dim, keepdim=True)
+    return Moments(mean, torch.minimum((p.square() * (own + all_squared)).clamp_min(0.0), mean * (1 - mean)))
 
 
 @rule("scaled_dot_product_attention")
@@ -50,9 +54,15 @@ def attention(
     loc, variance = said.loc * scale, said.variance * scale**2
     if is_causal:
         attn_mask = torch.ones(loc.shape[-2:], dtype=torch.bool, device=loc.device).tril()
+    if isinstance(attn_mask, Moments):
+        raise Unknown("scaled_dot_product_attention with a random mask")
+    hard = attn_mask is not None and attn_mask.dtype == torch.bool
     if attn_mask is not None:
-        loc = loc.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else loc + attn_mask
-    found: Moments = product(torch.matmul, softmax(None, Moments(loc, variance), -1), value)
+        loc = loc.masked_fill(~attn_mask, -torch.inf) if hard else loc + attn_mask
+    shares = softmax(None, Moments(loc, variance), -1)
+    if hard:  # of a row that attends to nothing torch gives zeros
+        shares = Moments(shares.loc.nan_to_num(), shares.variance.nan_to_num())
+    found: Moments = product(torch.matmul, shares, value)
     return found
 
 

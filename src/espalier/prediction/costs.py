@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from espalier import nested
 from espalier.contracts import stand_ins
 from espalier.network import BayesianNetwork, evaluating
-from espalier.prediction import batchnorm
+from espalier.prediction import batchnorm, propagation
 from espalier.prediction.fit import SINGLE, Fit, How
 from espalier.topology import codes
 
@@ -182,7 +182,7 @@ def costs(
     multiply_adds += work.dense * record.get("search", {}).get("forward_examples", 0)
     draws = 3 * own["mean_density"] * own["steps"] * own["particles"] * sum(sizes.values()) if _is_random(fit) else 0.0
     averages = len(fit.pairs.values) * fit.topology.num_active
-    passes = 2 if how == "moments" else fit.num_draws(how, num_samples)  # of means and of variances
+    passes = propagation.products(fit) if how == "moments" else fit.num_draws(how, num_samples)
     state, dense_state = _state_bytes(fit, own["mean_density"])
     disk, dense_disk = _disk_bytes(fit, how)
     found = {

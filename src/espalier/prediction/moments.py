@@ -57,6 +57,8 @@ class Moments(Tensor):
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, name = kwargs or {}, func.__name__
+        if name == "__get__" and func.__self__.__name__ in ("T", "mT"):
+            return _moved(func, *args)
         if name == "__get__" or name in _ASKED:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)

@@ -98,6 +98,12 @@ def of_weights(fit: Fit) -> tuple[Moments, State]:
     return Moments(scatter(values, positions, total), scatter(spread, positions, total), tuple((1 - p) / p for p in each)), state
 
 
+def products(fit: Fit) -> int:
+    """Products of a layer in a pass: of means, and of masked weights' variances one, of Gaussian ones' two (of the first layer,
+    whose inputs are known, one)."""
+    return 2 if fit.pairs.scales is None else 3
+
+
 @torch.no_grad()
 def propagate(model: BayesianNetwork, weights: Moments, x: Any, state: Mapping[str, Tensor], layers: AtLayers) -> Moments:
     """The network's output `(n, ...)` by its moments, of one batch. Raises Unknown where it has a function without a rule, or
@@ -244,7 +250,13 @@ def outcomes(
     *factors, last = fit.record["moments"]["factors"]
     loc, variance = [], []
     for batch in batches:
-        found = propagate(fit.model, weights, batch, state, scaled(lambda place, _: factors[place]))
+        layers = scaled(lambda place, _: factors[place] if place < len(factors) else 1.0)
+        found = propagate(fit.model, weights, batch, state, layers)
+        if layers.seen != len(factors):
+            raise ValueError(
+                f"expected {len(factors)} layers, of which factors of moments were found, got {layers.seen} at these rows: "
+                "espalier.prediction.equip(fit, data) finds them anew"
+            )
         loc.append(exact(found.loc, device))
         variance.append(exact(found.variance, device) * last)
     yield from _laid_out(fit, Moments(torch.cat(loc), torch.cat(variance)), state, count, seed)
