@@ -75,7 +75,7 @@ def test_where_scores_vary_much_the_order_is_kept_and_probabilities_are_near(var
     found: Any = F.softmax(Moments(z, torch.full_like(z, variance)), -1)
     assert (found.loc.diff() <= 1e-12).all()
     assert (found.loc - draws.mean(0)).abs().max() < 0.13
-    assert (found.variance - draws.var(0)).abs().max() < 0.08
+    assert (found.variance - draws.var(0)).abs().max() < 0.09
 
 
 def test_a_softmax_of_no_dim_and_one_in_other_numbers() -> None:
