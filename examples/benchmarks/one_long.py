@@ -46,36 +46,27 @@ def world(given: argparse.Namespace, data: Data, seed: int, kept: Callable[[str,
     """Every arm of a seed, each `kept` when it is done."""
     first, found = 10 * MEMBERS * seed, dict[str, Row]()
 
-    def single(name: str, how: str, place: int, times: int) -> None:
+    def arm(name: str, how: str, place: int, times: int, members: int = 1) -> None:
         def scores() -> Row:
-            fit, seconds = trained(given, data, how, first + place, times)
-            row = scored(fit, data, "redraw" if how == "cigl" else "unmasked")
+            fits, seconds = zip(*(trained(given, data, how, first + place + one, times) for one in range(members)), strict=True)
+            who = fits[0] if members == 1 else Ensemble(fits)
+            row = scored(who, data, "redraw" if how == "cigl" else "unmasked", DRAWS // members)
             if how == "cigl":
-                row |= {f", moments{heat}": scores for heat, scores in scored(fit, data, "moments").items()}
-            return row | {"seconds": [seconds]}
-
-        found[name] = kept(name, scores)
-
-    def four(name: str, how: str, place: int, times: int) -> None:
-        def scores() -> Row:
-            fits, seconds = zip(*(trained(given, data, how, first + place + one, times) for one in range(MEMBERS)), strict=True)
-            row = scored(Ensemble(fits), data, "redraw" if how == "cigl" else "unmasked", DRAWS // MEMBERS)
-            if how == "cigl":
-                row |= {f", moments{heat}": scores for heat, scores in scored(Ensemble(fits), data, "moments").items()}
+                row |= {f", moments{heat}": own for heat, own in scored(who, data, "moments").items()}
             return row | {"seconds": [sum(seconds)]}
 
         found[name] = kept(name, scores)
 
     long = MEMBERS * given.epochs
-    single(f"dense, {given.epochs} epochs", "dense", 0, 1)
-    single(f"CigL, {given.epochs} epochs", "cigl", MEMBERS, 1)
-    single(f"CigL, {long} epochs", "cigl", 2 * MEMBERS, MEMBERS)
-    four(f"dense ensemble of 4, {given.epochs} epochs", "dense", 0, 1)
-    single(f"dense, {long} epochs", "dense", 3 * MEMBERS, MEMBERS)
-    single(f"RigL, {long} epochs", "rigl", 2 * MEMBERS, MEMBERS)
-    four(f"four of CigL, {given.epochs} epochs", "cigl", MEMBERS, 1)
+    arm(f"dense, {given.epochs} epochs", "dense", 0, 1)
+    arm(f"CigL, {given.epochs} epochs", "cigl", MEMBERS, 1)
+    arm(f"CigL, {long} epochs", "cigl", 2 * MEMBERS, MEMBERS)
+    arm(f"dense ensemble of 4, {given.epochs} epochs", "dense", 0, 1, MEMBERS)
+    arm(f"dense, {long} epochs", "dense", 3 * MEMBERS, MEMBERS)
+    arm(f"RigL, {long} epochs", "rigl", 2 * MEMBERS, MEMBERS)
+    arm(f"four of CigL, {given.epochs} epochs", "cigl", MEMBERS, 1, MEMBERS)
     if given.longest:
-        four(f"dense ensemble of 4, {long} epochs", "dense", 3 * MEMBERS, MEMBERS)
+        arm(f"dense ensemble of 4, {long} epochs", "dense", 3 * MEMBERS, MEMBERS, MEMBERS)
     return found
 
 

@@ -75,18 +75,20 @@ def page(
 
 def scores_of(chosen: Chosen, data: Data, split: str) -> dict[str, Any]:
     """Scores of the network on a split, as `evaluation.evaluate` has them."""
+    return evaluation.score({"network": _predicted(chosen, data, split)}, data, split)["network"]
+
+
+def _predicted(chosen: Chosen, data: Data, split: str) -> Any:
+    """As `evaluation.predictions` has them."""
     if chosen.fit is not None:
-        said = evaluation.predictions(chosen.fit, data, split, ways=["moments"], num_samples=DRAWS)["moments"]
-        return evaluation.score({"network": said}, data, split)["network"]
+        return evaluation.predictions(chosen.fit, data, split, ways=["moments"], num_samples=DRAWS)["moments"]
     outcome = outcome_of(chosen.model, chosen.weights, evaluation.split_of(data, split).x, chosen.state)
-    own: Any = parameters_of(outcome).detach()
-    if data.num_classes is None:
-        normal = isinstance(outcome, Normal) and own.dim() == 2
-        units = data.target_shift, data.target_scale
-        said = in_units(own, *units)[None].numpy() if normal else Mixture([outcome], *units)
-    else:
-        said = own.numpy()
-    return evaluation.score({"network": said}, data, split)["network"]
+    said = parameters_of(outcome).detach()
+    if data.num_classes is not None:
+        return said.numpy()
+    units = data.target_shift, data.target_scale
+    normal = isinstance(outcome, Normal) and said.dim() == 2
+    return in_units(said, *units)[None].numpy() if normal else Mixture([outcome], *units)
 
 
 def header(

@@ -38,6 +38,7 @@ from espalier.deployment.spread import DRAWS
 from espalier.likelihoods import LIKELIHOODS
 from espalier.network import BayesianNetwork, copied, under
 from espalier.prediction.fit import SINGLE, Fit, How
+from espalier.prediction.moments import Moments
 from espalier.prediction.propagation import EACH, of_weights
 from espalier.reports.promises import certificates_in
 from espalier.sparse.layout import MIN_ROWS
@@ -48,13 +49,14 @@ from espalier.topology import codes
 Form = Literal["auto", "dense", "positions"]
 """Of masked tensors in the file: written out, or values and positions; auto: the smaller one."""
 FORMS: tuple[Form, ...] = get_args(Form)
+EXPORTED: tuple[How, ...] = (*SINGLE, "distilled", "moments")
 CERTIFIED = "certified"
 """The network that the run's certificate speaks of."""
 
 
 class Chosen(NamedTuple):
-    """The network that is exported: a flat weight vector `(num_weights,)` and its other state. way: what it is called. fit: of
-    `moments`, whose weights vary; `weights` are their means."""
+    """The network that is exported: a flat weight vector `(num_weights,)` and its other state. way: what it is called. Of
+    `moments`, whose weights vary and `weights` are their means, fit: what predicts so; varying: those weights."""
 
     model: BayesianNetwork
     topology: Topology
@@ -62,6 +64,7 @@ class Chosen(NamedTuple):
     state: Mapping[str, Tensor]
     way: str
     fit: Fit | None = None
+    varying: Moments | None = None
 
 
 def export(
@@ -89,13 +92,13 @@ def export(
     folder that holds what is not ours.
     """
     way: How = how or ("distilled" if fit.student is not None else "ticket")
-    if way not in (*SINGLE, "distilled", "moments") or way not in fit.ways:
-        one = ", ".join(known for known in fit.ways if known in (*SINGLE, "distilled", "moments"))
+    if way not in EXPORTED or way not in fit.ways:
+        one = ", ".join(known for known in fit.ways if known in EXPORTED)
         why = "a folder holds no draws" if way != "moments" else fit.record.get("moments", {}).get("unknown", "it has no factors")
         raise ValueError(f"expected one network to export, {one}, got {way!r}: {why}")
     if way == "moments":
         weights, state = of_weights(fit)
-        chosen = _on_cpu(fit.model, fit.topology, weights.loc, state, way)._replace(fit=fit)
+        chosen = _on_cpu(fit.model, fit.topology, weights.loc, state, way)._replace(fit=fit, varying=weights)
     else:
         chosen = _on_cpu(fit.model, fit.topology, *next(fit.weights(way)), way)
     words = program or fit.record.get("recipe", {})
@@ -217,26 +220,19 @@ def _weights(chosen: Chosen, form: Form) -> tuple[Bundle, dict[str, Any]]:
         "num_active": topology.num_active,
     }
     masked_ones = dense if form == "dense" else {codes.NAME: gaps, VALUES: values}
-    variance = _variance(chosen)
-    if variance is not None:
+    if chosen.varying is not None and chosen.varying.ratio is None:  # a factor of their squares is not enough
+        variance = chosen.varying.variance.cpu()
         of_tensors = {f"{SPREAD}{weight.name}": model.unflatten(variance)[weight.name].clone() for weight in model.weights}
         masked_ones |= of_tensors if form == "dense" else {VARIANCES: variance[topology.positions]}
     return Bundle(rest | masked_ones, {"masked": [[weight.name, list(weight.shape)] for weight in model.weights]}), said
 
 
-def _variance(chosen: Chosen) -> Tensor | None:
-    """Of the flat weight vector, where a factor of its squares is not enough."""
-    weights = None if chosen.fit is None else of_weights(chosen.fit)[0]
-    return None if weights is None or weights.ratio is not None else weights.variance.cpu()
-
-
 def _moments(chosen: Chosen) -> dict[str, Any]:
     """What config.json says of `moments`."""
-    if chosen.fit is None:
+    if chosen.fit is None or chosen.varying is None:
         return {}
-    ratio = of_weights(chosen.fit)[0].ratio
     told = {"factors": chosen.fit.record["moments"]["factors"], "count": EACH * DRAWS}
-    return {"moments": told | ({} if ratio is None else {"ratios": list(ratio)})}
+    return {"moments": told | ({} if chosen.varying.ratio is None else {"ratios": list(chosen.varying.ratio)})}
 
 
 def _likelihood_state(chosen: Chosen) -> dict[str, Tensor]:

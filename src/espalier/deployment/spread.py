@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from espalier.prediction.moments import Moments, Unknown
-from espalier.prediction.propagation import normals, scaled
+from espalier.prediction.propagation import by_factors, points_for
 
 DRAWS = 32
 """Of `redraw` that it is as fine as, `EACH` outputs for each."""
@@ -55,7 +55,7 @@ class Spread(nn.Module):
         for name, place in self.places.items():
             random[name] = Moments(state[name], getattr(self, place))
         *factors, last = self.factors
-        layers = scaled(lambda place, _: factors[place] if place < len(factors) else 1.0)
+        layers = by_factors(factors)
         with layers:
             found = pick(functional_call(network, random, tuple(arguments), dict(keywords)))
         if layers.seen != len(factors) or not isinstance(found, Moments):
@@ -64,9 +64,8 @@ class Spread(nn.Module):
 
     def fitted(self, output: Moments) -> None:
         """Lay points out for outputs like this."""
-        self.points = normals(self.count, output.shape[-1] if output.dim() > 1 else 1).to(output.loc.device)
+        self.points = points_for(output.loc, self.count)
 
     def laid_out(self, output: Moments) -> Tensor:
         """Outputs `(count, n, ...)`, float64."""
-        points = self.points.view(self.count, *[1] * max(1, output.dim() - 1), -1) if output.dim() > 1 else self.points
-        return output.loc + output.variance.sqrt() * points
+        return output.loc + output.variance.sqrt() * self.points.view(self.count, *[1] * (output.dim() - 1), -1)

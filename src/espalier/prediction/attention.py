@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from espalier.prediction.moments import Moments, Unknown, product, rule
+from espalier.prediction.moments import Moments, Unknown, rule
 
 ATTENTION = ("scaled_dot_product_attention", "multi_head_attention_forward")
 
@@ -45,12 +45,12 @@ def softmax(_: Any, z: Moments, dim: int | None = None, *rest: Any, dtype: torch
 def attention(
     _: Any, query: Any, key: Any, value: Any, attn_mask: Tensor | None = None, dropout_p: float = 0.0, is_causal: bool = False,
     scale: float | None = None, enable_gqa: bool = False,
-) -> Moments:  # fmt: skip
+) -> Any:  # fmt: skip
     if dropout_p or enable_gqa:
         raise Unknown("scaled_dot_product_attention with dropout or grouped queries")
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     query = query if isinstance(query, Moments) else Moments(query, torch.zeros_like(query))
-    said = product(torch.matmul, query, _turned(key))
+    said: Any = torch.matmul(query, key.mT)
     loc, variance = said.loc * scale, said.variance * scale**2
     if is_causal:
         attn_mask = torch.ones(loc.shape[-2:], dtype=torch.bool, device=loc.device).tril()
@@ -59,16 +59,10 @@ def attention(
     hard = attn_mask is not None and attn_mask.dtype == torch.bool
     if attn_mask is not None:
         loc = loc.masked_fill(~attn_mask, -torch.inf) if hard else loc + attn_mask
-    shares = softmax(None, Moments(loc, variance), -1)
+    shares: Any = torch.softmax(Moments(loc, variance), -1)
     if hard:  # of a row that attends to nothing torch gives zeros
         shares = Moments(shares.loc.nan_to_num(), shares.variance.nan_to_num())
-    found: Moments = product(torch.matmul, shares, value)
-    return found
-
-
-def _turned(x: Any) -> Any:
-    """With its last two dims changed."""
-    return Moments(x.loc.mT, x.variance.mT) if isinstance(x, Moments) else x.mT
+    return torch.matmul(shares, value)
 
 
 @rule("multi_head_attention_forward")
@@ -88,7 +82,7 @@ def multi_head(
     batched = query.dim() == 3
     parts = []
     for x, weight, bias in zip((query, key, value), weights, biases, strict=True):
-        own: Any = _projected(x if batched else x.unsqueeze(1), weight, bias)
+        own: Any = F.linear(x if batched else x.unsqueeze(1), weight, bias)
         parts.append(own.unflatten(-1, (num_heads, -1)).permute(1, 2, 0, 3))  # (n, heads, L, E / heads)
     mask = _additive(attn_mask, parts[0].shape[0], num_heads)
     if key_padding_mask is not None:
@@ -97,15 +91,8 @@ def multi_head(
         padding = padding.view(-1, 1, 1, padding.shape[-1])
         mask = padding if mask is None else mask + padding
     found: Any = attention(None, *parts, mask)
-    found = _projected(found.permute(2, 0, 1, 3).flatten(2), out_proj_weight, out_proj_bias)
+    found = F.linear(found.permute(2, 0, 1, 3).flatten(2), out_proj_weight, out_proj_bias)
     return (found if batched else found.squeeze(1)), None
-
-
-def _projected(x: Any, weight: Any, bias: Tensor | None) -> Any:
-    """Also where neither is random, that goes on to what is."""
-    if isinstance(x, Moments) or isinstance(weight, Moments):
-        return product(F.linear, x, weight, bias)
-    return F.linear(x, weight, bias)
 
 
 def _additive(mask: Tensor | None, batch: int, heads: int) -> Tensor | None:

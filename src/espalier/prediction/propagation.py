@@ -15,7 +15,7 @@ variational inference*, keep covariances instead; Postels et al. 2019, *Sampling
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pyro
@@ -80,6 +80,11 @@ def scaled(factor: Callable[[int, Tensor], float]) -> AtLayers:
         return output
 
     return AtLayers(visit)
+
+
+def by_factors(factors: Sequence[float]) -> AtLayers:
+    """Each layer's variance by its factor; whoever enters it asks whether it has `seen` as many."""
+    return scaled(lambda place, _: factors[place] if place < len(factors) else 1.0)
 
 
 def of_weights(fit: Fit) -> tuple[Moments, State]:
@@ -241,6 +246,11 @@ def normals(count: int, dimensions: int, seed: int = 0) -> Tensor:
     return points[:, torch.arange(dimensions) % engine.dimension]
 
 
+def points_for(output: Tensor, count: int, seed: int = 0) -> Tensor:
+    """`normals` for outputs `(n, ...)`: one for each place of their last dimension, on their device."""
+    return normals(count, output.shape[-1] if output.dim() > 1 else 1, seed).to(output.device)
+
+
 def outcomes(
     fit: Fit, batches: Batches, *, count: int, seed: int, on_device: bool = False
 ) -> Iterator[dist.TorchDistribution]:
@@ -250,7 +260,7 @@ def outcomes(
     *factors, last = fit.record["moments"]["factors"]
     loc, variance = [], []
     for batch in batches:
-        layers = scaled(lambda place, _: factors[place] if place < len(factors) else 1.0)
+        layers = by_factors(factors)
         found = propagate(fit.model, weights, batch, state, layers)
         if layers.seen != len(factors):
             raise ValueError(
@@ -264,7 +274,7 @@ def outcomes(
 
 def _laid_out(fit: Fit, output: Moments, state: State, count: int, seed: int) -> Iterator[dist.TorchDistribution]:
     loc, deviation = output.loc, output.variance.sqrt()
-    for point in normals(count, loc.shape[-1] if loc.dim() > 1 else 1, seed).to(loc.device):
+    for point in points_for(loc, count, seed):
         yield _said(fit, loc + deviation * point, state)
 
 
