@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gpytorch
 import numpy as np
 import onnxruntime
 import pyro.distributions as dist
@@ -131,6 +133,36 @@ def test_a_likelihood_of_ones_own_says_it_of_every_output(tmp_path: Path) -> Non
     rates = torch.stack([one.mean for one in mixture.distributions])
     assert torch.allclose(said[:, 0], rates.mean(0), rtol=1e-4)
     assert torch.allclose(said[:, 1], (rates.mean(0) + rates.var(0, unbiased=False)).sqrt(), rtol=1e-4)
+
+
+OF_GPYTORCH: dict[str, tuple[Callable[[], gpytorch.likelihoods.Likelihood], int, bool]] = {
+    "softmax": (lambda: gpytorch.likelihoods.SoftmaxLikelihood(num_classes=3, mixing_weights=False), 3, True),
+    "mixed softmax": (lambda: gpytorch.likelihoods.SoftmaxLikelihood(num_features=4, num_classes=3), 4, True),
+    "gaussian": (gpytorch.likelihoods.GaussianLikelihood, 1, False),
+    "student": (gpytorch.likelihoods.StudentTLikelihood, 1, False),
+}
+
+
+@pytest.mark.parametrize("way", ["ticket", "moments"])
+@pytest.mark.parametrize("name", OF_GPYTORCH)
+def test_a_likelihood_of_gpytorch_says_what_it_says_of_the_fit(name: str, way: Any, tmp_path: Path) -> None:
+    likelihood, width, labelled = OF_GPYTORCH[name]
+    rng = np.random.default_rng(0)
+    y = np.arange(80) % 3 if labelled else rng.normal(2.0, 3.0, 80)
+    data = from_arrays(rng.normal(size=(80, 3)), y)
+
+    def model() -> BayesianNetwork:
+        return BayesianNetwork(nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, width)), likelihood=likelihood())
+
+    fit = untrained(model(), data)
+    fit = equipped(fit, data) if way == "moments" else fit
+    net = espalier.from_pretrained(fit.export(tmp_path / "out", how=way), network=model())
+    raw = data.test.x * data.input_scale[1] + data.input_scale[0]
+    for count in (1, width, len(raw)):  # GPyTorch's softmax transposes as many rows as features
+        with torch.no_grad():
+            said = net.draws(raw[:count])
+        assert said.dtype == torch.float64
+        assert torch.allclose(said, fit.predict(data.test.x[:count], way, num_samples=32), rtol=1e-5, atol=1e-6)
 
 
 def test_of_one_network_there_is_one_draw_and_no_doubt(tmp_path: Path) -> None:

@@ -19,7 +19,9 @@ from espalier.contracts import dtype_of, stand_ins
 from espalier.data.archives import check_memory
 from espalier.deployment.hub import CONFIG, WEIGHTS, folder_of
 from espalier.deployment.spread import Spread
-from espalier.likelihoods import LIKELIHOODS, Bernoulli, Categorical, Likelihood, Normal, WithUnknown, one_column
+from espalier.likelihoods import (
+    LIKELIHOODS, Bernoulli, Categorical, Likelihood, Normal, WithUnknown, is_of_gpytorch, one_column, said_by_gpytorch,
+)  # fmt: skip
 from espalier.network import BayesianNetwork, Output, under
 from espalier.prediction.moments import Moments
 from espalier.prediction.predict import in_units, parameters_of
@@ -164,7 +166,8 @@ class Deployed(nn.Module):
         if kind is Normal:
             sd = torch.exp(-0.5 * likelihood.log_precision.double()).expand_as(output)
             return self._in_units(torch.stack([output, sd], -1))
-        said = parameters_of(likelihood(output))
+        outcome = said_by_gpytorch(likelihood, likelihood, output) if is_of_gpytorch(likelihood) else likelihood(output)
+        said = parameters_of(outcome)
         return self._in_units(said) if self.config["task"] == "regression" else said
 
     def _in_units(self, parameters: Tensor) -> Tensor:
@@ -234,6 +237,7 @@ def assembled(config: dict[str, Any], bundle: Bundle, network: nn.Module | None 
         _fill(built.network, bundle)
         if isinstance(built.likelihood, nn.Module):
             built.likelihood.load_state_dict(under(LIKELIHOOD, bundle.tensors))
+            built.likelihood.double()  # as what it is handed
         inputs = Inputs(config["shape"], config["inputs"])
         spread = _spread(built.network, config["moments"], bundle) if "moments" in config else None
         module = Deployed(inputs, built.network, built.likelihood, built.output, config, spread).eval()
