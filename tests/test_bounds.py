@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -128,6 +130,54 @@ def test_any_forward_of_known_functions_will_do(seed: int) -> None:
         z = net(inputs)
         assert (z >= found.lower).all()
         assert (z <= found.upper).all()
+
+
+def through_a_view(a: nn.Module, b: nn.Module, x: Tensor) -> Tensor:
+    hidden = a(x)
+    view = hidden.view(-1, 4)
+    view *= 30.0
+    return b(hidden)
+
+
+def through_an_alias(a: nn.Module, b: nn.Module, x: Tensor) -> Tensor:
+    hidden = a(x)
+    kept = hidden
+    hidden += b(hidden)
+    hidden -= 0.5 * a(x)
+    hidden /= -3.0
+    return b(torch.relu(hidden) + kept)
+
+
+def afterwards(a: nn.Module, b: nn.Module, x: Tensor) -> Tensor:
+    hidden = a(x)
+    out = b(hidden)
+    hidden.mul_(0.0)
+    return out
+
+
+def falling(a: nn.Module, b: nn.Module, x: Tensor) -> Tensor:
+    return nn.functional.softplus(b(a(x)), beta=2, threshold=0.1)
+
+
+@pytest.mark.parametrize("forward", [through_a_view, through_an_alias, afterwards, falling])
+def test_what_a_forward_writes_into_is_written(forward: Callable[..., Tensor]) -> None:
+    """Or refused, where it was a view: bounds that do not hold are none."""
+    torch.manual_seed(1)
+    a, b = nn.Linear(4, 4).double(), nn.Linear(4, 4).double()
+    x = torch.randn(5, 4, dtype=torch.float64)
+    net = partial(forward, a, b)
+    if forward is through_a_view:
+        with pytest.raises(ValueError, match="written into through a view"):
+            bounds(net, x - 0.3, x + 0.3)
+        return
+    found = bounds(net, x - 0.3, x + 0.3)
+    y = net(x).argmax(1)
+    for inputs in around(x, 0.3, 300, 0):
+        z = net(inputs)
+        assert (z >= found.lower).all()
+        assert (z <= found.upper).all()
+        own = z.gather(1, y[:, None]) - z.scatter(1, y[:, None], -torch.inf).amax(1, keepdim=True)
+        assert (own[:, 0] >= found.margins(y)).all()
 
 
 # ------------------------------------------------------------------------------------------------- how good they are
@@ -321,6 +371,8 @@ def test_a_function_without_a_rule_is_refused_by_name(net: nn.Module, said: str)
     (lambda x: x.max(), "got max in it"),
     (lambda x: torch.where(x, x, x), "got where in it"),
     (lambda x: x.abs_(), "got abs in it"),
+    (lambda x: x + (x == 0), "got eq in it"),
+    (lambda x: x * (x != 0), "got ne in it"),
     (lambda x: nn.functional.linear(torch.ones(2, 4), x), "got linear in it"),
 ])  # fmt: skip
 def test_a_forward_that_bounds_cannot_follow_is_refused(forward, said: str) -> None:

@@ -11,6 +11,7 @@ tightest that are known (CROWN's are tighter); for one linear map they are exact
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from operator import attrgetter
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 TINY = 1e-20
@@ -28,7 +30,7 @@ _SHAPES = {
     "cat", "pad",
 }  # fmt: skip
 _VIEWS = _SHAPES - {"cat", "pad"}
-_MONOTONE = _POOLS | _SHAPES | {"mean", "sum", "sigmoid", "tanh", "softplus"}
+_MONOTONE = _POOLS | _SHAPES | {"mean", "sum", "sigmoid", "tanh"}
 """What never falls where its inputs rise."""
 _CONVOLUTIONS = {f"conv{kind}{d}d" for kind in ("", "_transpose") for d in (1, 2, 3)}
 
@@ -45,8 +47,8 @@ class Relu(NamedTuple):
 
 @final
 class Interval:
-    """All tensors between `lower` and `upper`. relus: those met on the way here, in order. affine: input, weight and bias of the
-    Linear layer that it has just come from."""
+    """All tensors between `lower` and `upper`. relus: those met on the way here, in order. affine: of the Linear layer that it
+    has just come from the radius of its input, and the weight."""
 
     def __init__(
         self,
@@ -56,7 +58,7 @@ class Interval:
         *,
         scale: Tensor | None = None,
         made_by: Tensor | None = None,
-        affine: tuple[Interval, Tensor, Tensor | None] | None = None,
+        affine: tuple[Tensor, Tensor] | None = None,
         memory: list[int] | None = None,
     ) -> None:
         self.lower, self.upper, self.relus = lower, upper, relus
@@ -111,6 +113,27 @@ class Interval:
 
     __radd__, __rmul__ = __add__, __mul__
 
+    # These write, as a tensor's do: without them Python would bind the name anew, and every alias keep what was there before.
+    def __iadd__(self, other: Any) -> Interval:  # noqa: PYI034 - final
+        return _answer(Tensor.add_, self, other)
+
+    def __isub__(self, other: Any) -> Interval:  # noqa: PYI034
+        return _answer(Tensor.sub_, self, other)
+
+    def __imul__(self, other: Any) -> Interval:  # noqa: PYI034
+        return _answer(Tensor.mul_, self, other)
+
+    def __itruediv__(self, other: Any) -> Interval:  # noqa: PYI034
+        return _answer(Tensor.div_, self, other)
+
+    def __eq__(self, other: object) -> Any:
+        return _answer(torch.eq, self, other)
+
+    def __ne__(self, other: object) -> Any:
+        return _answer(torch.ne, self, other)
+
+    __hash__ = object.__hash__
+
 
 class Bounds(NamedTuple):
     """What `bounds` found. lower, upper: of the outputs, `(n, ...)`. relus: of every layer of ReLUs, in order."""
@@ -118,7 +141,7 @@ class Bounds(NamedTuple):
     lower: Tensor
     upper: Tensor
     relus: list[Relu]
-    affine: tuple[Interval, Tensor, Tensor | None] | None = None
+    affine: tuple[Tensor, Tensor] | None = None
 
     def margins(self, y: Tensor, num_classes: int | None = None) -> Tensor:
         """At least so much is z_y above every other logit of the first `num_classes` (all), `(n,)`: above 0, no input of the box
@@ -127,8 +150,8 @@ class Bounds(NamedTuple):
         if self.affine is None:
             found = self.lower[rows, y].unsqueeze(1) - self.upper[:, :classes]
         else:
-            given, weight, _ = self.affine
-            logits, radius, own = (self.lower + self.upper) / 2, given.radius, weight[y]
+            radius, weight = self.affine
+            logits, own = (self.lower + self.upper) / 2, weight[y]
             reach = torch.stack([((own - other).abs() * radius).sum(1) for other in weight[:classes]], 1)
             found = logits[rows, y].unsqueeze(1) - logits[:, :classes] - reach
         return found.scatter(1, y.unsqueeze(1), torch.inf).amin(1)
@@ -182,7 +205,8 @@ def _answer(func: Any, *args: Any, **kwargs: Any) -> Interval:
     """A function of torch's at arguments of which some are intervals; where it writes into the first, so does this."""
     name = func.__name__
     writes = kwargs.pop("inplace", False) or (name.endswith("_") and not name.endswith("__"))
-    found = _answered(func, name.strip("_"), *args, **kwargs)
+    plain = name.strip("_")
+    found = _answered(getattr(torch, plain, func) if writes else func, plain, *args, **kwargs)  # the ends are those of others too
     if not writes or "dropout" in name:  # of which only what changes nothing has an answer
         return found
     if not isinstance(args[0], Interval):
@@ -213,6 +237,8 @@ def _answered(func: Any, name: str, *args: Any, **kwargs: Any) -> Interval:
     if alone and name == "relu":
         first.relus.append(Relu(first.lower, first.upper, first.scale, first.made_by))
         return Interval(first.lower.relu(), first.upper.relu(), first.relus)
+    if alone and name == "softplus":
+        return _softplus(*args, **kwargs)
     if alone and name == "neg":
         return Interval(-first.upper, -first.lower, first.relus)
     if name == "mul" and len(intervals) == 1 and len(args) == 2 and not kwargs:
@@ -238,18 +264,26 @@ def _monotone(func: Any, first: Interval, args: Any, kwargs: Any, channels_stay:
     return Interval(ends[0], ends[1], first.relus, scale=scale, made_by=made_by, memory=memory)
 
 
+def _softplus(x: Interval, beta: float = 1.0, threshold: float = 20.0) -> Interval:
+    """Which torch lets fall where beta x passes the threshold: from there on it is x."""
+    lower, upper = (functional.softplus(end, beta, threshold) for end in (x.lower, x.upper))
+    fall = math.log1p(math.exp(-threshold)) / beta
+    return Interval(lower - fall, upper + fall, x.relus)
+
+
 def _affine(
     func: Any, name: str, x: Interval, weight: Tensor, bias: Tensor | None = None, *rest: Any, **options: Any
 ) -> Interval:
     centre = func(x.centre, weight, bias, *rest, **options)
-    radius = func(x.radius, weight.abs(), None, *rest, **options)
+    before = x.radius
+    radius = func(before, weight.abs(), None, *rest, **options)
     rows = name == "linear" and x.ndim == 2  # else what a Linear layer gives lies in the last dimension, not in the second
     return Interval(
         centre - radius,
         centre + radius,
         x.relus,
         made_by=weight if rows or name in ("conv1d", "conv2d", "conv3d") else None,
-        affine=(x, weight, bias) if rows else None,
+        affine=(before, weight) if rows else None,
     )
 
 

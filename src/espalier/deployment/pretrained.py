@@ -20,7 +20,15 @@ from espalier.data.archives import check_memory
 from espalier.deployment.hub import CONFIG, WEIGHTS, folder_of
 from espalier.deployment.spread import Spread
 from espalier.likelihoods import (
-    LIKELIHOODS, Bernoulli, Categorical, Likelihood, Normal, WithUnknown, is_of_gpytorch, one_column, said_by_gpytorch,
+    LIKELIHOODS,
+    Bernoulli,
+    Categorical,
+    Likelihood,
+    Normal,
+    WithUnknown,
+    is_of_gpytorch,
+    one_column,
+    said_by_gpytorch,
 )  # fmt: skip
 from espalier.network import BayesianNetwork, Output, under
 from espalier.prediction.moments import Moments
