@@ -48,8 +48,8 @@ def infer(
         got = f"{form}, {mask_epochs} and {rewind_epochs}, {average_from}"
         raise ValueError(f"expected form finetune or rewind, epochs of at least 1 and average_from in [0, 1], got {got}")
     tuning = form == "finetune"
-    first = training if tuning else replace(training, epochs=rewind_epochs, rate="constant", patience=0)
-    search = replace(training, epochs=mask_epochs, rate="constant", patience=0)
+    first = training if tuning else replace(training, epochs=rewind_epochs, rate="constant", warmup=0, patience=0)
+    search = replace(training, epochs=mask_epochs, rate="constant", warmup=0, patience=0)
     last = replace(training, learning_rate=finetune_rate) if tuning else training
     strength = relaxed_masks.strength(l1, search, search.steps(data))
     budget = relaxed_masks.budget(model.shapes, sparsity, allocation)

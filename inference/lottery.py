@@ -46,6 +46,7 @@ def infer(
         raise ValueError(f"expected rounds of 1 to 100 and rewind_epochs of at least 0, got {rounds}, {rewind_epochs}")
     check_average_from(average_from)
     check_patience(training.patience, data)
+    training.learning_rates(training.steps(data))  # refused at once, and not after other trainings
     earlier: list[dict[str, Any]] = []
     streams, phase = Streams(seed, find_device(training.device)), Phase(watch)
     counts = [allocated(model.shapes, (1 - sparsity) ** (i / rounds), allocation) for i in range(1, rounds + 1)]
@@ -54,7 +55,7 @@ def infer(
     start, own = copy.deepcopy(model), training
     keep_prob = given_keep_prob(drop_rate)
     if rewind_epochs:
-        own = replace(training, epochs=rewind_epochs, rate="constant", patience=0)
+        own = replace(training, epochs=rewind_epochs, rate="constant", warmup=0, patience=0)
         dense = prepare(model, data, own)
         guide = MaskedGuide(dense, initial(model.shapes, 0.0, generator=streams.topology))
         fit = train(dense, guide, schedules.static(), data, training=own, streams=streams, watch=phase)

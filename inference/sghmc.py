@@ -59,7 +59,7 @@ def infer(
     spikes = tuple(own if given == "auto" else float(given) for given, own in zip((spike_from, spike_to), suit, strict=True))
     stages = Annealing(spikes, temperature, prior_from, prior_whole, spike_final)
     annealing = PriorAnnealing.of(training, data, stages, slab_probability, slab_scale, streams.mask)
-    own = replace(training, epochs=max(1, refit_epochs), learning_rate=refit_rate, weight_decay=None)
+    own = replace(training, epochs=max(1, refit_epochs), learning_rate=refit_rate, warmup=0, weight_decay=None)
     noise = Noise(refit_temperature, own.momentum, own.learning_rates(own.steps(data)), streams.mask)
     dense, first = prepare(model, data, training), replace(training, patience=0)  # stages are fractions of it
     guide = MaskedGuide(dense, initial(model.shapes, 0.0, generator=streams.topology))

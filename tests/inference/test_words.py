@@ -20,10 +20,13 @@ class Untouched(Watch):
         pytest.fail("it has begun")
 
 
-def run(inference: str, watch: Any = None, epochs: int = 3, patience: int = 0, data: Data | None = None, **options: Any) -> Fit:
+def run(
+    inference: str, watch: Any = None, epochs: int = 3, patience: int = 0, warmup: int = 0, data: Data | None = None, **options: Any
+) -> Fit:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
-    training = Training(epochs=epochs, batch_size=64, device="cpu", learning_rate=0.3, patience=patience)
+    words = {"epochs": epochs, "patience": patience, "warmup": warmup}
+    training = Training(batch_size=64, device="cpu", learning_rate=0.3, **words)
     return shelf.load("inference", inference)(BayesianNetwork(net), data or digits(), training=training, watch=watch, **options)
 
 
@@ -89,3 +92,26 @@ def test_what_a_subnetwork_has_explored_is_all_that_was_ever_in_it() -> None:
 def test_a_fraction_of_training_is_the_step_that_it_says() -> None:
     training, data = Training(epochs=100, batch_size=10**6, device="cpu"), digits()
     assert [training.step_at(fraction, data) for fraction in (0.29, 0.57, 0.58, 0.995)] == [29, 57, 58, 99]
+
+
+@pytest.mark.parametrize(("inference", "options"), [
+    ("lottery", {"rounds": 1, "rewind_epochs": 2}),
+    ("espn", {"rewind_epochs": 2, "mask_epochs": 2}),
+    ("sghmc", {"refit_epochs": 3, "sparsity": 0.5, "prior_from": 0.5}),
+])  # fmt: skip
+def test_a_warm_up_is_of_the_training_and_not_of_what_has_a_rate_of_its_own(inference: str, options: dict[str, Any]) -> None:
+    rates: list[list[float]] = []
+
+    class Looks(Watch):
+        def on_begin(self, history: Any) -> None:
+            rates.append([])
+
+        def on_epoch(self, row: Any) -> None:
+            rates[-1].append(row["learning_rate"])
+
+    steps = len(digits().train.y) // 64
+    run(inference, Looks(), epochs=6, warmup=2 * steps, **options)
+    warm = {"lottery": [1, 2], "espn": [0, 2], "sghmc": [0]}[inference]
+    assert [phase for phase, epochs in enumerate(rates) if max(epochs) > epochs[0]] == warm
+    with pytest.raises(ValueError, match="expected a warmup of fewer steps than the .* of this training, got 100000: lower it"):
+        run(inference, Untouched(), warmup=10**5, **options)

@@ -15,14 +15,17 @@ from scipy import integrate
 from torch import Tensor, nn
 
 from espalier.contracts import Split
+from espalier.inference import distilled
 from espalier.network import BayesianNetwork
 from espalier.prediction.fit import WAYS, Fit
 from espalier.prediction.pairs import Pair, Pairs
+from espalier.prediction.predict import outcome_of
 from espalier.store import Bundle
 from espalier.topology.masks import initial
+from espalier.training import Training
 from espalier.training.distillation import STREAM
 from espalier.training.streams import Streams
-from espalier.training.teachers import cross_entropy
+from espalier.training.teachers import Teacher, cross_entropy
 from rounding import close
 from taught import Replay, logits_of, masked_fit, once, student_of, z_of
 from toys import BATCH, CPU, P, net, toy
@@ -302,6 +305,27 @@ def test_a_regression_is_distilled_with_its_noise() -> None:
         spread.append(1 / tau_t + (mean(pair.values * z, state[names[0]], state[names[1]]) - mean(*mine[:3])) ** 2)
     close(mine[3], -torch.stack(spread).mean().log())
     assert fit.history[-1]["loss"] == pytest.approx(float(loss.detach()), rel=1e-12)
+
+
+@pytest.mark.parametrize("epochs", [0, 3])
+def test_the_precision_is_that_of_predictions_and_not_of_a_networks_own_dropout(epochs: int) -> None:
+    """Its optimum given the means that the student predicts, by the masks that it was compared with."""
+    stream = torch.Generator().manual_seed(4)
+    x = torch.randn(64, 3, generator=stream)
+    data = toy(classes=None)._replace(train=Split(x, x.sum(1)))
+    torch.manual_seed(0)
+    layers = [nn.Linear(3, 16), nn.Tanh(), nn.Dropout(0.5), nn.Linear(16, 1), nn.Dropout(0.5)]
+    model = BayesianNetwork(nn.Sequential(*layers), likelihood="normal")
+    training = Training(epochs=10, batch_size=16, learning_rate=0.02, device="cpu")
+    fit = distilled.infer(model, data, sparsity=0.25, drop_rate=0.2, delta_t=2, distill_epochs=epochs, training=training, seed=1)
+    assert fit.student is not None
+    means, masks = fit.predict(x, "distilled")[0, :, 0], torch.Generator().manual_seed(0)
+    teacher, spread = Teacher(fit), []
+    for _ in range(8):
+        values, state = teacher.draw(masks)
+        told = outcome_of(fit.model, fit.dense(values), x, state)
+        spread.append((told.stddev.square() + (told.mean - means) ** 2).mean())
+    assert float(fit.student[1]["likelihood.log_precision"]) == pytest.approx(-float(torch.stack(spread).mean().log()), abs=1e-5)
 
 
 def test_a_one_logit_network_is_distilled_like_the_same_network_with_two() -> None:

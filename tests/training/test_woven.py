@@ -101,10 +101,15 @@ def test_it_is_nesterov_sgd_towards_the_masked_outputs_by_plain_torch(
         torch.testing.assert_close(mine, theirs.detach(), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("masks", [1, 4])
-def test_the_teacher_does_not_notice(masks: int) -> None:
-    alone = cigl.infer(BayesianNetwork(net()), toy(), training=TRAINING, **OPTIONS)
-    watched = fitted(distill_masks=masks)
+def test_the_teacher_does_not_notice(masks: int, dropout: float) -> None:
+    """Also where the network draws by itself: the student's own draws are of another stream."""
+    def model() -> BayesianNetwork:
+        return BayesianNetwork(nn.Sequential(net(), nn.Dropout(dropout)))
+
+    alone = cigl.infer(model(), toy(), training=TRAINING, **OPTIONS)
+    watched = distilled.infer(model(), toy(), training=TRAINING, **OPTIONS, distill_rate=RATE, distill_masks=masks)
     for mine, theirs in zip(watched.pairs[:2], alone.pairs[:2], strict=True):
         assert torch.equal(mine, theirs)
     assert [row["loss"] for row in watched.history] == [row["loss"] for row in alone.history]

@@ -235,9 +235,11 @@ def settle(teachers: Teachers, data: Data, student: Student) -> tuple[float, flo
     """Give a learned precision its optimum; the cross-entropy from the teachers to the student and to the ticket, nats, at
     the first training rows."""
     rows = to_device(data.train.x[torch.arange(min(SHOWN, len(data.train.y)))], teachers.device)
-    teachers.train()
-    student.match_precision(teachers, rows)
-    found = [teachers.distance(rows, *network) for network in (student.network(), teachers.first.ticket())]
+    with ExitStack() as nets:  # no dropout of the networks' own, which no prediction has
+        for teacher in teachers.all:
+            nets.enter_context(batchnorm.by_the_batch(teacher.fit.model))
+        student.match_precision(teachers, rows)
+        found = [teachers.distance(rows, *network) for network in (student.network(), teachers.first.ticket())]
     teachers.train(False)
     return found[0], found[1]
 

@@ -132,7 +132,9 @@ class Training:
         return int(round(fraction * self.steps(data), 9))  # .29 of 100 is 29
 
     def learning_rates(self, steps: int) -> rates.Rate:
-        """The learning rate of every step, counted from 1."""
+        """The learning rate of every step, counted from 1. Raises ValueError where all of them are warm-up."""
+        if self.warmup >= steps:
+            raise ValueError(f"expected a warmup of fewer steps than the {steps} of this training, got {self.warmup}: lower it")
         if self.rate == "cosine":
             return rates.cosine(self.learning_rate, steps, self.warmup)
         if self.rate == "stepwise":

@@ -30,9 +30,10 @@ def find_device(name: str) -> torch.device:
     return device
 
 
-def own_stream(seed: int, purpose: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """Random numbers apart from those of training: of one purpose, a number of its own."""
-    own = np.random.SeedSequence([seed, purpose]).generate_state(1, np.uint64) >> np.uint64(1)
+def own_stream(seed: int, purpose: int, device: torch.device | str = "cpu", step: int | None = None) -> torch.Generator:
+    """Random numbers apart from those of training: of one purpose, a number of its own; of one step of it, where one is given."""
+    words = [seed, purpose] if step is None else [seed, purpose, step]
+    own = np.random.SeedSequence(words).generate_state(1, np.uint64) >> np.uint64(1)
     return torch.Generator(device).manual_seed(int(own[0]))
 
 

@@ -80,13 +80,16 @@ class Woven(Follower):
         if not self.hears(taken):
             return
         student = self.student = self.student or self._born(model, guide)
-        with torch.no_grad():
-            every = [*outputs, *(self._more(x, model, guide) for _ in range(self.lessons.masks - len(outputs)))]
-            told = [model.says(nested.each(in_full, output)) for output in every]
-        try:
-            self.losses.append(student.learn(x, told, guide.placed))
-        except Diverged as error:  # the training that it goes along with is not to end for that
-            self.lost = str(error)
+        devices = [guide.values.device] if guide.values.is_cuda else []
+        with torch.random.fork_rng(devices):  # a network's own dropout: the training goes as it would without a student
+            torch.manual_seed(own_stream(self.seed, STREAM, step=taken).initial_seed())
+            with torch.no_grad():
+                every = [*outputs, *(self._more(x, model, guide) for _ in range(self.lessons.masks - len(outputs)))]
+                told = [model.says(nested.each(in_full, output)) for output in every]
+            try:
+                self.losses.append(student.learn(x, told, guide.placed))
+            except Diverged as error:  # the training that it goes along with is not to end for that
+                self.lost = str(error)
 
     def _more(self, x: Any, model: BayesianNetwork, guide: MaskedGuide) -> Any:
         """What the network says of x, each of its parts under a mask that the training has not drawn; no buffer of it moves."""
