@@ -13,7 +13,10 @@ from scipy import stats
 from budget import assert_mean, assert_rate
 from espalier import calibration
 from espalier.calibration import comparison
-from espalier.calibration.comparison import Scores, crossed_interval, t_interval
+from espalier.calibration.comparison import (
+    Scores, Summary, between, crossed_interval, differences, example_counts, t_interval,
+)  # fmt: skip
+from espalier.calibration.proportions import clopper_pearson
 
 
 def arm(seed: int, seeds: int = 3, n: int = 400, classes: int = 5) -> tuple[np.ndarray, np.ndarray, Scores]:
@@ -218,3 +221,39 @@ def test_statistics_and_calibrators_need_no_torch() -> None:
     code = "import sys, espalier.calibration.comparison, espalier.calibration.calibrators; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+def test_seeds_that_happen_to_agree_make_no_verdict() -> None:
+    """Two seeds with one difference, of two of eighty examples: new examples alone vary it by more."""
+
+    def arm(*missed: list[int]) -> Scores:
+        probs = np.tile([0.9, 0.1], (len(missed), 80, 1))
+        for seed, rows in enumerate(missed):
+            probs[seed, rows] = [0.1, 0.9]
+        each = [Scores.of(one, np.zeros(80, dtype=int)) for one in probs]
+        return Scores(*(np.concatenate(parts) for parts in zip(*each, strict=True)))
+
+    found = differences(arm([4], [14]), arm([1, 2, 3], [10, 11, 12]))["accuracy"]
+    assert found.verdict == "tied"
+    # Of each seed 1 / 80 and 3 / 80 err: the mean of both has an eighth of 4 / 80^2 and 2 / 80^3 less as its variance, or so.
+    alone = 1.96 * np.sqrt(2 * (4 / 80 - (2 / 80) ** 2) / 4 / 80)
+    assert found.crossed[1] - found.mean == pytest.approx(alone, rel=0.15)
+
+
+def test_false_verdicts_of_few_examples_and_seeds_are_few() -> None:
+    """Arms that err alike: at a level of .95 one in twenty may be told apart, and two seeds know little."""
+    rng, found = np.random.default_rng(0), 0
+    counts = example_counts(80, 200)
+    for _ in range(400):
+        hits = (rng.random((2, 2, 80)) < 0.9).astype(float)
+        arms = [Summary.of(Scores(hit, np.full((2, 80), 0.9), hit, hit), counts) for hit in hits]
+        found += between(*arms)["accuracy"].verdict != "tied"
+    assert found <= 40
+
+
+@pytest.mark.parametrize("level", [95, 0.0, 1.0])
+def test_a_level_that_is_none_is_refused(level: float) -> None:
+    for interval in (lambda: t_interval([1.0, 2.0], level), lambda: clopper_pearson(1, 2, level),
+                     lambda: crossed_interval([1.0, 2.0], np.ones((2, 9)), level)):  # fmt: skip
+        with pytest.raises(ValueError, match="expected level between 0 and 1, got"):
+            interval()

@@ -148,3 +148,35 @@ def test_two_perfect_scores_may_differ_and_no_false_positive_may_be_one():
     assert monotone["auroc"].interval == (0.0, 0.0)
     found = detection.detection_summary(inside, outside, num_resamples=50)
     assert found["false_positive_rate_interval"] == pytest.approx([0.0, 1 - 0.025**0.5])
+
+
+def test_of_perfect_separation_the_precision_is_no_surer_than_the_area() -> None:
+    """The least average precision at the AUROC's lower end, in 20,000 scores of either kind; and the most, of perfect confusion."""
+    rng = np.random.default_rng(0)
+    inside, outside = rng.normal(size=40), 10 + rng.normal(size=20)
+    found = detection_summary(inside, outside)
+    area = found["auroc_interval"][0]
+    many = np.linspace(0, 1, 20_000)
+    for name, odds in (("aupr_in", 0.5), ("aupr_out", 2.0)):
+        first = np.where(many < 1 - area, -1.0, 2.0)  # others that come before all that are sought, and those after
+        count = round(20_000 / odds)
+        probe = aupr_in(np.linspace(0, 1, count), first)
+        assert found[f"{name}_interval"] == pytest.approx([probe, 1.0], abs=2e-3)
+    swapped = detection_summary(outside, inside)
+    area = swapped["auroc_interval"][1]
+    late = np.where(many < area, many, 3.0)
+    assert swapped["aupr_in_interval"][1] == pytest.approx(aupr_in(late, np.full(40_000, 2.0)), abs=2e-3)
+
+
+def test_where_samples_can_be_told_by_chance_the_precision_is_covered() -> None:
+    """Two normals 3 apart, 25 of each: every ninth sample or so is perfectly apart."""
+    rng = np.random.default_rng(1)
+    truth = aupr_in(rng.normal(size=100_000), 3 + rng.normal(size=100_000))
+    perfect = covered = 0
+    for seed in range(400):
+        i, o = rng.normal(size=25), 3 + rng.normal(size=25)
+        if i.max() < o.min():
+            low, high = detection_summary(i, o, num_resamples=20, seed=seed)["aupr_in_interval"]
+            perfect, covered = perfect + 1, covered + (low <= truth <= high)
+    assert perfect > 20
+    assert covered == perfect

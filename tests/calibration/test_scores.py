@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from collections.abc import Callable
 
@@ -285,3 +286,23 @@ def test_a_tensor_that_carries_a_gradient_gives_its_values() -> None:
     assert calibration.nll(probs, torch.tensor([1])) == pytest.approx(-np.log(0.75), rel=1e-6)
     mean = torch.zeros(1, 1, requires_grad=True)
     assert calibration.rmse(mean, torch.ones(1, 1), torch.tensor([2.0])) == 2.0
+
+
+def test_every_summary_scores_a_zero_in_the_precision_that_it_came_in() -> None:
+    probs, y = np.array([[1.0, 0.0], [0.5, 0.5]], np.float32), np.array([1, 0])
+    said = calibration.nll(probs, y)
+    assert said == pytest.approx((87.3365 + math.log(2)) / 2, abs=1e-3)
+    assert calibration.classification_summary(probs, y)["nll"] == pytest.approx(said)
+    assert calibration.clustered_summary(probs[None], y[None])["nll"] == pytest.approx(said)
+    assert calibration.by_group(probs, y, ["a", "a"])["a"]["nll"] == pytest.approx(said)
+
+
+def test_bins_and_groups_that_are_none_are_refused_in_a_sentence() -> None:
+    probs, y = np.array([[0.9, 0.1], [0.5, 0.5]]), np.array([1, 0])
+    for wrong in (lambda: calibration.ece_floor(probs, 10.5), lambda: calibration.bin_gaps(probs.max(1), y, 0)):  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="expected num_bins, a whole number of at least 1"):
+            wrong()
+    with pytest.raises(ValueError, match="expected groups of one kind"):
+        calibration.means_by_group([1.0, 2.0, 3.0], np.array(["a", None, "b"], object))
+    carried = torch.tensor(probs, requires_grad=True)
+    assert calibration.clustered_summary(carried[None], y[None])["nll"] > 0

@@ -147,3 +147,39 @@ def test_where_no_accepted_example_errs_the_risk_has_an_interval():
         low, high = found["risk_at_coverage_interval"]
         hits += low <= 0.01 <= high
     assert hits >= 0.95 * worlds
+
+
+def test_intervals_cover_where_hardly_any_example_errs() -> None:
+    """P(error) = .04 u, u uniform: of 100 examples one sample in seven has no error, and no resample of it tells .02 from 0."""
+    rng = np.random.default_rng(0)
+    wide = rng.random(400_000)
+    truth = selective_summary(wide, (rng.random(400_000) < 0.04 * wide).astype(float), num_resamples=1)
+    missed = dict.fromkeys(("aurc", "augrc", "coverage_at_risk"), 0)
+    empty = 0
+    for seed in range(400):
+        u = rng.random(100)
+        losses = (rng.random(100) < 0.04 * u).astype(float)
+        if losses.any():
+            continue
+        empty += 1
+        found = selective_summary(u, losses, num_resamples=50, seed=seed)
+        for name in missed:
+            low, high = found[f"{name}_interval"]
+            missed[name] += not low <= truth[name] <= high
+    assert empty > 30
+    assert not any(missed.values())
+
+
+def test_where_all_err_the_ends_are_what_the_rates_allow() -> None:
+    """By hand, in 5,000 examples of an error rate at the end of Clopper and Pearson's interval, ordered for the best and worst."""
+    found = selective_summary(np.arange(30.0), np.ones(30), risk=0.5)
+    low = 0.025 ** (1 / 30)
+    many = np.arange(5000) < low * 5000
+    best = selective_summary(many.astype(float), many.astype(float), risk=0.5, num_resamples=2)
+    for name in ("aurc", "augrc"):
+        assert found[f"{name}_interval"] == pytest.approx([best[name], found[name]], abs=1e-3)
+    assert found["coverage_at_risk_interval"] == pytest.approx([0.0, best["coverage_at_risk"]], abs=1e-3)
+    none = selective_summary(np.arange(30.0), np.zeros(30))
+    worst = selective_summary(-(~many).astype(float), (~many).astype(float), num_resamples=2)
+    for name in ("aurc", "augrc"):
+        assert none[f"{name}_interval"] == pytest.approx([0.0, worst[name]], abs=2e-3)

@@ -140,6 +140,7 @@ class _Sparse(BaseEstimator):
 
 def _refuse(given: Mapping[str, Any]) -> None:
     """Raises TypeError for what `fit` does not take, sample weights among it, so that whoever asks sees that it does not."""
+    given = {name: value for name, value in given.items() if value is not None}  # as scikit-learn says that there are none
     if "sample_weight" in given:
         raise TypeError(
             "expected every row to count once, got sample_weight: a posterior's evidence is its rows; repeat or resample them"

@@ -21,7 +21,7 @@ from espalier.calibration.scores import LEVEL, MANY_CLASSES, NUM_BINS, NUM_WORLD
 
 def flattened(probs: ArrayLike, labels: ArrayLike) -> tuple[Floats, Ints, int]:
     """`probs` `(n m, C)`, `labels` `(n m,)` of n examples, and n. Raises ValueError where shapes do not fit."""
-    p, y = np.asarray(probs), np.asarray(labels)
+    p, y = scores.array(probs), scores.array(labels)
     if p.ndim < 2 or y.shape != p.shape[:-1] or not y.size:
         raise ValueError(
             f"expected probs (n, ..., C) and labels (n, ...), got {p.shape} and {y.shape}; average over draws"
@@ -59,7 +59,8 @@ def clustered_summary(probs: ArrayLike, labels: ArrayLike, *, level: float = LEV
     p, y, count = flattened(probs, labels)
     named: dict[str, Callable[[ArrayLike, ArrayLike], Floats]] = {
         "accuracy": scores.accuracy_scores, "nll": scores.nll_scores, "brier": scores.brier_scores}  # fmt: skip
-    means = {name: score(p, y).reshape(count, -1).mean(1) for name, score in named.items()}
+    given = scores.array(probs).reshape(p.shape)  # in their own precision
+    means = {name: score(given, y).reshape(count, -1).mean(1) for name, score in named.items()}
     out: Summary = {"num_examples": count, "num_labels": len(y), **{name: float(m.mean()) for name, m in means.items()}}
     out |= {f"{name}_interval": list(scores.bootstrap_interval(mean, level, seed=seed)) for name, mean in means.items()}
     if (rate := float(means["accuracy"].mean())) in (0.0, 1.0):  # no resample differs; an example that is not so may be all wrong

@@ -74,6 +74,17 @@ def _precision(wanted: Floats, other: Floats) -> Floats:
     return np.asarray((precision * wanted).sum(1) / found[:, -1])
 
 
+def _at_area(area: float, odds: float, *, least: bool) -> float:
+    """The least, or the largest, average precision at an AUROC, of many, `odds` others to one that is sought. With x(t) the share
+    of others passed when t of those sought are found it is the integral of t / (t + odds x(t)), convex in x, the integral of x
+    1 - area: least where all those others come first, x constant; largest where they come last, x 0 up to t = area and the rest
+    of those sought tied [derived]."""
+    if least:
+        c = odds * (1 - area)
+        return 1 - c * float(np.log1p(1 / c))
+    return area + (1 - area) / (1 + odds)
+
+
 def _false_positives(inside: Floats, outside: Floats, accepted: float) -> Floats:
     kept, passed = inside.cumsum(1), outside.cumsum(1)
     group = (kept < accepted * kept[:, -1:] - 1e-9).sum(1)[:, None]
@@ -128,12 +139,19 @@ def detection_summary(
 ) -> Summary:  # fmt: skip
     """What a record keeps, ready for JSON: `auroc` (by `auroc_interval`), `aupr_in`, `aupr_out` and `false_positive_rate`
     (percentile bootstrap, inside and outside resampled each for itself), each with its neighbour `NAME_interval`. Of a rate of 0
-    or 1, which no resample changes, it is `clopper_pearson`'s."""
+    or 1, which no resample changes, it is `clopper_pearson`'s; where all pairs are in one order the ends of the two others are
+    the farthest that the end of the AUROC's allows (`_at_area`)."""
     i, o = _samples(inside, outside)
     found = estimates(_statistic(i, o, accepted), (len(i), len(o)), level, num_resamples, seed)
     if (rate := found[2].value) in (0.0, 1.0):
         found[2] = Estimate(rate, of_all_or_none(rate, len(o), level))
-    named = {"auroc": auroc_interval(i, o, level), **dict(zip(_NAMES, found, strict=True))}
+    area = auroc_interval(i, o, level)
+    if area.value in (0.0, 1.0):
+        other = area.interval[0] if area.value == 1 else area.interval[1]
+        for place, odds in enumerate((len(o) / len(i), len(i) / len(o))):
+            ends = sorted((found[place].value, _at_area(other, odds, least=area.value == 1)))
+            found[place] = Estimate(found[place].value, (ends[0], ends[1]))
+    named = {"auroc": area, **dict(zip(_NAMES, found, strict=True))}
     out: Summary = {"num_inside": len(i), "num_outside": len(o), **{name: each.value for name, each in named.items()}}
     return out | {f"{name}_interval": list(each.interval) for name, each in named.items()}
 

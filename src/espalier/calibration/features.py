@@ -37,9 +37,10 @@ def _matrix(features: ArrayLike, columns: int | None = None) -> Floats:
 
 
 def _labels(y: ArrayLike, rows: int) -> Ints:
-    labels: Ints = array(y).astype(np.int64)
-    fits = labels.shape == (rows,) and bool((labels >= 0).all())
-    require(fits, f"a label of 0, 1, ... for each of {rows} rows", f"shape {labels.shape}", "pass those of the features")
+    given = array(y)
+    labels: Ints = given.astype(np.int64)
+    fits = labels.shape == (rows,) and bool((labels >= 0).all() and (labels == given).all())
+    require(fits, f"a label of 0, 1, ... for each of {rows} rows", f"{given.dtype} {labels.shape}", "pass those of the features")
     return labels
 
 

@@ -57,6 +57,8 @@ def _members(groups: ArrayLike, num_examples: int) -> dict[str, NDArray[Any]]:
     g = array(groups)
     fits = g.shape == (num_examples,) and not (g.dtype.kind == "f" and np.isnan(g).any())
     require(fits, f"groups of shape ({num_examples},), none nan", f"{g.dtype} {g.shape}", "name a group per example")
+    require(g.dtype.kind != "O" or len({type(one) for one in g.flat}) == 1, "groups of one kind", "words beside others, or None",
+            "name each in words")  # fmt: skip
     names, place = np.unique(g, return_inverse=True)
     return {str(name): np.flatnonzero(place == k) for k, name in enumerate(names)}
 
@@ -66,9 +68,10 @@ def by_group(
 ) -> dict[str, Summary]:
     """`classification_summary` of each group by its name: every score with its interval, from that group's examples alone.
     The intervals hold one by one; for all at once pass the level 1 - (1 - level) / number of groups (Bonferroni)."""
-    p, y = classification(probs, labels)
+    _, y = classification(probs, labels)
     members = _members(groups, len(y))
-    return {name: classification_summary(p[own], y[own], level=level, seed=seed) for name, own in members.items()}
+    given = array(probs)
+    return {name: classification_summary(given[own], y[own], level=level, seed=seed) for name, own in members.items()}
 
 
 def means_by_group(

@@ -40,7 +40,7 @@ def array(values: ArrayLike, dtype: type | None = None) -> NDArray[Any]:
     return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values, dtype=dtype)
 
 
-def _tail(level: float) -> float:
+def tail_of(level: float) -> float:
     require(0 < level < 1, "level between 0 and 1", level, f"use {LEVEL}")
     return (1 - level) / 2
 
@@ -112,7 +112,7 @@ accuracy, nll, brier = _mean(accuracy_scores), _mean(nll_scores), _mean(brier_sc
 # --- Binned calibration error -------------------------------------------------------------------------------------
 def bin_gaps(confidence: Floats, hit: ArrayLike, num_bins: int = NUM_BINS) -> Floats:
     """(hit - confidence) 1{bin} of every example, `(n, num_bins)`: the ECE is the sum over bins of the absolute means."""
-    member = np.eye(num_bins)[np.searchsorted(np.arange(1, num_bins) / num_bins, confidence, side="left")]
+    member = equal_width(confidence, num_bins)[:, None] == np.arange(num_bins)
     return np.asarray(member * (np.asarray(hit, dtype=np.float64) - confidence)[:, None])
 
 
@@ -187,7 +187,7 @@ def ece_floor(probs: ArrayLike, num_bins: int = NUM_BINS, num_worlds: int = NUM_
     """The `ece` that a perfectly calibrated predictor is expected to score with these very confidences: the mean over
     `num_worlds` simulations of hit_i ~ Bernoulli(confidence_i) (consistency resampling, Bröcker & Smith 2007)."""
     confidence = probabilities(probs).max(1)
-    member = np.eye(num_bins, dtype=np.float32)[equal_width(confidence, num_bins)]
+    member = (equal_width(confidence, num_bins)[:, None] == np.arange(num_bins)).astype(np.float32)
     sharp, said = confidence.astype(np.float32), confidence @ member
     rng, n, total, step = np.random.default_rng(seed), len(sharp), 0.0, max(1, _BLOCK // len(sharp))
     for start in range(0, num_worlds, step):
@@ -208,7 +208,7 @@ def gap_interval(
     effect: Floats | float = 1.0, root: Floats | None = None,
 ) -> Interval:  # fmt: skip
     """`ece_interval` of any confidences `(n,)` in bins `index`; effect `(B,)`, root `(B, B)`: of `clusters.dependence`."""
-    n, tail, share = len(index), _tail(level), np.bincount(index, minlength=num_bins) / len(index)
+    n, tail, share = len(index), tail_of(level), np.bincount(index, minlength=num_bins) / len(index)
     gap, said = _gaps(index, hit - confidence, num_bins), _gaps(index, confidence, num_bins)
     depth, observed = np.abs(gap), float(np.abs(gap).sum())
     noise = np.random.default_rng(seed).standard_normal((num_worlds, num_bins)) @ (np.eye(num_bins) if root is None else root.T)
@@ -326,7 +326,7 @@ def crps_scores(mean: ArrayLike, scale: ArrayLike, target: ArrayLike) -> Floats:
 def coverage_scores(mean: ArrayLike, scale: ArrayLike, target: ArrayLike, level: float = LEVEL) -> Floats:
     """1{(1 - level)/2 <= F_i(target_i) <= (1 + level)/2}, `(n,)`, F_i the distribution function of the mixture."""
     m, s, t = _regression(mean, scale, target)
-    return np.asarray(np.abs(ndtr((t - m) / s).mean(0) - 0.5) <= 0.5 - _tail(level), dtype=np.float64)
+    return np.asarray(np.abs(ndtr((t - m) / s).mean(0) - 0.5) <= 0.5 - tail_of(level), dtype=np.float64)
 
 
 def rmse(mean: ArrayLike, scale: ArrayLike, target: ArrayLike) -> float:
@@ -349,13 +349,13 @@ def bootstrap_interval(
     for start in range(0, num_resamples, step):
         block = means[start : start + step]
         block[:] = x[rng.integers(len(x), size=(len(block), len(x)), dtype=np.int32)].mean(1)
-    low, high = np.quantile(means, [_tail(level), 1 - _tail(level)])
+    low, high = np.quantile(means, [tail_of(level), 1 - tail_of(level)])
     return float(low), float(high)
 
 
 def _wilson(hits: Floats, level: float) -> Interval:
     """The score interval of Wilson 1927, which stays open at 0 and 1, where a bootstrap has width 0."""
-    found = binomtest(int(hits.sum()), hits.size).proportion_ci(1 - 2 * _tail(level), method="wilson")
+    found = binomtest(int(hits.sum()), hits.size).proportion_ci(1 - 2 * tail_of(level), method="wilson")
     return float(found.low), float(found.high)
 
 
@@ -364,7 +364,7 @@ def classification_summary(probs: ArrayLike, labels: ArrayLike, *, level: float 
     Wilson (accuracy), bootstrap (NLL, Brier) or `ece_interval` and its like. Beyond `MANY_CLASSES` classes
     `classwise_ece` goes without: its interval would take seconds and say little."""
     p, y = classification(probs, labels)
-    scores = {"accuracy": accuracy_scores(p, y), "nll": nll_scores(p, y), "brier": brier_scores(p, y)}
+    scores = {"accuracy": accuracy_scores(p, y), "nll": nll_scores(probs, y), "brier": brier_scores(p, y)}
     values = {name: float(score.mean()) for name, score in scores.items()}
     values |= {"adaptive_ece": adaptive_ece(p, y), "classwise_ece": classwise_ece(p, y)}
     values |= {f"ece_{bins}": ece(p, y, bins) for bins in (10, 15)}

@@ -13,10 +13,11 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.special import xlog1py, xlogy
 
 from espalier.calibration.proportions import of_all_or_none
 from espalier.calibration.resampling import Estimate, Ties, estimates, sums, tied, vector
-from espalier.calibration.scores import LEVEL, NUM_RESAMPLES, SEED, Floats, Summary, require
+from espalier.calibration.scores import LEVEL, NUM_RESAMPLES, SEED, Floats, Interval, Summary, require
 
 COVERAGE, RISK = 0.8, 0.05
 """Where the summaries read the curve, unless they are told."""
@@ -169,14 +170,30 @@ def selective_summary(
 ) -> Summary:  # fmt: skip
     """What a record keeps, ready for JSON: `aurc`, `excess_aurc`, `augrc`, `risk_at_coverage` and `coverage_at_risk`, each
     with its neighbour `NAME_interval`, a percentile bootstrap over examples (Efron 1979). Of losses that are 0 or 1 where all
-    accepted ones are alike, which no resample tells from certain, that of the risk is `clopper_pearson`'s."""
+    accepted ones are alike, which no resample tells from certain, that of the risk is `clopper_pearson`'s, and where all are
+    alike the others are what its error rates allow under any uncertainty. With an error or two they are too narrow."""
     statistic, x = _statistic(uncertainty, losses, coverage, risk), vector(losses, "losses")
     n, found = len(x), estimates(statistic, (len(x),), level, num_resamples, seed)
+    if np.isin(x, (0, 1)).all() and x.min() == x.max():
+        ends = _any_order(*of_all_or_none(float(x[0]), n, level), risk)
+        found = [each if name not in ends else Estimate(each.value, ends[name])
+                 for name, each in zip(_NAMES, found, strict=True)]  # fmt: skip
     at = _NAMES.index("risk_at_coverage")
     if found[at].value in (0.0, 1.0) and np.isin(x, (0, 1)).all():
         found[at] = Estimate(found[at].value, of_all_or_none(found[at].value, _accepted(n, coverage), level))
     out: Summary = {"num_examples": n, **{name: each.value for name, each in zip(_NAMES, found, strict=True)}}
     return out | {f"{name}_interval": list(each.interval) for name, each in zip(_NAMES, found, strict=True)}
+
+
+def _any_order(low: float, high: float, risk: float) -> dict[str, Interval]:
+    """What error rates between `low` and `high` allow, between accepting every error last and accepting it first: of r errors, at
+    coverage c, max(0, c - 1 + r) or min(c, r) are accepted [derived]."""
+    least, most = low + float(xlog1py(1 - low, -low)), high - float(xlogy(high, high))
+    sure = 1.0 if high <= risk else 0.0
+    return {
+        "aurc": (least, most), "excess_aurc": (0.0, most - least), "augrc": (low**2 / 2, high - high**2 / 2),
+        "coverage_at_risk": (sure, 1.0 if low <= risk else min(1.0, (1 - low) / (1 - risk))),
+    }  # fmt: skip
 
 
 def selective_differences(

@@ -84,7 +84,7 @@ def smooth_error(confidence: ArrayLike, hit: ArrayLike, bandwidth: float | None 
     c, h = _pair(confidence, hit)
     masses = _gridded((h - c)[None] / len(c), c)
     require(bandwidth is None or bandwidth > 0, "a bandwidth above 0", bandwidth, "leave it out for the fixed point")
-    return float(_norm(_smoothed(masses, bandwidth or _fixed_point(masses)))[0])
+    return min(1.0, float(_norm(_smoothed(masses, bandwidth or _fixed_point(masses)))[0]))
 
 
 def smooth_error_interval(
@@ -103,7 +103,7 @@ def smooth_error_interval(
     residual = (h - c) / len(c)
     masses = _gridded(residual[None], c)
     bandwidth = _fixed_point(masses)
-    value = float(_norm(_smoothed(masses, bandwidth))[0])
+    value = min(1.0, float(_norm(_smoothed(masses, bandwidth))[0]))
 
     def deviation(counts: Floats) -> Floats:
         return _norm(_smoothed(_gridded((counts - 1) * residual, c), bandwidth))

@@ -117,6 +117,8 @@ class Anytime:
     """
 
     def __init__(self, size: int, alpha: float, delta: float) -> None:
+        if size < 1 or not (0 < alpha < 1 and 0 < delta < 1):
+            raise ValueError(f"expected one candidate or more, alpha and delta in (0, 1), got {size}, {alpha} and {delta}")
         self.size, self.alpha, self.delta = size, alpha, delta
         self.losses: Floats = np.zeros((size, 0))
         self.certified = 0
@@ -125,6 +127,8 @@ class Anytime:
     def update(self, losses: ArrayLike) -> Literal["certified", "hopeless", "more"]:
         """losses: of new examples, `(size, b)` in [0, 1]. `certified`: all candidates are; `labels[i]` says after how many."""
         new = np.asarray(losses, dtype=np.float64)
+        if new.shape == (self.size, 0) and not self.losses.size:
+            return "more"
         if new.ndim != 2 or len(new) != self.size or not ((new >= 0) & (new <= 1)).all():
             raise ValueError(f"expected losses ({self.size}, b) in [0, 1], got {new.shape}: one of each candidate per label")
         self.losses = np.concatenate([self.losses, new], axis=1)

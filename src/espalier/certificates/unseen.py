@@ -44,6 +44,9 @@ def near(train: Tensor, calibration: Tensor) -> tuple[float, float]:
     Distances are those of 16 random projections, which keep them (Johnson & Lindenstrauss 1984).
     """
     own, other = train.flatten(1).double(), calibration.flatten(1).double()
+    unit = own.std(0)  # of every feature, whatever they were scaled to; a constant one counts as it is
+    unit = torch.where(unit > 0, unit, torch.ones_like(unit))
+    own, other = own / unit, other / unit
     size = own.shape[1]
     radius = NEAR * size**0.5
     if size > 16:

@@ -1,7 +1,8 @@
 """Leave-one-out scores from one fit: PSIS-LOO (Vehtari, Gelman & Gabry 2017), by ArviZ, where the draws are of a posterior.
 
 The score of row i under the posterior without row i is had by weighing the draws with 1 / p(y_i | draw), the weights' tail
-smoothed by a Pareto law. Its shape k says whether that holds: above .7 it does not, and the row's score is not to be trusted.
+smoothed by a Pareto law. Its shape k says whether that holds: above min(1 - 1 / log10 S, .7), S the draws, it does not, and
+the row's score is not to be trusted (Vehtari et al. 2024).
 
 **What it means for a sparse fit.** The weights can only choose among the draws that are there. Masks of one optimum (`redraw` of
 CigL) are a narrow posterior around weights that *every* row has shaped: leaving a row out of them leaves it in the optimum, so
@@ -29,15 +30,13 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 MIN_DRAWS = 100
-BAD_K = 0.7
-"""Pareto k above which a row's score is not to be trusted (Vehtari et al. 2024)."""
 TIE = 1e-9
 WAY_OUT = "score held-out rows instead: K-fold, as `espalier compare` runs it over several `split_seed` (or `fold`)"
 
 
 class Loo(NamedTuple):
     """elpd: sum over n rows of ln p(y_i | the other rows), nats, of targets in the data's units; se: its standard error over
-    rows; p: effective number of parameters. pointwise, pareto_k `(n,)`. bad: rows with k above .7. num_draws, num_rows: of what.
+    rows; p: effective number of parameters. pointwise, pareto_k `(n,)`. bad: rows of too large a k. num_draws, num_rows: of what.
     held_out: mean log score of validation rows by the same draws, nats a row, where there are any: to compare with elpd / n.
     note: how to read it. rows: what tells these rows' outcomes from others. found: ArviZ's own result.
     """
@@ -58,7 +57,7 @@ class Loo(NamedTuple):
 
 class Ranked(NamedTuple):
     """One row of a comparison, best first. difference: elpd of the best minus its own, error: the standard error of that, over
-    rows that are paired. weight: of stacking (Yao et al. 2018). bad: rows with Pareto k above .7."""
+    rows that are paired. weight: of stacking (Yao et al. 2018). bad: rows whose Pareto k is too large."""
 
     name: str
     elpd: float
@@ -90,9 +89,10 @@ def psis_loo(tree: xarray.DataTree, *, held_out: float | None = None, note: str 
     with _quietly():
         found = loo(_with_posterior(tree), pointwise=True)
     k, pointwise = (np.asarray(each.to_numpy(), dtype=np.float64).ravel() for each in (found.pareto_k, found.elpd_i))
-    bad = int((k > BAD_K).sum())
+    most = float(found.good_k)
+    bad = int((k > most).sum())
     if bad:
-        told = f"{bad} of {len(k)} rows have Pareto k above {BAD_K}: their scores are not to be trusted"
+        told = f"{bad} of {len(k)} rows have Pareto k above {most:.3g}: their scores are not to be trusted"
         note = f"{note} {told}; {WAY_OUT}.".strip()
     draws, rows = logs.shape[0] * logs.shape[1], f"{y.shape}".encode() + y.astype(np.float64).tobytes()
     return Loo(
