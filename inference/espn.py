@@ -64,7 +64,7 @@ def infer(
 
     ready = prepare(start, data, search)
     ready.weight_decay = 0.0
-    guide, mask = RelaxedGuide(ready, whole, rate=strength * len(data.train.y)), relaxed_masks.Search(count)
+    guide, mask = RelaxedGuide(ready, whole, rate=strength * len(data.train.y)), relaxed_masks.Search(count, strength)
     fit = train(ready, guide, schedules.static(), data, training=search, streams=streams, followers=[mask],
                 watch=[phase, relaxed_masks.Few(count)])  # fmt: skip
     topology = relaxed_masks.kept(model.shapes, budget, mask.relaxed)

@@ -17,6 +17,7 @@ from espalier.topology.masks import allocated
 from espalier.topology.options import Allocation, Sparsity
 from espalier.training import Phase, Streams, Training, Watches, find_device, prepare
 from espalier.training.options import AverageFrom, Seed
+from espalier.training.phases import Origin
 from espalier.training.stopping import check_patience
 from espalier.training.train import check_average_from, train
 
@@ -53,6 +54,7 @@ def infer(
     for i in reversed(range(rounds - 1)):  # shares are rounded in each round: no layer may grow back
         counts[i] = tuple(map(max, counts[i], counts[i + 1]))
     start, own = copy.deepcopy(model), training
+    origin = [] if rewind_epochs else [Origin(model)]  # what every round goes back to is in no checkpoint
     keep_prob = given_keep_prob(drop_rate)
     if rewind_epochs:
         own = replace(training, epochs=rewind_epochs, rate="constant", warmup=0, patience=0)
@@ -68,7 +70,7 @@ def infer(
         ready = prepare(start, data, training, keep_prob=p)
         guide = MaskedGuide(ready, topology, p, generator=streams.mask)
         fit = train(ready, guide, schedules.static(), data, training=training, streams=streams,
-                    average_from=average_from if left is None else 1.0, watch=phase)  # fmt: skip
+                    average_from=average_from if left is None else 1.0, followers=origin, watch=phase)  # fmt: skip
         if left is not None:
             topology = magnitude_topology(model.shapes, left, next(fit.weights("unmasked"))[0])
             earlier.append(trained(fit))

@@ -55,8 +55,7 @@ def test_alpha_begins_at_a_64th_of_the_first_epochs_mean_and_ends_at_one() -> No
         z, y = torch.randn(5, 4, generator=stream), torch.randint(3, (5,), generator=stream)
         found = moon(z, y, Progress(taken, 30, 10))
         assert torch.equal(found, losses.cross_entropy(z, y))
-        moon(z[:2], y[:2], Progress(taken, 30, 10))
-        moon(z, y, Progress(taken, 30, 10))  # what is asked twice counts once, as it was asked last
+        moon(z[:2], y[:2], Progress(taken, 30, 10))  # what is asked twice counts once, as the step asked it first
         moon.told(Progress(taken + 1, 30, 10), *nobody)
         moon.told(Progress(taken + 1, 30, 10), *nobody)
         p = z.double().softmax(1)
@@ -136,3 +135,27 @@ def test_what_it_cannot_have_is_refused() -> None:
         losses.named("moon:0")
     with pytest.raises(ValueError, match="expected a network with 10 outputs"):
         trained(model=BayesianNetwork(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), likelihood="categorical-unknown"))
+
+
+def test_under_a_control_variate_it_is_told_the_steps_own_losses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The snapshot's, on the same batch, come afterwards."""
+    asked: list[float] = []
+    counted: list[float] = []
+    real_call, real_told = Moon.__call__, Moon.told
+
+    def call(moon: Moon, logits: Any, y: Any, progress: Progress) -> Any:
+        asked.append(float(((1 - logits.detach().softmax(-1)[..., -1]) * losses.cross_entropy(logits.detach(), y)).mean()))
+        return real_call(moon, logits, y, progress)
+
+    def told(moon: Moon, *rest: Any) -> None:
+        counted.append(float(moon.seen) if moon.seen is not None else float("nan"))
+        assert counted[-1] == asked[0] or np.isnan(counted[-1])
+        asked.clear()
+        real_told(moon, *rest)
+
+    monkeypatch.setattr(Moon, "__call__", call)
+    monkeypatch.setattr(Moon, "told", told)
+    model = losses.built(shelf.load("models", "mlp"), (64,), 10, "moon:1", hidden=(8,))
+    training = Training(epochs=2, batch_size=32, device="cpu", loss="moon:1")
+    shelf.load("inference", "agent")(model, digits(), drop_rate=0.2, delta_t=3, training=training)
+    assert sum(np.isfinite(counted)) >= 4

@@ -119,6 +119,14 @@ def abstaining(logits: Tensor, y: Tensor, alpha: float) -> Tensor:
     return losses * torch.where(logits.argmax(-1) == y, 1.0, 1 + alpha / (1 + alpha * unknown))
 
 
+def over_processes(number: Tensor) -> float:
+    """Its mean over the processes that train together."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.all_reduce(number)
+        number /= distributed.get_world_size()
+    return float(number)
+
+
 class Remembering:
     """A loss with a state of its own, `memory`, which checkpoints have. outputs: of a network beyond one for each class.
     least_epochs: of a training, for there to be anything of it."""
@@ -178,17 +186,15 @@ class Moon(Remembering):
         if progress.epoch > self.epochs:
             return abstaining(logits, y, self.alpha(progress))
         losses = cross_entropy(logits, y)
-        self.seen = ((1 - logits.detach().softmax(-1)[..., -1]) * losses.detach()).mean()
+        if self.seen is None:  # the step's own: what others ask of it afterwards is not counted
+            self.seen = ((1 - logits.detach().softmax(-1)[..., -1]) * losses.detach()).mean()
         return losses
 
     def told(self, progress: Progress, model: BayesianNetwork, guide: MaskedGuide) -> None:
         """What the step has seen counts. (A loss may be asked for more often than there are steps.)"""
         if self.seen is None:
             return
-        if distributed.is_available() and distributed.is_initialized():
-            distributed.all_reduce(self.seen)
-            self.seen /= distributed.get_world_size()
-        new, self.seen = float(self.seen), None
+        new, self.seen = over_processes(self.seen), None
         self.memory = {"mean": self.DECAY * self.memory.get("mean", new) + (1 - self.DECAY) * new}
 
 
@@ -220,7 +226,8 @@ class Controlled(Remembering):
 
     def told(self, progress: Progress, model: BayesianNetwork, guide: MaskedGuide) -> None:
         if progress.taken * progress.epochs % progress.steps == 0:
-            self.step(self.look(model, guide))
+            error = torch.tensor(self.look(model, guide), dtype=torch.float64, device=guide.values.device)
+            self.step(over_processes(error))  # batch norm has not yet the same statistics in all of them
 
     def row(self) -> Mapping[str, float]:
         return {"b": math.exp(self.memory["log_b"])}

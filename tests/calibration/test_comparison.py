@@ -14,7 +14,13 @@ from budget import assert_mean, assert_rate
 from espalier import calibration
 from espalier.calibration import comparison
 from espalier.calibration.comparison import (
-    Scores, Summary, between, crossed_interval, differences, example_counts, t_interval,
+    Scores,
+    Summary,
+    between,
+    crossed_interval,
+    differences,
+    example_counts,
+    t_interval,
 )  # fmt: skip
 from espalier.calibration.proportions import clopper_pearson
 

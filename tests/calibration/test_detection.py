@@ -151,7 +151,7 @@ def test_two_perfect_scores_may_differ_and_no_false_positive_may_be_one():
 
 
 def test_of_perfect_separation_the_precision_is_no_surer_than_the_area() -> None:
-    """The least average precision at the AUROC's lower end, in 20,000 scores of either kind; and the most, of perfect confusion."""
+    """The least average precision at the AUROC's lower end, of 20,000 scores of either kind; the most, of perfect confusion."""
     rng = np.random.default_rng(0)
     inside, outside = rng.normal(size=40), 10 + rng.normal(size=20)
     found = detection_summary(inside, outside)

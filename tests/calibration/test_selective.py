@@ -171,7 +171,7 @@ def test_intervals_cover_where_hardly_any_example_errs() -> None:
 
 
 def test_where_all_err_the_ends_are_what_the_rates_allow() -> None:
-    """By hand, in 5,000 examples of an error rate at the end of Clopper and Pearson's interval, ordered for the best and worst."""
+    """In 5,000 examples of an error rate at the end of Clopper and Pearson's interval, ordered for the best and worst."""
     found = selective_summary(np.arange(30.0), np.ones(30), risk=0.5)
     low = 0.025 ** (1 / 30)
     many = np.arange(5000) < low * 5000

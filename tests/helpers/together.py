@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from espalier import runs, store
+from espalier import losses, runs, store
 from espalier.contracts import Data, Split
 from espalier.guides.gaussian import GaussianGuide
 from espalier.guides.masked import MaskedGuide
@@ -46,6 +46,7 @@ CASES: dict[str, dict[str, Any]] = {
     "augmented": {"learning_rate": 0.2, "augment": "crop-flip", "label_smoothing": 0.1},
     "mixed": {"learning_rate": 0.2, "augment": "crop-flip", "mixup": 0.4},
     "batch norm": {"learning_rate": 0.05},
+    "batch norm, controlled loss": {"learning_rate": 0.05, "remembers": "gradient-decay-pid"},
     "dropout": {"learning_rate": 0.05},
     "distilled": {"learning_rate": 0.2, "distill": 3},
     "found and woven": {"learning_rate": 0.2, "followed": True},
@@ -56,7 +57,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def network(case: str) -> nn.Module:
-    norm = nn.BatchNorm2d(4) if case == "batch norm" else nn.Identity()
+    norm = nn.BatchNorm2d(4) if case.startswith("batch norm") else nn.Identity()
     drop = nn.Dropout(0.3) if case == "dropout" else nn.Identity()
     torch.manual_seed(0)
     return nn.Sequential(
@@ -78,10 +79,14 @@ def trained(case: str, seed: int = 3, **changed: Any) -> Fit:
     options = {**CASES[case], **changed}
     rule, taught, followed = options.pop("rule", "rigl"), options.pop("distill", 0), options.pop("followed", False)
     last, controlled = options.pop("ended", 0), options.pop("controlled", False)
-    functions = options.pop("functions", False)
+    functions, remembers = options.pop("functions", False), options.pop("remembers", "")
     training = Training(**{"epochs": EPOCHS, "batch_size": BATCH, "device": "cpu", "bn_batches": 2, **options})
     streams = Streams(seed, find_device("cpu"))
     model = BayesianNetwork(network(case), prior_scale=0.5, num_data=EXAMPLES, weight_decay=1e-3)
+    if remembers:
+        loss: Any = losses.named(remembers)
+        loss.meet(model, data(), torch.device("cpu"))
+        model.loss = losses.Loss(remembers, loss, training.steps(data()), EPOCHS)
     guide = MaskedGuide(model, initial(model.shapes, 0.7, generator=streams.topology), 0.8, generator=streams.mask)
     if functions:
         guide = GaussianGuide(model, guide.topology, noise_scale=0.1, kl_scale=0.0, generator=streams.mask)

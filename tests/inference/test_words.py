@@ -21,7 +21,8 @@ class Untouched(Watch):
 
 
 def run(
-    inference: str, watch: Any = None, epochs: int = 3, patience: int = 0, warmup: int = 0, data: Data | None = None, **options: Any
+    inference: str, watch: Any = None, epochs: int = 3, patience: int = 0, warmup: int = 0, data: Data | None = None,
+    **options: Any,
 ) -> Fit:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))

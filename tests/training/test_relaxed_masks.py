@@ -64,14 +64,14 @@ def test_what_is_kept_is_in_all_or_in_each_layer_and_the_sign_of_m_does_not_matt
 
 def test_the_search_keeps_the_first_values_of_which_few_are_above_the_threshold() -> None:
     model, guide = case()
-    search = Search(5)
+    search = Search(5, 0.1)
     search.begin(model, guide)
     for number, left in enumerate([20, 6, 5, 0], 1):
         guide.relaxed.data = torch.zeros(20).index_fill(0, torch.arange(left), 1.0 / number)
         search.after(number, None, None, model, guide)
         assert search.row() == {ABOVE: max(left, 5)}
     assert search.relaxed.tolist() == pytest.approx([1 / 3] * 5 + [0.0] * 15)
-    again = Search(5)
+    again = Search(5, 0.1)
     again.begin(model, guide)
     again.restore(search.bundle(), model, guide)
     assert torch.equal(again.relaxed, search.relaxed)

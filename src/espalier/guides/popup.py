@@ -72,6 +72,8 @@ class Chosen(Follower):
     seen: Tensor | None = None
 
     def begin(self, model: BayesianNetwork, guide: MaskedGuide) -> None:
+        assert isinstance(guide, PopupGuide)
+        self.guide = guide
         if self.seen is None:
             self.seen = torch.zeros(model.num_weights, dtype=torch.bool, device=guide.positions.device)
             self.seen[guide.positions] = True
@@ -88,11 +90,14 @@ class Chosen(Follower):
 
     def bundle(self) -> Bundle:
         assert self.seen is not None
-        return Bundle({"explored": pack_bits(self.seen)}, {})
+        return Bundle({"explored": pack_bits(self.seen), "frozen": self.guide.frozen}, {})
 
     def restore(self, saved: Bundle, model: BayesianNetwork, guide: MaskedGuide) -> None:
         if "explored" in saved.tensors:  # which older checkpoints have not
             self.seen = unpack_bits(saved.tensors["explored"].to(guide.positions.device), model.num_weights)
+        if "frozen" in saved.tensors:  # those of the network as it was then, whatever it was built with now
+            self.guide.frozen.copy_(saved.tensors["frozen"])
+            self.guide.settle()
 
     def end(self, fit: Any, data: Any) -> None:
         fit.record["gradients"] = "dense"  # of scores, at every step

@@ -46,6 +46,9 @@ class KLWarmup(Follower):
         """For step taken + 1."""
         guide.kl_scale = self.now = self.full * min(1.0, (taken + 1) / self.rise)
 
+    def asked(self) -> Mapping[str, Any]:
+        return {"kl_warmup": self.warmup}
+
     def row(self) -> Mapping[str, float]:
         return {"kl_scale": self.now}
 
@@ -138,6 +141,9 @@ class Noise(Follower):
             raise ValueError(f"expected a temperature of 0 or more, in units of the posterior's, got {temperature:g}")
         self.temperature, self.momentum, self.rate, self.generator = temperature, momentum, rate, generator
 
+    def asked(self) -> Mapping[str, Any]:
+        return {"temperature": self.temperature}
+
     def before(self, taken: int, x: Any, y: Tensor, model: BayesianNetwork, guide: MaskedGuide) -> None:
         values = guide.values
         if self.temperature and values.grad is not None:
@@ -189,6 +195,10 @@ class PriorAnnealing(Noise):
             stages, lam, slab_scale, momentum=training.momentum, rate=training.learning_rates(steps), generator=generator,
             steps=steps, per_epoch=per_epoch, num_data=len(data.train.y),
         )  # fmt: skip
+
+    def asked(self) -> Mapping[str, Any]:
+        own = {"slab_probability": self.lam, "slab_scale": self.slab_scale}
+        return own | {name: list(value) if isinstance(value, tuple) else value for name, value in self.stages._asdict().items()}
 
     def begin(self, model: BayesianNetwork, guide: MaskedGuide) -> None:
         self._ready(0, model, guide)

@@ -80,9 +80,13 @@ class ControlVariate(Follower):
         self.passed, self.work = 0, 0
         """Epochs that have had their pass; forward passes of an example beside the training's own."""
         self.generator = own_stream(seed, STREAM)
+        self.options = {"gamma": gamma, "coefficient": coefficient, "memory": memory}
         self.snapshot: Point | None = None
         self.mean: tuple[Tensor, ...] = ()
         """u: of the snapshot's values, then of its other parameters."""
+
+    def asked(self) -> dict[str, Any]:
+        return self.options
 
     def begin(self, model: BayesianNetwork, guide: MaskedGuide) -> None:
         one = isinstance(guide.keep_prob, float) and guide.num_particles == guide.microbatches == 1

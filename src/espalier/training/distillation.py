@@ -31,7 +31,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from espalier import nested
+from espalier import nested, store
 from espalier.contracts import Data, Rows, Split
 from espalier.data.unlabelled import check_rows, digest_of
 from espalier.guides.masked import MOST_PARTICLES
@@ -170,8 +170,9 @@ def _distill(
     values, state = teachers.first.ticket()
     sources = [data] if inputs is None else [data, unlabelled(data, inputs)]
     rate = rates.cosine(learning_rate, epochs * sum(training.steps_per_epoch(source) for source in sources))
-    asked = {**lessons.asked(), "teachers": len(teachers.all), "microbatches": teachers.microbatches,
-             "batch_size": training.batch_size, "inputs": "" if inputs is None else digest_of(inputs)}  # fmt: skip
+    asked = {"kind": "distillation", **training.said(), **lessons.asked(), "microbatches": teachers.microbatches,
+             "seed": streams.default, "inputs": "" if inputs is None else digest_of(inputs), "teachers": len(teachers.all),
+             "taught_by": [store.tensor_digest(teacher.values)[:12] for teacher in teachers.all]}  # fmt: skip
     student = Student(fit.model, values, state, rate, training.precision)
     teachers.train()  # batch norm by the batch, or its parts, for them and the student alike
     history: list[dict[str, Any]] = []

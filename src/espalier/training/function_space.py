@@ -235,6 +235,9 @@ class FunctionSpaceKL(Follower):
         self.seen: list[Tensor] = []
         self.outputs = 0
 
+    def asked(self) -> dict[str, Any]:
+        return {"context_points": self.points, "linearised": self.linearised, "kl_scale": self.kl_scale}
+
     def begin(self, model: BayesianNetwork, guide: MaskedGuide) -> None:
         if not isinstance(guide, GaussianGuide):
             raise ValueError(f"expected a GaussianGuide, whose weights have variances, got {type(guide).__name__}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -131,6 +132,11 @@ class Training:
             raise ValueError(f"expected a fraction of training in [0, 1], got {fraction}")
         return int(round(fraction * self.steps(data), 9))  # .29 of 100 is 29
 
+    def said(self) -> dict[str, Any]:
+        """What was said of it, JSON-able, but for where it runs and when it is to be ended early: for who resumes."""
+        names = [field.name for field in dataclasses.fields(self) if field.name not in ("device", "compile", "patience")]
+        return {name: value for name in names if isinstance(value := getattr(self, name), str | int | float | None)}
+
     def learning_rates(self, steps: int) -> rates.Rate:
         """The learning rate of every step, counted from 1. Raises ValueError where all of them are warm-up."""
         if self.warmup >= steps:
@@ -192,6 +198,8 @@ def prepare(
             f"expected one label per example to augment, got targets of shape {tuple(data.train.y.shape)}: "
             "images would be moved and their masks would not; turn both yourself"
         )
+    if extra := [name for name, value in model.net.state_dict().items() if not isinstance(value, Tensor)]:
+        raise ValueError(f"expected a network whose state is tensors, but {extra[0]} is none: take get_extra_state out of it")
     for name, module in model.net.named_modules():
         if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse:
             raise ValueError(f"expected a network of dense gradients, but {name} gives sparse ones: build it with sparse=False")

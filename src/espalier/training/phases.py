@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from espalier.network import under
+from espalier import store
+from espalier.followers import Follower
+from espalier.network import BayesianNetwork, under
 from espalier.store import Bundle
 from espalier.training.watch import Around, Watches
 
@@ -51,6 +53,17 @@ class Phase(Around):
         own = self._last()
         tensors = {f"next.{name}": tensor for name, tensor in later.tensors.items()}
         return Bundle({**own.tensors, **tensors}, {**own.facts, "next": later.facts})
+
+
+class Origin(Follower):
+    """The network as it was passed in, to which a later phase goes back: resumed with another, it would end elsewhere."""
+
+    def __init__(self, model: BayesianNetwork) -> None:
+        digests = sorted(f"{name} {store.tensor_digest(tensor)}" for name, tensor in model.state_dict().items())
+        self.digest = store.sha256("\n".join([store.tensor_digest(model.initial), *digests]).encode())[:12]
+
+    def asked(self) -> dict[str, str]:
+        return {"initial network": self.digest}
 
 
 class _Continued(Around):

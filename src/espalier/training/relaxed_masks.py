@@ -64,11 +64,14 @@ def above(relaxed: Tensor) -> int:
 
 class Search(Follower):
     """Keeps the mask values of the first step after which no more than `count` are above the threshold: where they fall in a
-    body, those of the epoch's end would rank what is left by chance. The history tells how many are above."""
+    body, those of the epoch's end would rank what is left by chance. The history tells how many are above. l1: of the guide."""
 
-    def __init__(self, count: int) -> None:
-        self.count = count
+    def __init__(self, count: int, l1: float) -> None:
+        self.count, self.l1 = count, l1
         self.reached: Tensor | None = None
+
+    def asked(self) -> Mapping[str, Any]:
+        return {"kept": self.count, "l1": self.l1}
 
     def begin(self, model: BayesianNetwork, guide: MaskedGuide) -> None:
         self.guide = guide

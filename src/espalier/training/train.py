@@ -5,7 +5,6 @@ for each epoch:  for each batch:  Loop.step   ->  watch.on_epoch (may end it)  -
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -141,13 +140,10 @@ def train(
 def _asked(model: BayesianNetwork, guide: MaskedGuide, training: Training, streams: Streams) -> dict[str, Any]:
     """What a checkpoint is of, beside when the topology moves (not how) and the followers: another training may not go on from
     it. Where it runs, and when it is to be ended early, is not among it."""
-    plain = {
-        field.name: value for field in dataclasses.fields(training) if field.name not in ("device", "compile", "patience")
-        and isinstance(value := getattr(training, field.name), str | int | float | None)
-    }  # fmt: skip
     own = {name: getattr(guide, name) for name in ("mask", "rescale", "kl_scale", "num_particles", "microbatches")}
     rate = guide.keep_prob if isinstance(guide.keep_prob, float) else list(guide.keep_prob)
-    return {**plain, **own, "keep_prob": rate, "seed": streams.default, "weights": [weight.name for weight in model.weights],
+    return {"kind": "training", **training.said(), **own, "keep_prob": rate, "seed": streams.default,
+            "weights": [weight.name for weight in model.weights],
             "active": list(guide.counts), "prior_scale": model.prior_scale}  # fmt: skip
 
 
@@ -265,9 +261,10 @@ def _restore(
 def check_asked(facts: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
     """Raises ValueError for the facts of a checkpoint in which something else was asked for."""
     before = facts.get("asked", asked)
-    if other := [name for name, value in asked.items() if before.get(name, value) != value]:
+    new = {name: value for name, value in asked.items() if name in before}  # older ones were not asked for all
+    if other := [name for name, value in before.items() if new.get(name) != value]:
         raise ValueError(
-            f"expected the training that the checkpoint is of, with {other[0]} {before[other[0]]}, got {asked[other[0]]}: begin "
+            f"expected the training that the checkpoint is of, with {other[0]} {before[other[0]]}, got {new.get(other[0])}: begin "
             "anew in another file, or say what was said then"
         )
 

@@ -144,9 +144,10 @@ class Checkpoints(Around):
         if not self.path.is_file():
             return None
         saved = store.read_bundle(self.path)
-        if saved.facts["sha256"] != _digest(saved):
+        if saved.facts.get("sha256") != _digest(saved):
             raise ValueError(
-                f"expected {self.path} as it was written, but its content was altered: remove it to start again"
+                f"expected {self.path} as a checkpoint was written here, but it is another file, or its content was altered: "
+                "remove it to start again"
             )
         self.written = saved.facts["pair_files"]
         tensors = dict(saved.tensors)

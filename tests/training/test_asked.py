@@ -1,0 +1,86 @@
+"""A checkpoint of another training is refused, whichever option it differs in; and what a resume needs, it has (train.py)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from espalier import BayesianNetwork, Fit, Training, shelf
+from espalier.training.distillation import distill
+from fitted import digits
+from watches import Recorder
+
+pytestmark = pytest.mark.usefixtures("own_store")
+EPOCHS = 4
+
+
+def run(inference: str, watch: Any = None, start: int = 0, **options: Any) -> Fit:
+    torch.manual_seed(start)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.ReLU(), nn.Linear(12, 10))
+    training = Training(epochs=EPOCHS, batch_size=64, device="cpu", learning_rate=0.1)
+    words = {"sparsity": 0.5, "seed": 1, **options}
+    return shelf.load("inference", inference)(BayesianNetwork(net), digits(), training=training, watch=watch, **words)
+
+
+@pytest.mark.parametrize(("inference", "options", "name", "other"), [
+    ("mean_field", {"kl_warmup": 0.5}, "kl_warmup", 0.0),
+    ("agent", {"drop_rate": 0.2, "gamma": 0.1}, "gamma", 1.0),
+    ("fsvi", {"context_points": 8}, "context_points", 16),
+    ("fsvi", {"context_points": 8, "kl_scale": 1.0}, "kl_scale", 0.001),
+    ("espn", {"mask_epochs": 2, "form": "rewind", "rewind_epochs": 2, "l1": 0.01}, "l1", 0.1),
+    ("sghmc", {"refit_epochs": 2, "temperature": 0.01}, "temperature", 1.0),
+    ("sghmc", {"refit_epochs": 2, "slab_scale": 0.3}, "slab_scale", 0.4),
+])  # fmt: skip
+def test_an_option_of_a_method_is_asked_for(inference: str, options: dict[str, Any], name: str, other: Any) -> None:
+    watch = Recorder()
+    run(inference, watch, **options)
+    with pytest.raises(ValueError, match=f"expected the training that the checkpoint is of, with {name} .*: begin anew"):
+        run(inference, Recorder(watch.checkpoints[-1]), **{**options, name: other})
+
+
+@pytest.mark.parametrize("frozen", ["signed", "kaiming"])
+def test_frozen_weights_are_those_that_it_began_with(frozen: str) -> None:
+    """Whatever the network was built with that it is gone on with."""
+    watch = Recorder()
+    whole = run("edge_popup", watch, frozen=frozen)
+    again = run("edge_popup", Recorder(watch.checkpoints[2]), start=5, frozen=frozen)
+    assert [row["loss"] for row in again.history] == [row["loss"] for row in whole.history]
+    assert torch.equal(again.pairs.values, whole.pairs.values)
+
+
+def test_rounds_that_go_back_to_the_network_as_it_was_want_the_same_one() -> None:
+    watch = Recorder()
+    run("lottery", watch, rounds=2)
+    with pytest.raises(ValueError, match="with initial network .*, got .*: begin anew"):
+        run("lottery", Recorder(watch.checkpoints[-2]), start=5, rounds=2)
+    early = Recorder()
+    whole = run("lottery", early, rounds=1, rewind_epochs=1)  # which is in the checkpoint
+    again = run("lottery", Recorder(early.checkpoints[-2]), start=5, rounds=1, rewind_epochs=1)
+    assert torch.equal(again.pairs.values, whole.pairs.values)
+
+
+def test_a_distillation_asks_for_its_teachers_and_its_numbers() -> None:
+    fit, other, watch = run("cigl", drop_rate=0.2), run("cigl", drop_rate=0.2, start=5), Recorder()
+    training = Training(epochs=EPOCHS, batch_size=64, device="cpu")
+    distill(fit, digits(), training=training, seed=1, epochs=2, learning_rate=0.05, watch=watch)
+    begun = watch.checkpoints[1]
+    for name, teacher, seed in (("seed", fit, 2), ("taught_by", other, 1)):
+        with pytest.raises(ValueError, match=f"expected the training that the checkpoint is of, with {name} "):
+            distill(teacher, digits(), training=training, seed=seed, epochs=2, learning_rate=0.05, watch=Recorder(begun))
+    with pytest.raises(ValueError, match="that the checkpoint is of, with kind distillation, got training"):
+        run("cigl", Recorder(begun), drop_rate=0.2)
+
+
+def test_a_state_that_is_no_tensor_is_refused_before_any_work() -> None:
+    class Counting(nn.Linear):
+        def get_extra_state(self) -> dict[str, int]:
+            return {"calls": 3}
+
+        def set_extra_state(self, state: dict[str, int]) -> None:
+            """Nothing."""
+
+    with pytest.raises(ValueError, match="expected a network whose state is tensors, but 1._extra_state is none"):
+        shelf.load("inference", "cigl")(BayesianNetwork(nn.Sequential(nn.Flatten(), Counting(64, 10))), digits())
