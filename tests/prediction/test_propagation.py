@@ -144,7 +144,7 @@ def test_a_regression_has_the_variance_that_was_computed() -> None:
     x = data.test.x[:30]
     found = fit.predict(x, "moments", num_samples=4)
     many = fit.predict(x, "redraw", num_samples=400)
-    assert fit.record["moments"]["factors"][-1] == 1.0  # of classes alone
+    assert fit.record["moments"]["factors"][-1] == pytest.approx(1.0, abs=1e-6)  # nothing comes after the last layer
     mean, spread = many[..., 0].mean(0), many[..., 0].std(0)
     torch.testing.assert_close(found[..., 0].mean(0), mean, atol=float(spread.max()) / 2, rtol=0)
     assert float((found[..., 0].std(0, unbiased=False) / spread).log().abs().mean()) < 0.4
@@ -337,3 +337,34 @@ def test_rows_of_few_training_examples_do() -> None:
     fit = fitted(nn.Linear(5, 2), data, drop_rate=0.2, training=Training(epochs=1, batch_size=8, device="cpu"))
     assert fit.record["moments"]["rows"] == len(data.train.y) < ROWS
     assert fit.predict(data.test.x, "moments").shape == (16 * EACH, len(data.test.y), 2)
+
+
+class Heads(nn.Module):
+    """The mean of many independent outputs, or their sums by class: reductions that no layer comes after."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.body, self.classes = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 32 * classes)), classes
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x).view(len(x), self.classes, 32).sum(-1) / 8
+
+
+@pytest.mark.parametrize("classes", [1, 10])
+def test_sums_of_what_is_independent_after_the_last_layer_have_the_spread_of_the_masks(classes: int) -> None:
+    torch.manual_seed(0)
+    data, x = digits(), digits().test.x[:100]
+    if classes == 1:
+        data = data._replace(train=data.train._replace(y=data.train.y.float()), num_classes=None, validation=data.validation._replace(
+            y=data.validation.y.float()), test=data.test._replace(y=data.test.y.float()))  # fmt: skip
+    model = BayesianNetwork(Heads(classes), likelihood="categorical" if classes > 1 else "normal")
+    training = Training(epochs=4, batch_size=32, learning_rate=0.02, device="cpu")
+    fit = shelf.load("inference", "cigl")(model, data, sparsity=0.3, drop_rate=0.2, training=training, seed=1)
+    drawn, told = fit.predict(x, "redraw", num_samples=200), fit.predict(x, "moments", num_samples=32)
+    if classes == 1:
+        spread = [each[..., 0].var(0, unbiased=False).mean() for each in (told, drawn)]
+        assert float(spread[0] / spread[1]) == pytest.approx(1, abs=0.3)  # factors of 32 masks; 30 times without them
+    else:
+        assert mean_kl(drawn.mean(0), told.mean(0)) < 0.01
+        doubt = [UNCERTAINTIES["mutual_information"](each.numpy()).mean() for each in (told, drawn)]
+        assert doubt[0] / doubt[1] == pytest.approx(1, abs=0.4)

@@ -141,11 +141,12 @@ def equip(fit: Fit, data: Data) -> None:
 
 @torch.no_grad()
 def _factors(fit: Fit, x: Any) -> list[float]:
-    """Of every product and normalisation, and last of the output."""
+    """Of every product and normalisation, and last of the output: by its variance, which sums and products of what is independent
+    have less of than the rules say, and then of classes by what is predicted."""
     weights, state = of_weights(fit)
     _check(fit.model, weights, nested.each(lambda leaf: leaf[:2], x), state)
     by_batch = batchnorm.has_batchnorm(fit.model) and fit.record.get("batchnorm") != "running"
-    told, predicted = _drawn(fit, x, by_batch)
+    (*told, at_output), predicted = _drawn(fit, x, by_batch)
     if by_batch:  # as the masks were
         state = batchnorm.estimate(fit.model, weights.loc, state, [x])
     factors = [1.0] * len(told)
@@ -160,7 +161,10 @@ def _factors(fit: Fit, x: Any) -> list[float]:
     output = propagate(fit.model, weights, x, state, layers)
     if layers.seen != len(told) or not all(map(math.isfinite, factors)):
         raise Unknown("layers that are not the same ones at each call")
-    return [*factors, 1.0 if predicted is None else _closest(fit, output, state, predicted)]
+    computed = float(_some(output.variance).sum())
+    last = float(at_output) / computed if computed > 0 else 1.0  # 1 but where sums or products follow the last layer
+    output.variance.mul_(last)
+    return [*factors, last if predicted is None else last * _closest(fit, output, state, predicted)]
 
 
 def _check(model: BayesianNetwork, weights: Moments, x: Any, state: State) -> None:
@@ -200,8 +204,8 @@ def _closest(fit: Fit, output: Moments, state: State, predicted: Tensor) -> floa
 
 
 def _drawn(fit: Fit, x: Any, by_batch: bool) -> tuple[list[Tensor], Tensor | None]:
-    """Of every product and normalisation the variance over masks, summed over `_some` of its outputs (Welford 1962); and of
-    classes the mean probabilities. by_batch: batch norm by the statistics that each mask has on these rows."""
+    """Of every product and normalisation, and last of the output, the variance over masks, summed over `_some` of its numbers
+    (Welford 1962); and of classes the mean probabilities. by_batch: batch norm by the statistics that each mask has on these rows."""
     means: list[Tensor] = []
     squares: list[Tensor] = []
     predicted: Tensor | None = None
@@ -221,8 +225,10 @@ def _drawn(fit: Fit, x: Any, by_batch: bool) -> tuple[list[Tensor], Tensor | Non
     for values in fit.redrawn(MASKS):
         number, weights = number + 1, scatter(values, positions, total)
         state = {name: tensor.clone() for name, tensor in fit.pairs.state(-1).items()}
-        with batchnorm.by_the_batch(fit.model) if by_batch else evaluating(fit.model), uncompiled(fit.model), AtLayers(visit):
+        layers = AtLayers(visit)
+        with batchnorm.by_the_batch(fit.model) if by_batch else evaluating(fit.model), uncompiled(fit.model), layers:
             output = fit.model.evaluate(weights, x, state)
+        visit(layers.seen, output)
         outcome = _said(fit, exact(output.detach(), torch.device("cpu")), state)
         if isinstance(plain(outcome), dist.Categorical | dist.Bernoulli):
             own = parameters_of(outcome) / MASKS

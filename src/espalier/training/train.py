@@ -261,10 +261,10 @@ def _restore(
 def check_asked(facts: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
     """Raises ValueError for the facts of a checkpoint in which something else was asked for."""
     before = facts.get("asked", asked)
-    new = {name: value for name, value in asked.items() if name in before}  # older ones were not asked for all
-    if other := [name for name, value in before.items() if new.get(name) != value]:
+    if other := [name for name, value in before.items() if asked.get(name) != value]:  # older ones were not asked for all
+        name = other[0]
         raise ValueError(
-            f"expected the training that the checkpoint is of, with {other[0]} {before[other[0]]}, got {new.get(other[0])}: begin "
+            f"expected the training that the checkpoint is of, with {name} {before[name]}, got {asked.get(name)}: begin "
             "anew in another file, or say what was said then"
         )
 
