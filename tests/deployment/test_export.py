@@ -197,6 +197,17 @@ def test_a_file_of_somebody_else_stays(name: str, tmp_path: Path) -> None:
     assert (tmp_path / name).read_text() == "mine"
 
 
+def test_a_card_that_was_edited_stays(tmp_path: Path) -> None:
+    folder = made("mlp").export(tmp_path / "out", program=words("mlp"))
+    made("mlp").export(folder, program=words("mlp"))  # as it was: written anew
+    page = folder / "README.md"
+    page.write_text(page.read_text() + "\nTrained by us.\n")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(ValueError, match=r"expected .*README.md as it was exported, but it was edited: move it away"):
+        made("mlp").export(folder, program=words("mlp"))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
 def test_an_older_record_asks_for_the_data(tmp_path: Path) -> None:
     fit = untrained(BayesianNetwork(own_net()), rows("own")[1])
     del fit.record["inputs"]

@@ -133,6 +133,10 @@ def test_a_dense_net_stands_at_its_own_sparsity_or_has_a_size_for_each() -> None
     assert {(c.method, c.sparsity) for c in found.cells} >= {("Dense", 0.0), ("Small", 0.5), ("Small", 0.9)}
     assert len(found.cells) == 5
     assert [found.runs[c.runs[0]].options["hidden"] for c in found.cells if c.method == "Small"] == [(100,), (20,)]
+    each = {"run": {"inference": "dense", "hidden": {"a": {0.5: [16], 0.9: [8]}, "b": {0.5: [32], 0.9: [4]}}}}  # also in an axis
+    found = grid({"Small": each}, over={"net": {"a": {}, "b": {}}}, sparsities=[0.5, 0.9])
+    widths = {(c.variant[0], c.sparsity): found.runs[c.runs[0]].options["hidden"] for c in found.cells}
+    assert widths == {("a", 0.5): (16,), ("a", 0.9): (8,), ("b", 0.5): (32,), ("b", 0.9): (4,)}
 
 
 def test_a_runs_name_depends_on_its_options_and_its_files_but_not_on_where_they_lie(tmp_path: Path) -> None:

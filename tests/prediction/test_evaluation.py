@@ -10,7 +10,8 @@ import torch
 
 from espalier import Training, calibration
 from espalier.contracts import Split
-from espalier.inference import rigl
+from espalier.data import from_arrays
+from espalier.inference import cigl, rigl
 from espalier.models import mlp
 from espalier.prediction.evaluation import SPLITS, evaluate, predictions, score, split_of
 from espalier.prediction.fit import WAYS
@@ -110,3 +111,16 @@ def test_an_image_of_targets_is_not_scored_as_labels() -> None:
     masks = data._replace(test=Split(data.test.x, torch.zeros(len(data.test.y), 8, 8)))
     with pytest.raises(ValueError, match=r"expected probs .* and labels .*, got \(\d+, 10\) and \(\d+, 8, 8\)"):
         evaluate(fit, masks)
+
+
+def test_classes_of_other_names_are_not_scored() -> None:
+    """Each set numbers its own: the same rows, two of three classes called otherwise."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(90, 4)), np.array(["a", "b", "c"])[np.arange(90) % 3]
+    data = from_arrays(x, y)
+    fit = cigl.infer(mlp.model((4,), 3, hidden=(8,)), data, drop_rate=0.1, training=Training(epochs=1, device="cpu"))
+    assert evaluate(fit, data)["num_examples"] > 0
+    renamed = from_arrays(x, np.where(y == "a", "z", y))
+    with pytest.raises(ValueError, match="expected the classes a, b, c in this order, as in training, but .* has b, c, z"):
+        evaluate(fit, renamed)
+    assert evaluate(fit, from_arrays(x[:60], y[:60], classes=["a", "b", "c"]))["num_examples"] > 0

@@ -355,8 +355,8 @@ def test_sums_of_what_is_independent_after_the_last_layer_have_the_spread_of_the
     torch.manual_seed(0)
     data, x = digits(), digits().test.x[:100]
     if classes == 1:
-        data = data._replace(train=data.train._replace(y=data.train.y.float()), num_classes=None, validation=data.validation._replace(
-            y=data.validation.y.float()), test=data.test._replace(y=data.test.y.float()))  # fmt: skip
+        parts = {part: getattr(data, part)._replace(y=getattr(data, part).y.float()) for part in ("train", "validation", "test")}
+        data = data._replace(num_classes=None, **parts)
     model = BayesianNetwork(Heads(classes), likelihood="categorical" if classes > 1 else "normal")
     training = Training(epochs=4, batch_size=32, learning_rate=0.02, device="cpu")
     fit = shelf.load("inference", "cigl")(model, data, sparsity=0.3, drop_rate=0.2, training=training, seed=1)

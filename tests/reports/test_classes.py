@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 from espalier.pages import Figure, Gallery, Section, Table, Text
 from espalier.reports import classes
@@ -74,3 +75,11 @@ def test_reliability_says_which_way_it_errs(looks: list[Look]) -> None:
     for look, text in zip(looks, said, strict=True):
         gap = look.probs.max(1).mean() - (look.probs.argmax(1) == look.labels).mean()
         assert f"{'over' if gap > 0 else 'under'}-confident by {abs(gap):.3f}" in text
+
+
+def test_where_no_answer_is_right_that_is_said(looks: list[Look]) -> None:
+    others = torch.from_numpy((looks[0].probs.argmax(1) + 1) % looks[0].probs.shape[1])
+    data = looks[0].data._replace(test=looks[0].data.test._replace(y=others))
+    wrong = looks[0]._replace(data=data)
+    says = next(block for block in classes.certainty([wrong]).blocks if isinstance(block, Text))
+    assert f"No answer of {wrong.name} is right." in says.text

@@ -11,8 +11,8 @@ from espalier.nested import plain
 from espalier.prediction.evaluation import split_of
 from espalier.runs import lines
 
-PLACES = {"model", "inference", "data", "init", "data_dir"}
-"""Options that say where something lies."""
+PLACES = {"model", "inference", "data", "init", "data_dir", "label_noise"}
+"""Options that say where something lies: what lies there a run's name says."""
 
 
 def check_runs(grid: Grid, out: Path) -> None:

@@ -243,13 +243,17 @@ def _recipe(
         raise ValueError(f"expected an inference with an option seed, got {recipe.inference}")
     if "sparsity" in recipe.options:
         return recipe._replace(options={**recipe.options, "sparsity": sparsity})
-    varies = any(isinstance(value, Mapping) and point[-1] in value for value in written.values())
+    varies = any(_has_key(value, point[-1]) for value in written.values())
     if sparsity != 0 and not varies:
         raise ValueError(
             f"expected an inference that trains sparse, but {Path(recipe.inference).stem} has no option sparsity: give the "
             "method `sparsities: [0]`, or an option per sparsity, the width of a smaller net say"
         )
     return recipe
+
+
+def _has_key(value: Any, key: Any) -> bool:
+    return isinstance(value, Mapping) and (key in value or any(_has_key(inner, key) for inner in value.values()))
 
 
 def _pick(name: str, value: Any, point: tuple[Any, ...]) -> Any:

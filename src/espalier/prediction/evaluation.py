@@ -47,6 +47,7 @@ def predictions(
     deviations, of a regression of one normal target; the `Mixture` of any other. Of classes, ways that are one network are
     evaluated once."""
     part, ways = split_of(data, split), ways or fit.ways
+    _check_classes(fit, data)
     fit.look_at(data)
     if data.num_classes is not None:
         found: dict[How, Predicted] = {}
@@ -56,6 +57,19 @@ def predictions(
     if part.y.dim() > 1 or not all(isinstance(each, Normal) for each in fit.outcomes(part.x[torch.arange(1)], "mean")):
         return {way: fit.mixture(part.x, way, num_samples=num_samples, seed=seed) for way in ways}
     return {way: fit.predict(part.x, way, num_samples=num_samples, seed=seed).numpy() for way in ways}
+
+
+def _check_classes(fit: Predictor, data: Data) -> None:
+    """Raises ValueError for classes of other names, or in another order, than those of the fit's training: of two sets that
+    name theirs each by itself the same number means different things."""
+    own = data.facts()["data"].get("classes")
+    for member in fit.fits:
+        known = member.record.get("data", {}).get("classes")
+        if known and own and known != own:
+            raise ValueError(
+                f"expected the classes {', '.join(map(str, known))} in this order, as in training, but {data.name} has "
+                f"{', '.join(map(str, own))}: say classes= to from_arrays"
+            )
 
 
 def evaluate(

@@ -205,7 +205,7 @@ def _closest(fit: Fit, output: Moments, state: State, predicted: Tensor) -> floa
 
 def _drawn(fit: Fit, x: Any, by_batch: bool) -> tuple[list[Tensor], Tensor | None]:
     """Of every product and normalisation, and last of the output, the variance over masks, summed over `_some` of its numbers
-    (Welford 1962); and of classes the mean probabilities. by_batch: batch norm by the statistics that each mask has on these rows."""
+    (Welford 1962); and of classes the mean probabilities. by_batch: batch norm by each mask's statistics on these rows."""
     means: list[Tensor] = []
     squares: list[Tensor] = []
     predicted: Tensor | None = None

@@ -119,7 +119,9 @@ def certainty(looks: Sequence[Look]) -> Section:
                         style="line" if name == "right" else "dashed",
                     )
                 )
-        if (~hit).any():
+        if not hit.any():
+            said.append(f"No answer of {look.name} is right.")
+        elif (~hit).any():
             said.append(
                 f"{look.name} is {confidence[hit].mean():.2f} confident where right, {confidence[~hit].mean():.2f} where wrong; "
                 f"{np.mean(confidence[~hit] > 0.9):.0%} of its errors are made with more than 0.9."
