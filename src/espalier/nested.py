@@ -64,6 +64,10 @@ def plain(value: Any) -> Any:
 def by_shape(function: Callable[..., Any], shape: Any, *others: Any) -> Any:
     """`each` over shapes, which are tuples or lists of numbers themselves."""
     if isinstance(shape, Mapping):
+        for other in others:
+            if not isinstance(other, Mapping) or other.keys() != shape.keys():
+                got = ", ".join(map(str, other)) if isinstance(other, Mapping) else type(other).__name__
+                raise ValueError(f"expected inputs by the names {', '.join(map(str, shape))}, got {got}")
         return {key: by_shape(function, own, *[other[key] for other in others]) for key, own in shape.items()}
     if shape and not isinstance(shape[0], int):
         return tuple(by_shape(function, *own) for own in zip(shape, *others, strict=True))
@@ -86,6 +90,8 @@ class Together:
 
     def __init__(self, parts: Any) -> None:
         self.parts = parts
+        if odd := [leaf for leaf in leaves(parts) if not hasattr(leaf, "__len__")]:
+            raise ValueError(f"expected tensors or arrays of rows, got a {type(odd[0]).__name__} among them: torch.tensor(x)")
         lengths = {len(rows) for rows in leaves(parts)}
         if len(lengths) != 1:
             raise ValueError(
@@ -105,6 +111,8 @@ def rows_of(x: Any) -> Any:
 
 
 def _as_tensor(x: Any) -> Any:
+    if hasattr(x, "iloc"):
+        raise ValueError("expected inputs as the network takes them, got a pandas frame: data.inputs(frame) makes them of it")
     if not isinstance(x, np.ndarray) or x.dtype.kind not in "biuf":
         return x
     native = np.float64 if x.dtype.kind == "f" and x.dtype.itemsize > 8 else x.dtype.newbyteorder("=")

@@ -153,6 +153,8 @@ def _channels(x: Array, what: str) -> Channels:
 
 def _aligned(x: Any, y: Any, what: str) -> None:
     """Raises ValueError where the rows of two pandas objects do not belong together, or lengths differ."""
+    if hasattr(x, "tocsr"):
+        raise ValueError("expected a dense array of inputs, got a sparse matrix: x.toarray()")
     if len(x) != len(y):
         raise ValueError(f"expected {what} of one length, got {len(x)} and {len(y)} rows")
     if hasattr(x, "iloc") and hasattr(y, "iloc") and not x.index.equals(y.index):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -119,7 +119,11 @@ class _Digests(Dataset[tuple[bytes, Any]]):
             raise ValueError(
                 f"expected examples (input, label), got {got} in row {row}: wrap the dataset, or give targets="
             )
-        x, y = torch.as_tensor(input_of(item)), item[1] if self.labelled else None
+        given = input_of(item)
+        if isinstance(given, Mapping) or (isinstance(given, tuple | list) and any(hasattr(one, "shape") for one in given)):
+            got = f"{type(given).__name__} of {len(given)}"
+            raise ValueError(f"expected one input an example, got a {got} in row {row}: several go by espalier.data.from_arrays")
+        x, y = torch.as_tensor(given), item[1] if self.labelled else None
         if x.is_floating_point() and not torch.isfinite(x.float()).all():
             raise ValueError(f"expected finite inputs, got NaN or infinity (in float32) in row {row} (counted from 0)")
         head = f"{x.dtype} {tuple(x.shape)}\0".encode()

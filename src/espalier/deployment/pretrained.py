@@ -70,6 +70,8 @@ class Inputs(nn.Module):
         return nested.by_shape(self._taken, self.shape, x, self.places)
 
     def _taken(self, shape: Sequence[int], x: Tensor, place: int) -> Tensor:
+        if not isinstance(x, Tensor):
+            raise ValueError(f"expected a tensor of rows, got a {type(x).__name__}: torch.as_tensor(numpy.asarray(x))")
         if list(x.shape[1:]) != list(shape):
             raise ValueError(f"expected rows of shape (n, {', '.join(map(str, shape))}), got {tuple(x.shape)}")
         mean, sd = getattr(self, f"mean_{place}"), getattr(self, f"sd_{place}")

@@ -26,6 +26,8 @@ SPLITS = PARTS
 
 def split_of(data: Data, name: str) -> Split:
     """The split called `name`. Raises ValueError for an unknown or an empty one."""
+    if not isinstance(data, Data):
+        raise ValueError(f"expected Data, got a {type(data).__name__}: a fit comes first, then its data")
     if name not in SPLITS:
         raise ValueError(f"expected a split of {', '.join(SPLITS)}, got {name!r}")
     split: Split = getattr(data, name)

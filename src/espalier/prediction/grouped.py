@@ -37,6 +37,8 @@ def by_groups(
     Raises ValueError where an example has several labels or targets.
     """
     check(data, split)
+    if not isinstance(groups, Mapping):
+        raise ValueError(f"expected groups by the name of their column, {{'site': groups}}, got a {type(groups).__name__}")
     y = split_of(data, split).y
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for column, names in groups.items():

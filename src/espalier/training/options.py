@@ -262,6 +262,9 @@ def _check_fit(model: BayesianNetwork, data: Data, soft: bool = False) -> None:
             "first in-place operation a .clone()"
         )
     said = type(outcome).__name__
+    if not callable(getattr(outcome, "shape", None)):
+        kind = f"{type(outcome).__module__}.{said}"
+        raise ValueError(f"expected a distribution of pyro.distributions from the likelihood, got a {kind}: take Pyro's")
     if labels is None and isinstance(outcome, dist.Categorical | dist.Bernoulli):
         raise ValueError(
             f"expected a likelihood for the real-valued targets of {data.name}, got {said}: choose likelihood normal, or "

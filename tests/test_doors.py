@@ -1,0 +1,71 @@
+"""What people hand in by mistake is told in one sentence, at every door (contracts.py, nested.py and who stands behind them)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy.sparse import csr_matrix
+from torch import nn
+
+import espalier
+from espalier import BayesianNetwork
+from espalier.data import from_arrays, from_datasets
+from espalier.inference import cigl
+from espalier.prediction.evaluation import evaluate
+from espalier.prediction.grouped import by_groups
+from fitted import regression, trained
+
+X, Y = np.random.default_rng(0).normal(size=(40, 3)), np.arange(40) % 2
+
+
+def two_inputs() -> Any:
+    return from_arrays({"t": X, "u": X}, Y)
+
+
+def dataset(item: Any) -> Any:
+    return from_datasets([(item, 0), (item, 1)], [(item, 0), (item, 1)])
+
+
+def likely(says: Callable[[torch.Tensor], Any]) -> Any:
+    data, _ = regression()
+    net = nn.Sequential(nn.Linear(data.shape[0], 1), nn.Flatten(0))
+    return cigl.infer(BayesianNetwork(net, likelihood=says), data)
+
+
+def deployed(tmp_path: Path) -> Any:
+    from shelved import made, words
+
+    return espalier.from_pretrained(made("mlp").export(tmp_path / "out", program=words("mlp")))
+
+
+DOORS: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "torch's normal": (lambda _: likely(lambda o: torch.distributions.Normal(o, 1.0)),
+                       "expected a distribution of pyro.distributions from the likelihood, got a torch.distributions"),
+    "a tensor": (lambda _: likely(lambda o: o), "expected a distribution of pyro.distributions from the likelihood, got a torch"),
+    "a dict an example": (lambda _: dataset({"a": torch.zeros(3)}), "expected one input an example, got a dict of 1 in row 0"),
+    "a tuple an example": (lambda _: dataset((torch.zeros(3), torch.ones(2))), "expected one input an example, got a tuple of 2"),
+    "an input less": (lambda _: two_inputs().inputs({"t": X}), "expected inputs by the names t, u, got t"),
+    "an input more": (lambda _: two_inputs().inputs({"t": X, "u": X, "v": X}), "expected inputs by the names t, u, got t, u, v"),
+    "sparse rows": (lambda _: from_arrays(csr_matrix(X), Y), r"expected a dense array of inputs, got a sparse matrix: x.toarray\(\)"),
+    "numpy to a folder": (lambda path: deployed(path)(np.zeros((2, 1, 6, 5))), "expected a tensor of rows, got a ndarray"),
+    "a frame": (lambda _: trained("mlp")[0].predict(pd.DataFrame(X)), r"expected inputs as the network takes them, got a pandas frame"),
+    "a list": (lambda _: trained("mlp")[0].predict([1.0, 2.0]), "expected tensors or arrays of rows, got a float among them"),
+    "groups alone": (lambda _: by_groups({}, regression()[0], np.zeros(3)),  # type: ignore[arg-type]
+                     "expected groups by the name of their column, .* got a ndarray"),
+    "the wrong way round": (lambda _: evaluate(regression()[0], trained("mlp")[0]),  # type: ignore[arg-type]
+                            "expected Data, got a Fit: a fit comes first"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_it_is_one_sentence(door: str, tmp_path: Path) -> None:
+    call, said = DOORS[door]
+    with pytest.raises(ValueError, match=said) as error:
+        call(tmp_path)
+    assert "\n" not in str(error.value)
