@@ -125,7 +125,10 @@ class Deployed(nn.Module):
 
     def with_doubt(self, x: Any) -> tuple[Tensor, Tensor]:
         """What `forward` says, and of every row what the laid-out outputs differ by: of classes their mutual information, nats,
-        of a regression the standard deviation of their means. Of one network zeros."""
+        of a regression the standard deviation of their means. Raises ValueError for one network, which says nothing of that."""
+        if self.spread is None:
+            way = self.config["weights"]["way"]
+            raise ValueError(f"expected an export of moments to say what its weights leave open, got one network, {way}")
         draws = self.draws(x)
         said = self._together(draws)
         if self.config["task"] == "regression":

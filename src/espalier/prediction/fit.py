@@ -272,7 +272,7 @@ class Fit(Predictor):
         if self.record.get("batchnorm") == "running" or not batchnorm.has_batchnorm(self.model):
             return state
         if not self.inputs:
-            raise ValueError("expected training inputs for batch-norm statistics of fresh masks: set fit.inputs first")
+            raise ValueError("expected training inputs for batch-norm statistics of fresh masks: fit.look_at(data) first")
         return batchnorm.estimate(self.model, self.dense(values), state, self.inputs)
 
     def _estimate_statistics(self) -> dict[str, State]:
