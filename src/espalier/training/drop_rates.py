@@ -103,7 +103,7 @@ def loss_of(log_probs: Tensor) -> Tensor:
     jackknife (Quenouille 1956): S l - (S - 1) times the mean of l with each draw left out; and not below -log p of the best
     draw, below which no mixture is."""
     count = len(log_probs)
-    others = torch.stack([log_probs[torch.arange(count) != left] for left in range(count)])
+    others = torch.stack([torch.cat([log_probs[:left], log_probs[left + 1 :]]) for left in range(count)])
     loss = math.log(count) - torch.logsumexp(log_probs, 0)
     without = math.log(count - 1) - torch.logsumexp(others, 1).mean(0)
     return torch.maximum(count * loss - (count - 1) * without, -log_probs.amax(0))
