@@ -78,6 +78,7 @@ BENCHMARKS = {
     "power.py": ["--help"],
     "predictive_memory.py": ["--help"],
     "prune_further.py": ["--help"],
+    "rate_bias.py": ["--help"],
     "rate_trials.py": ["--help"],
     "robustness.py": ["--help"],
     "several_teachers.py": ["--data={small}", "--rows=100", "--epochs=1", "--taught=1", "--seeds=0", "--out={out}"],
