@@ -19,7 +19,7 @@ from espalier.data import from_arrays, from_datasets
 from espalier.inference import cigl
 from espalier.prediction.evaluation import evaluate
 from espalier.prediction.grouped import by_groups
-from fitted import regression, trained
+from fitted import digits, regression, trained
 
 X, Y = np.random.default_rng(0).normal(size=(40, 3)), np.arange(40) % 2
 
@@ -55,6 +55,8 @@ DOORS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "sparse rows": (lambda _: from_arrays(csr_matrix(X), Y), r"expected a dense array of inputs, got a sparse matrix"),
     "numpy to a folder": (lambda path: deployed(path)(np.zeros((2, 1, 6, 5))), "expected a tensor of rows, got a ndarray"),
     "a frame": (lambda _: trained("mlp")[0].predict(pd.DataFrame(X)), r"expected inputs as the network takes them, got a pand"),
+    "a row of NaN": (lambda _: trained("mlp")[0].predict(digits().test.x.index_fill(0, torch.tensor([3]), torch.nan)),
+                     r"expected finite inputs, as in training, got NaN or infinity in row 3 \(counted from 0\)"),
     "a list": (lambda _: trained("mlp")[0].predict([1.0, 2.0]), "expected tensors or arrays of rows, got a float among them"),
     "groups alone": (lambda _: by_groups({}, regression()[0], np.zeros(3)),  # type: ignore[arg-type]
                      "expected groups by the name of their column, .* got a ndarray"),

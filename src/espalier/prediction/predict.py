@@ -55,7 +55,10 @@ class Batches:
             for batch in in_turn(self.x, torch.arange(len(self.x)).split(size)):
                 yield to_device(batch, self.device)
             return
-        for batch in self.x.split(size):
+        for number, batch in enumerate(self.x.split(size)):
+            if batch.device.type == "cpu" and batch.is_floating_point() and not torch.isfinite(batch).all():
+                row = number * size + int((~torch.isfinite(batch)).reshape(len(batch), -1).any(1).nonzero()[0])
+                raise ValueError(f"expected finite inputs, as in training, got NaN or infinity in row {row} (counted from 0)")
             if self.across:
                 yield batch.to(self.device).flatten(1).t().contiguous().t().view(batch.shape)
             else:
