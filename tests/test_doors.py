@@ -55,6 +55,8 @@ DOORS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "sparse rows": (lambda _: from_arrays(csr_matrix(X), Y), r"expected a dense array of inputs, got a sparse matrix"),
     "numpy to a folder": (lambda path: deployed(path)(np.zeros((2, 1, 6, 5))), "expected a tensor of rows, got a ndarray"),
     "a frame": (lambda _: trained("mlp")[0].predict(pd.DataFrame(X)), r"expected inputs as the network takes them, got a pand"),
+    "a rate of one": (lambda _: cigl.infer(BayesianNetwork(nn.Linear(3, 2)), from_arrays(X, Y), drop_rate=1.0),
+                      r"expected a drop_rate in \[0, 1\), P\(Z = 0\) of an active weight, got 1.0"),
     "a row of NaN": (lambda _: trained("mlp")[0].predict(digits().test.x.index_fill(0, torch.tensor([3]), torch.nan)),
                      r"expected finite inputs, as in training, got NaN or infinity in row 3 \(counted from 0\)"),
     "a list": (lambda _: trained("mlp")[0].predict([1.0, 2.0]), "expected tensors or arrays of rows, got a float among them"),

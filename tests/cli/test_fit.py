@@ -137,7 +137,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "sparsity of one": (["--sparsity", "1"], r"sparsity in [0, 1)"),
     "negative sparsity": (["--sparsity=-0.1"], r"sparsity in [0, 1)"),
     "a layer too small": (["--hidden", "4", "--sparsity", "0.999"], "at least one active weight in every layer"),
-    "all weights masked away": (["--drop-rate", "1"], "keep_prob in (0, 1]"),
+    "all weights masked away": (["--drop-rate", "1"], "expected a drop_rate in [0, 1)"),
     "no GPU": (["--device", "cuda:7"], "torch sees"),
     "no such device": (["--device", "abacus"], "such as auto, cpu or cuda"),
     "images too small": (["--model", "lenet"], "at least 16 x 16"),

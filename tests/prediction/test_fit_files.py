@@ -62,7 +62,7 @@ def test_redraw_of_a_loaded_fit_with_batch_norm_asks_for_inputs_in_one_sentence(
     for how in ("ticket", "pairs", "mean", "unmasked"):
         back.predict(x, how)
     with pytest.raises(
-        ValueError, match=r"^expected training inputs for batch-norm statistics[^\n]*fit\.inputs"
+        ValueError, match=r"^expected training inputs for batch-norm statistics[^\n]*fit\.look_at\(data\) first$"
     ) as info:
         back.predict(x, "redraw")
     assert "\n" not in str(info.value)

@@ -269,7 +269,7 @@ def _built(config: dict[str, Any], network: nn.Module | None) -> Built:
     if network is None and "program" not in own:
         raise ValueError(
             f"expected network=, a module like the {own['own']} that was trained: it is not of this package's shelf, and no code "
-            "comes with a folder"
+            "comes with a folder (`espalier predict RUN` has the run's own)"
         )
     if known not in LIKELIHOODS or own.get("output") == "own":
         raise ValueError("expected network= as a BayesianNetwork, as it was trained with a likelihood or output of its own")

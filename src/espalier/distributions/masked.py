@@ -42,9 +42,12 @@ def effective_keep_prob(keep_prob: float) -> float:
 
 
 def given_keep_prob(drop_rate: float | str) -> float:
-    """`effective_keep_prob` of a rate that is given. Raises ValueError for one that is to be found, as `auto` is."""
+    """`effective_keep_prob` of a rate that is given. Raises ValueError for one that is to be found, as `auto` is, and for one
+    that is no rate."""
     if isinstance(drop_rate, str):
         raise ValueError(f"expected a drop_rate in [0, 1), a number for this inference, got {drop_rate!r}")
+    if not 0 <= drop_rate < 1:
+        raise ValueError(f"expected a drop_rate in [0, 1), P(Z = 0) of an active weight, got {drop_rate}")
     return effective_keep_prob(1 - drop_rate)
 
 

@@ -26,7 +26,14 @@ from torch import Tensor
 
 from espalier.contracts import Data
 from espalier.data.streamed import some
-from espalier.distributions.masked import LEVELS, KeepProb, effective_keep_prob, mean_keep_prob, per_weight
+from espalier.distributions.masked import (
+    LEVELS,
+    KeepProb,
+    effective_keep_prob,
+    given_keep_prob,
+    mean_keep_prob,
+    per_weight,
+)
 from espalier.distributions.priors import prior_scale_of, weight_decay_of
 from espalier.followers import Follower
 from espalier.guides.masked import MaskedGuide, groups
@@ -123,7 +130,7 @@ def begin(
     Raises ValueError, before any work, for anything else than a rate or `auto`, and for what `auto` cannot do.
     """
     if isinstance(drop_rate, Real):
-        return effective_keep_prob(1 - float(drop_rate)), []
+        return given_keep_prob(float(drop_rate)), []
     if drop_rate not in ("auto", "auto-kind", "auto-layer"):
         raise ValueError(f"expected a drop_rate in [0, 1) or auto, auto-kind or auto-layer, got {drop_rate!r}")
     if rescale:
