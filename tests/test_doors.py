@@ -67,6 +67,11 @@ DOORS: dict[str, tuple[Callable[[Path], Any], str]] = {
 }  # fmt: skip
 
 
+def test_one_input_may_be_a_list_of_scalars() -> None:
+    for row in (list(X[0]), tuple(torch.tensor(value) for value in X[0]), list(map(float, X[0]))):
+        assert dataset(row).shape == (3,)
+
+
 @pytest.mark.parametrize("door", DOORS)
 def test_it_is_one_sentence(door: str, tmp_path: Path) -> None:
     call, said = DOORS[door]

@@ -35,6 +35,12 @@ _MONOTONE = _POOLS | _SHAPES | {"mean", "sum", "sigmoid", "tanh"}
 _CONVOLUTIONS = {f"conv{kind}{d}d" for kind in ("", "_transpose") for d in (1, 2, 3)}
 
 
+_WRITTEN = (
+    "expected a network whose functions give tensors of their own, but {} has one that may have been written into through a "
+    "view, or through what it is a view of: it has no bounds"
+)
+
+
 class Relu(NamedTuple):
     """What one layer of ReLUs is given: at least `lower`, at most `upper`, `(n, *units)` each. scale: of the batch norm before
     it, `(channels,)`. made_by: the Linear or Conv weight whose rows are the channels, where that is plain to see."""
@@ -171,6 +177,8 @@ def bounds(net: Callable[[Any], Any], lower: Tensor, upper: Tensor) -> Bounds:
         raise ValueError(f"expected a network that computes with its input by torch's functions alone, but {why}") from error
     if not isinstance(found, Interval):
         raise ValueError(f"expected a network whose output is one tensor to have bounds of, got {type(found).__name__}")
+    if found.seen != found.memory[0]:
+        raise ValueError(_WRITTEN.format("its output"))
     return Bounds(found.lower, found.upper, relus, found.affine)
 
 
@@ -220,10 +228,7 @@ def _answer(func: Any, *args: Any, **kwargs: Any) -> Interval:
 def _answered(func: Any, name: str, *args: Any, **kwargs: Any) -> Interval:
     intervals = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Interval)]
     if any(interval.seen != interval.memory[0] for interval in intervals):
-        raise ValueError(
-            f"expected a network whose functions give tensors of their own, but {name} has one that may have been written into "
-            "through a view, or through what it is a view of: it has no bounds"
-        )
+        raise ValueError(_WRITTEN.format(name))
     first = intervals[0]
     alone = len(intervals) == 1 and args and args[0] is first
     if name in _MONOTONE or (name == "add" and not kwargs):
@@ -266,6 +271,8 @@ def _monotone(func: Any, first: Interval, args: Any, kwargs: Any, channels_stay:
 
 def _softplus(x: Interval, beta: float = 1.0, threshold: float = 20.0) -> Interval:
     """Which torch lets fall where beta x passes the threshold: from there on it is x."""
+    if not beta > 0:
+        raise ValueError(f"expected a softplus of a beta above 0, got {beta}: it has no bounds")
     lower, upper = (functional.softplus(end, beta, threshold) for end in (x.lower, x.upper))
     fall = math.log1p(math.exp(-threshold)) / beta
     return Interval(lower - fall, upper + fall, x.relus)

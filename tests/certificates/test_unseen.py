@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
 
 from espalier.certificates.unseen import check_unseen, near
 from espalier.contracts import Data, Split
@@ -38,6 +39,28 @@ def test_copies_are_refused(noise: float) -> None:
     x[:50] = data.train.x[:50] + noise * torch.randn(50, 2, generator=torch.Generator().manual_seed(1))
     with pytest.raises(ValueError, match="expected calibration examples that training has not seen, but "):
         check_unseen(data, Split(x, data.calibration.y))
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_copies_are_refused_whatever_columns_are_scaled_to(scale: float) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 5)) * scale * np.array([1, 10, 1, 100, 1])
+    data = from_arrays(x, np.arange(200) % 2, standardise=False)
+    noise = 1e-3 * scale * torch.tensor([1.0, 10, 1, 100, 1]) * torch.randn(40, 5, generator=torch.Generator().manual_seed(1))
+    with pytest.raises(ValueError, match="are training inputs with a little noise"):
+        check_unseen(data, Split(data.train.x[:40] + noise, data.train.y[:40]))
+    others = from_arrays(rng.normal(size=(200, 5)) * scale, np.arange(200) % 2, standardise=False)
+    assert check_unseen(data, others.train) == 0
+
+
+@pytest.mark.parametrize("noise", [0.001, 0.005])
+def test_copies_of_images_are_refused_though_some_pixels_hardly_vary(noise: float) -> None:
+    images, labels = load_digits(return_X_y=True)
+    data = from_arrays(images.reshape(-1, 1, 8, 8), labels, channels="first")
+    x = data.train.x[:300]
+    drawn_noise = noise * torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    with pytest.raises(ValueError, match="are training inputs with a little noise"):
+        check_unseen(data, Split(x + drawn_noise, data.train.y[:300]))
 
 
 def test_neighbours_are_counted_as_a_loop_counts_them() -> None:

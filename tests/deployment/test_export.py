@@ -208,6 +208,25 @@ def test_a_card_that_was_edited_stays(tmp_path: Path) -> None:
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
+def test_an_export_that_was_interrupted_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = made("mlp").export(tmp_path / "out", program=words("mlp"), name="one")
+    real = store.write_bytes
+
+    def killed(path: Path, data: bytes) -> None:
+        if path.name == "config.json":
+            raise KeyboardInterrupt
+        real(path, data)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "write_bytes", killed)
+        with pytest.raises(KeyboardInterrupt):
+            made("mlp").export(folder, program=words("mlp"), name="two")
+    with pytest.raises(ValueError, match="has no config.json"):
+        espalier.from_pretrained(folder)
+    made("mlp").export(folder, program=words("mlp"), name="three")
+    espalier.from_pretrained(folder)
+
+
 def test_an_older_record_asks_for_the_data(tmp_path: Path) -> None:
     fit = untrained(BayesianNetwork(own_net()), rows("own")[1])
     del fit.record["inputs"]

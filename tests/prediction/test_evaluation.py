@@ -124,3 +124,7 @@ def test_classes_of_other_names_are_not_scored() -> None:
     with pytest.raises(ValueError, match="expected the classes a, b, c in this order, as in training, but .* has b, c, z"):
         evaluate(fit, renamed)
     assert evaluate(fit, from_arrays(x[:60], y[:60], classes=["a", "b", "c"]))["num_examples"] > 0
+    numbered = from_arrays(x, np.arange(90) % 3)
+    fit = cigl.infer(mlp.model((4,), 3, hidden=(8,)), numbered, drop_rate=0.1, training=Training(epochs=1, device="cpu"))
+    for same in ((np.arange(90) % 3).astype(str), np.array([*(np.arange(90) % 3)], dtype=object)):
+        assert evaluate(fit, from_arrays(x, same))["num_examples"] > 0

@@ -339,6 +339,18 @@ def test_rows_of_few_training_examples_do() -> None:
     assert fit.predict(data.test.x, "moments").shape == (16 * EACH, len(data.test.y), 2)
 
 
+def test_an_output_that_is_expanded_has_moments() -> None:
+    class Expanded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.body(x).expand(-1, 10)
+
+    assert "factors" in fitted(Expanded(), digits(), drop_rate=0.2).record["moments"]
+
+
 class Heads(nn.Module):
     """The mean of many independent outputs, or their sums by class: reductions that no layer comes after."""
 

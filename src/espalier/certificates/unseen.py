@@ -28,13 +28,24 @@ def check_unseen(data: Data, calibration: Split) -> int:
             "training or validation inputs: a certificate would be worthless; set fresh examples aside"
         )
     if isinstance(data.train.x, Tensor) and isinstance(calibration.x, Tensor) and len(data.train.x) > 1:
-        copies, usual = near(data.train.x, calibration.x)
-        if too_many(copies, usual, min(LOOKED_AT, len(calibration.x)), min(LOOKED_AT, len(data.train.x))):
+        sizes = min(LOOKED_AT, len(calibration.x)), min(LOOKED_AT, len(data.train.x))
+        found = [near(*rows) for rows in _scales(data.train.x, calibration.x)]
+        noisy = [(copies, usual) for copies, usual in found if too_many(copies, usual, *sizes)]
+        if noisy:
+            copies, usual = noisy[0]
             raise ValueError(
                 f"expected calibration examples that training has not seen, but {100 * (copies - usual):.3g} % are training "
                 "inputs with a little noise: a certificate would be worthless; set fresh examples aside"
             )
     return count
+
+
+def _scales(train: Tensor, calibration: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Both as they are, of which the noise may be of one size in all features, as of pixels; and with each feature in standard
+    deviations of its own, whatever they were scaled to. A constant one counts as it is."""
+    unit = train.flatten(1).double().std(0)
+    unit = torch.where(unit > 0, unit, torch.ones_like(unit))
+    return [(train, calibration), (train.flatten(1).double() / unit, calibration.flatten(1).double() / unit)]
 
 
 def near(train: Tensor, calibration: Tensor) -> tuple[float, float]:
@@ -44,9 +55,6 @@ def near(train: Tensor, calibration: Tensor) -> tuple[float, float]:
     Distances are those of 16 random projections, which keep them (Johnson & Lindenstrauss 1984).
     """
     own, other = train.flatten(1).double(), calibration.flatten(1).double()
-    unit = own.std(0)  # of every feature, whatever they were scaled to; a constant one counts as it is
-    unit = torch.where(unit > 0, unit, torch.ones_like(unit))
-    own, other = own / unit, other / unit
     size = own.shape[1]
     radius = NEAR * size**0.5
     if size > 16:

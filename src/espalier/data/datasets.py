@@ -120,7 +120,7 @@ class _Digests(Dataset[tuple[bytes, Any]]):
                 f"expected examples (input, label), got {got} in row {row}: wrap the dataset, or give targets="
             )
         given = input_of(item)
-        if isinstance(given, Mapping) or (isinstance(given, tuple | list) and any(hasattr(one, "shape") for one in given)):
+        if isinstance(given, Mapping) or (isinstance(given, tuple | list) and any(getattr(one, "shape", ()) for one in given)):
             got = f"{type(given).__name__} of {len(given)}"
             raise ValueError(f"expected one input an example, got a {got} in row {row}: several go by espalier.data.from_arrays")
         x, y = torch.as_tensor(given), item[1] if self.labelled else None

@@ -164,7 +164,8 @@ def _written(
     program = _as_onnx(module) if onnx else None
     page = card.page(chosen, config, record, data, name or folder.resolve().name, licence)
     with store.owned(folder, FILES):
-        (folder / ONNX).unlink(missing_ok=True)  # of another network, by now
+        for name in (ONNX, CONFIG):  # of another network, by now
+            (folder / name).unlink(missing_ok=True)
         digest = store.write_bundle(folder / WEIGHTS, bundle)
         if program is not None:
             store.write_bytes(folder / ONNX, program)

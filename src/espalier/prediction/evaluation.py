@@ -67,7 +67,7 @@ def _check_classes(fit: Predictor, data: Data) -> None:
     own = data.facts()["data"].get("classes")
     for member in fit.fits:
         known = member.record.get("data", {}).get("classes")
-        if known and own and known != own:
+        if known and own and [*map(str, known)] != [*map(str, own)]:
             raise ValueError(
                 f"expected the classes {', '.join(map(str, known))} in this order, as in training, but {data.name} has "
                 f"{', '.join(map(str, own))}: say classes= to from_arrays"

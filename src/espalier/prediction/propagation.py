@@ -163,7 +163,7 @@ def _factors(fit: Fit, x: Any) -> list[float]:
         raise Unknown("layers that are not the same ones at each call")
     computed = float(_some(output.variance).sum())
     last = float(at_output) / computed if computed > 0 else 1.0  # 1 but where sums or products follow the last layer
-    output.variance.mul_(last)
+    output = Moments(output.loc, output.variance * last)
     return [*factors, last if predicted is None else last * _closest(fit, output, state, predicted)]
 
 
