@@ -36,6 +36,8 @@ from espalier.training import drop_rates
 
 GRID = (0.0, 0.001, 0.01, 0.05, 0.1, 0.2, 0.3)
 SEEDS = (0, 1, 2)
+
+
 def by_the_delta_method(log_probs: Tensor) -> Tensor:
     """`drop_rates.loss_of` with half the relative variance over the number of draws taken off, as the rule had it at first."""
     mean = torch.logsumexp(log_probs, 0) - math.log(len(log_probs))

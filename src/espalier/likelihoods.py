@@ -83,9 +83,11 @@ def is_of_gpytorch(likelihood: Likelihood) -> bool:
     return any(kind.__module__.startswith("gpytorch.") for kind in type(likelihood).__mro__)
 
 
-def said_by_gpytorch(says: Likelihood, likelihood: Any, output: Tensor) -> dist.TorchDistribution:
-    """One of GPyTorch's at an output `(n, d)`: those of single outputs expect `(n,)`, and `SoftmaxLikelihood` transposes what
-    has as many rows as features, with a warning, so it gets one more."""
+def said_of(says: Likelihood, likelihood: Any, output: Any) -> dist.TorchDistribution:
+    """What `says`, a likelihood or a call of it, makes of an output. Of GPyTorch's at `(n, d)`: those of single outputs expect
+    `(n,)`, and `SoftmaxLikelihood` transposes what has as many rows as features, with a warning, so it gets one more."""
+    if not isinstance(output, Tensor) or not is_of_gpytorch(likelihood):
+        return says(output)
     if hasattr(likelihood, "num_features") and len(output) == likelihood.num_features:
         return dist.Categorical(logits=says(torch.cat([output, output[-1:]])).logits[:-1])
     return says(output if hasattr(likelihood, "num_features") or hasattr(likelihood, "num_tasks") else one_column(output))

@@ -25,11 +25,10 @@ from espalier.distributions.priors import FlatNormal, MixtureNormal
 from espalier.likelihoods import (
     LIKELIHOODS,
     Likelihood,
-    is_of_gpytorch,
     is_soft,
     likelihood_of,
     matched,
-    said_by_gpytorch,
+    said_of,
 )
 from espalier.losses import Loss
 from espalier.maskable import Weight as Weight
@@ -204,9 +203,7 @@ class BayesianNetwork(PyroModule):
         if not isinstance(output, Tensor) and isinstance(self.likelihood, tuple(LIKELIHOODS.values())):
             of = f"with keys {', '.join(map(str, output))}" if isinstance(output, Mapping) else type(output).__name__
             raise ValueError(f"expected a tensor from the network, got a {of}: say by output= which part is meant")
-        if isinstance(output, Tensor) and is_of_gpytorch(self.likelihood):
-            return said_by_gpytorch(lambda rows: self._called(rows, tensors), self.likelihood, output)
-        return self._called(output, tensors)
+        return said_of(lambda rows: self._called(rows, tensors), self.likelihood, output)
 
     def _called(self, output: Any, tensors: Mapping[str, Tensor]) -> dist.TorchDistribution:
         if tensors and isinstance(self.likelihood, nn.Module):

@@ -196,12 +196,14 @@ def _check_folder(folder: Path) -> None:
         raise ValueError(f"expected a folder of its own, but {folder} is that of a run: choose another")
     store.check_free(folder, FILES)
     page = folder / CARD
-    if page.is_file() and (folder / CONFIG).is_file():
+    if not page.is_file():
+        return
+    if (folder / CONFIG).is_file():
         told = store.read_json(folder / CONFIG)
         told = told.get("card") if isinstance(told, dict) else None  # which earlier exports do not say
         if told is not None and told != store.sha256(page.read_bytes()):
             raise ValueError(f"expected {page} as it was exported, but it was edited: move it away, or choose another folder")
-    if page.is_file() and not (folder / CONFIG).is_file() and card.MARK not in page.read_text(encoding="utf-8", errors="replace"):
+    elif card.MARK not in page.read_text(encoding="utf-8", errors="replace"):
         raise ValueError(f"expected a folder of its own, but {page} is no model card of ours: choose another, or move it away")
 
 

@@ -26,10 +26,9 @@ from espalier.likelihoods import (
     Likelihood,
     Normal,
     WithUnknown,
-    is_of_gpytorch,
     one_column,
-    said_by_gpytorch,
-)  # fmt: skip
+    said_of,
+)
 from espalier.network import BayesianNetwork, Output, under
 from espalier.prediction.moments import Moments
 from espalier.prediction.predict import in_units, parameters_of
@@ -179,8 +178,7 @@ class Deployed(nn.Module):
         if kind is Normal:
             sd = torch.exp(-0.5 * likelihood.log_precision.double()).expand_as(output)
             return self._in_units(torch.stack([output, sd], -1))
-        outcome = said_by_gpytorch(likelihood, likelihood, output) if is_of_gpytorch(likelihood) else likelihood(output)
-        said = parameters_of(outcome)
+        said = parameters_of(said_of(likelihood, likelihood, output))
         return self._in_units(said) if self.config["task"] == "regression" else said
 
     def _in_units(self, parameters: Tensor) -> Tensor:

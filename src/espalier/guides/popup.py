@@ -79,8 +79,7 @@ class Chosen(Follower):
             self.seen[guide.positions] = True
 
     def after(self, taken: int, x: Any, outputs: Sequence[Any], model: BayesianNetwork, guide: MaskedGuide) -> None:
-        assert isinstance(guide, PopupGuide)
-        guide.settle()
+        self.guide.settle()
         assert self.seen is not None
         self.seen[guide.positions] = True
 

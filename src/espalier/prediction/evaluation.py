@@ -64,13 +64,13 @@ def predictions(
 def _check_classes(fit: Predictor, data: Data) -> None:
     """Raises ValueError for classes of other names, or in another order, than those of the fit's training: of two sets that
     name theirs each by itself the same number means different things."""
-    own = data.facts()["data"].get("classes")
+    own = [*map(str, data.classes)]
     for member in fit.fits:
-        known = member.record.get("data", {}).get("classes")
-        if known and own and [*map(str, known)] != [*map(str, own)]:
+        known = [*map(str, member.record.get("data", {}).get("classes", []))]
+        if known and own and known != own:
             raise ValueError(
-                f"expected the classes {', '.join(map(str, known))} in this order, as in training, but {data.name} has "
-                f"{', '.join(map(str, own))}: say classes= to from_arrays"
+                f"expected the classes {', '.join(known)} in this order, as in training, but {data.name} has {', '.join(own)}: "
+                "say classes= to from_arrays"
             )
 
 

@@ -40,6 +40,7 @@ class Batches:
         self.x, self.device, self.across = x, device, across and isinstance(x, Tensor) and x.dim() in (2, 4)
         self.row = sum(leaf.numel() for leaf in nested.leaves(x[torch.arange(min(1, len(x)))]))
         self.held: list[Any] | None = None
+        self.finite = False  # seen to be, once for all passes
 
     def __iter__(self) -> Iterator[Any]:
         if self.held is not None or not isinstance(self.x, Tensor) or len(self.x) * self.row > HELD:
@@ -56,13 +57,15 @@ class Batches:
                 yield to_device(batch, self.device)
             return
         for number, batch in enumerate(self.x.split(size)):
-            if batch.device.type == "cpu" and batch.is_floating_point() and not torch.isfinite(batch).all():
+            looked = self.finite or batch.device.type != "cpu" or not batch.is_floating_point()
+            if not looked and not torch.isfinite(batch).all():
                 row = number * size + int((~torch.isfinite(batch)).reshape(len(batch), -1).any(1).nonzero()[0])
                 raise ValueError(f"expected finite inputs, as in training, got NaN or infinity in row {row} (counted from 0)")
             if self.across:
                 yield batch.to(self.device).flatten(1).t().contiguous().t().view(batch.shape)
             else:
                 yield to_device(batch, self.device)
+        self.finite = True
 
 
 def to_device(x: Any, device: torch.device) -> Any:

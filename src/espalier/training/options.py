@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from numbers import Integral
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -134,7 +133,7 @@ class Training:
 
     def said(self) -> dict[str, Any]:
         """What was said of it, JSON-able, but for where it runs and when it is to be ended early: for who resumes."""
-        names = [field.name for field in dataclasses.fields(self) if field.name not in ("device", "compile", "patience")]
+        names = [field.name for field in fields(self) if field.name not in ("device", "compile", "patience")]
         return {name: value for name in names if isinstance(value := getattr(self, name), str | int | float | None)}
 
     def learning_rates(self, steps: int) -> rates.Rate:

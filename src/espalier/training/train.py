@@ -143,8 +143,8 @@ def _asked(model: BayesianNetwork, guide: MaskedGuide, training: Training, strea
     own = {name: getattr(guide, name) for name in ("mask", "rescale", "kl_scale", "num_particles", "microbatches")}
     rate = guide.keep_prob if isinstance(guide.keep_prob, float) else list(guide.keep_prob)
     return {"kind": "training", **training.said(), **own, "keep_prob": rate, "seed": streams.default,
-            "weights": [weight.name for weight in model.weights],
-            "active": list(guide.counts), "prior_scale": model.prior_scale}  # fmt: skip
+            "weights": [weight.name for weight in model.weights], "active": list(guide.counts),
+            "prior_scale": model.prior_scale}  # fmt: skip
 
 
 def check_average_from(average_from: float) -> None:
