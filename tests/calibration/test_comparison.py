@@ -49,10 +49,31 @@ def test_a_resample_is_the_score_of_the_rows_it_drew() -> None:
     probs, labels, scores = arm(1, n=150)
     rows = np.random.default_rng(5).integers(150, size=(4, 150))
     counts = np.stack([np.bincount(row, minlength=150) for row in rows]).astype(float)
-    found = comparison.resampled(scores, counts)
+    found = scores.resampled(counts)
     for index, row in enumerate(rows):
         assert found["ece_15"][2, index] == pytest.approx(calibration.ece(probs[2][row], labels[row], 15), rel=1e-10)
         assert found["brier"][2, index] == pytest.approx(calibration.brier(probs[2][row], labels[row]), rel=1e-10)
+
+
+def test_a_resample_of_a_regression_is_the_score_of_the_rows_it_drew() -> None:
+    rng = np.random.default_rng(8)
+    mean, scale = rng.normal(size=(4, 150)), rng.uniform(0.5, 2, (4, 150))
+    target = 1.5 * rng.normal(size=150)
+    scores = comparison.RegressionScores.of(mean, scale, target)
+    rows = np.random.default_rng(5).integers(150, size=(4, 150))
+    counts = np.stack([np.bincount(row, minlength=150) for row in rows]).astype(float)
+    found, whole = scores.resampled(counts), comparison.values(scores)
+    for place, row in enumerate([*rows, np.arange(150)]):
+        drawn = mean[:, row], scale[:, row], target[row]
+        gap = abs(calibration.interval_coverage(*drawn) - 0.95)
+        expected = [calibration.rmse(*drawn), calibration.gaussian_nll(*drawn), calibration.crps(*drawn), gap]
+        own = [found[name][0, place] if place < 4 else whole[name][0] for name in ("rmse", "nll", "crps", comparison.GAP)]
+        assert own == pytest.approx(expected, rel=1e-9, abs=1e-12)
+    worse = comparison.RegressionScores.of(mean, scale, target + 3)
+    verdicts = {name: own.verdict for name, own in comparison.differences(worse, scores).items()}
+    assert verdicts == {"rmse": "lost", "nll": "lost", "crps": "lost", comparison.GAP: "lost"}
+    with pytest.raises(ValueError, match="same seeds and examples"):
+        comparison.differences(scores, comparison.RegressionScores.of(mean[:, 1:], scale[:, 1:], target[1:]))
 
 
 def test_counts_are_resamples_of_n_rows_and_repeat() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from espalier import calibration, runs
 from espalier.calibration import calibrators, comparison
-from espalier.grids import checks, compare, report
+from espalier.grids import cells, checks, compare, report
 from espalier.grids.grid import Cell, Grid, expand, read
 from espalier.prediction.evaluation import predictions
 from lines import CIGL, LINES, RIGL, InThisProcess, write
@@ -61,16 +61,16 @@ def test_the_rows_of_a_grid_are_read_once_and_others_anew(
 ) -> None:
     grid, out, _ = done
     read_from, real = list[Path](), runs.data_of
-    monkeypatch.setattr(compare, "_READ", {})
-    monkeypatch.setattr(compare.runs, "data_of", lambda folder: (read_from.append(folder), real(folder))[1])
+    monkeypatch.setattr(cells, "_READ", {})
+    monkeypatch.setattr(cells.runs, "data_of", lambda folder: (read_from.append(folder), real(folder))[1])
     folders = [out / "runs" / name for name in grid.runs]
     fits = [runs.load(folder) for folder in folders]
-    kept = [compare._data_of(folder, fit) for folder, fit in zip(folders, fits, strict=True)]
+    kept = [cells._data_of(folder, fit) for folder, fit in zip(folders, fits, strict=True)]
     assert len(read_from) == len({runs.recipe_in(folder).options["train_size"] for folder in folders})
     assert all(data.hashes == fit.record["data"]["hashes"] for data, fit in zip(kept, fits, strict=True))
     fits[0].record["data"]["hashes"] = {**kept[0].hashes, "test": "others"}
-    compare._data_of(folders[0], fits[0])
-    assert len(compare._READ) == 1
+    cells._data_of(folders[0], fits[0])
+    assert len(cells._READ) == 1
     assert read_from[-1] == folders[0]
 
 
@@ -80,7 +80,7 @@ def test_a_calibrator_of_many_numbers_is_kept_in_the_record_and_is_no_column(
 ) -> None:
     grid, out, _ = done
     cell = grid.cells[0]._replace(calibrate=name, name=f"{name}-of-many")
-    compare.score(out, 4, "test", None, cell)
+    cells.score(out, 4, "test", None, cell)
     found = json.loads((out / "cells" / f"{cell.name}.json").read_text())
     data = runs.data_of(out / "runs" / cell.runs[0])
     fit = runs.load(out / "runs" / cell.runs[0])
@@ -181,17 +181,6 @@ def test_a_dense_baseline_on_other_test_rows_is_refused_before_any_work(tmp_path
     grid = expand(LINES | {"base": base, "methods": {"RigL": RIGL, "Dense": dense}, "baseline": "Dense"})
     with pytest.raises(ValueError, match="expected all methods scored on the same test rows"):
         compare.compare(grid, tmp_path, InThisProcess())
-
-
-def test_a_regression_is_refused_before_any_work(tmp_path: Path) -> None:
-    x = np.random.default_rng(0).normal(size=(60, 3))
-    np.savez(tmp_path / "mine.npz", x=x, y=x[:, 0])
-    lines = {"base": {"model": "deep_gp", "data": "mine.npz"}, "sparsities": [0.5], "methods": {"RigL": RIGL}}
-    hands = InThisProcess()
-    with pytest.raises(ValueError, match="expected classes to score, but .*mine.npz has real-valued targets"):
-        compare.compare(expand(lines, tmp_path), tmp_path / "out", hands)
-    assert hands.did == []
-    assert not (tmp_path / "out").exists()
 
 
 # --- Nothing is done twice, and nothing sinks the rest ------------------------------------------------------------

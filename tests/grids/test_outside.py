@@ -42,7 +42,7 @@ def test_a_cell_is_told_from_another_world_by_what_it_predicts(tmp_path: Path) -
     by_name = {cell.method: (cell, outcome.cells[cell.name]["scores"]) for cell in grid.cells}
     folders = {method: [tmp_path / "out" / "runs" / name for name in cell.runs] for method, (cell, _) in by_name.items()}
     data = runs.data_of(folders["RigL"][0])
-    elsewhere = compare.world(text["outside"], data, None)
+    elsewhere = outside.world(text["outside"], data, None)
     assert elsewhere.shape == (30, 1, 8, 8)  # its own test split
 
     def area(inside: np.ndarray, other: np.ndarray) -> float:

@@ -30,6 +30,7 @@ from espalier.calibration.calibrators import apply_temperature as apply_temperat
 from espalier.calibration.calibrators import fit_temperature as fit_temperature
 from espalier.calibration.clusters import clustered_summary as clustered_summary
 from espalier.calibration.comparison import Difference as Difference
+from espalier.calibration.comparison import RegressionScores as RegressionScores
 from espalier.calibration.comparison import Scores as Scores
 from espalier.calibration.comparison import Summary as Summary
 from espalier.calibration.comparison import between as between

@@ -15,7 +15,7 @@ all but their minimum; `test_comparison.py` shows it), so `crossed` adds what se
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -28,12 +28,14 @@ from espalier.calibration.scores import LEVEL, NUM_BINS, NUM_RESAMPLES, SEED, In
 Floats = NDArray[np.float64]
 Verdict = Literal["won", "tied", "lost"]
 
-SIGNS: Mapping[str, int] = {"accuracy": 1, "nll": -1, "brier": -1, "ece_15": -1}
-"""The scores that are compared: 1 where more is better, -1 where less is."""
+GAP = f"coverage_{100 * LEVEL:g}_gap"
+"""|share of the targets within their central `LEVEL` - LEVEL|."""
+SIGNS: Mapping[str, int] = {"accuracy": 1, "rmse": -1, "nll": -1, "brier": -1, "crps": -1, "ece_15": -1, GAP: -1}
+"""The scores that are compared, of classes or of a regression: 1 where more is better, -1 where less is."""
 
 
 class Scores(NamedTuple):
-    """One arm on n test examples, every field `(S, n)`, a row per seed."""
+    """One arm on n test examples with classes, every field `(S, n)`, a row per seed."""
 
     hit: Floats
     confidence: Floats
@@ -51,6 +53,36 @@ class Scores(NamedTuple):
         )
         return cls(*(np.asarray(each, dtype=np.float64)[None] for each in scores))
 
+    def resampled(self, counts: ArrayLike) -> dict[str, Floats]:
+        """Accuracy, NLL, Brier and ECE on every resample, `(S, R)`. counts: `example_counts`, `(R, n)`."""
+        weights = np.asarray(counts)
+        means = {"accuracy": self.hit, "nll": self.nll, "brier": self.brier}
+        each = zip(self.hit, self.confidence, strict=True)
+        ece = np.stack([_ece(hit, confidence, weights) for hit, confidence in each])
+        return {name: _means(rows, weights) for name, rows in means.items()} | {"ece_15": ece}
+
+
+class RegressionScores(NamedTuple):
+    """One arm on n test examples with targets, every field `(S, n)`, a row per seed: squared errors, NLL, CRPS, and 1 where the
+    central `LEVEL` covers the target; of several targets an example, their means."""
+
+    squared_error: Floats
+    nll: Floats
+    crps: Floats
+    covered: Floats
+
+    @classmethod
+    def of(cls, mean: ArrayLike, scale: ArrayLike, target: ArrayLike) -> RegressionScores:
+        """Of one seed, `(1, n)`: draws of means and standard deviations `(D, n)` for targets `(n,)`."""
+        error, nll = calibration.squared_errors(mean, scale, target), calibration.gaussian_nll_scores(mean, scale, target)
+        crps, covered = calibration.crps_scores(mean, scale, target), calibration.coverage_scores(mean, scale, target)
+        return cls(error[None], nll[None], crps[None], covered[None])
+
+    def resampled(self, counts: ArrayLike) -> dict[str, Floats]:
+        """RMSE, NLL, CRPS and how far the coverage is from `LEVEL`, on every resample, `(S, R)`. counts: `example_counts`."""
+        error, nll, crps, covered = (_means(rows, np.asarray(counts)) for rows in self)
+        return {"rmse": np.sqrt(error), "nll": nll, "crps": crps, GAP: np.abs(covered - LEVEL)}
+
 
 class Difference(NamedTuple):
     """One arm minus another in one score: `mean` over seeds, its two intervals, and what `crossed` decides.
@@ -65,22 +97,22 @@ class Difference(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """Every score of `SIGNS` of one arm: on all examples `(S,)`, and on every resample of them `(S, R)`."""
+    """Every score of one arm that `SIGNS` has: on all examples `(S,)`, and on every resample of them `(S, R)`."""
 
     values: dict[str, Floats]
     resamples: dict[str, Floats]
 
     @classmethod
-    def of(cls, scores: Scores, counts: ArrayLike | None = None) -> Summary:
+    def of(cls, scores: Scores | RegressionScores, counts: ArrayLike | None = None) -> Summary:
         """counts: `example_counts`, the same for all arms that are compared."""
-        weights = example_counts(scores.hit.shape[1]) if counts is None else counts
-        return cls(values(scores), resampled(scores, weights))
+        weights = example_counts(scores.nll.shape[1]) if counts is None else counts
+        return cls(values(scores), scores.resampled(weights))
 
     @classmethod
     def stack(cls, seeds: Sequence[Summary]) -> Summary:
         """Those of one seed each, together."""
         return cls(
-            *({name: np.concatenate([seed[field][name] for seed in seeds]) for name in SIGNS} for field in (0, 1))
+            *({name: np.concatenate([seed[field][name] for seed in seeds]) for name in seeds[0].values} for field in (0, 1))
         )
 
 
@@ -93,20 +125,9 @@ def example_counts(num_examples: int, num_resamples: int = NUM_RESAMPLES, seed: 
     return np.stack([draw.astype(np.float32) for draw in draws])
 
 
-def values(scores: Scores) -> dict[str, Floats]:
-    """Every score of `SIGNS` on all examples, `(S,)`."""
-    return {name: value[:, 0] for name, value in resampled(scores, np.ones((1, scores.hit.shape[1]))).items()}
-
-
-def resampled(scores: Scores, counts: ArrayLike) -> dict[str, Floats]:
-    """Every score of `SIGNS` on every resample, `(S, R)`. counts: `example_counts`, `(R, n)`."""
-    weights = np.asarray(counts)
-    means = {"accuracy": scores.hit, "nll": scores.nll, "brier": scores.brier}
-    result = {name: _means(rows, weights) for name, rows in means.items()}
-    result["ece_15"] = np.stack(
-        [_ece(hit, confidence, weights) for hit, confidence in zip(scores.hit, scores.confidence, strict=True)]
-    )
-    return result
+def values(scores: Scores | RegressionScores) -> dict[str, Floats]:
+    """Every score on all examples, `(S,)`."""
+    return {name: value[:, 0] for name, value in scores.resampled(np.ones((1, scores.nll.shape[1]))).items()}
 
 
 def _means(rows: Floats, weights: NDArray[np.floating]) -> Floats:
@@ -164,26 +185,29 @@ def verdict(interval: Interval, sign: int) -> Verdict:
     return "lost" if high < 0 else "won" if low > 0 else "tied"
 
 
-def differences(arm: Scores, baseline: Scores, level: float = LEVEL) -> dict[str, Difference]:
-    """Arm minus baseline in every score of `SIGNS`, paired by seed and by example.
+Arm = TypeVar("Arm", Scores, RegressionScores)
+
+
+def differences(arm: Arm, baseline: Arm, level: float = LEVEL) -> dict[str, Difference]:
+    """Arm minus baseline in every score that `SIGNS` has of them, paired by seed and by example.
 
     Raises ValueError for arms of different shapes.
     """
-    if arm.hit.shape != baseline.hit.shape:
+    if arm.nll.shape != baseline.nll.shape:
         raise ValueError(
-            f"expected two arms scored on the same seeds and examples, got {arm.hit.shape} and {baseline.hit.shape}"
+            f"expected two arms scored on the same seeds and examples, got {arm.nll.shape} and {baseline.nll.shape}"
         )
-    counts = example_counts(arm.hit.shape[1])
+    counts = example_counts(arm.nll.shape[1])
     return between(Summary.of(arm, counts), Summary.of(baseline, counts), level)
 
 
 def between(arm: Summary, baseline: Summary, level: float = LEVEL) -> dict[str, Difference]:
     """`differences` of two arms that were resampled by the same counts."""
     result = {}
-    for name, sign in SIGNS.items():
-        d = arm.values[name] - baseline.values[name]
+    for name, own in arm.values.items():
+        d = own - baseline.values[name]
         crossed = crossed_interval(d, arm.resamples[name] - baseline.resamples[name], level)
-        result[name] = Difference(float(d.mean()), t_interval(d, level), crossed, verdict(crossed, sign))
+        result[name] = Difference(float(d.mean()), t_interval(d, level), crossed, verdict(crossed, SIGNS[name]))
     return result
 
 

@@ -3,7 +3,8 @@
 grid.py      a grid file as runs and cells; what makes no sense is refused
 names.py     what runs and cells are called (tested in test_grid.py)
 checks.py    what is looked at before that: the folder, the data (tested in test_compare.py)
-compare.py   trains the runs, scores the cells, gathers
+compare.py   trains the runs, has the cells scored, gathers
+cells.py     scores one cell
 outside.py   inputs of another world: how well a cell tells them from its own
 workers.py   where tasks run: processes here, or a Dask cluster
 report.py    table.md, cells.csv, differences.csv

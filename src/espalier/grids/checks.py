@@ -8,6 +8,7 @@ from espalier import data, store
 from espalier.grids.grid import Cell, Grid
 from espalier.grids.outside import world
 from espalier.nested import plain
+from espalier.prediction import recalibration
 from espalier.prediction.evaluation import split_of
 from espalier.runs import lines
 
@@ -45,18 +46,16 @@ def _is_same(own: str, written: str, folder: Path) -> bool:
 
 
 def check_data(grid: Grid) -> None:
-    """Are the data there, labels to score, and the same rows for all that are compared? Every set of the grid is loaded once.
-    Raises ValueError or OSError."""
+    """Are the data there, to be scored and calibrated as the grid says, and the same rows for all that are compared? Every set
+    of the grid is loaded once. Raises ValueError or OSError."""
     asked = {name: store.canonical([recipe.data, recipe.of("data")]) for name, recipe in grid.runs.items()}
     examples: dict[str, str] = {}
     for key, recipe in {asked[name]: recipe for name, recipe in grid.runs.items()}.items():
         loaded = data.load(recipe.data, **recipe.of("data"))
-        if loaded.num_classes is None:
-            raise ValueError(
-                f"expected classes to score, but {recipe.data} has real-valued targets: use espalier evaluate"
-            )
-        if split_of(loaded, grid.split).y.dim() > 1:
+        if loaded.num_classes is not None and split_of(loaded, grid.split).y.dim() > 1:
             raise ValueError(f"expected one label per example to compare, but {recipe.data} has several: use espalier evaluate")
+        calibrators = [cell.calibrate for cell in grid.cells if cell.calibrate and key in {asked[run] for run in cell.runs}]
+        recalibration.check(loaded, grid.split, calibrators)
         if grid.outside is not None:
             world(grid.outside, loaded, recipe.options["data_dir"])
         examples[key] = loaded.hashes[grid.split]

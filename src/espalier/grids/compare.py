@@ -1,7 +1,7 @@
-"""Executes a grid: trains its runs, scores its cells, gathers the tables. Whatever is finished is not done again.
+"""Executes a grid: trains its runs, has its cells scored, gathers the tables. Whatever is finished is not done again.
 
 OUT/runs/RUN/                 run folders, as `espalier fit` leaves them, each with progress.json: epochs, steps, seconds
-OUT/cells/CELL.json, .npz     signed scores and facts of a cell; hit, confidence, nll and brier of every example
+OUT/cells/CELL.json, .npz     signed scores and facts of a cell; what `cells.score` keeps of every example
 OUT/errors/NAME.txt           tracebacks of what failed
 OUT/cells.csv, differences.csv, table.md, grid.yaml    what it all comes to (cells.parquet too, where pyarrow is)
 """
@@ -9,47 +9,26 @@ OUT/cells.csv, differences.csv, table.md, grid.yaml    what it all comes to (cel
 from __future__ import annotations
 
 import functools
-import io
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-import torch
-
-from espalier import calibration, runs, store
+from espalier import runs, store
 from espalier.calibration import comparison
-from espalier.calibration.calibrators import CALIBRATORS
-from espalier.calibration.comparison import Difference, Scores, Summary
-from espalier.contracts import Data, Split
-from espalier.data.streamed import selected
+from espalier.calibration.comparison import Difference, Summary
+from espalier.grids.cells import read_scores, score
 from espalier.grids.checks import check_data, check_runs
 from espalier.grids.grid import Cell, Grid
-from espalier.grids.outside import detections, world
 from espalier.grids.workers import Failure, Workers
-from espalier.nested import plain
-from espalier.prediction import costs
-from espalier.prediction.ensemble import Ensemble
-from espalier.prediction.evaluation import Predictions, predictions, split_of
-from espalier.prediction.fit import Fit
-from espalier.prediction.predictor import Predictor
 from espalier.runs.recipes import Recipe
 from espalier.runs.trust import told
-from espalier.training.streams import find_device
 from espalier.training.watch import EVERY, Watch, check_every
 
 WRITTEN = ("table.md", "cells.csv", "differences.csv", "grid.yaml", "cells.parquet")
 """What tells the folder of a grid."""
-TRAIN_ROWS = 10_000
-"""Training examples, at most, that a cell's training accuracy and NLL are taken over: they tell the regime."""
-
-DRAWN = ("pairs", "redraw")
-"""The ways to predict that average several networks."""
-
-
 class Pair(NamedTuple):
     """A method set against a baseline at one point of the grid."""
 
@@ -206,116 +185,6 @@ def epochs_done(out: Path, names: Mapping[str, Recipe]) -> float:
     return done
 
 
-# --- Cells --------------------------------------------------------------------------------------------------------
-def score(out: Path, num_samples: int, split: str, outside: str | None, cell: Cell) -> None:
-    """Score one cell from its finished runs, and write it down: the arrays first, the signed facts last."""
-    folders = [out / "runs" / name for name in cell.runs]
-    with told():
-        fits = [runs.load(folder) for folder in folders]
-        loaded = _data_of(folders[0], fits[0])
-    fits = [fit.to(find_device(fit.record["recipe"]["device"])) for fit in fits]
-    predictor = Ensemble(fits, cell.pool) if len(fits) > 1 else fits[0]
-    for fit in fits:
-        _check_draws(fit, cell)
-    parts = [split, "train", *(["validation"] if cell.calibrate else [])]
-    probs = {part: _predicted(predictor, loaded, part, cell, num_samples) for part in parts}
-    labels = {part: split_of(loaded, part).y.numpy()[: len(probs[part])] for part in parts}
-    facts = cell_facts(fits, folders, cell, num_samples)
-    fitted: dict[str, Any] = {}
-    calibrated: Callable[[Predictions], Predictions] | None = None
-    if cell.calibrate:
-        calibrator = CALIBRATORS[cell.calibrate]
-        parameter = calibrator.fit(probs["validation"], labels["validation"])
-        calibrated = functools.partial(_applied, calibrator.apply, parameter)
-        probs = {part: calibrated(p) for part, p in probs.items()}
-        # One number is a column of the table; matrices and maps are kept in the record alone.
-        (facts if isinstance(parameter, float) else fitted)[calibrator.parameter] = parameter
-    p, y = probs[split], labels[split]
-    apart: dict[str, Any] = {}
-    if outside is not None:
-        elsewhere = world(outside, loaded, fits[0].record["recipe"]["data_dir"])
-        inside = split_of(loaded, split).x
-        apart = detections(predictor, loaded, inside, elsewhere, cell.predict, num_samples, calibrated)
-    arrays = {name: rows[0] for name, rows in Scores.of(p, y)._asdict().items()}
-    written = io.BytesIO()
-    np.savez(written, **arrays)
-    path = out / "cells" / cell.name
-    store.write_bytes(path.with_name(f"{cell.name}.npz"), written.getvalue())
-    record = {
-        "runs": list(cell.runs),
-        "predict": cell.predict,
-        "calibrate": cell.calibrate,
-        "num_samples": num_samples,
-        "split": split,
-        "examples": loaded.hashes[split],
-        "train_accuracy": calibration.accuracy(probs["train"], labels["train"]),
-        "train_nll": calibration.nll(probs["train"], labels["train"]),
-        "scores": calibration.classification_summary(p, y)
-        | {f"ece_{bins}_debiased": comparison.ece_debiased(p, y, bins) for bins in (10, 15)}
-        | apart,
-        "facts": facts,
-        **({"fitted": fitted} if fitted else {}),
-        "arrays": store.sha256(written.getvalue()),
-    }
-    store.write_bytes(path.with_name(f"{cell.name}.json"), store.canonical(store.signed(record)).encode())
-
-
-def _applied(apply: Callable[..., Predictions], parameter: Any, p: Predictions) -> Predictions:
-    return apply(p, parameter)
-
-
-_READ: dict[str, Data] = {}
-"""The data of the last cell that this process scored: most cells of a grid are scored on the same, and reading takes longer."""
-
-
-def _data_of(folder: Path, fit: Fit) -> Data:
-    recipe = runs.recipe_in(folder)
-    key = store.canonical(plain([recipe.data, recipe.of("data"), fit.record["data"]["hashes"]]))
-    if key not in _READ:
-        _READ.clear()
-        _READ[key] = runs.data_of(folder)
-    return _READ[key]
-
-
-def _predicted(predictor: Predictor, loaded: Data, part: str, cell: Cell, num_samples: int) -> Predictions:
-    """What the cell predicts before any calibrator: the average over draws, and over members."""
-    way, short = cell.predict, _head(loaded, "train", TRAIN_ROWS)
-    found: Predictions = predictions(predictor, short, part, ways=[way], num_samples=num_samples)[way]
-    return found
-
-
-def _check_draws(fit: Fit, cell: Cell) -> None:
-    """Are several draws asked of what is one network? Known for sure only once there is a fit."""
-    if cell.predict in DRAWN and fit.is_one(cell.predict):
-        raise ValueError(f"expected draws that differ for predict {cell.predict}, but this fit is one network: `unmasked`")
-
-
-def _head(loaded: Data, part: str, count: int) -> Data:
-    """The data with only the first rows of one part; rows are in random order."""
-    x, y = getattr(loaded, part)
-    rows = torch.arange(min(count, len(y)))
-    cut: dict[str, Any] = {part: Split(selected(x, rows), y[rows])}
-    return loaded._replace(**cut)
-
-
-def cell_facts(fits: Sequence[Fit], folders: Sequence[Path], cell: Cell, num_samples: int) -> dict[str, float]:
-    """What a cell's quality was bought with; every entry is a column of the table. Summed over members.
-
-    passes: networks evaluated for one prediction. FLOPs and bytes: `costs.costs`. seconds: of training, on its machine.
-    """
-    measured = [store.read_json(folder / "progress.json") for folder in folders if (folder / "progress.json").is_file()]
-    facts: dict[str, float] = {
-        "num_weights": sum(fit.topology.num_weights for fit in fits),
-        "num_active": sum(fit.topology.num_active for fit in fits),
-        "passes": len(fits) * (1 if cell.predict == "moments" else fits[0].num_draws(cell.predict, num_samples)),
-        **costs.ensemble([costs.costs(fit, cell.predict, num_samples=num_samples) for fit in fits]),
-    }
-    if len(measured) == len(folders):
-        seconds = sum(each["seconds"] for each in measured)
-        facts |= {"seconds": seconds, "seconds_per_step": seconds / sum(each["step"] for each in measured)}
-    return facts
-
-
 # --- Gathering ----------------------------------------------------------------------------------------------------
 def gather(grid: Grid, out: Path, failures: Mapping[str, str] | None = None) -> Outcome:
     """Read the finished cells, and set every method against every baseline, seed by seed and example by example.
@@ -340,8 +209,8 @@ def gather(grid: Grid, out: Path, failures: Mapping[str, str] | None = None) -> 
 
     @functools.cache
     def summary(name: str) -> Summary:
-        arm = _read_scores(out / "cells" / f"{name}.npz", cells[name]["arrays"])
-        return Summary.of(arm, counts(arm.hit.shape[1]))
+        arm = read_scores(out / "cells" / f"{name}.npz", cells[name]["arrays"])
+        return Summary.of(arm, counts(arm.nll.shape[1]))
 
     differences = {}
     for (point, own), baseline in product(scores.items(), grid.baselines):
@@ -355,14 +224,3 @@ def gather(grid: Grid, out: Path, failures: Mapping[str, str] | None = None) -> 
         arm, other = (Summary.stack([summary(each[seed][0]) for seed in shared]) for each in (own, reference))
         differences[pair] = shared, comparison.between(arm, other)
     return Outcome(cells, differences, errors)
-
-
-def _read_scores(path: Path, digest: str) -> Scores:
-    """One cell's arrays, a row each."""
-    written = path.read_bytes()
-    if store.sha256(written) != digest:
-        raise ValueError(
-            f"expected {path} as it was written, but its SHA-256 differs: remove it and the .json beside it"
-        )
-    with np.load(io.BytesIO(written), allow_pickle=False) as file:
-        return Scores(*(file[field][None] for field in Scores._fields))

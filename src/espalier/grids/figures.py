@@ -18,7 +18,11 @@ from espalier.pictures import plots
 from espalier.pictures.data import Curve, Picture
 
 Floats = NDArray[np.float64]
-SCORES = {"accuracy": "accuracy", "nll": "NLL, nats", "ece_15": "ECE, 15 bins"}
+SCORES = {
+    "accuracy": "accuracy", "rmse": "RMSE", "nll": "NLL, nats", "crps": "CRPS", "ece_15": "ECE, 15 bins",
+    "coverage_95": "share within the central 95 %",
+}  # fmt: skip
+"""Of classes or of a regression: a picture is where cells have it."""
 COVERAGE: Floats = np.linspace(0.02, 1, 50)
 
 
@@ -39,16 +43,18 @@ def figures(grid: Grid, outcome: Outcome, out: Path) -> Iterator[tuple[str, Pict
     for variant in dict.fromkeys(cell.variant for cell in done):
         here = [cell for cell in done if cell.variant == variant]
         title = " ".join(variant)
-        for score, label in SCORES.items():
-            picture = against_density(grid, outcome, here, score, label, title)
-            yield _name("density", *variant, score), picture
+        held = outcome.cells[here[0].name]["scores"]
+        for score in filter(held.__contains__, SCORES):
+            yield _name("density", *variant, score), against_density(grid, outcome, here, score, SCORES[score], title)
         for sparsity in dict.fromkeys(cell.sparsity for cell in here):
             cells, where = (
                 [cell for cell in here if cell.sparsity == sparsity],
                 f"{title} {sparsity:.4g} sparse".strip(),
             )
-            yield _name("coverage", *variant, sparsity), risk_coverage(grid, cells, out, where)
-            if (picture_or_none := along_training(grid, cells, out, where)) is not None:
+            if "accuracy" in held:
+                yield _name("coverage", *variant, sparsity), risk_coverage(grid, cells, out, where)
+            followed = "ece" if "accuracy" in held else "nll"
+            if (picture_or_none := along_training(grid, cells, out, where, followed)) is not None:
                 yield _name("training", *variant, sparsity), picture_or_none
 
 
@@ -99,15 +105,15 @@ def risk_coverage(grid: Grid, cells: Sequence[Cell], out: Path, title: str) -> P
     )
 
 
-def along_training(grid: Grid, cells: Sequence[Cell], out: Path, title: str) -> Picture | None:
-    """The validation ECE of the posterior mean after every epoch, mean over seeds; one curve per kind of run. A finished cell
-    needs its run no more, and stands in no curve without it."""
+def along_training(grid: Grid, cells: Sequence[Cell], out: Path, title: str, score: str = "ece") -> Picture | None:
+    """The validation `score`, ece or nll, of the posterior mean after every epoch, mean over seeds; one curve per kind of run. A
+    finished cell needs its run no more, and stands in no curve without it."""
     seen: dict[tuple[str, ...], str] = {}
     for cell in sorted(cells, key=lambda cell: cell.calibrate is not None):  # methods that share their runs share a curve
         seen.setdefault(cell.runs, cell.method)
     single = [cell for cell in cells if seen[cell.runs] == cell.method and len(cell.runs) == 1]
     first = [cell for cell in single if _history_of(out, cell).is_file()]
-    histories = {cell.name: _history(out, cell) for cell in first}
+    histories = {cell.name: _history(out, cell, score) for cell in first}
     curves = []
     for method in grid.methods:
         own = [histories[cell.name] for cell in first if cell.method == method]
@@ -117,16 +123,16 @@ def along_training(grid: Grid, cells: Sequence[Cell], out: Path, title: str) -> 
             curves.append(Curve(method, np.arange(1, length + 1, dtype=np.float64), mean))
     if not curves:
         return None
-    return Picture(f"{title}: along training", "epoch", "validation ECE of the posterior mean", tuple(curves))
+    return Picture(f"{title}: along training", "epoch", f"validation {score.upper()} of the posterior mean", tuple(curves))
 
 
 def _history_of(out: Path, cell: Cell) -> Path:
     return out / "runs" / cell.runs[0] / "history.json"
 
 
-def _history(out: Path, cell: Cell) -> Floats:
+def _history(out: Path, cell: Cell, score: str) -> Floats:
     rows: list[dict[str, Any]] = store.read_json(_history_of(out, cell))
-    return np.array([row["validation_ece"] for row in rows if "validation_ece" in row], dtype=np.float64)
+    return np.array([row[f"validation_{score}"] for row in rows if f"validation_{score}" in row], dtype=np.float64)
 
 
 def _mean_curves(grid: Grid, cells: Sequence[Cell], one: Callable[[Cell], Floats], x: Floats) -> tuple[Curve, ...]:

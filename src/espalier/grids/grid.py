@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 from espalier import data, shelf
-from espalier.calibration.calibrators import CALIBRATORS
+from espalier.calibration.calibrators import CALIBRATORS, REGRESSION_CALIBRATORS
 from espalier.data.noise import file_of
 from espalier.grids.names import digest_of, folder_digest, identity, run_name, slug
 from espalier.prediction.ensemble import Pool
@@ -51,7 +51,7 @@ COLUMNS = {
 }  # fmt: skip
 """Of the tables, beside scores and facts: no axis may be called so."""
 OF_CELLS = re.compile(
-    r".+_(low|high|relative|floor|debiased|flops|bytes)|(num|train|crossed|t|auroc)_.+|seconds.*|passes|accuracy|nll|brier|.*ece.*"
+    r".+_(low|high|relative|floor|debiased|flops|bytes)|(num|train|crossed|t|auroc)_.+|seconds.*|passes|accuracy|rmse.*|nll|brier|crps.*|coverage.*|.*ece.*"
 )
 """What scores and facts are called."""
 KEYS = ("base", "over", "sparsities", "seeds", "methods", "baseline", "num_samples", "split", "outside")
@@ -205,8 +205,9 @@ def _method(name: str, written: Any) -> Method:
     method = Method(**{**own, "run": lines.options(own.get("run", {}), f"run of method {name!r}")})
     if method.predict not in get_args(How):
         raise ValueError(f"method {name!r}: expected predict of {', '.join(get_args(How))}, got {method.predict!r}")
-    if method.calibrate is not None and method.calibrate not in [*CALIBRATORS]:
-        raise ValueError(f"method {name!r}: expected calibrate of {', '.join(CALIBRATORS)}, got {method.calibrate!r}")
+    known = [*CALIBRATORS, *REGRESSION_CALIBRATORS]
+    if method.calibrate is not None and method.calibrate not in known:
+        raise ValueError(f"method {name!r}: expected calibrate of {', '.join(known)}, got {method.calibrate!r}")
     if method.pool not in get_args(Pool) or (method.pool != "probabilities" and method.members is None):
         raise ValueError(f"method {name!r}: expected pool {' or '.join(get_args(Pool))}, of several members, got {method.pool!r}")
     if method.weights not in get_args(Weights) or (method.weights == "total" and method.members is None):

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from espalier import store
-from espalier.calibration.comparison import SIGNS
+from espalier.calibration.comparison import GAP, SIGNS
 from espalier.calibration.scores import Interval
-from espalier.grids.compare import TRAIN_ROWS, Outcome, Pair, Plan
+from espalier.grids.cells import TRAIN_ROWS
+from espalier.grids.compare import Outcome, Pair, Plan
 from espalier.grids.grid import Grid
 
 Row = dict[str, Any]
@@ -21,14 +22,21 @@ Point = tuple[tuple[str, ...], float]
 
 SHOWN = {
     "train_accuracy": "training accuracy",
+    "train_rmse": "training RMSE",
     "train_nll": "training NLL",
     "accuracy": "accuracy",
+    "rmse": "RMSE",
     "nll": "NLL",
     "brier": "Brier",
+    "crps": "CRPS",
+    "coverage_95": "95 % coverage",
     "ece_15": "ECE (15 bins)",
     "ece_15_floor": "its floor",
     "ece_15_debiased": "debiased",
 }
+"""Of classes or of a regression: a column is where a cell has it."""
+TITLES = {**SHOWN, GAP: "coverage's distance from 95 %"}
+"""Of what is compared."""
 APART = {
     "auroc_max_probability": "AUROC (max p)",
     "auroc_predictive_entropy": "AUROC (entropy)",
@@ -48,8 +56,9 @@ COSTS = {
     "seconds_per_step": "step time",
 }
 NOTES = f"""\
-Mean over seeds (standard deviation). Training accuracy and NLL, over at most {TRAIN_ROWS:,} training examples and by the
-same way to predict, tell the regime: where they are near 1 and 0 the network interpolates. `its floor` is the ECE that a
+Mean over seeds (standard deviation). Training scores, over at most {TRAIN_ROWS:,} training examples and by the
+same way to predict, tell the regime: where accuracy and NLL are near 1 and 0 the network interpolates. RMSE, NLL and CRPS are in
+units of the target. `its floor` is the ECE that a
 perfectly calibrated predictor of these confidences would score, `debiased` the ECE less its estimated bias. `passes`:
 networks evaluated for one prediction. `÷ dense`: over the dense network of the grid, where it has one (`costs.py`; the time
 of a step over its mean in the same run of the grid, on whatever else the machine did then). A difference of ECEs is one of these
@@ -82,7 +91,7 @@ def cell_rows(grid: Grid, outcome: Outcome) -> list[Row]:
         row: Row = {"method": cell.method, **dict(zip(grid.axes, cell.variant, strict=True))}
         row |= {"sparsity": cell.sparsity, "seed": cell.seed, "error": outcome.failures.get(cell.name, "")}
         if (found := outcome.cells.get(cell.name)) is not None:
-            row |= {name: found[name] for name in ("train_accuracy", "train_nll")}
+            row |= {name: value for name, value in found.items() if name.startswith("train_")}
             for name, value in found["scores"].items():
                 short = name.removesuffix("_interval")
                 row |= {f"{short}_low": value[0], f"{short}_high": value[1]} if name != short else {name: value}
@@ -207,7 +216,9 @@ def _title(grid: Grid, variant: tuple[str, ...], sparsity: float) -> str:
 
 def _scores(grid: Grid, outcome: Outcome, point: Point, shown: Callable[[Sequence[float | None]], str]) -> str:
     rows = []
-    dense, names = dense_costs(grid, outcome, point[0]), SHOWN | (APART if grid.outside else {})
+    dense = dense_costs(grid, outcome, point[0])
+    known = {name for cell in outcome.cells.values() for name in (*cell, *cell["scores"])}
+    names = {name: title for name, title in SHOWN.items() if name in known} | (APART if grid.outside else {})
     for method in grid.methods:
         cells = [c for c in grid.cells if c.method == method and (c.variant, c.sparsity) == point]
         every = [{**own, **own["scores"]} if (own := outcome.cells.get(c.name)) else {} for c in cells]
@@ -232,39 +243,52 @@ def _mean(values: Sequence[float | None]) -> str:
 
 def _mean_and_sd(values: Sequence[float | None]) -> str:
     known = [value for value in values if value is not None]
-    spread = f" ({statistics.stdev(known):.4f})" if len(known) > 1 else ""
-    return f"{statistics.fmean(known):.4f}{spread}"
+    spread = f" ({_four(statistics.stdev(known))})" if len(known) > 1 else ""
+    return f"{_four(statistics.fmean(known))}{spread}"
 
 
 def _one_by_one(values: Sequence[float | None]) -> str:
-    return ", ".join("–" if value is None else f"{value:.4f}" for value in values)
+    return ", ".join("–" if value is None else _four(value) for value in values)
+
+
+def _four(value: float) -> str:
+    """Four decimals, or two digits of what these would not show: targets may be of any unit."""
+    return f"{value:.4f}" if value == 0 or abs(value) >= 5e-5 else f"{value:.1e}"
 
 
 def _differences(grid: Grid, outcome: Outcome, baseline: str, point: Point) -> str:
-    rows = []
+    names, rows = compared(outcome), []
     for method in grid.methods:
         if (pair := Pair(method, baseline, *point)) in outcome.differences:
             seeds, scores = outcome.differences[pair]
             cells = []
-            for name in SIGNS:
-                found = scores[name]
+            for found in map(scores.get, names):
+                if found is None:
+                    cells.append("")
+                    continue
                 t = f"; t {_interval(found.t)}" if found.t else ""
                 cells.append(f"{_signed(found.mean)} {_interval(found.crossed)} {found.verdict}{t}")
             rows.append([method, *cells, str(len(seeds))])
-    return _table(["method", *(SHOWN[name] for name in SIGNS), "seeds"], rows)
+    return _table(["method", *(TITLES[name] for name in names), "seeds"], rows)
+
+
+def compared(outcome: Outcome) -> list[str]:
+    """The scores that any difference is of."""
+    return [name for name in SIGNS if any(name in scores for _, scores in outcome.differences.values())]
 
 
 def _tally(grid: Grid, outcome: Outcome, baseline: str) -> str:
-    counts = {method: {name: Counter[str]() for name in SIGNS} for method in grid.methods}
+    names = compared(outcome)
+    counts = {method: {name: Counter[str]() for name in names} for method in grid.methods}
     for pair, (_, scores) in outcome.differences.items():
-        for name in SIGNS if pair.baseline == baseline else ():
+        for name in scores if pair.baseline == baseline else ():
             counts[pair.method][name][scores[name].verdict] += 1
     rows = [
-        [method, *(" / ".join(str(own[name][verdict]) for verdict in ("won", "tied", "lost")) for name in SIGNS)]
+        [method, *(" / ".join(str(own[name][verdict]) for verdict in ("won", "tied", "lost")) for name in names)]
         for method, own in counts.items()
-        if any(own[name] for name in SIGNS)
+        if any(own.values())
     ]
-    return _table(["method", *(SHOWN[name] for name in SIGNS)], rows)
+    return _table(["method", *(TITLES[name] for name in names)], rows)
 
 
 def _which_interval(outcome: Outcome) -> str:

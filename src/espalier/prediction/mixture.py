@@ -74,15 +74,12 @@ class Mixture:
         """
         target = y.double().numpy()
         own, covered = self.scores(y, level=level, seed=seed)
+        found = summary_of(*by_row(own, covered), level=level, seed=seed)
         if target.ndim == 1:
-            return summary_of(own, covered, level=level, seed=seed)
-        error, crps, log_prob = own["rmse"], own["crps"], -own["nll"]
-        rows = [scores.reshape(len(target), -1) for scores in (error, crps, covered)]
-        scores = {"rmse": rows[0].mean(1), "nll": -log_prob / rows[0].shape[1], "crps": rows[1].mean(1)}
+            return found
         names = ("rmse_by_output", "crps_by_output", f"coverage_{100 * level:g}_by_output")
-        columns = [np.sqrt(rows[0].mean(0)), rows[1].mean(0), rows[2].mean(0)]
-        found = summary_of(scores, rows[2].mean(1), level=level, seed=seed)
-        return found | {name: column.tolist() for name, column in zip(names, columns, strict=True)}
+        error, crps, hit = (each.reshape(len(target), -1).mean(0) for each in (own["rmse"], own["crps"], covered))
+        return found | {name: column.tolist() for name, column in zip(names, (np.sqrt(error), crps, hit), strict=True)}
 
     def scores(self, y: Tensor, *, level: float = LEVEL, seed: int = SEED) -> tuple[dict[str, Floats], Floats]:
         """What that is made of: `rmse` (squared errors) and `crps` `(n, ...)`, `nll` `(n,)`; and is the target within the central
@@ -111,6 +108,13 @@ class Mixture:
     def _flat(self, drawn: Tensor) -> Tensor:
         """`(S, n, 1)` of a likelihood that keeps a last column -> `(S, n)`, unless that is what its scales are of."""
         return drawn.squeeze(-1) if drawn.dim() == 3 and drawn.shape[-1] == 1 and not self.scale.dim() else drawn
+
+
+def by_row(scores: dict[str, Floats], covered: Floats) -> tuple[dict[str, Floats], Floats]:
+    """What `Mixture.scores` gives, one number an example `(n,)`: of targets `(n, d)` the mean over the d, and the NLL of all
+    jointly divided by d."""
+    error, crps, hit = (each.reshape(len(each), -1) for each in (scores["rmse"], scores["crps"], covered))
+    return {"rmse": error.mean(1), "nll": scores["nll"] / error.shape[1], "crps": crps.mean(1)}, hit.mean(1)
 
 
 def check_support(distribution: dist.TorchDistribution, inner: Tensor, y: Tensor) -> None:
