@@ -26,7 +26,7 @@ def certified(runs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Loo
 
 def test_the_pruned_networks_answers_stand_beside_the_promise(certified: Look) -> None:
     own = promised([certified])[0]
-    probs = load_pruned(certified.folder).predict(certified.data.test.x)
+    probs = load_pruned(certified.folders[0]).predict(certified.data.test.x)
     answered = probs.max(1) >= 0.4
     assert (own.threshold, own.alpha, own.delta) == (0.4, 0.5, 0.05)
     assert own.answered == answered.sum() > 0
@@ -41,7 +41,7 @@ def test_the_panel_shows_the_point_and_links_to_the_certificate(certified: Look,
     figure = next(block for block in section.blocks if isinstance(block, Figure))
     assert figure.data is not None
     point = [row for row in figure.data[1] if row[0] == "certified, certified: at most 0.5"]
-    probs = load_pruned(certified.folder).predict(certified.data.test.x)
+    probs = load_pruned(certified.folders[0]).predict(certified.data.test.x)
     assert [row[1:3] for row in point] == [[pytest.approx(np.mean(probs.max(1) >= 0.4)), 0.5]]
     page = report.report([certified])
     assert '<a href="#certificate">certified: certificate</a>' in page
@@ -61,7 +61,7 @@ def test_a_risk_that_could_not_be_certified_is_said_to_be_none(runs: list[Path],
 
 def test_a_certificate_that_was_altered_promises_nothing(certified: Look, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    shutil.copytree(certified.folder, folder)
+    shutil.copytree(certified.folders[0], folder)
     (path,) = folder.glob("certificate*.json")
     path.write_text(path.read_text().replace('"alpha":0.5', '"alpha":0.05').replace('"alpha": 0.5', '"alpha": 0.05'))
     with pytest.raises(ValueError, match="altered"):

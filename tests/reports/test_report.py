@@ -10,8 +10,9 @@ import pytest
 
 from browser import SHEET, look, needs_chromium, printed, serious
 from espalier.cli.main import main
-from espalier.reports import report
-from espalier.reports.look import Look, look_at
+from espalier.prediction import Ensemble
+from espalier.reports import report, write_page
+from espalier.reports.look import Look, look_at, look_of
 from espalier.reports.tables import entry
 
 
@@ -105,3 +106,35 @@ def test_a_regressions_page_is_as_good(regression: Look, tmp_path: Path) -> None
     assert all(found["images"])
     assert found["scroll"] <= 390
     assert serious(found) == []
+
+
+def test_fits_that_are_at_hand_have_the_page_of_their_runs(looks: list[Look], regression: Look, tmp_path: Path) -> None:
+    fits = {"mine": looks[0].fit, "RigL": looks[1].fit, "both": Ensemble([looks[0].fit, looks[1].fit])}
+    written = write_page(tmp_path / "fits.html", fits, looks[0].data, num_samples=4, replicates=5)
+    text = written.read_text()
+    own = look_of("mine", looks[0].fit, looks[0].data, num_samples=4)
+    assert own.scores == looks[0].scores
+    assert entry(own.scores["ticket"], "nll") in text
+    assert "both: 2 fits, whose predictions are averaged" in text
+    assert "espalier fit --config" not in text
+    assert "config.yaml of" not in text
+    for title in ("Comparison", "Topology", "Criticism", "How it was made"):
+        assert re.search(rf"<h2[^>]*>[^<]*{title}", text, re.IGNORECASE), title
+    assert write_page(written, {"line": regression.fit}, regression.data, replicates=0) == written, "its own page is made anew"
+    assert "line: mlp trained by cigl" in written.read_text()
+
+
+def test_a_page_that_cannot_be_is_refused_before_any_work(looks: list[Look], tmp_path: Path) -> None:
+    theirs = tmp_path / "theirs.html"
+    theirs.write_text("<p>notes</p>")
+    fit, data = looks[0].fit, looks[0].data
+    with pytest.raises(ValueError, match="expected a new file for the report"):
+        write_page(theirs, {"mine": fit}, data)
+    assert theirs.read_text() == "<p>notes</p>"
+    with pytest.raises(ValueError, match="expected fits by their names, {'mine': fit}, got Fit"):
+        write_page(tmp_path / "page.html", fit, data)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="expected at least one run"):
+        write_page(tmp_path / "page.html", {}, data)
+    with pytest.raises(ValueError, match="expected calibrators of"):
+        write_page(tmp_path / "page.html", {"mine": fit}, data, calibrate=["variance"])
+    assert not (tmp_path / "page.html").exists()

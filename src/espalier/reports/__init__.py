@@ -14,3 +14,5 @@ tables.py      scores with their intervals
 """
 
 from __future__ import annotations
+
+from espalier.reports.report import write_page as write_page

@@ -13,7 +13,7 @@ from espalier.prediction import evaluation, recalibration
 from espalier.prediction.grouped import main_ways
 from espalier.prediction.mixture import Mixture
 from espalier.reports.figures import reliability_rows
-from espalier.reports.look import Look, runs_of
+from espalier.reports.look import Look
 from espalier.reports.tables import REGRESSION, TITLES, entry, interval
 from espalier.reports.targets import pit_figure, told_of
 
@@ -70,7 +70,7 @@ def _mapped(look: Look, names: Sequence[str], ways: Sequence[Any]) -> tuple[dict
     options: dict[str, Any] = {"num_samples": look.num_samples, "predicted": look.predicted}
     if any(isinstance(said, Mixture) for said in look.predicted.values()) or look.split == recalibration.FITTED_ON:
         return {}, ""
-    kept = {} if names or not runs_of([look]) else recalibration.read_kept(look.folder, look.fit, look.data)
+    kept = {} if names or len(look.folders) != 1 else recalibration.read_kept(look.folders[0], look.fit, look.data)
     of_ways = {arm: own for arm, own in kept.items() if arm.partition(" + ")[0] in ways}
     if of_ways:
         found = recalibration.apply_kept(look.predictor, look.data, look.split, of_ways, **options)

@@ -23,9 +23,9 @@ from espalier.prediction.uncertainty import HELD, uncertainties
 
 
 class Look(NamedTuple):
-    """folders: of the run, or of the members. predicted: as `evaluation.predictions` returns it. scores: of every way, as
-    `evaluation.evaluate` has them. unsure: by name the uncertainty of every example, from the draws of the posterior
-    (`Predictor.posterior`); of a regression without a variance none."""
+    """folders: of the run, or of the members; none of a fit that is at hand. predicted: as `evaluation.predictions` returns it.
+    scores: of every way, as `evaluation.evaluate` has them. unsure: by name the uncertainty of every example, from the draws of
+    the posterior (`Predictor.posterior`); of a regression without a variance none."""
 
     name: str
     folders: tuple[Path, ...]
@@ -37,12 +37,6 @@ class Look(NamedTuple):
     unsure: Mapping[str, NDArray[np.float64]]
     num_samples: int = 16
     """Of `redraw`."""
-
-    @property
-    def folder(self) -> Path:
-        """Of a run."""
-        (folder,) = self.folders
-        return folder
 
     @property
     def fit(self) -> Fit:
@@ -82,8 +76,8 @@ class Look(NamedTuple):
 
 
 def runs_of(looks: Sequence[Look]) -> list[Look]:
-    """Those that are a run: an ensemble has no topology, history or certificate of its own."""
-    return [look for look in looks if len(look.folders) == 1]
+    """Those that are one fit: an ensemble has no topology, history or certificate of its own."""
+    return [look for look in looks if len(look.predictor.fits) == 1]
 
 
 def look_at(
@@ -113,16 +107,30 @@ def look_with(
     """Predict a split with the fit of a run, or with the ensemble of several. folders: theirs. check: what else shall hold of the
     data, before any work. Raises ValueError as `look_at` does."""
     data = runs.data_of(folders[0], data_dir, source)
+    return look_of(runs.name_of(folders), predictor, data, split, folders=folders, num_samples=num_samples, check=check)
+
+
+def look_of(
+    name: str,
+    predictor: Predictor,
+    data: Data,
+    split: str = "test",
+    *,
+    folders: Sequence[Path] = (),
+    num_samples: int = 16,
+    check: Callable[[Data], object] = lambda data: None,
+) -> Look:
+    """The same of a fit, or an ensemble, and data that are at hand; what it is called on the page."""
     part = evaluation.split_of(data, split)
     if part.y.dim() > 1:
         raise ValueError(
-            f"expected a run of one label or target an example, but {folders[0]} has {tuple(part.y.shape[1:])} of them: use "
+            f"expected one label or target an example to report on, but {name} has {tuple(part.y.shape[1:])} of them: use "
             "espalier evaluate"
         )
     check(data)
     predicted, unsure = _predicted(predictor, data, split, num_samples)
     scores = evaluation.evaluate(predictor, data, split, num_samples=num_samples, predicted=predicted)["predict"]
-    return Look(runs.name_of(folders), tuple(folders), predictor, data, split, predicted, scores, unsure, num_samples)
+    return Look(name, tuple(folders), predictor, data, split, predicted, scores, unsure, num_samples)
 
 
 def _predicted(

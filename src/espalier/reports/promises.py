@@ -31,10 +31,10 @@ class Promised(NamedTuple):
     wrong: int | None
 
 
-def certificates_in(folder: Path) -> dict[Path, dict[str, Any]]:
-    """The certificates of a run, by their files. Raises ValueError for one that was altered."""
+def certificates_in(*folders: Path) -> dict[Path, dict[str, Any]]:
+    """The certificates of runs, by their files. Raises ValueError for one that was altered."""
     found = {}
-    for path in sorted(folder.glob("certificate*.json")):
+    for path in (path for folder in folders for path in sorted(folder.glob("certificate*.json"))):
         facts = store.read_json(path)
         if isinstance(facts, dict) and "lambda" in facts and "risks" in facts:
             found[path] = store.check_signed(path)
@@ -46,7 +46,7 @@ def promised(looks: Sequence[Look]) -> list[Promised]:
     where that network was altered."""
     found = []
     for look in looks:
-        for path, facts in certificates_in(look.folder).items():
+        for path, facts in certificates_in(*look.folders).items():
             for risk in facts["risks"]:
                 if str(risk["name"]).startswith(RISK):
                     threshold = float(str(risk["name"]).removeprefix(RISK))
@@ -56,7 +56,7 @@ def promised(looks: Sequence[Look]) -> list[Promised]:
 
 
 def _answers(look: Look, path: Path, threshold: float) -> tuple[int, int]:
-    probs = load_pruned(look.folder, ticket_of(path).name).predict(evaluation.split_of(look.data, look.split).x)
+    probs = load_pruned(path.parent, ticket_of(path).name).predict(evaluation.split_of(look.data, look.split).x)
     answered = probs.max(1) >= threshold
     return int(answered.sum()), int((answered & (probs.argmax(1) != look.labels)).sum())
 

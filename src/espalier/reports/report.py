@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from espalier import __version__, calibration, pages, store
 from espalier.calibration.comparison import Scores
 from espalier.calibration.comparison import verdict as verdict_of
 from espalier.certificates import certificate
+from espalier.contracts import Data
 from espalier.pages import Block, Details, Page, Section, Table, Text
-from espalier.reports import calibrators, classes, targets, topology
-from espalier.reports.look import Look, runs_of
+from espalier.prediction import recalibration
+from espalier.prediction.predictor import Predictor
+from espalier.reports import calibrators, classes, targets, topology, worlds
+from espalier.reports.look import Look, look_of, runs_of
 from espalier.reports.promises import certificates_in
 from espalier.reports.tables import CLASSIFICATION, REGRESSION, TITLES, entry, interval, ways_of
 
@@ -76,12 +79,41 @@ def write(path: Path, looks: Sequence[Look], extras: Sequence[Section] = (), cal
     store.write_bytes(path, report(looks, extras, calibrate).encode())
 
 
+def write_page(
+    path: Path | str,
+    fits: Mapping[str, Predictor],
+    data: Data,
+    split: str = "test",
+    *,
+    num_samples: int = 16,
+    replicates: int = 100,
+    calibrate: Sequence[str] = (),
+) -> Path:
+    """The page on fits (or ensembles) that are at hand, by the names that they shall have on it, and the data that they were
+    fitted to; returns its file. replicates: data sets drawn for model criticism, 0 leaves it out.
+
+    Raises ValueError, before any work, for a file that is not Espalier's and for data of several targets an example.
+    """
+    path = Path(path)
+    check_free(path)
+    if not isinstance(fits, Mapping) or not all(isinstance(fit, Predictor) for fit in fits.values()):
+        raise ValueError(f"expected fits by their names, {{'mine': fit}}, got {type(fits).__name__}")
+    looks = [
+        look_of(name, fit, data, split, num_samples=num_samples, check=lambda own: recalibration.check(own, split, calibrate))
+        for name, fit in fits.items()
+    ]
+    check(looks)
+    own = runs_of(looks) if replicates else []
+    write(path, looks, [worlds.criticism(own, replicates)] if own else [], calibrate)
+    return path
+
+
 def lead(looks: Sequence[Look]) -> str:
     """What was run, in a sentence for every run and ensemble."""
     said = []
     for look in looks:
-        if len(look.folders) > 1:
-            members = ", ".join(folder.resolve().name for folder in look.folders)
+        if len(look.predictor.fits) > 1:
+            members = ", ".join(folder.resolve().name for folder in look.folders) or f"{len(look.predictor.fits)} fits"
             said.append(f"{look.name}: {members}, whose predictions are averaged in every way that all of them have.")
             continue
         recipe, topology_ = look.fit.record.get("recipe", {}), look.fit.topology
@@ -167,7 +199,7 @@ def certificates(looks: Sequence[Look]) -> list[Section]:
     """What the run was certified for."""
     blocks: list[Block] = []
     for look in looks:
-        for path, facts in certificates_in(look.folder).items():
+        for path, facts in certificates_in(*look.folders).items():
             blocks += [
                 Text(f"{look.name}: {certificate.sentence(facts)}"),
                 Text(f"{path}; `espalier verify {path}` recomputes it.", "source"),
@@ -177,13 +209,20 @@ def certificates(looks: Sequence[Look]) -> list[Section]:
 
 def provenance(looks: Sequence[Look]) -> Section:
     """All that is needed to do it again."""
-    blocks: list[Block] = []
-    members = [(folder.resolve(), fit) for look in looks for folder, fit in zip(look.folders, look.predictor.fits, strict=True)]
-    for folder, fit in dict(members).items():
-        blocks += [
-            Text(f"{folder.name}: espalier fit --config config.yaml --out {folder.name}"),
-            Details(f"config.yaml of {folder.name}", (folder / "config.yaml").read_text(encoding="utf-8")),
-            Details(f"Versions and hashes of {folder.name}", store.canonical({key: fit.record.get(key) for key in KEPT})),
-        ]
+    told: dict[str, list[Block]] = {}
+    for look in looks:
+        for place, fit in enumerate(look.predictor.fits):
+            name = look.name if len(look.predictor.fits) == 1 else f"{look.name}, {place + 1}"
+            source: list[Block] = []
+            if look.folders:
+                folder = look.folders[place].resolve()
+                name = folder.name
+                source = [
+                    Text(f"{name}: espalier fit --config config.yaml --out {name}"),
+                    Details(f"config.yaml of {name}", (folder / "config.yaml").read_text(encoding="utf-8")),
+                ]
+            facts = store.canonical({key: fit.record[key] for key in KEPT if key in fit.record})
+            told[name] = [*source, Details(f"Versions and hashes of {name}", facts)]
+    blocks = [block for own in told.values() for block in own]
     blocks += [Details("How to cite", CITE % __version__)]
     return Section("How it was made", blocks, "provenance")
