@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 from typing import Literal
 
@@ -14,7 +13,7 @@ from espalier.prediction import Fit
 from espalier.prediction.costs import trained
 from espalier.topology import initial, schedules
 from espalier.topology.options import Sparsity
-from espalier.training import Phase, Streams, Training, Watches, find_device, prepare, relaxed_masks
+from espalier.training import Phase, Streams, Training, Watches, find_device, prepare, relaxed_masks, started_from
 from espalier.training.options import AverageFrom, Seed
 from espalier.training.train import train
 
@@ -56,10 +55,10 @@ def infer(
     count, keep_prob = budget if isinstance(budget, int) else sum(budget), given_keep_prob(drop_rate)
     streams, phase = Streams(seed, find_device(training.device)), Phase(watch)
 
-    start, ready = copy.deepcopy(model), prepare(model, data, first)
+    ready = prepare(model, data, first)
     whole = initial(model.shapes, 0.0, generator=streams.topology)
     fit = train(ready, MaskedGuide(ready, whole), schedules.static(), data, training=first, streams=streams, watch=phase)
-    start.start_from(fit.ticket().state_dict())
+    start = started_from(model, fit)
     earlier, phase = [trained(fit)], phase.next()
 
     ready = prepare(start, data, search)
@@ -69,7 +68,7 @@ def infer(
                 watch=[phase, relaxed_masks.Few(count)])  # fmt: skip
     topology = relaxed_masks.kept(model.shapes, budget, mask.relaxed)
     if tuning:
-        start.start_from(fit.ticket().state_dict())
+        start = started_from(model, fit)
     found = {"form": form, "l1": strength, "above": relaxed_masks.above(mask.relaxed), "kept": count, "epochs": len(fit.history)}
     earlier, phase = [*earlier, trained(fit) | {"vectors": 2}], phase.next()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +14,7 @@ from espalier.prediction.costs import trained
 from espalier.topology import initial, magnitude_topology, schedules
 from espalier.topology.masks import allocated
 from espalier.topology.options import Allocation, Sparsity
-from espalier.training import Phase, Streams, Training, Watches, find_device, prepare
+from espalier.training import Phase, Streams, Training, Watches, find_device, prepare, started_from
 from espalier.training.options import AverageFrom, Seed
 from espalier.training.phases import Origin
 from espalier.training.stopping import check_patience
@@ -53,7 +52,7 @@ def infer(
     counts = [allocated(model.shapes, (1 - sparsity) ** (i / rounds), allocation) for i in range(1, rounds + 1)]
     for i in reversed(range(rounds - 1)):  # shares are rounded in each round: no layer may grow back
         counts[i] = tuple(map(max, counts[i], counts[i + 1]))
-    start, own = copy.deepcopy(model), training
+    start, own = model, training
     origin = [] if rewind_epochs else [Origin(model)]  # what every round goes back to is in no checkpoint
     keep_prob = given_keep_prob(drop_rate)
     if rewind_epochs:
@@ -61,7 +60,7 @@ def infer(
         dense = prepare(model, data, own)
         guide = MaskedGuide(dense, initial(model.shapes, 0.0, generator=streams.topology))
         fit = train(dense, guide, schedules.static(), data, training=own, streams=streams, watch=phase)
-        start.start_from(fit.ticket().state_dict())
+        start = started_from(model, fit)
         earlier.append(trained(fit))
         phase = phase.next()
     topology = initial(model.shapes, 0.0, generator=streams.topology)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 from espalier.contracts import Data
 from espalier.distributions import given_keep_prob
 from espalier.guides import MaskedGuide
@@ -14,6 +12,7 @@ from espalier.topology import initial, magnitude_topology, schedules
 from espalier.topology.options import Sparsity
 from espalier.training import Phase, Streams, Training, Watches, find_device, layer_ratios, prepare, ratios
 from espalier.training.options import AverageFrom, Seed
+from espalier.training.phases import started_from
 from espalier.training.ratios import By, SearchOn
 from espalier.training.train import check_average_from, train
 
@@ -53,9 +52,7 @@ def infer(
         fit, data, sparsity=sparsity, by=by, seed=seed, rows=search_rows, search_on=search_on, steps=search_steps
     )  # fmt: skip
     topology = magnitude_topology(model.shapes, found.counts, next(fit.weights("ticket"))[0])
-    start = copy.deepcopy(model)
-    start.start_from(fit.ticket().state_dict())
-    ready = prepare(start, data, training, keep_prob=keep_prob)
+    ready = prepare(started_from(model, fit), data, training, keep_prob=keep_prob)
     guide = MaskedGuide(ready, topology, keep_prob, generator=streams.mask)
     earlier = [trained(fit)]
     fit = train(ready, guide, schedules.static(), data, training=training, streams=streams,

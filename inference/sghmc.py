@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 from typing import Literal
 
@@ -14,7 +13,7 @@ from espalier.prediction.costs import trained
 from espalier.topology import initial, schedules
 from espalier.topology.masks import check_count
 from espalier.topology.options import Sparsity
-from espalier.training import Phase, Streams, Training, Watches, find_device, prepare
+from espalier.training import Phase, Streams, Training, Watches, find_device, prepare, started_from
 from espalier.training.annealing import Annealing, Noise, PriorAnnealing, spikes_that_suit, survivors
 from espalier.training.options import AverageFrom, Seed
 from espalier.training.train import train
@@ -69,8 +68,7 @@ def infer(
     fit.record["selected"] = selected
     if not refit_epochs:
         return fit
-    start = copy.deepcopy(model)
-    start.start_from(fit.ticket("unmasked").state_dict())
+    start = started_from(model, fit, "unmasked")
     start.prior_scale = slab_scale
     ready, earlier = prepare(start, data, own), trained(fit)
     guide = MaskedGuide(ready, left)

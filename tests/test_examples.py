@@ -60,6 +60,7 @@ BENCHMARKS = {
     "total_time.py": ["mlp-300-100", "--rounds", "1", "--epochs", "1"],
     "channels.py": ["--rounds", "2", "--batch", "2"],
     "draws.py": ["mlp-512", "--draws", "2", "--rows", "600", "--rounds", "1", "--device", "cpu"],
+    "exchangeable.py": ["--help"],
     "fashion.py": ["--help"],
     "fashion_report.py": ["--help"],
     "gpu.py": ["--help"],

@@ -172,6 +172,19 @@ def test_buffers_and_the_default_stream_stay_as_they_were() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
+def test_a_network_with_batch_norm_trains_and_its_statistics_are_those_of_the_losses_alone() -> None:
+    torch.manual_seed(3)
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 2))
+    model = BayesianNetwork(net, prior_scale=1.0, num_data=9)
+    guide = LearnedGuide(model, initial(model.shapes, 0.3), 0.8, generator=torch.Generator().manual_seed(0))
+    x, y = torch.randn(9, 3, generator=torch.Generator().manual_seed(1)), torch.zeros(9, dtype=torch.int64)
+    svi, before = SVI(model, guide, PyroOptim(torch.optim.SGD, {"lr": 0.001}), CoupledELBO()), guide.values.detach().clone()
+    for _ in range(2):
+        svi.step(x, y)
+    assert not torch.equal(guide.values, before)
+    assert int(model.net[1].num_batches_tracked) == 2  # type: ignore[index]
+
+
 def test_it_moves_with_its_topology_and_keeps_its_rate() -> None:
     model, guide, _, _ = case()
     optimizer = torch.optim.Adam(guide.parameters(), lr=0.01)

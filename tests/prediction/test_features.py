@@ -72,7 +72,44 @@ def test_what_has_no_such_features_is_refused() -> None:
         OnePass(own, of_targets)
 
 
+class Heads(nn.Module):
+    """A head that is defined before its body, or one whose outputs are scaled after it; or used twice."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        layers = {"head": nn.Linear(16, 10), "body": nn.Linear(64, 16)}
+        for name in layers if kind == "first" else reversed(layers):
+            self.add_module(name, layers[name])
+        self.kind = kind
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(torch.relu(self.body(x.flatten(1))))
+        if self.kind == "twice":
+            logits = logits + self.head(torch.tanh(self.body(x.flatten(1))))
+        return 5 * logits if self.kind == "scaled" else logits
+
+
+@pytest.mark.parametrize("kind", ["first", "scaled", "twice", "last"])
+def test_a_last_layer_that_does_not_give_the_logits_is_told_by_what_it_gives(kind: str) -> None:
+    data = digits()
+    training = Training(epochs=2, batch_size=32, learning_rate=0.1, device="cpu")
+    fit = shelf.load("inference", "rigl")(BayesianNetwork(Heads(kind)), data, delta_t=9, training=training)
+    x = data.test.x[:40]
+    if kind == "last":
+        found = OnePass(fit, data).uncertainties(x)["max_probability"]
+        np.testing.assert_allclose(found, 1 - fit.predict(x, "ticket")[0].max(-1).values.numpy(), atol=1e-6)
+        return
+    assert not gives_logits(fit, x)
+    with pytest.raises(ValueError, match="expected a network whose last layer is Linear and gives logits"):
+        OnePass(fit, data)
+
+
 def test_only_a_last_linear_layer_gives_logits() -> None:
-    assert gives_logits(trained("mlp")[0].model)
-    assert not gives_logits(BayesianNetwork(nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.Softmax(-1))))
-    assert not gives_logits(BayesianNetwork(net(), likelihood="bernoulli"))
+    assert gives_logits(trained("mlp")[0], digits().test.x[:8])
+    training = Training(epochs=1, batch_size=32, device="cpu")
+    soft = BayesianNetwork(nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.Softmax(-1)))
+    other = shelf.load("inference", "static")(soft, digits(), training=training)
+    assert not gives_logits(other, digits().test.x[:8])
+    data, targets = regression()
+    assert not gives_logits(targets, data.test.x[:8])

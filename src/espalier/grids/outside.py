@@ -14,7 +14,7 @@ from espalier.calibration import UNCERTAINTIES, auroc_interval
 from espalier.contracts import Data
 from espalier.data.worlds import inputs_of
 from espalier.prediction.evaluation import Predictions
-from espalier.prediction.features import OnePass, gives_logits
+from espalier.prediction.features import OnePass, few, gives_logits
 from espalier.prediction.fit import How
 from espalier.prediction.one_pass import ONE_NETWORK
 from espalier.prediction.predictor import Predictor
@@ -50,7 +50,7 @@ def detections(
     if calibrated is None:
         own, other = (uncertainties(predictor, x, way, num_samples=num_samples) for x in (inside, outside))
         (fit, *more) = predictor.fits
-        if not more and fit.is_one(way) and way in ONE_NETWORK and gives_logits(fit.model):
+        if not more and fit.is_one(way) and way in ONE_NETWORK and gives_logits(fit, few(inside), way):
             alone = OnePass(fit, of, way)
             own, other = own | alone.uncertainties(inside), other | alone.uncertainties(outside)
     else:

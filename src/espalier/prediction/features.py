@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,15 +14,16 @@ from espalier import nested
 from espalier.calibration.features import DensityScore, LaplaceScore, NeighbourScore
 from espalier.compiled import uncompiled
 from espalier.contracts import Data, Rows
+from espalier.data.streamed import selected
 from espalier.network import BayesianNetwork, evaluating
 from espalier.prediction.fit import Fit, How
 from espalier.prediction.one_pass import ONE_NETWORK, has_level
-from espalier.prediction.predict import Batches
+from espalier.prediction.predict import Batches, output_of
 from espalier.prediction.predictor import Inputs
 from espalier.sparse import Unwritten
 
-MOST_ROWS = 10_000
-"""Training rows that scores are fitted on."""
+MOST_ROWS, FEW_ROWS = 10_000, 8
+"""Training rows that scores are fitted on; and rows that show what the last layer gives."""
 
 
 def layer_of(model: BayesianNetwork, name: str | None = None) -> nn.Module:
@@ -61,38 +62,55 @@ def features_of(fit: Fit, x: Rows | Inputs, way: How = "ticket", layer: str | No
     return torch.cat(found).numpy()
 
 
-def gives_logits(model: BayesianNetwork) -> bool:
-    """Is the last masked layer a Linear one that gives the logits of a categorical likelihood?"""
-    last = layer_of(model)
-    outputs = not isinstance(model.output, str | int) and model.output is None
-    return type(last) is nn.Linear and has_level(model) and outputs and list(_leaves(model.net))[-1] is last
+def few(x: Rows) -> Any:
+    """The first rows, as many as show what the last layer gives."""
+    return selected(x, torch.arange(min(FEW_ROWS, nested.num_rows(x))))
 
 
-def _leaves(net: nn.Module) -> Iterator[nn.Module]:
-    return (part for part in net.modules() if not list(part.children()))
+def gives_logits(fit: Fit, x: Rows | Inputs, way: How = "ticket") -> bool:
+    """Is the last masked layer a Linear one whose outputs, at these rows, are the logits of a categorical likelihood?"""
+    if type(layer_of(fit.model)) is not nn.Linear or not has_level(fit.model):
+        return False
+    try:
+        features = features_of(fit, x, way)
+    except ValueError:  # it is called several times, or with several tensors
+        return False
+    matrix, biases = _head(fit, way)
+    weights, state = next(fit.weights(way))
+    output = output_of(fit.model, weights, nested.rows_of(x), state)
+    if fit.model.output is not None or not isinstance(output, Tensor):
+        return False
+    logits = features @ matrix.T + biases
+    return output.shape == logits.shape and np.allclose(logits, output.numpy(), rtol=1e-3, atol=1e-3 * (1 + np.abs(logits).max()))
+
+
+def _head(fit: Fit, way: How) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Weights `(K, D)` and biases `(K,)` of the last masked layer, a Linear one."""
+    weights, state = next(fit.weights(way))
+    name = fit.model.weights[-1].name
+    matrix = fit.model.unflatten(weights)[name].detach().cpu().double().numpy()
+    bias = state.get(f"net.{name.removesuffix('weight')}bias")
+    return matrix, np.zeros(len(matrix)) if bias is None else bias.detach().cpu().double().numpy()
 
 
 class OnePass:
     """Doubts of a single network, fitted on training rows: NUQ, the density of its features (DDU), a Laplace approximation of its
     last layer, its energy, and what is left of its largest probability.
 
-    Raises ValueError for a regression, and for a network whose last masked layer is no Linear layer that gives the logits.
+    Raises ValueError for a regression, and for a network whose last masked layer is no Linear layer that gives its logits as they
+    are: the last by definition, and with nothing after it.
     """
 
     def __init__(self, fit: Fit, data: Data, way: How = "ticket", *, prior_scale: float | None = None) -> None:
         if data.num_classes is None or data.train.y.dim() > 1:
             raise ValueError("expected one label per example for scores of features, got real-valued targets or several")
-        if not gives_logits(fit.model):
+        if not gives_logits(fit, few(data.train.x), way):
             last = type(layer_of(fit.model)).__name__
             raise ValueError(f"expected a network whose last layer is Linear and gives logits, got {last} of {fit.model.net}")
         self.fit, self.way = fit, way
         rows = torch.arange(min(MOST_ROWS, len(data.train.y)))
         known, labels = features_of(fit, data.train.x[rows], way), data.train.y[rows].numpy()
-        weights, state = next(fit.weights(way))
-        matrix = fit.model.unflatten(weights)[fit.model.weights[-1].name].detach().cpu().numpy()
-        bias = f"net.{fit.model.weights[-1].name.removesuffix('weight')}bias"
-        biases = state[bias].detach().cpu().numpy() if bias in state else np.zeros(len(matrix))
-        self.last = matrix.astype(np.float64), biases.astype(np.float64)
+        matrix, biases = self.last = _head(fit, way)
         scale = prior_scale or fit.record.get("prior_scale") or 1.0
         self.scores = (
             NeighbourScore.fit(known, labels), DensityScore.fit(known, labels),

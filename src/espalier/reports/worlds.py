@@ -19,7 +19,7 @@ from espalier.pictures import plots
 from espalier.pictures.data import Curve, Picture
 from espalier.prediction import evaluation
 from espalier.prediction.criticism import check_pictures, posterior_check
-from espalier.prediction.features import OnePass, gives_logits
+from espalier.prediction.features import OnePass, few, gives_logits
 from espalier.prediction.uncertainty import uncertainties
 from espalier.reports.figures import figure
 from espalier.reports.look import Look
@@ -64,9 +64,11 @@ def _in_one_pass(look: Look) -> Callable[[Any], dict[str, NDArray[np.float64]]]:
     """The doubts of the run's single networks: of the ticket, and of the distilled one what its masked teachers would disagree
     by too. Of an ensemble, of a regression, and of networks without a last layer of their own, none."""
     (fit, *others), known = look.predictor.fits, list[OnePass]()
-    if look.classes and not others and look.data.train.y.dim() == 1 and gives_logits(fit.model):
+    if look.classes and not others and look.data.train.y.dim() == 1:
         fit.look_at(look.data)
-        known = [OnePass(fit, look.data, way) for way in ("ticket", "distilled") if way in fit.ways]
+        x = few(look.data.train.x)
+        ways = [way for way in ("ticket", "distilled") if way in fit.ways and gives_logits(fit, x, way)]
+        known = [OnePass(fit, look.data, way) for way in ways]
 
     def scores(x: Any) -> dict[str, NDArray[np.float64]]:
         found = {f"{name}, {own.way}": score for own in known for name, score in own.uncertainties(x).items()}

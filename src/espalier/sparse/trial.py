@@ -27,17 +27,17 @@ CLOSE = 1e-3
 @contextmanager
 def unmoved(*modules: nn.Module, device: torch.device | None = None) -> Iterator[None]:
     """Without gradients; torch's random streams, on the CPU and on the device, and the modules' buffers are afterwards as they
-    were."""
+    were: others stand in for them, so that a loss whose backward pass is to come keeps those that it saw."""
     parts = [part for module in modules for part in module.modules()]
     slots = [(part._buffers, name, buffer) for part in parts for name, buffer in part._buffers.items()]
-    before = [None if buffer is None else buffer.clone() for _, _, buffer in slots]
+    stand_ins = {id(buffer): buffer.clone() for _, _, buffer in slots if buffer is not None}
     with torch.no_grad(), torch.random.fork_rng([device] if device is not None and device.type == "cuda" else []):
         try:
+            for buffers, name, buffer in slots:
+                buffers[name] = None if buffer is None else stand_ins[id(buffer)]
             yield
         finally:
-            for (buffers, name, buffer), values in zip(slots, before, strict=True):
-                if buffer is not None and values is not None and not torch.equal(buffer, values):
-                    buffer.copy_(values)
+            for buffers, name, buffer in slots:
                 buffers[name] = buffer
 
 

@@ -35,6 +35,7 @@ from espalier.training.loop import Loop as Loop
 from espalier.training.options import Training as Training
 from espalier.training.options import prepare as prepare
 from espalier.training.phases import Phase as Phase
+from espalier.training.phases import started_from as started_from
 from espalier.training.ratios import Ratios as Ratios
 from espalier.training.ratios import layer_ratios as layer_ratios
 from espalier.training.stopping import EarlyStopping as EarlyStopping

@@ -3,15 +3,22 @@
 first = Phase(watch)
 fit = train(..., watch=first)          # resumed after the end of it, this takes no step and gives the same fit
 train(..., watch=first.next())
+
+`started_from`: a network that goes on where an earlier training ended.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from typing import cast
+
+from torch import nn
 
 from espalier import store
 from espalier.followers import Follower
 from espalier.network import BayesianNetwork, under
+from espalier.prediction.fit import Fit, How
 from espalier.store import Bundle
 from espalier.training.watch import Around, Watches
 
@@ -53,6 +60,15 @@ class Phase(Around):
         own = self._last()
         tensors = {f"next.{name}": tensor for name, tensor in later.tensors.items()}
         return Bundle({**own.tensors, **tensors}, {**own.facts, "next": later.facts})
+
+
+def started_from(model: BayesianNetwork, fit: Fit, how: How = "ticket") -> BayesianNetwork:
+    """A copy of a network that starts where an earlier training of it ended, what its likelihood learned with it."""
+    start = copy.deepcopy(model)
+    start.start_from(fit.ticket(how).state_dict())
+    if learned := under("likelihood.", next(fit.weights(how))[1]):
+        cast(nn.Module, start.likelihood).load_state_dict(learned)
+    return start
 
 
 class Origin(Follower):
