@@ -186,7 +186,7 @@ class Moon(Remembering):
         if progress.epoch > self.epochs:
             return abstaining(logits, y, self.alpha(progress))
         losses = cross_entropy(logits, y)
-        if self.seen is None:  # the step's own: what others ask of it afterwards is not counted
+        if self.seen is None and torch.is_grad_enabled():  # the step's own, and nothing asked before or after it
             self.seen = ((1 - logits.detach().softmax(-1)[..., -1]) * losses.detach()).mean()
         return losses
 

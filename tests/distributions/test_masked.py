@@ -231,6 +231,21 @@ def test_any_other_elbo_is_refused_in_one_sentence(elbo, sentence, method):
     assert guide.values.grad is None
 
 
+@pytest.mark.parametrize("prior", [pyro.distributions.Normal, pyro.distributions.Laplace])
+def test_a_prior_whose_kl_is_not_known_is_refused(prior):
+    """Pyro would go on with densities, which this family has not, at a loss of minus infinity."""
+    network, guide, x, y = program_and_guide()
+
+    def model(x, y):
+        weights = pyro.sample("weights", prior(0.0, 1.0).expand([network.num_weights]).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", network.outcome(weights, x), obs=y)
+
+    with pyro.get_param_store().scope(), pytest.raises(ValueError, match="expected a prior whose KL from MaskedWeights is known"):
+        TraceMeanField_ELBO().loss_and_grads(model, guide, x, y)
+    assert guide.values.grad is None
+
+
 @pytest.mark.parametrize("keep_prob", [0.8, 1.0])
 @pytest.mark.parametrize("rescale", [False, True])
 def test_the_mean_field_elbo_is_cross_entropy_and_coupled_weight_decay(keep_prob, rescale):

@@ -43,6 +43,13 @@ def test_draws_of_the_prior_have_its_moments_and_its_dtype():
     assert_mean(draws[:, :4] * draws[:, 1:], np.zeros(4))  # independent
 
 
+@pytest.mark.parametrize("scale", [torch.tensor(1.0, requires_grad=True), 0.0, -1.0, float("nan")])
+def test_a_scale_that_is_learned_or_none_is_refused(scale):
+    with pytest.raises(ValueError, match="expected a scale above 0, a number that is not learned, got"):
+        FlatNormal(scale, 3)
+    assert FlatNormal(torch.tensor(2.0), 3).scale == 2.0
+
+
 def test_a_batch_of_networks_is_refused():
     with pytest.raises(ValueError, match=r"^expected the weights of one network, got a batch of \(3,\): loop over"):
         FlatNormal(1.0, 4).expand(torch.Size([3]))

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from espalier import shelf
+from espalier.data import from_arrays
 from espalier.data.sets import load
 from espalier.network import BayesianNetwork
 from espalier.prediction import batchnorm
@@ -134,3 +135,24 @@ def test_a_norm_of_ones_own_is_given_a_number_for_its_momentum() -> None:
     net = model.network(model.initial)
     expected = torch.stack([net[0](batch).mean(0) for batch in batches]).mean(0)
     torch.testing.assert_close(found["net.1.running_mean"], expected.detach())
+
+
+def test_the_first_estimate_of_a_process_averages_its_batches_alone() -> None:
+    """Where zeros stay unwritten, that is tried out at the first evaluation, which is no batch (`sparse.trial`)."""
+    torch.manual_seed(0)
+    x = 3 + 2 * torch.randn(600, 256)
+    data = from_arrays(x, (x[:, 0] > 3).long(), validation=0.0, calibration=0.0, standardise=False)
+    net = nn.Sequential(nn.Linear(256, 256), nn.BatchNorm1d(256), nn.ReLU(), nn.Linear(256, 2))
+    training = Training(epochs=2, batch_size=32, device="cpu")
+    fit = shelf.load("inference", "cigl")(BayesianNetwork(net), data, sparsity=0.9, drop_rate=0.1, delta_t=5, training=training)
+    assert fit.layout is not None
+    ticket = fit.ticket().train()
+    norm = ticket.get_submodule("1")
+    mean, variance = norm.get_buffer("running_mean").clone(), norm.get_buffer("running_var").clone()
+    norm.reset_running_stats()  # type: ignore[operator]
+    norm.momentum = None  # type: ignore[assignment]
+    with torch.no_grad():
+        for batch in data.train.x[:480].split(32):
+            ticket(batch)
+    torch.testing.assert_close(mean, norm.get_buffer("running_mean"), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(variance, norm.get_buffer("running_var"), rtol=1e-4, atol=1e-5)

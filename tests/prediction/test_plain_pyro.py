@@ -43,6 +43,35 @@ def test_mcmc_keeps_its_chains_and_says_every_observations_log_likelihood() -> N
     np.testing.assert_array_equal(tree["observed_data"]["y"], Y)
 
 
+def mixture(y: Tensor, mask: Any = True, rows: int | None = None) -> None:
+    """Two clusters, with a site that is worked out, and rows drawn or masked where that is asked."""
+    centre = pyro.sample("centre", dist.Normal(torch.tensor([-1.0, 1.0]), 1.0).to_event(1))
+    pyro.deterministic("apart", centre[1] - centre[0])
+    with pyro.plate("data", len(y), subsample_size=rows) as chosen, pyro.poutine.mask(mask=mask):
+        which = pyro.sample("which", dist.Categorical(torch.tensor([0.4, 0.6])), infer={"enumerate": "parallel"})
+        pyro.sample("y", dist.Normal(centre[which], 0.5), obs=y[chosen])
+
+
+def test_what_the_model_works_out_is_no_observation() -> None:
+    centre, which = torch.randn(5, 2), torch.ones(5, 12, dtype=torch.long)
+    tree = from_pyro({"centre": centre, "which": which}, model=mixture, args=(Y,))
+    assert [*tree["observed_data"].data_vars] == [*tree["log_likelihood"].data_vars] == ["y"]
+    expected = dist.Normal(centre[:, 1:], 0.5).log_prob(Y).numpy()
+    np.testing.assert_allclose(tree["log_likelihood"]["y"].values[0], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [({}, "expected samples of every latent site, but the posterior has none of 'which' .NUTS sums discrete ones out"),
+     ({"rows": 5}, "expected all 12 rows of plate 'data', got 5 drawn ones"),
+     ({"mask": Y > 0}, "expected observations without a mask, got 'y' under poutine.mask")],
+)  # fmt: skip
+def test_a_log_likelihood_that_is_not_of_the_posterior_is_refused(options: dict[str, Any], sentence: str) -> None:
+    posterior = {"centre": torch.randn(4, 2)} | ({"which": torch.ones(4, options.get("rows", 12)).long()} if options else {})
+    with pytest.raises(ValueError, match=sentence):
+        from_pyro(posterior, model=mixture, args=(Y,), kwargs=options)
+
+
 def test_samples_of_predictive_make_every_group() -> None:
     pyro.set_rng_seed(0)
     with pyro.get_param_store().scope():

@@ -86,7 +86,7 @@ CODE_MUTATIONS: Rewrites = {
     "nuts-mean-field": {
         "no sigma^2 in the KL": Rewrite(gaussian._kl_gaussian_flat, " + torch.dot(q.scale, q.scale)", "", anew=False),
     },
-    "nuts-predictive": {"1 - p for p": Rewrite(Fit._redrawn, "self.keep_prob,", "1 - self.keep_prob,", anew=False)},
+    "nuts-predictive": {"1 - p for p": Rewrite(Fit.redrawn, "self.keep_prob,", "1 - self.keep_prob,", anew=False)},
 }
 
 

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+from typing import Any
+
 import pytest
 import torch
 
+from espalier import shelf
+from espalier.data import load
+from espalier.network import BayesianNetwork
+from espalier.training.options import Training
 from espalier.training.streams import Streams, find_device
 
 CPU = torch.device("cpu")
@@ -71,3 +78,27 @@ def test_a_device_is_found_by_name_or_refused_in_a_sentence() -> None:
         find_device("abacus")
     with pytest.raises(ValueError, match=rf"expected the GPU 'cuda:97', but torch sees {torch.cuda.device_count()}: use"):
         find_device("cuda:97")
+
+
+def test_trainings_of_several_threads_are_those_of_one() -> None:
+    """Optuna's n_jobs, joblib's threads: torch's global generator and Pyro's stack and store belong to the process."""
+    data = load("digits", train_size=300)
+
+    def trained(sparsity: float, model: BayesianNetwork, found: dict[float, Any]) -> None:
+        training = Training(epochs=2, batch_size=50, device="cpu")
+        fit = shelf.load("inference", "distilled")(model, data, sparsity=sparsity, drop_rate=0.1, delta_t=5, training=training)
+        found[sparsity] = [row["validation_nll"] for row in fit.history], fit.predict(data.test.x[:20], "distilled").tolist()
+
+    build, results = shelf.load("models", "mlp"), []
+    for threaded in (True, False):
+        found: dict[float, Any] = {}
+        torch.manual_seed(0)
+        models = {sparsity: build(data.shape, 10, hidden=(16,)) for sparsity in (0.5, 0.7, 0.8, 0.9)}
+        work = [threading.Thread(target=trained, args=(sparsity, model, found)) for sparsity, model in models.items()]
+        for thread in work:
+            thread.start() if threaded else thread.run()
+        for thread in work if threaded else []:
+            thread.join()
+        results.append(found)
+    assert results[0] == results[1]
+    assert len(results[0]) == 4

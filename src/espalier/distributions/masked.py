@@ -16,7 +16,7 @@ from pyro.distributions.score_parts import ScoreParts
 from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.infer import ELBO, TraceMeanField_ELBO
 from torch import Tensor
-from torch.distributions import constraints, register_kl
+from torch.distributions import Distribution, constraints, register_kl
 
 from espalier.distributions.priors import FlatNormal, MixtureNormal, unbatched
 from espalier.sparse import Layout, scatter
@@ -56,11 +56,13 @@ def effective(keep_prob: KeepProb) -> KeepProb:
     return tuple(map(effective_keep_prob, keep_prob)) if isinstance(keep_prob, tuple) else effective_keep_prob(keep_prob)
 
 
-def per_weight(keep_prob: KeepProb, counts: Sequence[int], device: torch.device) -> float | Tensor:
+def per_weight(
+    keep_prob: KeepProb, counts: Sequence[int], device: torch.device, dtype: torch.dtype | None = None
+) -> float | Tensor:
     """Of layers that have `counts` active weights: one number as it is, or those of the layers for each weight, `(k,)`."""
     if not isinstance(keep_prob, tuple):
         return keep_prob
-    return torch.tensor(keep_prob, device=device).repeat_interleave(torch.tensor(counts, device=device))
+    return torch.tensor(keep_prob, device=device, dtype=dtype).repeat_interleave(torch.tensor(counts, device=device))
 
 
 def mean_keep_prob(keep_prob: KeepProb, counts: Sequence[int]) -> float:
@@ -185,6 +187,15 @@ def in_use(kind: type[_Owner]) -> _Owner | None:
             return owner
         frame = frame.f_back
     return None
+
+
+@register_kl(Scattered, Distribution)
+def _kl_unknown(q: Scattered, p: Distribution) -> Tensor:
+    """None: where no KL is registered, Pyro goes on with densities, which a guide over the active weights has not."""
+    raise ValueError(
+        f"expected a prior whose KL from {type(q).__name__} is known, FlatNormal or MixtureNormal (espalier.distributions), got "
+        f"{type(p).__name__}: give site `weights` one of them, or register_kl yours"
+    )
 
 
 @register_kl(MaskedWeights, FlatNormal)

@@ -18,6 +18,9 @@ _D = TypeVar("_D", bound=TorchDistribution)
 class FlatNormal(TorchDistribution):
     """The prior: independent N(0, scale^2) over `num_weights` weights, event shape `(num_weights,)`.
 
+    scale: standard deviation, a number: what learns one would follow half of its KL (the log scale is left out). Raises
+    ValueError for a parameter, or where it is not above 0.
+
     A class of its own because its `log_prob` is one dot product, 70 times faster than `Normal.to_event` at 23.5M
     weights, and an ELBO evaluates it at every step although the KL is in closed form.
     """
@@ -27,7 +30,9 @@ class FlatNormal(TorchDistribution):
     has_rsample = True
 
     def __init__(self, scale: float, num_weights: int, like: Tensor | None = None) -> None:
-        self.scale = scale
+        if isinstance(scale, Tensor) and scale.requires_grad or not 0 < scale < math.inf:
+            raise ValueError(f"expected a scale above 0, a number that is not learned, got {scale}: its KL leaves out log scale")
+        self.scale = float(scale)
         self._like = torch.empty(()) if like is None else like  # dtype and device of the draws
         super().__init__(event_shape=torch.Size([num_weights]), validate_args=False)
 

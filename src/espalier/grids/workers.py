@@ -24,7 +24,6 @@ from typing import Any, NamedTuple, Protocol, Self, TypeVar
 from espalier import __version__
 
 Item = TypeVar("Item")
-_ONE_AT_A_TIME = threading.Lock()
 WAIT, MOST_WAIT, MOST_JOBS = 30.0, 86_400, 1_024
 """Seconds to wait for a cluster, by default and at most; processes at most."""
 
@@ -69,7 +68,9 @@ def attempt(task: Callable[[Item], None], item: Item) -> Failure | None:
     workers are threads, as Dask's may be, one task waits for the other."""
     import torch
 
-    with _ONE_AT_A_TIME:
+    from espalier.training.streams import ONE_AT_A_TIME
+
+    with ONE_AT_A_TIME:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:

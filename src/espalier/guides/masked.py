@@ -145,7 +145,7 @@ class MaskedGuide(PyroModule):
         self.values = nn.Parameter(model.initial[self.positions].clone())
         self.keep: Tensor | None = None
         self._layout: tuple[Tensor, int, Layout | None] | None = None
-        self._probs: tuple[tuple[KeepProb, tuple[int, ...], torch.device], float | Tensor] | None = None
+        self._probs: tuple[tuple[KeepProb, tuple[int, ...], torch.device, torch.dtype], float | Tensor] | None = None
         self.tapped = False
         self._tap: Tap | None = None
 
@@ -162,7 +162,7 @@ class MaskedGuide(PyroModule):
     @property
     def probs(self) -> float | Tensor:
         """P(Z = 1) of each active weight: one number, or `(k,)` where layers differ; asked for several times a step."""
-        given = self.keep_prob, self.counts, self.positions.device
+        given = self.keep_prob, self.counts, self.positions.device, self.values.dtype
         if self._probs is None or self._probs[0] != given:
             self._probs = given, per_weight(*given)
         return self._probs[1]

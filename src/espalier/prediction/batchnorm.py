@@ -56,6 +56,8 @@ def estimate(
     calls: Counter[Any] = Counter()
 
     def count(module: Any, _: Any) -> None:  # by a momentum of None torch has the same, but asks the device how many they were
+        if not module.training:  # a trial of the sparse product, which is no batch
+            return
         calls[module] += 1
         module.momentum = 1 / calls[module]
 

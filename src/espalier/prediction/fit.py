@@ -141,9 +141,8 @@ class Fit(Predictor):
                 own = {leaf.dtype for leaf in nested.leaves(rows[torch.arange(1)])}
                 if own == {self.model.initial.dtype} or not re.search("dtype|type \\(", str(error)):
                     raise
-                got = " and ".join(map(str, sorted(own, key=str)))
-                wanted = f"expected rows of {self.model.initial.dtype}, got {got}: data.inputs(x) makes them so"
-                raise ValueError(wanted) from error
+                got = " and ".join(map(str, sorted(own, key=str))) + ": data.inputs(x) makes them so"
+                raise ValueError(f"expected rows of {self.model.initial.dtype}, got {got}") from error
             yield from repeat(outcome, count if one else 1)
 
     def is_one(self, how: How) -> bool:
@@ -163,6 +162,16 @@ class Fit(Predictor):
                 known[way] = own
         return found
 
+    @property
+    def probs(self) -> float | Tensor:
+        """P(Z = 1): one number, or that of each active weight, `(k,)`, where layers differ."""
+        return per_weight(self.keep_prob, self.topology.counts, self.topology.positions.device, self.pairs.values.dtype)
+
+    @property
+    def scale(self) -> float | Tensor:
+        """What an active weight is times its value: 1 / P(Z = 1) with `rescale`."""
+        return 1 / self.probs if self.rescale else 1.0
+
     def weights(self, how: How, *, num_samples: int = 16, seed: int = 0) -> Iterator[tuple[Tensor, State]]:
         """The flat dense weight vectors `(num_weights,)` that a way to predict evaluates, each with its other state; of `moments`
         there is none."""
@@ -171,22 +180,18 @@ class Fit(Predictor):
 
     def values(self, how: How, *, num_samples: int = 16, seed: int = 0) -> Iterator[tuple[Tensor, State]]:
         """Of these vectors the active weights `(k,)`, each with its other state."""
-        probs = per_weight(self.keep_prob, self.topology.counts, self.topology.positions.device)
-        factor = 1 / probs if self.rescale else 1.0
         last, state = self.pairs.values[-1], self.pairs.state(-1)
         if how == "ticket":
-            averaged = (self.pairs.values * self.pairs.keep).mean(0) * factor
-            yield averaged, {**self.pairs.mean_state(), **self.statistics[how]}
+            yield (self.pairs.values * self.pairs.keep).mean(0) * self.scale, {**self.pairs.mean_state(), **self.statistics[how]}
         elif how == "mean":
-            yield last * (probs * factor), {**state, **self.statistics[how]}
+            yield last * (self.probs * self.scale), {**state, **self.statistics[how]}
         elif how == "unmasked":
             yield last, {**state, **self.statistics[how]}
         elif how == "distilled" and self.student is not None:
-            values, own = self.student
-            yield values, own
+            yield self.student
         elif how == "pairs":
             for index in range(len(self.pairs.values)):
-                yield self.pairs.pair(index).draw(index) * factor, self.pairs.state(index)
+                yield self.pairs.pair(index).draw(index) * self.scale, self.pairs.state(index)
         elif how == "redraw":
             for values in self.redrawn(num_samples, seed):
                 yield values, self._with_statistics(values, state)
@@ -194,19 +199,14 @@ class Fit(Predictor):
             raise ValueError(f"expected a way to predict by networks, got {how}: take redraw")
 
     def redrawn(self, num_samples: int, seed: int = 0) -> Iterator[Tensor]:
-        """The active weights `(k,)` of the draws of `redraw`."""
-        generator, positions = torch.Generator().manual_seed(seed), self.topology.positions
-        factor = 1 / per_weight(self.keep_prob, self.topology.counts, positions.device) if self.rescale else 1.0
-        positions = positions.cpu() if self.pairs.scales is None else positions  # the same masks wherever the fit is
+        """The active weights `(k,)` of the draws of `redraw`: the last u under a fresh Z, or a fresh draw of N(u, sigma^2)."""
+        generator, last, scales = torch.Generator().manual_seed(seed), self.pairs.values[-1], self.pairs.scales
+        masks = self.topology.positions.cpu(), self.model.shapes, self.mask, self.keep_prob  # the same wherever the fit is
         for _ in range(num_samples):
-            yield self._redrawn(positions, generator) * factor
-
-    def _redrawn(self, positions: Tensor, generator: torch.Generator) -> Tensor:
-        """The last u under a fresh Z of the weights at `positions`, or a fresh draw of N(u, sigma^2)."""
-        last = self.pairs.values[-1]
-        if self.pairs.scales is not None:
-            return gaussian(last, self.pairs.scales[-1], generator)
-        return last * sent(draw_mask(positions, self.model.shapes, self.mask, self.keep_prob, generator), last.device)
+            if scales is None:
+                yield last * sent(draw_mask(*masks, generator), last.device) * self.scale
+            else:
+                yield gaussian(last, scales[-1], generator) * self.scale
 
     def ticket(self, how: How = "ticket", *, sparse: Sparse = False) -> nn.Module:
         """The averaged (or the `distilled`) sparse network as a plain dense `nn.Module` with zeros, in evaluation mode; `sparse`:

@@ -42,7 +42,8 @@ def from_pyro(
     with, observations included: then `observed_data` is taken from its observed sites, and `log_likelihood` (nats, one number for
     each independent observation, without plate or `scale` factors) computed at every posterior draw, where they are not given.
 
-    Raises ValueError where nothing is given, or samples do not divide into `num_chains` chains of one length.
+    Raises ValueError where nothing is given, samples do not divide into `num_chains` chains of one length, or the model has
+    latent sites that the posterior has not, a plate that draws its rows, or masked observations.
     """
     from arviz_base import from_dict
 
@@ -97,13 +98,35 @@ def _of_model(
             with torch.no_grad():
                 trace = pyro.poutine.trace(pyro.poutine.condition(model, at)).get_trace(*args, **kwargs)
                 trace.compute_log_prob()
-            for name, site in trace.nodes.items():
-                if site["type"] == "sample" and site["is_observed"] and name not in at and not _is_factor(site):
+            sampled = {name: site for name, site in trace.nodes.items() if site["type"] == "sample" and name not in at}
+            _check_known(sampled)
+            for name, site in sampled.items():
+                if site["is_observed"] and not _is_factor(site):
                     seen[name] = site["value"]
                     logs.setdefault(name, []).append(site["unscaled_log_prob"])
     return seen, {name: torch.stack(own).reshape(chains, draws, *own[0].shape) for name, own in logs.items()}
 
 
+def _check_known(sites: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raises ValueError where a log-likelihood at a posterior draw is not that of the posterior: of sites that it does not say,
+    of rows that were drawn, of observations that are masked."""
+    for name, site in sites.items():
+        plate = site["fn"] if type(site["fn"]).__name__ == "_Subsample" else None
+        if plate is not None and plate.subsample_size not in (None, plate.size):
+            raise ValueError(
+                f"expected all {plate.size} rows of plate {name!r}, got {plate.subsample_size} drawn ones: call the model with "
+                "all, or give log_likelihood"
+            )
+        if not site["is_observed"] and plate is None:
+            raise ValueError(
+                f"expected samples of every latent site, but the posterior has none of {name!r} (NUTS sums discrete ones out): "
+                "draw them, as infer_discrete does, or leave model out and give log_likelihood and observed_data"
+            )
+        if site["is_observed"] and not (site["mask"] is None or site["mask"] is True):
+            raise ValueError(f"expected observations without a mask, got {name!r} under poutine.mask: give log_likelihood")
+
+
 def _is_factor(site: Mapping[str, Any]) -> bool:
-    """A `pyro.factor`, or a plate: nothing was observed there."""
-    return isinstance(site["fn"], pyro.distributions.Unit) or type(site["fn"]).__name__ == "_Subsample"
+    """A `pyro.factor`, a `pyro.deterministic` or a plate: nothing was observed there."""
+    named = bool(site["infer"].get("_deterministic"))
+    return named or isinstance(site["fn"], pyro.distributions.Unit) or type(site["fn"]).__name__ == "_Subsample"

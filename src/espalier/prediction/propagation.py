@@ -28,7 +28,6 @@ from torch.overrides import TorchFunctionMode
 from espalier import nested
 from espalier.compiled import uncompiled
 from espalier.contracts import Data
-from espalier.distributions.masked import per_weight
 from espalier.likelihoods import plain
 from espalier.network import BayesianNetwork, evaluating
 from espalier.prediction import batchnorm
@@ -91,8 +90,7 @@ def of_weights(fit: Fit) -> tuple[Moments, State]:
     """Of the flat weight vector `(num_weights,)` under all draws of `redraw`, with the other state that the mean network has."""
     positions, counts, _ = fit.topology
     last, total = fit.pairs.values[-1], fit.topology.num_weights
-    probs = per_weight(fit.keep_prob, counts, positions.device)
-    factor = 1 / probs if fit.rescale else 1.0
+    probs, factor = fit.probs, fit.scale
     state = {**fit.pairs.state(-1), **fit.statistics["mean"]}
     if fit.pairs.scales is not None:
         values, spread = last * factor, (fit.pairs.scales[-1] * factor).square()

@@ -49,7 +49,7 @@ from espalier.training.finite import Finite
 from espalier.training.loop import Info
 from espalier.training.options import MOST_EPOCHS, Training
 from espalier.training.stopping import ending
-from espalier.training.streams import Streams, find_device
+from espalier.training.streams import Streams, find_device, one_at_a_time
 from espalier.training.teachers import Teachers, copied, cross_entropy
 from espalier.training.train import check_asked, validation_scores
 from espalier.training.watch import Watch, Watches, as_one
@@ -103,6 +103,7 @@ def distill(
     return teach(teachers, data, lessons, training=training, seed=seed, inputs=inputs, watch=watch)
 
 
+@one_at_a_time
 def teach(
     teachers: Teachers,
     data: Data,

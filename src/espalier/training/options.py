@@ -23,7 +23,7 @@ from espalier.prediction.mixture import check_support
 from espalier.prediction.predict import to_device
 from espalier.training import rates
 from espalier.training.stopping import check_patience
-from espalier.training.streams import find_device
+from espalier.training.streams import find_device, one_at_a_time
 
 DEFAULT_WEIGHT_DECAY = 1e-4
 MOST_EPOCHS = 10**6
@@ -171,6 +171,7 @@ def _told(tensor: Any) -> str:
     return f"{tensor.dtype} {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
 
 
+@one_at_a_time
 def prepare(
     model: BayesianNetwork, data: Data, training: Training, *, keep_prob: float = 1.0, rescale: bool = False
 ) -> BayesianNetwork:

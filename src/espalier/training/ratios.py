@@ -23,6 +23,7 @@ import torch
 from scipy.optimize import brentq
 from torch import Tensor
 
+from espalier import nested
 from espalier.contracts import Data
 from espalier.data.streamed import in_turn, some
 from espalier.likelihoods import matched
@@ -93,7 +94,7 @@ class Scorer:
     @property
     def forward_examples(self) -> int:
         """Forward passes of one example so far."""
-        return len(self.known) * (self.rows + min(STATISTICS[0] * STATISTICS[1], sum(map(len, self.inputs))))
+        return len(self.known) * (self.rows + min(STATISTICS[0] * STATISTICS[1], sum(map(nested.num_rows, self.inputs))))
 
     @torch.no_grad()
     def __call__(self, counts: Counts) -> Score:

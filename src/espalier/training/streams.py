@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from espalier.training import distributed
+
+Given = ParamSpec("Given")
+Found = TypeVar("Found")
+ONE_AT_A_TIME = threading.RLock()
+"""Training uses torch's global generator and Pyro's global stack and store: of a process's threads, one waits for the other."""
+
+
+def one_at_a_time(work: Callable[Given, Found]) -> Callable[Given, Found]:
+    """The same work, which no two threads do at once."""
+
+    @functools.wraps(work)
+    def alone(*args: Given.args, **kwargs: Given.kwargs) -> Found:
+        with ONE_AT_A_TIME:
+            return work(*args, **kwargs)
+
+    return alone
 
 
 def find_device(name: str) -> torch.device:

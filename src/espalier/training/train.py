@@ -33,10 +33,11 @@ from espalier.training.batches import batches
 from espalier.training.loop import Info, Loop
 from espalier.training.options import Training
 from espalier.training.stopping import EarlyStopping, check_patience, ending
-from espalier.training.streams import Streams
+from espalier.training.streams import Streams, one_at_a_time
 from espalier.training.watch import Watches, as_one
 
 
+@one_at_a_time
 def train(
     model: BayesianNetwork,
     guide: MaskedGuide,
@@ -237,7 +238,7 @@ def _checkpoint(
     tensors |= {f"stream.{name}": state for name, state in streams.state().items()}
     for index, pair in enumerate(pairs):
         tensors |= {f"pair.{index}.{name}": tensor for name, tensor in pair.tensors().items()}
-    facts |= {"history": history, "pairs": len(pairs), "stopped": stopped, "data": data.hashes, "asked": asked}
+    facts |= {"history": [*history], "pairs": len(pairs), "stopped": stopped, "data": data.hashes, "asked": asked}
     return Bundle(tensors, facts)
 
 
@@ -255,7 +256,7 @@ def _restore(
     for index in range(saved.facts["pairs"]):
         own = {name: tensor.to(streams.device) for name, tensor in under(f"pair.{index}.", saved.tensors).items()}
         pairs.append(Pair.of(own))
-    return saved.facts["history"], pairs, saved.facts.get("stopped", "")
+    return [*saved.facts["history"]], pairs, saved.facts.get("stopped", "")
 
 
 def check_asked(facts: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
