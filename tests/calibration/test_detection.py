@@ -147,7 +147,9 @@ def test_two_perfect_scores_may_differ_and_no_false_positive_may_be_one():
     monotone = detection.detection_differences(mixed, tuple(scores**2 for scores in mixed), num_resamples=50)
     assert monotone["auroc"].interval == (0.0, 0.0)
     found = detection.detection_summary(inside, outside, num_resamples=50)
-    assert found["false_positive_rate_interval"] == pytest.approx([0.0, 1 - 0.025**0.5])
+    assert found["false_positive_rate_interval"] == [0.0, 1.0]  # two inside say nothing of their 95 % point
+    many = detection.detection_summary(np.linspace(0.1, 0.2, 200), outside, num_resamples=50)
+    assert many["false_positive_rate_interval"] == pytest.approx([0.0, 1 - 0.025**0.5])
 
 
 def test_of_perfect_separation_the_precision_is_no_surer_than_the_area() -> None:
@@ -180,3 +182,31 @@ def test_where_samples_can_be_told_by_chance_the_precision_is_covered() -> None:
             perfect, covered = perfect + 1, covered + (low <= truth <= high)
     assert perfect > 20
     assert covered == perfect
+
+
+@pytest.mark.parametrize(("m", "n", "shift"), [(1000, 2, 1.0), (500, 3, 2.0), (8, 200, 2.5), (100, 5, 2.0), (300, 300, 1.0)])
+def test_an_area_of_few_scores_on_a_side_is_covered(m, n, shift):
+    """Normal scores, whose area is known; by a normal quantile these were .71 to .96."""
+    rng, area, missed = np.random.default_rng(m + n), norm.cdf(shift / 2**0.5), 0
+    for _ in range(300):
+        low, high = detection.auroc_interval(rng.normal(size=m), rng.normal(size=n) + shift).interval
+        missed += not low <= area <= high
+    assert_at_most(missed, 300, 0.05)
+
+
+def test_an_area_next_to_one_is_no_surer_than_one():
+    inside = np.arange(1000.0)
+    perfect = detection.auroc_interval(inside, [1001.0, 1002, 1003, 1004, 1005]).interval
+    nearly = detection.auroc_interval(inside, [998.5, 1001, 1002, 1003, 1004]).interval
+    assert nearly[0] <= perfect[0] < 0.5
+    assert detection.auroc_interval(-inside, [-998.5, -1001, -1002, -1003, -1004]).interval[1] >= 1 - perfect[0]
+
+
+def test_a_false_positive_rate_of_few_inside_is_covered():
+    """A 95 % point of twenty scores is their last but one or beyond, where no resample comes: the bootstrap covers .74."""
+    rng, rate, missed = np.random.default_rng(3), norm.cdf(norm.ppf(0.95) - 2), 0
+    for seed in range(100):
+        inside, outside = rng.normal(size=20), rng.normal(size=200) + 2
+        found = detection.detection_summary(inside, outside, num_resamples=50, seed=seed)
+        missed += not found["false_positive_rate_interval"][0] <= rate <= found["false_positive_rate_interval"][1]
+    assert_at_most(missed, 100, 0.05)

@@ -125,3 +125,10 @@ def test_what_does_not_fit_is_refused() -> None:
             calibrator.fit(np.ones((3, 1)), np.zeros(3, dtype=int))
         with pytest.raises(ValueError, match="expected parameters of 3 classes, got 2; fit them on predictions"):
             calibrator.apply(np.full((2, 3), 1 / 3), calibrator.fit(probs, y))
+
+
+def test_a_small_probability_keeps_its_digits_in_either_class() -> None:
+    identity = {"classes": 2, "maps": [{"abc": [1.0, 1.0, 0.0]}]}
+    p = np.array([[1e-20, 1.0], [1.0, 1e-20]])
+    np.testing.assert_allclose(apply_beta(p, identity), p, rtol=1e-9)
+    np.testing.assert_allclose(calibration.nll_scores(apply_beta(p, identity), [0, 1]), -np.log(1e-20), rtol=1e-9)

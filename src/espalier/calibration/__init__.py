@@ -1,6 +1,7 @@
 """Scores of predictive distributions, with intervals that cover. NumPy and SciPy; no torch.
 
 scores.py        accuracy, NLL, Brier, ECE, CRPS and their kin; floors, intervals, reliability
+summaries.py     intervals for means, and what a record keeps
 smooth.py        calibration error without bins, its interval and its curve
 kernel.py        is the whole distribution calibrated? The kernel error with an exact test, Spiegelhalter's z
 groups.py        scores by group, the largest gap, do groups differ?, reliability by class
@@ -82,10 +83,8 @@ from espalier.calibration.scores import accuracy_scores as accuracy_scores
 from espalier.calibration.scores import adaptive_ece as adaptive_ece
 from espalier.calibration.scores import adaptive_ece_interval as adaptive_ece_interval
 from espalier.calibration.scores import bin_gaps as bin_gaps
-from espalier.calibration.scores import bootstrap_interval as bootstrap_interval
 from espalier.calibration.scores import brier as brier
 from espalier.calibration.scores import brier_scores as brier_scores
-from espalier.calibration.scores import classification_summary as classification_summary
 from espalier.calibration.scores import classwise_ece as classwise_ece
 from espalier.calibration.scores import classwise_ece_interval as classwise_ece_interval
 from espalier.calibration.scores import coverage_scores as coverage_scores
@@ -99,11 +98,9 @@ from espalier.calibration.scores import gaussian_nll_scores as gaussian_nll_scor
 from espalier.calibration.scores import interval_coverage as interval_coverage
 from espalier.calibration.scores import nll as nll
 from espalier.calibration.scores import nll_scores as nll_scores
-from espalier.calibration.scores import regression_summary as regression_summary
 from espalier.calibration.scores import reliability as reliability
 from espalier.calibration.scores import rmse as rmse
 from espalier.calibration.scores import squared_errors as squared_errors
-from espalier.calibration.scores import summary_of as summary_of
 from espalier.calibration.selective import RiskCoverage as RiskCoverage
 from espalier.calibration.selective import augrc as augrc
 from espalier.calibration.selective import aurc as aurc
@@ -121,6 +118,11 @@ from espalier.calibration.smooth import smooth_error_interval as smooth_error_in
 from espalier.calibration.smooth import smooth_reliability as smooth_reliability
 from espalier.calibration.spread import apply_variance as apply_variance
 from espalier.calibration.spread import fit_variance as fit_variance
+from espalier.calibration.summaries import bootstrap_interval as bootstrap_interval
+from espalier.calibration.summaries import classification_summary as classification_summary
+from espalier.calibration.summaries import loss_intervals as loss_intervals
+from espalier.calibration.summaries import regression_summary as regression_summary
+from espalier.calibration.summaries import summary_of as summary_of
 from espalier.calibration.temperature import apply_draws_temperature as apply_draws_temperature
 from espalier.calibration.temperature import fit_draws_temperature as fit_draws_temperature
 from espalier.calibration.temperature import fit_dropped_temperature as fit_dropped_temperature

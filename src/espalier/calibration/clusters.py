@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike
 from espalier.calibration import scores
 from espalier.calibration.proportions import of_all_or_none
 from espalier.calibration.scores import LEVEL, MANY_CLASSES, NUM_BINS, NUM_WORLDS, SEED, Floats, Ints, Summary
+from espalier.calibration.summaries import bootstrap_interval
 
 
 def flattened(probs: ArrayLike, labels: ArrayLike) -> tuple[Floats, Ints, int]:
@@ -55,14 +56,16 @@ def floor(confidence: Floats, index: Ints, effect: Floats) -> float:
 
 
 def clustered_summary(probs: ArrayLike, labels: ArrayLike, *, level: float = LEVEL, seed: int = SEED) -> Summary:
-    """`scores.classification_summary` of several labels per example; `num_examples` are examples, `num_labels` labels."""
+    """`summaries.classification_summary` of several labels per example; `num_examples` are examples, `num_labels` labels."""
     p, y, count = flattened(probs, labels)
     named: dict[str, Callable[[ArrayLike, ArrayLike], Floats]] = {
         "accuracy": scores.accuracy_scores, "nll": scores.nll_scores, "brier": scores.brier_scores}  # fmt: skip
     given = scores.array(probs).reshape(p.shape)  # in their own precision
     means = {name: score(given, y).reshape(count, -1).mean(1) for name, score in named.items()}
     out: Summary = {"num_examples": count, "num_labels": len(y), **{name: float(m.mean()) for name, m in means.items()}}
-    out |= {f"{name}_interval": list(scores.bootstrap_interval(mean, level, seed=seed)) for name, mean in means.items()}
+    for name, mean in means.items():
+        low, high = bootstrap_interval(mean, level, seed=seed)
+        out[f"{name}_interval"] = [max(0.0, low), min(1.0, high) if name == "accuracy" else high]
     if (rate := float(means["accuracy"].mean())) in (0.0, 1.0):  # no resample differs; an example that is not so may be all wrong
         out["accuracy_interval"] = list(of_all_or_none(rate, count, level))
     confidence, hit = p.max(1), (p.argmax(1) == y).astype(np.float64)

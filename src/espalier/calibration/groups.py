@@ -27,14 +27,13 @@ from espalier.calibration.scores import (
     Reliability,
     Summary,
     array,
-    bootstrap_interval,
     classification,
-    classification_summary,
     equal_mass,
     reliability,
     require,
     top_label,
 )
+from espalier.calibration.summaries import bootstrap_interval, classification_summary
 
 NUM_PERMUTATIONS = 999
 """Of a test: with the order at hand 1000."""

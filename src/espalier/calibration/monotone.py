@@ -41,9 +41,8 @@ def _applied(apply: Callable[[Floats, dict[str, list[float]]], Floats], probs: A
     fits = parameters["classes"] == classes
     require(fits, f"parameters of {classes} classes", parameters["classes"], "fit them on predictions of the same classes")
     if classes == 2:
-        q = apply(_logs(probs, 1), maps[0])
-        return np.stack([1 - q, q], axis=1)
-    each = np.stack([apply(_logs(probs, c), own) for c, own in enumerate(maps)], axis=1)
+        return apply(_logs(probs, 1), maps[0])
+    each = np.stack([apply(_logs(probs, c), own)[:, 1] for c, own in enumerate(maps)], axis=1)
     total = each.sum(1, keepdims=True)
     return np.where(total > 0, each / np.where(total > 0, total, 1), 1 / classes)
 
@@ -65,7 +64,9 @@ def _stable(logs: Floats) -> Floats:
 
 
 def _isotonic(logs: Floats, own: dict[str, list[float]]) -> Floats:
-    return np.asarray(np.interp(_stable(logs), own["at"], own["value"]))
+    """Of the others and of the class, `(n, 2)`."""
+    q = np.interp(_stable(logs), own["at"], own["value"])
+    return np.stack([1 - q, q], axis=1)
 
 
 def fit_isotonic(probs: ArrayLike, labels: ArrayLike) -> Parameters:
@@ -103,15 +104,17 @@ def beta_map(logs: Floats, hit: Floats) -> dict[str, list[float]]:
 
 
 def _beta(logs: Floats, own: dict[str, list[float]]) -> Floats:
+    """Of the others and of the class, `(n, 2)`, each in its own digits: 1 - q would lose what is near 1."""
     a, b, c = own["abc"]
-    return np.asarray(expit(a * logs[:, 0] - b * logs[:, 1] + c))
+    score = a * logs[:, 0] - b * logs[:, 1] + c
+    return np.stack([expit(-score), expit(score)], axis=1)
 
 
 def calibrated(confidence: Floats, hit: Floats) -> Floats:
     """The rate of hits at each confidence `(n,)` in [0, 1], by the `beta_map` of both."""
     with np.errstate(divide="ignore"):
         logs = np.clip(np.log(np.stack([confidence, 1 - confidence], 1)), -30.0, 0.0)
-    return _beta(logs, beta_map(logs, hit))
+    return _beta(logs, beta_map(logs, hit))[:, 1]
 
 
 def fit_beta(probs: ArrayLike, labels: ArrayLike) -> Parameters:

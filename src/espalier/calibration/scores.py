@@ -14,7 +14,6 @@ from typing import Any, NamedTuple, ParamSpec
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import logsumexp, ndtr
-from scipy.stats import binomtest
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -335,66 +334,3 @@ def rmse(mean: ArrayLike, scale: ArrayLike, target: ArrayLike) -> float:
 
 
 gaussian_nll, crps, interval_coverage = _mean(gaussian_nll_scores), _mean(crps_scores), _mean(coverage_scores)
-
-
-# --- Intervals for means, and the two summaries -------------------------------------------------------------------
-def bootstrap_interval(
-    scores: ArrayLike, level: float = LEVEL, num_resamples: int = NUM_RESAMPLES, seed: int = SEED
-) -> Interval:
-    """Percentile bootstrap (Efron 1979) for the mean of `scores` `(n,)`. A binned error is no mean: `ece_interval`."""
-    x = np.asarray(scores, dtype=np.float64)
-    fits = x.ndim == 1 and x.size > 0 and bool(np.isfinite(x).all())
-    require(fits, "finite scores of shape (n,)", f"shape {x.shape}, or nan", "pass one number per example")
-    rng, means, step = np.random.default_rng(seed), np.empty(num_resamples), max(1, _BLOCK // len(x))
-    for start in range(0, num_resamples, step):
-        block = means[start : start + step]
-        block[:] = x[rng.integers(len(x), size=(len(block), len(x)), dtype=np.int32)].mean(1)
-    low, high = np.quantile(means, [tail_of(level), 1 - tail_of(level)])
-    return float(low), float(high)
-
-
-def _wilson(hits: Floats, level: float) -> Interval:
-    """The score interval of Wilson 1927, which stays open at 0 and 1, where a bootstrap has width 0."""
-    found = binomtest(int(hits.sum()), hits.size).proportion_ci(1 - 2 * tail_of(level), method="wilson")
-    return float(found.low), float(found.high)
-
-
-def classification_summary(probs: ArrayLike, labels: ArrayLike, *, level: float = LEVEL, seed: int = SEED) -> Summary:
-    """What a record keeps of a classifier, ready for JSON: each number and its neighbour `NAME_interval` [lo, hi] by
-    Wilson (accuracy), bootstrap (NLL, Brier) or `ece_interval` and its like. Beyond `MANY_CLASSES` classes
-    `classwise_ece` goes without: its interval would take seconds and say little."""
-    p, y = classification(probs, labels)
-    scores = {"accuracy": accuracy_scores(p, y), "nll": nll_scores(probs, y), "brier": brier_scores(p, y)}
-    values = {name: float(score.mean()) for name, score in scores.items()}
-    values |= {"adaptive_ece": adaptive_ece(p, y), "classwise_ece": classwise_ece(p, y)}
-    values |= {f"ece_{bins}": ece(p, y, bins) for bins in (10, 15)}
-    values |= {f"ece_{bins}_floor": ece_floor(p, bins, seed=seed) for bins in (10, 15)}
-    intervals = {name: bootstrap_interval(scores[name], level, seed=seed) for name in ("nll", "brier")}
-    intervals |= {f"ece_{bins}": ece_interval(p, y, bins, level, seed) for bins in (10, 15)}
-    intervals["accuracy"] = _wilson(scores["accuracy"], level)
-    intervals["adaptive_ece"] = adaptive_ece_interval(p, y, NUM_BINS, level, seed)
-    if p.shape[1] <= MANY_CLASSES:
-        intervals["classwise_ece"] = classwise_ece_interval(p, y, NUM_BINS, level, seed)
-    out: Summary = {"num_examples": len(y), **values}
-    return out | {f"{name}_interval": list(ends) for name, ends in intervals.items()}
-
-
-def regression_summary(
-    mean: ArrayLike, scale: ArrayLike, target: ArrayLike, *, level: float = LEVEL, seed: int = SEED
-) -> Summary:
-    """The same of a regression, in units of the target: rmse, nll, crps and `coverage_95`, named by `level`."""
-    m, s, t = _regression(mean, scale, target)
-    scores = {"rmse": squared_errors(m, s, t), "nll": gaussian_nll_scores(m, s, t), "crps": crps_scores(m, s, t)}
-    return summary_of(scores, coverage_scores(m, s, t, level), level=level, seed=seed)
-
-
-def summary_of(scores: dict[str, Floats], covered: Floats, *, level: float = LEVEL, seed: int = SEED) -> Summary:
-    """The summary of a regression from its scores `(n,)`: `rmse` (squared errors), others; `covered`, 0 or 1 or a share."""
-    coverage = f"coverage_{100 * level:g}"
-    values = {name: float(score.mean()) for name, score in scores.items()} | {coverage: float(covered.mean())}
-    intervals = {name: bootstrap_interval(score, level, seed=seed) for name, score in scores.items()}
-    shares = not np.isin(covered, (0, 1)).all()
-    intervals[coverage] = bootstrap_interval(covered, level, seed=seed) if shares else _wilson(covered, level)
-    intervals["rmse"] = (intervals["rmse"][0] ** 0.5, intervals["rmse"][1] ** 0.5)
-    out: Summary = {"num_examples": len(covered), **values, "rmse": values["rmse"] ** 0.5}
-    return out | {f"{name}_interval": list(ends) for name, ends in intervals.items()}

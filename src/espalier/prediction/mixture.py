@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from espalier.calibration.scores import LEVEL, SEED, Floats, Summary, summary_of
+from espalier.calibration.scores import LEVEL, SEED, Floats, Summary
+from espalier.calibration.summaries import summary_of
 from espalier.likelihoods import matched
 from espalier.prediction.predict import moment
 
