@@ -18,6 +18,9 @@ from espalier.certificates.runs import load_pruned
 from espalier.certificates.unseen import check_unseen
 from espalier.certificates.verification import verify
 from espalier.cli.main import main
+from espalier.deployment import export_run
+from espalier.reports.look import look_at
+from espalier.reports.report import report
 
 
 def test_a_run_is_pruned_as_far_as_its_calibration_split_certifies(
@@ -67,6 +70,17 @@ def test_a_second_question_to_the_same_split_is_refused_or_declared(
     assert "at least 0.7 = 1 - the sum of their deltas" in " ".join((run / "certificate-2.md").read_text().split())
     assert json.loads((run / "certificate.json").read_text()) == first
     assert main(["verify", str(run / "certificate-2.json")]) == 0
+    (run / "pruned.safetensors").rename(run / "away")
+    with pytest.raises(FileNotFoundError, match=r"pruned.safetensors, but there are pruned-2.safetensors: say name="):
+        load_pruned(run)
+    (run / "away").rename(run / "pruned.safetensors")
+    assert load_pruned(run, "pruned-2.safetensors").topology.num_active == second["chosen"]["num_active"]
+    joint = "Look 2 at this calibration split. All certificates from it hold together with probability at least 0.7"
+    shown = capsys.readouterr().out
+    assert joint in shown
+    card = (export_run(run, run / "exported") / "README.md").read_text()
+    assert joint in " ".join(card.split())
+    assert joint in report([look_at(run, num_samples=2)])
     assert main(["certify", str(run), *WORDS, "--split", "test"]) == 0  # other examples: a first look
 
 
@@ -83,6 +97,7 @@ def test_nothing_certified_is_written_down_with_what_would_help(run: Path, capsy
     with pytest.raises(FileNotFoundError, match="nothing was certified there"):
         load_pruned(run)
     assert main(["verify", str(run / "certificate.json")]) == 0
+    assert "The record holds: it says that nothing was certified." in capsys.readouterr().out
 
 
 def test_a_ready_family_of_runs(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -212,6 +212,24 @@ def notes(facts: dict[str, Any]) -> list[str]:
     return said
 
 
+def shared(facts: dict[str, Any]) -> list[str]:
+    """What several looks at one calibration split have cost them together, in words; nothing for the only one."""
+    looks = facts["looks"]
+    if len(looks) < 2:
+        return []
+    total = sum(look["spent"] for look in looks)
+    return [
+        f"**Look {len(looks)} at this calibration split.** All certificates from it hold together with probability at least "
+        f"{max(0.0, 1 - total):g} = 1 - the sum of their deltas; picking one of them after the fact has that confidence, not its "
+        "own."
+    ]
+
+
+def caveats(facts: dict[str, Any]) -> list[str]:
+    """What is to be read beside the `sentence`, wherever it stands."""
+    return [line.replace("**", "") for line in (*shared(facts), *notes(facts))]
+
+
 def sentence(facts: dict[str, Any]) -> str:
     """What is certified, in one or two sentences."""
     promised = " and ".join(f"{entry['says']} is at most {entry['alpha']:g}" for entry in facts["risks"])
@@ -274,7 +292,6 @@ def page(facts: dict[str, Any]) -> str:
             if place in pairs
         ]
     lines = [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)]
-    looks = facts["looks"]
     parts = [
         "# Certificate", "", sentence(facts), "", *(f"- {line}" for line in help_sentences(facts)), "",
         f"Predictor: `{facts['predictor']['how']}` ({facts['predictor']['draws']} draws), pruned by {facts['pruning']['by']}, "
@@ -283,10 +300,6 @@ def page(facts: dict[str, Any]) -> str:
         "## Assumptions", "", *(f"- {line}" for line in facts["assumptions"]), "",
         *(f"**Note:** {line}\n" for line in notes(facts)),
     ]  # fmt: skip
-    if len(looks) > 1:
-        total = sum(look["spent"] for look in looks)
-        parts += [f"**Look {len(looks)} at this calibration split.** All certificates from it hold together with probability "
-                  f"at least {max(0.0, 1 - total):g} = 1 - the sum of their deltas; picking one of them after the fact has "
-                  "that confidence, not its own.", ""]  # fmt: skip
+    parts += [line for said in shared(facts) for line in (said, "")]
     hashes = [f"- {name}: `{value}`" for name, value in sorted(facts["hashes"].items())]
     return "\n".join([*parts, "## Evidence", "", *lines, "", "## Hashes (SHA-256)", "", *hashes, ""])

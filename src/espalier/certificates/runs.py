@@ -279,13 +279,16 @@ def code_digest() -> str:
     return store.sha256(b"".join(file.read_bytes() for file in sorted(files)))
 
 
-def load_pruned(folder: str | Path, name: str = "pruned.safetensors") -> Frozen:
-    """The certified predictor in a run folder. A certificate with a threshold speaks of the answers at that confidence or
-    more. Raises ValueError for a file that was altered."""
+def load_pruned(folder: str | Path, name: str = WRITTEN[-1]) -> Frozen:
+    """The certified predictor in a run folder: of several looks that of the first, or the one called `name`
+    (`pruned-2.safetensors`). A certificate with a threshold speaks of the answers at that confidence or more. Raises
+    FileNotFoundError where it is not there, and ValueError for a file that was altered."""
     folder = Path(folder)
     path = folder / name
     if not path.is_file():
-        raise FileNotFoundError(f"expected {path}, but nothing was certified there: `espalier certify {folder}`")
+        others = sorted(other.name for other in folder.glob("pruned*.safetensors"))
+        why = f"{', '.join(others)}: say name=" if others else f"nothing was certified there: `espalier certify {folder}`"
+        raise FileNotFoundError(f"expected {path}, but {'there are ' if others else ''}{why}")
     facts = store.check_signed(path.with_name(f"{path.stem.replace('pruned', 'certificate')}.json"))
     if store.sha256(path.read_bytes()) != facts["hashes"]["pruned"]:
         raise ValueError(f"expected {path} as it was certified, but its SHA-256 differs: it was altered")

@@ -54,6 +54,7 @@ def certify(words: list[str]) -> int:
     folders, named = given["run"], given["risk"] or ["error"]
     tests = given["test"] or [""] * len(named)
 
+    from espalier import store
     from espalier.certificates import certificate
     from espalier.certificates.certify import Settings
     from espalier.certificates.runs import certify_run
@@ -80,7 +81,7 @@ def certify(words: list[str]) -> int:
         print(path.read_text(encoding="utf-8"), end="")
         return 0
     print(certificate.sentence(result.facts))
-    for line in certificate.help_sentences(result.facts):
+    for line in (*certificate.caveats(store.read_json(path)), *certificate.help_sentences(result.facts)):
         print(f"  {line}")
     print(f"\n{path} ({path.with_suffix('.md').name} is the page to read, the .png its picture)")
     return 0
@@ -96,6 +97,7 @@ def verify(words: list[str]) -> int:
                         help="also repeat the training, without the split, and compare bit for bit")  # fmt: skip
     arguments = parser.parse_args(words)
 
+    from espalier import store
     from espalier.certificates.verification import limits
     from espalier.certificates.verification import verify as recompute
 
@@ -106,7 +108,10 @@ def verify(words: list[str]) -> int:
     for check in checks:
         print(f"{'ok  ' if check.holds else 'FAIL'}  {check.what}: {check.says}")
     holds = all(check.holds for check in checks)
-    print("\nThe certificate holds." if holds else "\nThe certificate does not hold.")
+    path = arguments.certificate / "certificate.json" if arguments.certificate.is_dir() else arguments.certificate
+    certified = store.read_json(path).get("lambda") is not None
+    held = "The certificate holds." if certified else "The record holds: it says that nothing was certified."
+    print(f"\n{held}" if holds else "\nThe certificate does not hold.")
     if holds:
         print("This does not show:", *(f"  - {line}" for line in limits(arguments.retrain, arguments.key is not None)), sep="\n")
     return 0 if holds else 1

@@ -217,7 +217,7 @@ def _promises(certificates: Any) -> list[str]:
         return ["Nothing: there is no certificate for it."]
     said = []
     for facts in certificates:
-        sentence = certificate.sentence(dict(facts))
+        sentence = " ".join([certificate.sentence(dict(facts)), *certificate.caveats(dict(facts))])
         if facts["own"]:
             said.append(f"{sentence} This is the network that was certified. It rests on:")
             said.append("\n".join(f"- {line}" for line in facts["assumptions"]))

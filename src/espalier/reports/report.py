@@ -201,7 +201,7 @@ def certificates(looks: Sequence[Look]) -> list[Section]:
     for look in looks:
         for path, facts in certificates_in(*look.folders).items():
             blocks += [
-                Text(f"{look.name}: {certificate.sentence(facts)}"),
+                Text(" ".join([f"{look.name}: {certificate.sentence(facts)}", *certificate.caveats(facts)])),
                 Text(f"{path}; `espalier verify {path}` recomputes it.", "source"),
             ]
     return [Section("Certificate", blocks, "certificate")] if blocks else []
