@@ -282,3 +282,5 @@ class Schedule(NamedTuple):
     reached: int = 0
     """From this step on there are as many active weights as were asked for: later than 0 where it prunes. A training may end
     no sooner."""
+    asked: Mapping[str, Any] = {}
+    """How it moves, JSON-able: another one may not go on from a checkpoint."""

@@ -39,6 +39,7 @@ def test_what_is_reported_is_the_history_and_a_bad_trial_is_pruned() -> None:
         fits.append(trained(Pruner(trial), rate=0.1 if trial.number == 0 else 1e-5))
         return float(fits[-1].history[-1]["validation_nll"])
 
+    mlp()  # which seeds torch
     before = torch.get_rng_state()
     tried.optimize(objective, n_trials=2)
     first, second = tried.trials

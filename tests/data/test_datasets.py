@@ -238,6 +238,11 @@ WRONG: dict[str, tuple[Any, dict[str, Any], str]] = {
     "one class": (TensorDataset(X, Y * 0), {}, "expected two or more classes in the train dataset, got only 0"),
     "an unreadable file": (Listed([(X[0], 1), OSError("a.png is broken")] * 9), {}, "the train dataset: a.png is broken"),
     "a test set unlike it": (TensorDataset(X, Y), {"test": TensorDataset(X[:, :2], Y)}, "datasets: expected test rows like"),
+    "an image": (Listed([(Image.new("L", (4, 4)), k % 2) for k in range(20)]), {}, "tensors or arrays, got Image in row 0"),
+    "one of another shape": (Listed([(torch.zeros(6 if k < 9 else 5), k % 2) for k in range(20)]), {},
+                             "the train dataset: expected examples of one shape, torch.float32 (6,) as the first is, got"),
+    "none at all": (Listed([]), {}, "expected examples, but the train dataset is empty"),
+    "complex numbers": (Listed([(X[0] * 1j, 0)] * 9), {}, "expected real inputs, got torch.complex64"),
     "fewer workers than none": (TensorDataset(X, Y), {"workers": -1}, "expected workers of 0 or more, got -1"),
 }  # fmt: skip
 

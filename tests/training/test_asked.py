@@ -28,6 +28,8 @@ def run(inference: str, watch: Any = None, start: int = 0, **options: Any) -> Fi
 @pytest.mark.parametrize(("inference", "options", "name", "other"), [
     ("mean_field", {"kl_warmup": 0.5}, "kl_warmup", 0.0),
     ("agent", {"drop_rate": 0.2, "gamma": 0.1}, "gamma", 1.0),
+    ("rigl", {"drop_fraction": 0.3, "delta_t": 5}, "drop_fraction", 0.9),
+    ("fsvi", {"context_points": 8, "context": "train"}, "context", torch.randn(9, 1, 8, 8)),
     ("fsvi", {"context_points": 8}, "context_points", 16),
     ("fsvi", {"context_points": 8, "kl_scale": 1.0}, "kl_scale", 0.001),
     ("espn", {"mask_epochs": 2, "form": "rewind", "rewind_epochs": 2, "l1": 0.01}, "l1", 0.1),
@@ -39,6 +41,54 @@ def test_an_option_of_a_method_is_asked_for(inference: str, options: dict[str, A
     run(inference, watch, **options)
     with pytest.raises(ValueError, match=f"expected the training that the checkpoint is of, with {name} .*: begin anew"):
         run(inference, Recorder(watch.checkpoints[-1]), **{**options, name: other})
+
+
+def gentle(logits: torch.Tensor, y: torch.Tensor, progress: float) -> torch.Tensor:
+    return nn.functional.cross_entropy(logits / 2, y, reduction="none")
+
+
+def test_the_rule_the_loss_and_the_scaling_are_asked_for() -> None:
+    watch, options = Recorder(), {"delta_t": 5}
+    run("rigl", watch, **options)
+    begun = watch.checkpoints[1]
+    with pytest.raises(ValueError, match="is of, with grow gradient, got at_random: begin anew"):
+        run("set", Recorder(begun), **options)
+    model = BayesianNetwork(nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.ReLU(), nn.Linear(12, 10)))
+    training = Training(epochs=EPOCHS, batch_size=64, device="cpu", learning_rate=0.1, loss=gentle)
+    infer = shelf.load("inference", "rigl")
+    with pytest.raises(ValueError, match="is of, with loss likelihood, got .*gentle: begin anew"):
+        infer(model, digits(), sparsity=0.5, seed=1, training=training, watch=Recorder(begun), **options)
+    training = Training(epochs=EPOCHS, batch_size=64, device="cpu", learning_rate=0.1)
+    scaled = digits()._replace(input_scale=(torch.tensor(1.0), torch.tensor(2.0)))
+    with pytest.raises(ValueError, match="is of, with preparation of the data .*: begin anew"):
+        infer(model, scaled, sparsity=0.5, seed=1, training=training, watch=Recorder(begun), **options)
+
+
+def test_a_checkpoint_in_memory_may_be_gone_on_from_twice() -> None:
+    watch = Recorder()
+    whole = run("rigl", watch, delta_t=5)
+    for _ in range(2):
+        again = run("rigl", Recorder(watch.checkpoints[1]), delta_t=5)
+        assert [row["loss"] for row in again.history] == [row["loss"] for row in whole.history]
+
+
+def test_a_buffer_that_training_moves_and_no_file_keeps_is_refused() -> None:
+    class Centred(nn.Module):
+        def __init__(self, *, moves: bool) -> None:
+            super().__init__()
+            self.layer, self.moves = nn.Linear(64, 10), moves
+            self.register_buffer("middle", torch.zeros(10), persistent=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.layer(x.flatten(1))
+            if self.training and self.moves:
+                self.middle.mul_(0.9).add_(x.detach().mean(0) + 1, alpha=0.1)
+            return x - self.middle
+
+    training = Training(epochs=1, batch_size=64, device="cpu")
+    with pytest.raises(ValueError, match="expected buffers that training moves in the network's state, but middle is not"):
+        shelf.load("inference", "static")(BayesianNetwork(Centred(moves=True)), digits(), training=training)
+    shelf.load("inference", "static")(BayesianNetwork(Centred(moves=False)), digits(), training=training)
 
 
 @pytest.mark.parametrize("frozen", ["signed", "kaiming"])

@@ -89,6 +89,8 @@ def _read(
     if workers is not None and workers < 0:
         raise ValueError(f"expected workers of 0 or more, got {workers}")
     count = len(dataset)
+    if not count:
+        raise ValueError(f"expected examples, but the {what} dataset is empty")
     if targets is not None and len(targets) != count:
         raise ValueError(f"expected a target for each of {count} {what} examples, got {len(targets)}")
     digests, values = None, targets
@@ -101,8 +103,8 @@ def _read(
     return Raw(x, numbers, len(found) or None, classes=found)
 
 
-class _Digests(Dataset[tuple[bytes, Any]]):
-    """SHA-256 of every input, and its label where it is asked for."""
+class _Digests(Dataset[tuple[bytes, Any, str]]):
+    """SHA-256 of every input, its label where it is asked for, and its kind and shape."""
 
     def __init__(self, dataset: Dataset[Any], labelled: bool) -> None:
         self.dataset, self.labelled = dataset, labelled
@@ -110,7 +112,7 @@ class _Digests(Dataset[tuple[bytes, Any]]):
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
 
-    def __getitem__(self, row: int) -> tuple[bytes, Any]:
+    def __getitem__(self, row: int) -> tuple[bytes, Any, str]:
         with seeded(0, row):
             item = self.dataset[row]
         pair = isinstance(item, tuple | list) and len(item) == 2
@@ -123,12 +125,20 @@ class _Digests(Dataset[tuple[bytes, Any]]):
         if isinstance(given, Mapping) or (isinstance(given, tuple | list) and any(getattr(one, "shape", ()) for one in given)):
             got = f"{type(given).__name__} of {len(given)}"
             raise ValueError(f"expected one input an example, got a {got} in row {row}: several go by espalier.data.from_arrays")
-        x, y = torch.as_tensor(given), item[1] if self.labelled else None
+        try:
+            x, y = torch.as_tensor(given), item[1] if self.labelled else None
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"expected inputs that are tensors or arrays, got {type(given).__name__} in row {row}: ToTensor makes images so"
+            ) from error
+        if x.is_complex():
+            raise ValueError(f"expected real inputs, got {x.dtype} in row {row}")
         if x.is_floating_point() and not torch.isfinite(x.float()).all():
             raise ValueError(f"expected finite inputs, got NaN or infinity (in float32) in row {row} (counted from 0)")
-        head = f"{x.dtype} {tuple(x.shape)}\0".encode()
+        kind = f"{x.dtype} {tuple(x.shape)}"
+        head = f"{kind}\0".encode()
         body = x.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-        return hashlib.sha256(head + body).digest(), y.tolist() if isinstance(y, Tensor | np.generic) else y
+        return hashlib.sha256(head + body).digest(), y.tolist() if isinstance(y, Tensor | np.generic) else y, kind
 
 
 def _once(dataset: _Digests, workers: int, what: str, seen: Seen) -> tuple[NDArray[np.uint8], list[Any]]:
@@ -137,11 +147,15 @@ def _once(dataset: _Digests, workers: int, what: str, seen: Seen) -> tuple[NDArr
     loader: DataLoader[Any] = DataLoader(
         Guarded(dataset), batch_size=64, num_workers=workers, collate_fn=list, generator=torch.Generator()
     )
-    digests, found = np.empty((total, 32), np.uint8), list[Any]()
+    digests, found, kind = np.empty((total, 32), np.uint8), list[Any](), ""
     for batch in loader:
         for example in batch:
             if isinstance(example, Exception):
                 raise ValueError(f"the {what} dataset: {example}") from example
+            kind = kind or example[2]
+            if example[2] != kind:
+                got = f"{example[2]} in row {len(found)}"
+                raise ValueError(f"the {what} dataset: expected examples of one shape, {kind} as the first is, got {got}")
             digests[len(found)] = np.frombuffer(example[0], np.uint8)
             found.append(example[1])
         seen(len(found), total)

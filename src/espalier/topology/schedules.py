@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -85,7 +86,13 @@ def drop_and_grow_every(
         droppable = None if accept is None else accept(evidence, candidates(topology, score, share))
         return drop_and_grow(topology, score, grow(evidence), share, droppable)
 
-    return Schedule(last=last, due=lambda step: step % delta_t == 0 and step < last, move=move)
+    asked = {"drop_fraction": drop_fraction, "drop": named(drop), "grow": named(grow), "accept": named(accept)}
+    return Schedule(last=last, due=lambda step: step % delta_t == 0 and step < last, move=move, asked=asked)
+
+
+def named(score: Callable[..., Any] | None) -> str:
+    """What a score, or what accepts, is called."""
+    return "none" if score is None else str(getattr(score, "__qualname__", type(score).__qualname__))
 
 
 def static() -> Schedule:
@@ -124,15 +131,17 @@ def gradual(counts: Sequence[int], delta_t: int, last: int, *, drop: DropScore =
         left = [k + round((size - k) * rest) for k, size in zip(counts, topology.sizes, strict=True)]
         return prune(topology, drop(evidence), left)
 
-    return Schedule(last=last, due=lambda step: step % delta_t == 0 and step <= end, move=move, reached=end)
+    return Schedule(last=last, due=lambda step: step % delta_t == 0 and step <= end, move=move, reached=end,
+                    asked={"drop": named(drop), "grow": "gradual"})  # fmt: skip
 
 
 def one_shot(counts: Sequence[int], at: int, *, drop: DropScore = magnitude) -> Schedule:
     """Magnitude pruning in one move at step `at`, from a dense start; what follows is fine-tuning (Han et al. 2015)."""
     at = max(1, at)
     return Schedule(
-        last=at + 1, due=lambda step: step == at, move=lambda topology, e: prune(topology, drop(e), counts), reached=at
-    )
+        last=at + 1, due=lambda step: step == at, move=lambda topology, e: prune(topology, drop(e), counts), reached=at,
+        asked={"drop": named(drop), "grow": "one-shot"},
+    )  # fmt: skip
 
 
 RULES = ("rigl", "set", "static", "gradual", "one-shot")

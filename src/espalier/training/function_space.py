@@ -30,6 +30,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
+from espalier import store
 from espalier.compiled import uncompiled
 from espalier.contracts import Data, Rows
 from espalier.data import SEVERITIES, Shifted, out_of_distribution
@@ -173,11 +174,12 @@ def check(model: BayesianNetwork, x: Any, linearised: Linearised) -> int:
 
 class Context(NamedTuple):
     """Where context points come from. name: for the record. size: rows. draw: so many inputs `(count, *shape)`, by a generator on
-    the CPU."""
+    the CPU. digest: of rows of one's own."""
 
     name: str
     size: int
     draw: Callable[[int, torch.Generator], Any]
+    digest: str = ""
 
 
 def context_of(source: str | Tensor, data: Data) -> Context:
@@ -187,10 +189,15 @@ def context_of(source: str | Tensor, data: Data) -> Context:
 
     Raises ValueError where there are no such inputs.
     """
+    if not isinstance(source, str | Tensor):
+        raise ValueError(f"expected context as train, corrupted, a data set or a tensor of inputs, got a {type(source).__name__}")
     if isinstance(source, Tensor):
+        like = data.example().dtype
+        if source.dtype != like:
+            raise ValueError(f"expected context points of {like}, as inputs are, got {source.dtype}: convert them, .to({like})")
         if not len(source) or tuple(source.shape[1:]) != tuple(data.shape) or not torch.isfinite(source).all():
             raise ValueError(f"expected finite context points, rows of shape {data.shape}, got a tensor {tuple(source.shape)}")
-        return Context("own", len(source), _from(source))
+        return Context("own", len(source), _from(source), store.tensor_digest(source)[:12])
     if source == "train":
         return Context(source, len(data.train.y), _from(data.train.x))
     if source != "corrupted":
@@ -224,19 +231,20 @@ class FunctionSpaceKL(Follower):
     def __init__(
         self, context: Context, points: int, *, linearised: Linearised = "last-layer", kl_scale: float = 1.0, seed: int = 0
     ) -> None:
-        if not 1 <= points <= MOST_POINTS:
+        if points != int(points) or not 1 <= points <= MOST_POINTS:
             raise ValueError(f"expected 1 to {MOST_POINTS:,} context_points, got {points}: the work grows with their square")
         if not 0 < kl_scale < math.inf:
             raise ValueError(f"expected a kl_scale above 0, got {kl_scale}")
         if linearised not in get_args(Linearised):
             raise ValueError(f"expected linearised of {', '.join(get_args(Linearised))}, got {linearised!r}")
-        self.context, self.points, self.linearised, self.kl_scale = context, points, linearised, kl_scale
+        self.context, self.points, self.linearised, self.kl_scale = context, int(points), linearised, kl_scale
         self.generator = own_stream(seed, STREAM)
         self.seen: list[Tensor] = []
         self.outputs = 0
 
     def asked(self) -> dict[str, Any]:
-        return {"context_points": self.points, "linearised": self.linearised, "kl_scale": self.kl_scale}
+        context = f"{self.context.name} {self.context.digest}".strip()
+        return {"context": context, "context_points": self.points, "linearised": self.linearised, "kl_scale": self.kl_scale}
 
     def begin(self, model: BayesianNetwork, guide: MaskedGuide) -> None:
         if not isinstance(guide, GaussianGuide):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, fields
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import pyro.distributions as dist
@@ -17,7 +18,7 @@ from espalier import compiled, losses, nested
 from espalier.contracts import Data
 from espalier.data.streamed import seeded
 from espalier.distributions.priors import prior_scale_of, weight_decay_of
-from espalier.likelihoods import Categorical, plain
+from espalier.likelihoods import Categorical, matched, plain
 from espalier.network import BayesianNetwork, copied, evaluating
 from espalier.prediction.mixture import check_support
 from espalier.prediction.predict import to_device
@@ -88,16 +89,14 @@ class Training:
             words = words_of(hint)
             if words and not callable(getattr(self, name)) and getattr(self, name) not in words:
                 raise ValueError(f"expected {name} of {', '.join(words)}, got {getattr(self, name)!r}")
+            self._number(name, hint)
         if self.warmup < 0 or self.decay_every < 1:
             raise ValueError(
                 f"expected warmup of at least 0 and decay_every of at least 1, got {self.warmup}, {self.decay_every}"
             )
         for name, most in (("epochs", MOST_EPOCHS), ("batch_size", 10**7), ("bn_batches", 10**5)):
-            value = getattr(self, name)
-            if not isinstance(value, Integral):
-                raise ValueError(f"expected {name} as a whole number, got {value}")
-            if not 1 <= int(value) <= most:
-                raise ValueError(f"expected {name} of at least 1 and at most {most:,}, got {value}")
+            if not 1 <= getattr(self, name) <= most:
+                raise ValueError(f"expected {name} of at least 1 and at most {most:,}, got {getattr(self, name)}")
         if self.patience < 0:
             raise ValueError(f"expected patience of 0 or more epochs, got {self.patience}: 0 trains to the end")
         if not 0 < self.learning_rate < math.inf:
@@ -117,6 +116,16 @@ class Training:
                 f"expected a weight_decay above 0, got {self.weight_decay}: it is the precision of the prior"
             )
 
+    def _number(self, name: str, hint: Any) -> None:
+        """Keep a number as Python's own: NumPy's are none in a record. Raises ValueError for what is no number."""
+        kinds, value = (hint, *get_args(hint)), getattr(self, name)
+        kind = int if int in kinds else float if float in kinds else None
+        if kind is None or value is None:
+            return
+        if isinstance(value, bool) or not isinstance(value, Integral if kind is int else Real):
+            raise ValueError(f"expected {name} as a {'whole ' if kind is int else ''}number, got {value!r}")
+        object.__setattr__(self, name, kind(getattr(self, name)))
+
     def steps_per_epoch(self, data: Data) -> int:
         """Whole batches of the training split; a split smaller than a batch is one batch."""
         return max(1, len(data.train.y) // self.batch_size)
@@ -134,7 +143,7 @@ class Training:
     def said(self) -> dict[str, Any]:
         """What was said of it, JSON-able, but for where it runs and when it is to be ended early: for who resumes."""
         names = [field.name for field in fields(self) if field.name not in ("device", "compile", "patience")]
-        return {name: value for name in names if isinstance(value := getattr(self, name), str | int | float | None)}
+        return {name: _named(value) if callable(value) else value for name in names for value in [getattr(self, name)]}
 
     def learning_rates(self, steps: int) -> rates.Rate:
         """The learning rate of every step, counted from 1. Raises ValueError where all of them are warm-up."""
@@ -147,6 +156,11 @@ class Training:
         if self.rate == "swa":
             return rates.swa(self.learning_rate, steps, self.warmup)
         return rates.constant(self.learning_rate, self.warmup)
+
+
+def _named(own: Callable[..., Any]) -> str:
+    """Of a function of one's own, where it is from."""
+    return f"{own.__module__}.{getattr(own, '__qualname__', type(own).__qualname__)}"
 
 
 def augmented(augment: Callable[[Any], Any], x: Any, seed: int, index: int) -> Any:
@@ -163,7 +177,7 @@ def augmented(augment: Callable[[Any], Any], x: Any, seed: int, index: int) -> A
 
 
 def _kind(tensor: Any) -> Any:
-    return (tensor.shape, tensor.is_floating_point()) if isinstance(tensor, Tensor) else type(tensor)
+    return (tensor.shape, tensor.dtype) if isinstance(tensor, Tensor) else type(tensor)
 
 
 def _told(tensor: Any) -> str:
@@ -200,6 +214,7 @@ def prepare(
         )
     if extra := [name for name, value in model.net.state_dict().items() if not isinstance(value, Tensor)]:
         raise ValueError(f"expected a network whose state is tensors, but {extra[0]} is none: take get_extra_state out of it")
+    _check_buffers(model, data)
     for name, module in model.net.named_modules():
         if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse:
             raise ValueError(f"expected a network of dense gradients, but {name} gives sparse ones: build it with sparse=False")
@@ -238,6 +253,21 @@ def prepare(
 
 
 @torch.no_grad()
+def _check_buffers(model: BayesianNetwork, data: Data) -> None:
+    """Raises ValueError for a buffer that training moves and no file keeps: a fit that is loaded would predict otherwise."""
+    kept = model.net.state_dict().keys()
+    if not (before := {name: buffer.clone() for name, buffer in model.net.named_buffers() if name not in kept}):
+        return
+    twin = copied(model)
+    twin.net.train()
+    with torch.random.fork_rng(devices=[]), suppress(Exception):  # what it fails on is said where it is looked at
+        twin.evaluate(twin.initial, to_device(data.train.x[torch.arange(min(2, len(data.train.y)))], twin.initial.device))
+    for name, buffer in twin.net.named_buffers():
+        if name in before and buffer.shape == before[name].shape and not torch.equal(buffer, before[name]):
+            raise ValueError(f"expected buffers that training moves in the network's state, but {name} is not: persistent=True")
+
+
+@torch.no_grad()
 def _check_fit(model: BayesianNetwork, data: Data, soft: bool = False) -> None:
     """Do network, likelihood and data fit together? One forward pass of two examples tells, before any work."""
     labels, y = data.num_classes, data.train.y
@@ -246,16 +276,17 @@ def _check_fit(model: BayesianNetwork, data: Data, soft: bool = False) -> None:
     rows = torch.arange(min(2, len(y)))
     x, y = to_device(data.train.x[rows], model.initial.device), y[rows]
     before = [leaf._version for leaf in nested.leaves(x)]
+    output: Any = None
     try:
         with evaluating(model):
-            outcome = plain(model.outcome(model.initial, x))
+            output = model.evaluate(model.initial, x)
+            outcome = plain(model.says(output))
     except (RuntimeError, ValueError, TypeError, AttributeError, LookupError) as error:
         reason = str(error).split("\n")[0]
         if "view size is not compatible" in reason and any(leaf.dim() == 4 for leaf in nested.leaves(x)):
             reason += " (inputs of four dimensions lie channels last in memory: reshape in place of view)"
-        raise ValueError(
-            f"expected a network that takes inputs of shape {data.shape}, but it fails on them: {reason}"
-        ) from error
+        what = f"network that takes inputs of shape {data.shape}" if output is None else "likelihood that takes its outputs"
+        raise ValueError(f"expected a {what}, but it fails on them: {reason}") from error
     if before != [leaf._version for leaf in nested.leaves(x)]:
         raise ValueError(
             "expected a network that leaves its inputs as they are, but it writes into them, and so into the data: give its "
@@ -268,11 +299,12 @@ def _check_fit(model: BayesianNetwork, data: Data, soft: bool = False) -> None:
     if labels is None and isinstance(outcome, dist.Categorical | dist.Bernoulli):
         raise ValueError(
             f"expected a likelihood for the real-valued targets of {data.name}, got {said}: choose likelihood normal, or "
-            "the model linear or deep_gp"
+            "the model linear or deep_gp; where the targets are labels, give them as whole numbers, or say classes"
         )
     if labels is not None and not isinstance(outcome, dist.Categorical | dist.Bernoulli):
         raise ValueError(
-            f"expected a likelihood for the {labels} classes of {data.name}, got {said}: choose categorical"
+            f"expected a likelihood for the {labels} classes of {data.name}, got {said}: choose categorical; where whole numbers "
+            "are targets, counts say, give floats, and standardise inputs alone"
         )
     if labels not in (None, 2) and isinstance(outcome, dist.Bernoulli):
         raise ValueError(
@@ -285,9 +317,26 @@ def _check_fit(model: BayesianNetwork, data: Data, soft: bool = False) -> None:
     if labels is None:
         for part in (data.train, data.validation, data.calibration, data.test):
             check_support(outcome, part.y.view(len(part.y), *outcome.shape()[1:]), data.in_units(part.y))
+        _check_double(model, output, y)
     if soft and not (isinstance(outcome, dist.Categorical) and outcome.probs.shape[-1] == labels):
         raise ValueError(
             f"expected a categorical likelihood with one output for each of {labels} classes, to smooth or mix their labels"
         )
     if isinstance(outcome, dist.Categorical) and outcome.probs.shape[-1] < (labels or 0):
         raise ValueError(f"expected a network with {labels} outputs for {data.name}, got {outcome.probs.shape[-1]}")
+
+
+def _check_double(model: BayesianNetwork, output: Any, y: Tensor) -> None:
+    """Predictions are float64 from the network's output on. Raises ValueError for a likelihood whose constants do not follow."""
+    try:
+        found = model.says(nested.each(lambda part: part.double() if part.is_floating_point() else part, output))
+        found.log_prob(matched(y.double() if y.is_floating_point() else y, found))
+        with torch.random.fork_rng(devices=[]):
+            found.sample()
+    except NotImplementedError:  # there are no draws of it: nobody will ask for any
+        return
+    except RuntimeError as error:
+        raise ValueError(
+            f"expected a likelihood that takes outputs in float64 too, as predictions are scored in, but it fails on them: "
+            f"{str(error).splitlines()[0]}; make its constants like the output, torch.eye(2).to(output), or buffers of a module"
+        ) from error

@@ -16,7 +16,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from espalier import calibration
+from espalier import calibration, nested, store
 from espalier.contracts import Data, Schedule, Topology
 from espalier.followers import Follower
 from espalier.guides.masked import MaskedGuide
@@ -75,7 +75,8 @@ def train(
     guide.to(streams.device)
     followers = followers if model.loss is None else [*followers, model.loss]
     moves = [schedule.last, schedule.reached, sum(map(schedule.due, range(1, steps + 1)))]
-    asked = _asked(model, guide, training, streams) | {"average_from": average_from, "moves": moves}
+    asked = _asked(model, guide, training, streams) | {"average_from": average_from, "moves": moves, **schedule.asked}
+    asked["preparation of the data"] = prepared_as(data)
     for follower in followers:
         asked |= follower.asked()
     loop = Loop(
@@ -139,7 +140,7 @@ def train(
 
 
 def _asked(model: BayesianNetwork, guide: MaskedGuide, training: Training, streams: Streams) -> dict[str, Any]:
-    """What a checkpoint is of, beside when the topology moves (not how) and the followers: another training may not go on from
+    """What a checkpoint is of, beside when and how the topology moves and the followers: another training may not go on from
     it. Where it runs, and when it is to be ended early, is not among it."""
     own = {name: getattr(guide, name) for name in ("mask", "rescale", "kl_scale", "num_particles", "microbatches")}
     rate = guide.keep_prob if isinstance(guide.keep_prob, float) else list(guide.keep_prob)
@@ -152,6 +153,12 @@ def check_average_from(average_from: float) -> None:
     """Raises ValueError for what is no fraction of training: for programs whose last training has it, at once."""
     if not 0 <= average_from <= 1:
         raise ValueError(f"expected average_from in [0, 1], got {average_from}: it is a fraction of training")
+
+
+def prepared_as(data: Data) -> str:
+    """A digest of how inputs and targets are scaled: hashes are of what they are made of."""
+    own = [data.preparation(), nested.plain(data.target_shift), nested.plain(data.target_scale)]
+    return store.sha256(store.canonical(own).encode())[:12]
 
 
 def _check_microbatches(model: BayesianNetwork, guide: MaskedGuide, rows: int) -> None:
@@ -250,6 +257,7 @@ def _restore(
             f"expected the data that the checkpoint was made on, but {data.name} holds other rows: begin anew"
         )
     check_asked(saved.facts, asked)
+    saved = Bundle({name: tensor.clone() for name, tensor in saved.tensors.items()}, saved.facts)  # it may be asked for twice
     loop.restore(saved)
     streams.restore(under("stream.", saved.tensors))
     pairs = []
