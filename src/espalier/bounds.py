@@ -259,6 +259,8 @@ def _answered(func: Any, name: str, *args: Any, **kwargs: Any) -> Interval:
 
 
 def _monotone(func: Any, first: Interval, args: Any, kwargs: Any, channels_stay: bool) -> Interval:
+    if channels_stay and (kwargs.get("divisor_override") or 1) < 0:
+        raise ValueError(f"expected a pool of a divisor_override above 0, got {kwargs['divisor_override']}: it turns bounds")
     ends = []
     for end in ("lower", "upper"):
         own, named = tree_map_only(Interval, attrgetter(end), (args, kwargs))

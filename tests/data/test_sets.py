@@ -34,7 +34,7 @@ def test_digits_are_cut_by_seed_and_need_no_files(tmp_path: Path) -> None:
         ({"fold": 1}, r"expected fold in 0\.\.0, got 1; the set has 1 published split"),
         ({"fold": -1}, r"expected fold in 0\.\.0, got -1"),
         ({"split_seed": -1}, "expected split_seed to be 0 or more, got -1"),
-        ({"image_size": 32}, "expected image_size > 0, and for folders of images alone, got 32; drop it"),
+        ({"image_size": 32}, "expected a whole image_size > 0, and for folders of images alone, got 32; drop it"),
     ],
 )
 def test_a_bad_option_gets_one_sentence(tmp_path: Path, options: dict[str, Any], sentence: str) -> None:

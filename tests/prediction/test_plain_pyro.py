@@ -15,7 +15,10 @@ from pyro.infer import MCMC, NUTS, SVI, Predictive, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoNormal
 from torch import Tensor
 
+from espalier.guides import MaskedGuide
+from espalier.network import BayesianNetwork
 from espalier.prediction import from_pyro
+from espalier.topology import initial
 
 X = torch.linspace(-1, 1, 12)
 Y = 2 * X + 0.3 * torch.sin(40 * X)
@@ -41,6 +44,24 @@ def test_mcmc_keeps_its_chains_and_says_every_observations_log_likelihood() -> N
     by_hand = -0.5 * ((Y.numpy() - slope * X.numpy()) / scale) ** 2 - np.log(scale) - 0.5 * np.log(2 * np.pi)
     np.testing.assert_allclose(tree["log_likelihood"]["y"], by_hand, rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(tree["observed_data"]["y"], Y)
+
+
+def test_what_predictive_gives_is_read_as_it_is() -> None:
+    """Padded by a one for the plate, observed sites among the latent ones."""
+    torch.manual_seed(0)
+    network = BayesianNetwork(torch.nn.Linear(3, 2), num_data=12)
+    guide = MaskedGuide(network, initial(network.shapes, 0.3), 0.8)
+    x, y = torch.randn(12, 3), torch.arange(12) % 2
+    draws = Predictive(network, guide=guide, num_samples=5)(x)
+    assert draws["weights"].shape == (5, 1, 6)
+    tree = from_pyro(draws, model=network, args=(x, y))
+    assert tree["posterior"]["weights"].shape == (1, 5, 6)
+    assert [*tree["posterior"].data_vars] == ["weights"]
+    assert tree["posterior_predictive"]["y"].shape == (1, 5, 12)
+    for place, weights in enumerate(draws["weights"][:, 0]):
+        logits = x @ weights.view(2, 3).T + network.net.get_parameter("bias")
+        expected = logits.log_softmax(-1)[torch.arange(12), y].detach().numpy()
+        np.testing.assert_allclose(tree["log_likelihood"]["y"].values[0, place], expected, rtol=1e-4, atol=1e-6)
 
 
 def mixture(y: Tensor, mask: Any = True, rows: int | None = None) -> None:

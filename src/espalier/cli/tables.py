@@ -70,7 +70,8 @@ def robust_tables(run: str, result: Mapping[str, Any]) -> list[str]:
             table.add_row(f"{row['eps']:.4g}", *(entry(row, name) for name in ROBUST))
         unit = {"white": "a share of white", "sd": "standard deviations of each feature"}[rows[0]["unit"]]
         told.append("\n".join([
-            f"{run}, {way}: accuracy when inputs may move by eps ({unit}), first {rows[0]['num_examples']:,} examples",
+            f"{run}, {way}: accuracy when inputs may move by eps ({unit}), "
+            f"{rows[0]['num_examples']:,} examples drawn by the seed",
             *_rendered(table),
         ]))  # fmt: skip
     return told

@@ -77,4 +77,6 @@ def _from_file(noise: str, data: Data) -> Labels:
     if name not in (there := archives.names(file)):
         raise ValueError(f"expected labels {name!r} in {file}, which holds {', '.join(there)}")
     values: NDArray[Any] = archives.arrays(file, [name])[name]
+    if values.ndim != 1:
+        raise ValueError(f"expected one label a row, a vector, in {noise}, got shape {values.shape}")
     return labels(values, data.classes or range(data.num_classes or 0), noise)[0]

@@ -161,8 +161,10 @@ def _missing(root: Path, layout: Layout) -> list[Path]:
 def _read(name: str, data_dir: str | Path | None, image_size: int | None, workers: int | None) -> Raw:
     path = Path(name).expanduser()
     is_folder = name != "" and name not in SETS and path.is_dir()
-    if image_size is not None and not (is_folder and image_size > 0):
-        raise ValueError(f"{name}: expected image_size > 0, and for folders of images alone, got {image_size}; drop it")
+    if image_size is not None and not (is_folder and image_size > 0 and image_size == int(image_size)):
+        raise ValueError(f"{name}: expected a whole image_size > 0, and for folders of images alone, got {image_size}; drop it")
+    if workers is not None and workers < 0:
+        raise ValueError(f"{name}: expected workers of 0 or more, got {workers}")
     if name == "digits":
         return readers.digits()
     if name in SETS:

@@ -99,4 +99,4 @@ class Chosen(Follower):
             self.guide.settle()
 
     def end(self, fit: Any, data: Any) -> None:
-        fit.record["gradients"] = "dense"  # of scores, at every step
+        fit.record |= {"gradients": "dense", "prior_of": "scores"}  # of scores, at every step

@@ -38,9 +38,10 @@ def from_pyro(
 
     posterior: a finished `MCMC`, its chains kept apart, or samples `(S, ...)` by site as `Predictive` and `get_samples()` return
     them, chain after chain where num_chains is more than one. posterior_predictive, predictions: samples `(S, ...)` of
-    `Predictive`. prior, prior_predictive: as many as there are, one chain. model, args, kwargs: the program and what it is called
-    with, observations included: then `observed_data` is taken from its observed sites, and `log_likelihood` (nats, one number for
-    each independent observation, without plate or `scale` factors) computed at every posterior draw, where they are not given.
+    `Predictive`; with a model, what posterior has of its observed sites goes to the former. prior, prior_predictive: as many as
+    there are, one chain. model, args, kwargs: the program and what it is called with, observations included: then
+    `observed_data` is taken from its observed sites, and `log_likelihood` (nats, one number for each independent observation,
+    without plate or `scale` factors) computed at every posterior draw, where they are not given.
 
     Raises ValueError where nothing is given, samples do not divide into `num_chains` chains of one length, or the model has
     latent sites that the posterior has not, a plate that draws its rows, or masked observations.
@@ -59,6 +60,9 @@ def from_pyro(
             chains = 1 if group.startswith("prior") else num_chains
             groups[group] = {name: _chains(name, value, chains) for name, value in samples.items()}
     if model is not None and own:
+        own, predicted = _of_sites(own, model, args, kwargs or {})
+        groups["posterior"] = own
+        groups |= {"posterior_predictive": predicted | groups.get("posterior_predictive", {})} if predicted else {}
         seen, logs = _of_model(model, own, args, kwargs or {})
         groups.setdefault("log_likelihood", logs)
         observed_data = observed_data or seen
@@ -83,6 +87,22 @@ def _chains(name: str, samples: Tensor, num_chains: int) -> Tensor:
             f"expected samples of {name} that divide into {num_chains} chains, got shape {tuple(samples.shape)}: mend num_chains"
         )
     return samples.reshape(num_chains, -1, *samples.shape[1:])
+
+
+def _of_sites(
+    posterior: Samples, model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The samples `(chain, draw, ...)` in the shapes of the model's own sites, without the ones that `Predictive` pads them with;
+    and those of observed sites apart, which it gives too."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        sites = pyro.poutine.trace(model).get_trace(*args, **kwargs).nodes
+    latent, seen = dict[str, Tensor](), dict[str, Tensor]()
+    for name, value in posterior.items():
+        site = sites.get(name, {"value": value[0, 0], "is_observed": False, "infer": {}})
+        fits = site["value"].numel() == value[0, 0].numel()
+        observed = site["is_observed"] and not site["infer"].get("_deterministic")
+        (seen if observed else latent)[name] = value.reshape(*value.shape[:2], *site["value"].shape) if fits else value
+    return latent, seen
 
 
 def _of_model(

@@ -71,6 +71,8 @@ def prior_outcomes(
 def of_fit(fit: Fit, topology: Topology | None = None, *, draws: int, seed: int = 0) -> Iterator[Tensor]:
     """The `prior_weights` that a fit was trained under: of the scale, or the mixture, of its record; on its own topology, or
     another."""
+    if fit.record.get("prior_of") == "scores":
+        raise ValueError("expected a fit whose weights have a prior, got one whose scores have (edge_popup): they are frozen")
     model, topology, mixture = fit.model, fit.topology if topology is None else topology, fit.record.get("prior")
     if mixture is None:
         return prior_weights(model, topology, draws=draws, scale=fit.record.get("prior_scale"), seed=seed)

@@ -59,7 +59,7 @@ def differ_sentence(found: Mapping[str, Any]) -> str:
             f" Largest gap in {TITLES[name]}: {own['highest']} over {own['lowest']} by {own['value']:.4f} "
             f"{interval(own['interval'])}."
         )
-    return f"{verdict} ({count} permutation tests: {said}).{gap}"
+    return f"{verdict} ({count} tests: {said}).{gap}"
 
 
 _TESTED = {

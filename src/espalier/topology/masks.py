@@ -37,6 +37,7 @@ def erk(shapes: Shapes, density: float) -> tuple[int, ...]:
     """
     sizes = [math.prod(shape) for shape in shapes]
     budget = density * sum(sizes)
+    shapes = [shape or (1,) for shape in shapes]  # of a single number the sum of the dimensions is one
     dense: set[int] = set()
     while True:
         rest = [layer for layer in range(len(sizes)) if layer not in dense]
