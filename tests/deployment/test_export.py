@@ -15,8 +15,9 @@ from torch.utils.data import TensorDataset
 
 import espalier
 from commands import fit as fitted
-from espalier import runs, store
+from espalier import Training, runs, shelf, store
 from espalier.certificates import Settings, certify_run, load_pruned
+from espalier.data import from_arrays
 from espalier.deployment import FORMS, export_run
 from espalier.likelihoods import Categorical
 from espalier.network import BayesianNetwork
@@ -312,3 +313,23 @@ def test_the_page_of_somebody_is_left_alone_where_another_command_has_been(tmp_p
     (tmp_path / "README.md").unlink()
     for _ in range(2):
         made("mlp").export(tmp_path, program=words("mlp"))
+
+
+def test_tokens_that_came_as_floats_are_tried_on_their_own_rows(tmp_path: Path) -> None:
+    class Words(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding, self.last = nn.Embedding(9, 8), nn.Linear(40, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = self.last(self.embedding(x.long()).flatten(1))
+            return logits
+
+    x = np.random.default_rng(0).integers(0, 9, size=(120, 5))
+    data = from_arrays(x, (x[:, 0] > 4).astype(int), standardise=False)
+    training = Training(epochs=1, batch_size=30, device="cpu")
+    fit = shelf.load("inference", "static")(BayesianNetwork(Words()), data, sparsity=0.5, training=training)
+    assert (fit.export(tmp_path / "with", data) / "config.json").is_file()
+    with pytest.raises(ValueError, match=r"expected a network that takes made-up inputs, .* say export\(folder, data\)"):
+        fit.export(tmp_path / "without")
+    assert not (tmp_path / "without").exists()

@@ -7,9 +7,11 @@ import re
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from espalier import Training
+from espalier import BayesianNetwork, Training, shelf
 from espalier.calibration import REGRESSION_UNCERTAINTIES, UNCERTAINTIES
+from espalier.data import from_arrays
 from espalier.inference import sghmc
 from espalier.models import mlp
 from espalier.prediction import posterior_check, uncertainties
@@ -68,3 +70,18 @@ def test_scores_are_the_same_however_many_rows_are_held(monkeypatch: pytest.Monk
 def test_an_uncertainty_that_there_is_not_is_refused() -> None:
     with pytest.raises(ValueError, match=re.escape("expected uncertainties of ") + ".*got 'mood'"):
         uncertainties(trained("mlp")[0], digits().test.x, names=["mood"])
+
+
+def test_of_several_labels_a_row_each_has_its_own() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 5)).astype(np.float32)
+    data = from_arrays(x, (x[:, :3] + rng.normal(size=(200, 3)) > 0).astype(int))
+    training = Training(epochs=2, batch_size=40, device="cpu")
+    model = BayesianNetwork(nn.Linear(5, 3), likelihood="bernoulli")
+    fit = shelf.load("inference", "cigl")(model, data, sparsity=0.3, drop_rate=0.2, training=training)
+    found = uncertainties(fit, data.test.x)
+    draws = fit.predict(data.test.x, "redraw").numpy()
+    assert draws.shape == (16, len(data.test.y), 3, 2)
+    for label in range(3):
+        for name, score in UNCERTAINTIES.items():
+            np.testing.assert_allclose(found[name][:, label], score(draws[:, :, label]), rtol=1e-9, atol=1e-12, err_msg=name)

@@ -158,7 +158,13 @@ def _written(
     config = _config(chosen, record, words, data, asked) | {"weights": said} | _moments(chosen)
     module = assembled(config, bundle, None if "program" in config["network"] else chosen.model)
     net = chosen.model.network(chosen.weights, dict(chosen.state)).eval()
-    if not agree(module.network, net, stand_ins(config, MIN_ROWS)):
+    try:
+        same = agree(module.network, net, _few(config, data))
+    except (RuntimeError, LookupError, ValueError, TypeError) as error:
+        raise ValueError(
+            f"expected a network that takes made-up inputs, or data to try it on, but it fails: {error}: say export(folder, data)"
+        ) from error
+    if not same:
         what = "the program that was named" if asked else f"{words.get('model')} of this installation"
         raise ValueError(f"expected a program that builds the network of this fit, but {what} says something else: mend program=")
     program = _as_onnx(module) if onnx else None
@@ -174,6 +180,13 @@ def _written(
         config["card"] = store.sha256(page.encode())
         store.write_bytes(folder / CONFIG, store.canonical(store.signed(config)).encode())
     return folder
+
+
+def _few(config: Mapping[str, Any], data: Data | None) -> Any:
+    """Inputs to try a network on: of training where there are any, as made-up ones may be none (tokens kept as floats)."""
+    if data is None:
+        return stand_ins(config, MIN_ROWS)
+    return data.train.x[torch.arange(min(MIN_ROWS, len(data.train.y)))]
 
 
 def _as_onnx(module: Deployed) -> bytes:

@@ -47,8 +47,8 @@ def uncertainties(
     num_samples: int = 16,
     seed: int = 0,
 ) -> dict[str, NDArray[np.float64]]:
-    """By name a score of every row of x `(n,)`, larger where less is known: see `calibration.UNCERTAINTIES`, and of a regression
-    `calibration.REGRESSION_UNCERTAINTIES`.
+    """By name a score of every row of x `(n,)`, of several labels or targets a row of each, `(n, ...)`, larger where less is
+    known: see `calibration.UNCERTAINTIES`, and of a regression `calibration.REGRESSION_UNCERTAINTIES`.
 
     way: by default `fit.posterior`; of one network they are those of its one prediction, but for `distilled` of classes: what its
     masked networks would disagree by is `one_pass.information`, and the expected entropy what that leaves of the total. Networks
@@ -67,13 +67,16 @@ def uncertainties(
     if not len(rows):
         raise ValueError("expected at least one row to be uncertain of, got none")
     first = fit.predict(rows[torch.arange(1)], way, num_samples=num_samples, seed=seed)
+    if taught and first.dim() > 3:
+        raise ValueError("expected one label a row for what one pass of `distilled` says of masks, got several: choose redraw")
     size = max(1, HELD // first.numel())
     found: dict[str, list[NDArray[np.float64]]] = {name: [] for name in needed}
     for part in torch.arange(len(rows)).split(size):
         draws = fit.predict(rows[part], way, num_samples=num_samples, seed=seed).numpy()
         opened = _open(fit, rows[part], way, num_samples, seed) if OPEN.keys() & found.keys() else draws
         for name, pieces in found.items():
-            pieces.append(known[name](opened if name in OPEN else draws))
+            own = opened if name in OPEN else draws
+            pieces.append(known[name](own.reshape(len(own), -1, own.shape[-1])).reshape(own.shape[1:-1]))
     scores = {name: np.concatenate(pieces) for name, pieces in found.items()}
     if taught:
         # Of several such networks: within each and between them, by the chain rule.
