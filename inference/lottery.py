@@ -42,8 +42,10 @@ def infer(
     rewound to (Frankle et al. 2020), 0 for the initial ones. average_from: fraction of the last training after which pairs
     are collected.
     """
-    if rounds not in range(1, 101) or rewind_epochs < 0:
-        raise ValueError(f"expected rounds of 1 to 100 and rewind_epochs of at least 0, got {rounds}, {rewind_epochs}")
+    if rounds not in range(1, 101) or rewind_epochs < 0 or not 0 <= sparsity < 1:
+        got = f"{rounds}, {rewind_epochs}, {sparsity:g}"
+        raise ValueError(f"expected rounds of 1 to 100, rewind_epochs of at least 0 and a sparsity in [0, 1), got {got}")
+    rounds = int(rounds)
     check_average_from(average_from)
     check_patience(training.patience, data)
     training.learning_rates(training.steps(data))  # refused at once, and not after other trainings

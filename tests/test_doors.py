@@ -16,9 +16,11 @@ from torch import nn
 import espalier
 from espalier import BayesianNetwork
 from espalier.data import from_arrays, from_datasets
-from espalier.inference import cigl
+from espalier.guides import MaskedGuide
+from espalier.inference import cigl, lottery
 from espalier.prediction.evaluation import evaluate
 from espalier.prediction.grouped import by_groups
+from espalier.topology import initial
 from fitted import digits, regression, trained
 
 X, Y = np.random.default_rng(0).normal(size=(40, 3)), np.arange(40) % 2
@@ -44,6 +46,11 @@ def deployed(tmp_path: Path) -> Any:
     return espalier.from_pretrained(made("mlp").export(tmp_path / "out", program=words("mlp")))
 
 
+def begun(net: nn.Module = nn.Linear(3, 2), infer: Any = cigl, **options: Any) -> Any:  # noqa: B008
+    training = espalier.Training(**{name: options.pop(name) for name in ("batch_size", "mixup", "device") if name in options})
+    return infer.infer(BayesianNetwork(net), from_arrays(X, Y), training=training, **options)
+
+
 DOORS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "torch's normal": (lambda _: likely(lambda o: torch.distributions.Normal(o, 1.0)),
                        "expected a distribution of pyro.distributions from the likelihood, got a torch.distributions"),
@@ -55,6 +62,16 @@ DOORS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "sparse rows": (lambda _: from_arrays(csr_matrix(X), Y), r"expected a dense array of inputs, got a sparse matrix"),
     "numpy to a folder": (lambda path: deployed(path)(np.zeros((2, 1, 6, 5))), "expected a tensor of rows, got a ndarray"),
     "a frame": (lambda _: trained("mlp")[0].predict(pd.DataFrame(X)), r"expected inputs as the network takes them, got a pand"),
+    "no seed": (lambda _: begun(seed=-1), "expected a seed of 0 or more, a whole number, got -1"),
+    "a seed in words": (lambda _: begun(seed="1"), "expected a seed of 0 or more, a whole number, got '1'"),
+    "half a particle": (lambda _: begun(num_particles=1.5), "expected num_particles of 1 to"),
+    "one row for batch norm": (lambda _: begun(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)), batch_size=1),
+                               "expected batches of two examples or more for batch norm, got one"),
+    "a batch in words": (lambda _: begun(batch_size="8"), "expected batch_size as a whole number, got '8'"),
+    "more than all": (lambda _: begun(infer=lottery, sparsity=1.5), r"and a sparsity in \[0, 1\), got 3, 0, 1.5"),
+    "a list of rates": (lambda _: MaskedGuide(network := BayesianNetwork(nn.Linear(3, 2)), initial(network.shapes, 0.5), [0.8]),
+                        r"expected a keep_prob in \(0, 1\], or a tuple of one for each layer, got \[0.8\]"),
+    "no such device": (lambda _: begun(device="mps"), "expected a device such as auto, cpu or cuda, got 'mps'"),
     "a rate of one": (lambda _: cigl.infer(BayesianNetwork(nn.Linear(3, 2)), from_arrays(X, Y), drop_rate=1.0),
                       r"expected a drop_rate in \[0, 1\), P\(Z = 0\) of an active weight, got 1.0"),
     "a row of NaN": (lambda _: trained("mlp")[0].predict(digits().test.x.index_fill(0, torch.tensor([3]), torch.nan)),

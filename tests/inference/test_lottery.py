@@ -130,6 +130,6 @@ def test_masks_are_random_in_the_last_round_alone() -> None:
 @pytest.mark.parametrize("options", [{"rounds": 0}, {"rewind_epochs": -1}])
 def test_an_impossible_lottery_is_refused(options: dict[str, int]) -> None:
     watch = Recorder()
-    with pytest.raises(ValueError, match="expected rounds of 1 to 100 and rewind_epochs of at least 0, got"):
+    with pytest.raises(ValueError, match="expected rounds of 1 to 100, rewind_epochs of at least 0 and a sparsity"):
         lottery(watch, **options)
     assert watch.steps == 0

@@ -123,16 +123,18 @@ class MaskedGuide(PyroModule):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        if not 1 <= num_particles <= MOST_PARTICLES:
+        if not 1 <= num_particles <= MOST_PARTICLES or num_particles != int(num_particles):
             raise ValueError(f"expected num_particles of 1 to {MOST_PARTICLES}, masks a step, got {num_particles}")
-        if microbatches < 1:
+        if microbatches < 1 or microbatches != int(microbatches):
             raise ValueError(f"expected at least 1 of microbatches, parts of a batch, got {microbatches}")
         if topology.sizes != model.sizes:
             raise ValueError(f"expected a topology over layers of {model.sizes} weights, got {topology.sizes}")
-        if not kl_scale >= 0:
+        if not 0 <= kl_scale < math.inf:
             raise ValueError(f"expected a kl_scale of 0 or more, got {kl_scale}: 0 is no KL of the weights")
         check_mask(model, mask)
         self.counts, self.sizes, self.shapes, self.mask = topology.counts, topology.sizes, model.shapes, mask
+        if not isinstance(keep_prob, tuple | int | float):
+            raise ValueError(f"expected a keep_prob in (0, 1], or a tuple of one for each layer, got {keep_prob!r}")
         if isinstance(keep_prob, tuple) and (rescale or len(keep_prob) != len(topology.sizes)):
             raise ValueError(
                 f"expected one keep_prob, or without rescale one for each of {len(topology.sizes)} layers, got {len(keep_prob)}"

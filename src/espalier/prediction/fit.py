@@ -118,7 +118,7 @@ class Fit(Predictor):
         self, x: Rows | Inputs, how: How = "ticket", *, num_samples: int = 16, seed: int = 0, on_device: bool = False
     ) -> Iterator[dist.TorchDistribution]:
         if how not in self.ways:
-            raise ValueError(f"expected one of {', '.join(self.ways)}, got {how!r}")
+            raise ValueError(f"expected one of {', '.join(self.ways)}, got {how!r}{propagation.why_not(self, how)}")
         if num_samples < 1:
             raise ValueError(f"expected num_samples of at least 1, got {num_samples}")
         rows, shape = nested.rows_of(x), self.record.get("shape")

@@ -81,6 +81,12 @@ def scaled(factor: Callable[[int, Tensor], float]) -> AtLayers:
     return AtLayers(visit)
 
 
+def why_not(fit: Fit, how: str) -> str:
+    """Why a fit does not predict by `moments`, as far as it is known."""
+    reason = fit.record.get("moments", {}).get("unknown", "") if how == "moments" else ""
+    return f": {reason}" if reason else ""
+
+
 def by_factors(factors: Sequence[float]) -> AtLayers:
     """Each layer's variance by its factor; whoever enters it asks whether it has `seen` as many."""
     return scaled(lambda place, _: factors[place] if place < len(factors) else 1.0)

@@ -56,7 +56,7 @@ def soften(
     2018, as released: one weight a batch). All is drawn from `generator`, so processes that share a batch mix it alike.
     """
     dtype = torch.promote_types(nested.leaves(x)[0].dtype, torch.float32)
-    labels = torch.nn.functional.one_hot(y, num_classes).to(dtype) * (1 - smoothing) + smoothing / num_classes
+    labels = torch.nn.functional.one_hot(y.long(), num_classes).to(dtype) * (1 - smoothing) + smoothing / num_classes
     if alpha > 0:
         seed = torch.randint(2**63 - 1, (), generator=generator, device=y.device)
         weight = float(np.random.default_rng(int(seed)).beta(alpha, alpha))  # torch's Beta takes no generator

@@ -20,6 +20,7 @@ from espalier.data.streamed import seeded
 from espalier.distributions.priors import prior_scale_of, weight_decay_of
 from espalier.likelihoods import Categorical, matched, plain
 from espalier.network import BayesianNetwork, copied, evaluating
+from espalier.prediction import batchnorm
 from espalier.prediction.mixture import check_support
 from espalier.prediction.predict import to_device
 from espalier.training import rates
@@ -214,6 +215,10 @@ def prepare(
         )
     if extra := [name for name, value in model.net.state_dict().items() if not isinstance(value, Tensor)]:
         raise ValueError(f"expected a network whose state is tensors, but {extra[0]} is none: take get_extra_state out of it")
+    if training.mixup and not all(leaf.is_floating_point() for leaf in nested.leaves(data.example())):
+        raise ValueError(f"expected inputs that are real numbers to mix, but {data.name} has whole ones: leave mixup at 0")
+    if min(training.batch_size, len(data.train.y)) == 1 and batchnorm.has_batchnorm(model):
+        raise ValueError("expected batches of two examples or more for batch norm, got one: raise batch_size")
     _check_buffers(model, data)
     for name, module in model.net.named_modules():
         if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse:

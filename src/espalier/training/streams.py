@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral
 from typing import ParamSpec, TypeVar
 
 import numpy as np
@@ -36,7 +37,9 @@ def find_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-    except RuntimeError as error:
+        if device.type != "cuda":
+            torch.empty(0, device=device)
+    except (RuntimeError, NotImplementedError, AssertionError) as error:
         raise ValueError(f"expected a device such as auto, cpu or cuda, got {name!r}") from error
     if device == torch.device("cuda"):
         device = distributed.own_gpu()
@@ -65,6 +68,9 @@ class Streams:
     """
 
     def __init__(self, seed: int | Sequence[int], device: torch.device) -> None:
+        for own in seed if isinstance(seed, Sequence) else [seed]:
+            if not isinstance(own, Integral) or isinstance(own, bool) or own < 0:
+                raise ValueError(f"expected a seed of 0 or more, a whole number, got {own!r}")
         seeds = np.random.SeedSequence(seed).generate_state(5, np.uint64) >> np.uint64(1)
         self.device = device
         self.default = int(seeds[0])
