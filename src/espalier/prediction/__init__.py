@@ -1,6 +1,7 @@
 """From a fit to predictive distributions and their scores.
 
-fit.py          Fit: collected pairs (Z, u), topology and record; six ways to predict
+fit.py          Fit: collected pairs (Z, u), topology and record; seven ways to predict
+recognised.py   is it read with the network that it is of?
 pairs.py        the collected pairs (tested in test_fit.py)
 predictor.py    what can be asked of a fit, and of an ensemble (tested in test_fit.py)
 ensemble.py     several fits that predict together

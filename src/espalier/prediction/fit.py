@@ -32,7 +32,7 @@ from espalier.contracts import Data, Rows, Topology, stand_ins
 from espalier.distributions.masked import KeepProb, mean_keep_prob, per_weight
 from espalier.guides.masked import Mask, draw_mask
 from espalier.network import BayesianNetwork, under
-from espalier.prediction import batchnorm, propagation
+from espalier.prediction import batchnorm, propagation, recognised
 from espalier.prediction.pairs import Pair, Pairs, State, gaussian
 from espalier.prediction.predict import Batches, outcome_of, sent
 from espalier.prediction.predictor import Inputs, Predictor
@@ -322,7 +322,8 @@ class Fit(Predictor):
         store.write_bytes(folder / "history.json", history)
         files = {"fit.safetensors": digest, "history.json": store.sha256(history)}
         store.write_bytes(
-            folder / "record.json", store.canonical(store.signed({**self.record, "files": files})).encode()
+            folder / "record.json",
+            store.canonical(store.signed({**self.record, "told": recognised.told(self), "files": files})).encode(),
         )
         return digests
 
@@ -371,18 +372,13 @@ class Fit(Predictor):
         student = None
         if "student.values" in tensors:
             student = (tensors["student.values"], under("student.state.", tensors))
-        return cls(
-            model,
-            topology,
-            Pairs.of(pairs),
+        fit = cls(
+            model, topology, Pairs.of(pairs), rescale=facts["rescale"], mask=facts.get("mask", "weight"),
             keep_prob=tuple(facts["keep_prob"]) if isinstance(facts["keep_prob"], list) else facts["keep_prob"],
-            rescale=facts["rescale"],
-            mask=facts.get("mask", "weight"),
-            record={key: value for key, value in record.items() if key != "files"},
-            history=store.read_json(folder / "history.json"),
-            statistics=statistics,
-            student=student,
-        )
+            record={key: value for key, value in record.items() if key not in ("files", "told")},
+            history=store.read_json(folder / "history.json"), statistics=statistics, student=student,
+        )  # fmt: skip
+        return recognised.checked(fit, record.get("told"))
 
 
 def _equal(one: tuple[Tensor, State], other: tuple[Tensor, State]) -> bool:

@@ -17,6 +17,7 @@ from espalier.pictures.data import Curve, Picture
 from espalier.prediction.mixture import Mixture
 from espalier.reports.figures import figure
 from espalier.reports.look import Look
+from espalier.reports.tables import interval
 
 BINS = 20
 LEVELS = np.arange(0.1, 1.0, 0.1)
@@ -29,6 +30,11 @@ def sections(looks: Sequence[Look]) -> list[Section]:
     """All of them, in their order."""
     told = [told_of(look.predicted[look.predictor.posterior], look.labels) for look in looks]
     return [transform(looks, told), intervals(looks, told), residuals(looks, told), furthest(looks[0], told[0])]
+
+
+def named(look: Look) -> str:
+    """What is looked at here: the run, by the way that averages its posterior."""
+    return f"{look.name} ({look.predictor.posterior})"
 
 
 class Told(NamedTuple):
@@ -85,7 +91,7 @@ def pit_figure(pits: Mapping[str, NDArray[np.float64]], title: str = "Probabilit
 
 
 def transform(looks: Sequence[Look], told: Sequence[Told]) -> Section:
-    drawn = pit_figure({look.name: own.pit for look, own in zip(looks, told, strict=True)})
+    drawn = pit_figure({named(look): own.pit for look, own in zip(looks, told, strict=True)})
     text = Text(
         "Where the predictive distributions are right, P(Y ≤ y) is uniform. A hump says that they are too wide, a trough too "
         "narrow, a slope that they are biased."
@@ -96,17 +102,16 @@ def transform(looks: Sequence[Look], told: Sequence[Told]) -> Section:
 def intervals(looks: Sequence[Look], told: Sequence[Told]) -> Section:
     """How often central intervals hold the target."""
     curves: list[Curve] = [Curve("as promised", LEVELS, LEVELS, style="dashed")]
-    rows: list[list[str]] = []
+    rows, apart = list[list[str]](), dict[str, float]()
     for look, (pit, _, _) in zip(looks, told, strict=True):
         held = np.array([int((np.abs(pit - 0.5) <= level / 2).sum()) for level in LEVELS])
         n = len(pit)
         low, high = calibration.clopper_pearson(held, n)
-        curves.append(Curve(look.name, LEVELS, held / n, low, high, style="points"))
-        rows.append([look.name, *(f"{share:.3f}" for share in held / n)])
-    worst = max(
-        rows, key=lambda row: max(abs(float(share) - level) for share, level in zip(row[1:], LEVELS, strict=True))
-    )
-    says = f"Central intervals against how often they hold the target; {worst[0]} is farthest from its promise."
+        curves.append(Curve(named(look), LEVELS, held / n, low, high, style="points"))
+        rows.append([named(look), *(f"{own:.3f} {interval(ends, 3)}" for own, *ends in zip(held / n, low, high, strict=True))])
+        apart[named(look)] = float(np.abs(held / n - LEVELS).max())
+    worst = max(apart, key=apart.__getitem__)
+    says = f"Central intervals against how often they hold the target; {worst} is farthest from its promise."
     picture = Picture("Coverage of central intervals", "promised", "observed", tuple(curves))
     table = Table("Coverage", ["run", *(f"{level:.0%}" for level in LEVELS)], rows)
     return Section("Coverage", [figure(picture, says), table], "coverage")
@@ -119,10 +124,10 @@ def residuals(looks: Sequence[Look], told: Sequence[Told]) -> Section:
             blocks.append(Text(f"{look.name}: of some examples its likelihood has no variance, so no standardised residuals."))
             continue
         rest = (look.labels - centre) / wide
-        picture = residual_picture(look.name, centre, rest)
+        picture = residual_picture(named(look), centre, rest)
         slope = np.corrcoef(wide, np.abs(look.labels - centre))[0, 1] if wide.std() > 0 else 0.0
         says = (
-            f"{look.name}: standardised residuals have mean {rest.mean():.2f} and sd {rest.std():.2f} (0 and 1 if right); "
+            f"{named(look)}: standardised residuals have mean {rest.mean():.2f} and sd {rest.std():.2f} (0 and 1 if right); "
             f"predicted sd and error correlate by {slope:.2f}."
         )
         blocks.append(figure(picture, says))
@@ -158,4 +163,4 @@ def furthest(look: Look, told: Told) -> Section:
         for row in order
     ]
     header = ["row", "target", "predicted", "sd", "of it between draws", "residual / sd"]
-    return Section("Examples", [Table(f"Farthest from their prediction, {look.name}", header, rows)], "examples")
+    return Section("Examples", [Table(f"Farthest from their prediction, {named(look)}", header, rows)], "examples")
