@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
+import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor, nn
 
 import espalier
-from espalier import shelf
+from espalier import Training, shelf
 from espalier.data import from_arrays
 from espalier.deployment import Deployed, to_onnx, to_program
 from espalier.network import BayesianNetwork
@@ -141,3 +142,17 @@ def test_without_the_libraries_a_sentence_says_which_extra(tmp_path: Path, monke
     with pytest.raises(RuntimeError, match=r"pip install 'espalier\[onnx\]'"):
         to_onnx(net, tmp_path / "net.onnx")
     to_program(net)  # which needs torch alone
+
+
+def test_softplus_is_written_out_for_onnx(tmp_path: Path) -> None:
+    """A heteroscedastic likelihood; onnxruntime has no Softplus in double precision, which likelihoods are computed in."""
+    x = np.random.default_rng(0).normal(size=(120, 3)).astype(np.float32)
+    data = from_arrays(x, 40 * x[:, 0] + 7)
+    net = nn.Sequential(nn.Linear(3, 8), nn.Softplus(beta=2.0), nn.Linear(8, 2))
+    model = BayesianNetwork(
+        net, likelihood=lambda output: dist.Normal(output[:, 0], nn.functional.softplus(output[:, 1], beta=3.0) + 1e-3)
+    )
+    training = Training(epochs=2, batch_size=30, learning_rate=0.01, device="cpu")
+    fit = shelf.load("inference", "cigl")(model, data, sparsity=0.2, drop_rate=0.1, training=training)
+    deployed = espalier.from_pretrained(fit.export(tmp_path / "folder", data), network=model)
+    assert to_onnx(deployed, tmp_path / "net.onnx") < 1e-5

@@ -71,7 +71,7 @@ def to_onnx(module: Deployed, path: str | Path) -> float:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise RuntimeError(f"expected onnx, onnxscript and onnxruntime, but {error}: pip install 'espalier[onnx]'") from error
-    program = _without_idle_squeezes(_traced(module))
+    program = _with_softplus_written_out(_without_idle_squeezes(_traced(module)))
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     with _quiet():
@@ -127,6 +127,24 @@ def _without_idle_squeezes(program: torch.export.ExportedProgram) -> torch.expor
         if isinstance(size, int) and size != 1:
             node.replace_all_uses_with(source)
             graph.erase_node(node)
+    program.graph_module.recompile()
+    return program
+
+
+def _with_softplus_written_out(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """log(exp(beta x) + 1) / beta, of which onnxruntime has no double precision, by operators that it has."""
+    graph, aten = program.graph_module.graph, torch.ops.aten
+    for node in [node for node in graph.nodes if node.target is aten.softplus.default]:
+        source, beta = node.args[0], node.args[1] if len(node.args) > 1 else 1.0
+        with graph.inserting_before(node):
+            scaled = graph.call_function(aten.mul.Tensor, (source, beta))
+            zero = graph.call_function(aten.zeros_like.default, (source,))
+            summed = graph.call_function(aten.logaddexp.default, (scaled, zero))
+            written = graph.call_function(aten.div.Tensor, (summed, beta))
+        for each in (scaled, zero, summed, written):
+            each.meta = {"val": node.meta["val"]}
+        node.replace_all_uses_with(written)
+        graph.erase_node(node)
     program.graph_module.recompile()
     return program
 
