@@ -146,6 +146,7 @@ def test_without_the_libraries_a_sentence_says_which_extra(tmp_path: Path, monke
 
 def test_softplus_is_written_out_for_onnx(tmp_path: Path) -> None:
     """A heteroscedastic likelihood; onnxruntime has no Softplus in double precision, which likelihoods are computed in."""
+    torch.manual_seed(0)
     x = np.random.default_rng(0).normal(size=(120, 3)).astype(np.float32)
     data = from_arrays(x, 40 * x[:, 0] + 7)
     net = nn.Sequential(nn.Linear(3, 8), nn.Softplus(beta=2.0), nn.Linear(8, 2))
