@@ -168,3 +168,11 @@ def test_a_network_that_cannot_be_copied_says_why_and_what_to_do(make, remedy):
 def test_one_pattern_need_be_no_list() -> None:
     net = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
     assert [weight.name for weight in BayesianNetwork(net, maskable="2.*").weights] == ["2.weight", "2.bias"]  # type: ignore[arg-type]
+
+
+def test_a_frozen_tensor_stays_as_it_is_under_a_pattern_and_by_its_name_is_refused() -> None:
+    net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    net[0].weight.requires_grad_(False)
+    assert [weight.name for weight in BayesianNetwork(net, maskable=["*.weight"]).weights] == ["1.weight"]
+    with pytest.raises(ValueError, match="0.weight cannot be masked: it is frozen"):
+        BayesianNetwork(net, maskable=["0.weight", "1.weight"])

@@ -59,6 +59,10 @@ def maskable_weights(net: nn.Module, patterns: Sequence[str] | None) -> Iterator
         chosen = [name for name in known if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
         for name in chosen:
             _refuse_unmaskable(net, name, plain)
+        frozen = {name for name in chosen if not plain[name].requires_grad}
+        if named := sorted(frozen & set(patterns)):
+            raise ValueError(f"{named[0]} cannot be masked: it is frozen; let it require gradients, or leave it out")
+        chosen = [name for name in chosen if name not in frozen]
     if not chosen:
         wanted = "a Linear or Conv layer" if patterns is None else f"a tensor that matches {' or '.join(patterns)}"
         raise ValueError(f"expected a network with {wanted}; its parameters are {', '.join(plain) or 'none'}")

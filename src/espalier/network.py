@@ -61,8 +61,8 @@ class BayesianNetwork(PyroModule):
     num_data: training examples N that a mini-batch stands for; None takes each batch for the whole data set.
     weight_decay: L2 of the point-estimated parameters, per datum.
     maskable: glob patterns of tensor names. By default every Linear and Conv weight that is a parameter of its own;
-        parametrised ones stay dense, with a warning, and frozen ones stay as they are. Naming one that cannot be masked
-        is refused.
+        parametrised ones stay dense, with a warning, and frozen ones stay as they are, whatever pattern they match. Naming
+        one that cannot be masked is refused.
     """
 
     initial: Tensor
