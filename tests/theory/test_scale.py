@@ -30,7 +30,7 @@ MUTATIONS: dict[str, dict[str, dict[str, Any]]] = {
 
 CODE_MUTATIONS: Rewrites = {
     "scale-rescale": {"p twice": Rewrite(MaskedGuide.distribution, "* self.scale if", "* self.scale**2 if")},
-    "scale-logits": {"mean without p": Rewrite(Fit.values, "last * (probs * factor)", "last * factor")},
+    "scale-logits": {"mean without p": Rewrite(Fit.values, "last * (self.probs * self.scale)", "last * self.scale")},
 }
 
 pytestmark = pytest.mark.usefixtures("own_stream", "own_store")
