@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from espalier import store
 from espalier.contracts import stand_ins
 from espalier.prediction.predict import parameters_of
 
@@ -21,7 +23,8 @@ ROWS, NUMBERS = 2, 16
 def told(fit: Fit) -> list[float] | None:
     """The first numbers that the ticket's distribution of y has at made-up rows; None where it says nothing of such."""
     try:
-        outcome = next(fit.outcomes(stand_ins(fit.record, ROWS), "ticket"))
+        facts = json.loads(store.canonical({name: fit.record.get(name) for name in ("shape", "inputs")}))  # in the file's order
+        outcome = next(fit.outcomes(stand_ins(facts, ROWS), "ticket"))
         said: NDArray[np.float64] = parameters_of(outcome).detach().double().cpu().numpy().ravel()[:NUMBERS]
     except Exception:  # tokens, a likelihood without moments, a record that was made by hand
         return None
