@@ -57,3 +57,14 @@ def test_where_errors_are_many_losses_have_the_intervals_of_means() -> None:
     assert found["brier"] == calibration.bootstrap_interval(calibration.brier_scores(p, y), seed=4)
     one = calibration.classification_summary([[0.3, 0.7]], [1])
     assert one["nll_interval"][0] <= one["nll"] < one["nll_interval"][1]  # type: ignore[index, operator]
+
+
+def test_a_classifier_that_is_all_but_sure_costs_no_more_than_it_says() -> None:
+    """1 - p is exactly 0 from 1e-17 on, and what the others are is not."""
+    found = calibration.loss_intervals(np.tile([1.0, 1e-20], (50, 1)), np.zeros(50, int))
+    most = stats.beta.ppf(0.975, 1, 50)
+    np.testing.assert_allclose([found["nll"][1], found["brier"][1]], [most * -np.log(1e-20), most * 2], rtol=1e-6)
+    sure = calibration.loss_intervals(np.tile([1.0, 0.0], (50, 1)), np.zeros(50, int))
+    assert sure["brier"][1] == pytest.approx(most * 2)
+    shares = calibration.means_by_group([1, 1, 0, 1, 1, 1, 1, 0.0], ["a"] * 4 + ["b"] * 4)
+    assert all(0 <= each.interval[0] < each.interval[1] <= 1 for each in shares.values())

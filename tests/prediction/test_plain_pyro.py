@@ -129,3 +129,17 @@ def test_samples_of_predictive_make_every_group() -> None:
 def test_what_makes_no_tree_is_refused(called: Callable[[], Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=re.escape(sentence)):
         called()
+
+
+def test_nothing_is_drawn_from_the_prior_of_a_site_that_has_samples() -> None:
+    def wild(x: Tensor, y: Tensor | None = None) -> Any:
+        slope = pyro.sample("slope", dist.ImproperUniform(dist.constraints.real, (), ()))
+        scale = pyro.sample("scale", dist.Normal(0.0, 100.0))
+        with pyro.plate("data", len(x)):
+            return pyro.sample("y", dist.Normal(slope * x, scale.exp()), obs=y)
+
+    draws = {"slope": torch.randn(5, 1), "scale": 0.1 * torch.randn(5, 1), "_RETURN": torch.randn(5, 12)}
+    for _ in range(20):
+        tree = from_pyro(draws, model=wild, args=(X, Y))
+    expected = dist.Normal(draws["slope"] * X, draws["scale"].exp()).log_prob(Y).numpy()
+    np.testing.assert_allclose(tree["log_likelihood"]["y"].values[0], expected, rtol=1e-4)

@@ -63,3 +63,23 @@ def test_what_says_nothing_of_made_up_rows_is_read_as_before(tmp_path: Path) -> 
     shelf.load("inference", "static")(BayesianNetwork(Words()), data, sparsity=0.5, training=training).save(tmp_path / "fit")
     assert store.read_json(tmp_path / "fit" / "record.json")["told"] is None
     assert Fit.load(tmp_path / "fit", BayesianNetwork(Words())).ways
+
+
+def test_a_network_that_draws_is_read_as_before(tmp_path: Path) -> None:
+    class Draws(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(4, 8), nn.Linear(8, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = self.two(nn.functional.dropout(self.one(x).relu(), 0.5))  # in evaluation, too
+            return logits
+
+    x = np.random.default_rng(0).normal(size=(100, 4)).astype(np.float32)
+    data = from_arrays(x, (x[:, 0] > 0).astype(int))
+    training = Training(epochs=1, batch_size=20, device="cpu")
+    fit = shelf.load("inference", "static")(BayesianNetwork(Draws()), data, sparsity=0.5, training=training)
+    stream = torch.get_rng_state()
+    fit.save(tmp_path / "fit")
+    assert torch.equal(stream, torch.get_rng_state())
+    assert Fit.load(tmp_path / "fit", BayesianNetwork(Draws())).ways

@@ -134,3 +134,21 @@ def test_a_state_that_is_no_tensor_is_refused_before_any_work() -> None:
 
     with pytest.raises(ValueError, match="expected a network whose state is tensors, but 1._extra_state is none"):
         shelf.load("inference", "cigl")(BayesianNetwork(nn.Sequential(nn.Flatten(), Counting(64, 10))), digits())
+
+
+def test_a_buffer_that_says_nothing_to_predictions_may_move() -> None:
+    class Seen(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(64, 10)
+            self.register_buffer("last", torch.zeros(2, 10), persistent=False)
+            self.register_buffer("none", torch.tensor(float("nan")), persistent=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = self.layer(x.flatten(1))
+            self.last = logits.detach()
+            return logits
+
+    training = Training(epochs=1, batch_size=64.0, device="cpu", learning_rate=torch.tensor(0.1))  # type: ignore[arg-type]
+    assert training.batch_size == 64
+    shelf.load("inference", "static")(BayesianNetwork(Seen()), digits(), training=training)

@@ -80,10 +80,11 @@ def loss_intervals(
     least, most = (float(end) - wrong.mean() for end in clopper_pearson(int(wrong.sum()), len(p), level))
     each = {"nll": -np.log(np.maximum(p, np.finfo(np.float64).tiny)), "brier": (p**2).sum(1, keepdims=True) - 2 * p + 1}
     for name, loss in each.items():
-        right, doubt = loss[rows, top], 1 - p[rows, top]
-        told = ((p * loss).sum(1) - right).sum() / max(float(doubt.sum()), np.finfo(np.float64).tiny)
+        right, rest = loss[rows, top], np.where(np.arange(p.shape[1]) == top[:, None], 0.0, p)  # 1 - p would lose what is small
+        doubt = float(rest.sum())
+        told = float((rest * (loss - right[:, None])).sum()) / doubt if doubt > 0 else float(loss.max())
         seen = float((scores[name] - right)[wrong].mean()) if wrong.any() else 0.0
-        cost, mean = max(float(told), seen), float(scores[name].mean())
+        cost, mean = max(told, seen), float(scores[name].mean())
         low, high = found[name]
         found[name] = max(0.0, float(min(low, mean + cost * least))), float(max(high, mean + cost * most))
     return found

@@ -9,6 +9,7 @@ import numpy as np
 import pyro
 import torch
 from pyro.infer import MCMC
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -94,15 +95,30 @@ def _of_sites(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The samples `(chain, draw, ...)` in the shapes of the model's own sites, without the ones that `Predictive` pads them with;
     and those of observed sites apart, which it gives too."""
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        sites = pyro.poutine.trace(model).get_trace(*args, **kwargs).nodes
+    first = {name: value[0, 0] for name, value in posterior.items()}
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), _Standing(first):
+        nodes = pyro.poutine.trace(model).get_trace(*args, **kwargs).nodes
+    sites = {name: site for name, site in nodes.items() if site["type"] == "sample"}
     latent, seen = dict[str, Tensor](), dict[str, Tensor]()
     for name, value in posterior.items():
-        site = sites.get(name, {"value": value[0, 0], "is_observed": False, "infer": {}})
-        fits = site["value"].numel() == value[0, 0].numel()
+        site = sites.get(name, {"value": first[name], "is_observed": False, "infer": {}})
+        fits = site["value"].numel() == first[name].numel()
         observed = site["is_observed"] and not site["infer"].get("_deterministic")
         (seen if observed else latent)[name] = value.reshape(*value.shape[:2], *site["value"].shape) if fits else value
     return latent, seen
+
+
+class _Standing(Messenger):
+    """Latent sites have these values, in their own shapes: nothing is drawn there, as a prior may be improper or wild."""
+
+    def __init__(self, values: Samples) -> None:
+        super().__init__()
+        self.values = values
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self.values and not msg["is_observed"]:
+            value, shape = self.values[msg["name"]], msg["fn"].shape()
+            msg["value"], msg["done"] = value.reshape(shape) if value.numel() == shape.numel() else value, True
 
 
 def _of_model(

@@ -209,20 +209,21 @@ def certificates(looks: Sequence[Look]) -> list[Section]:
 
 def provenance(looks: Sequence[Look]) -> Section:
     """All that is needed to do it again."""
-    told: dict[str, list[Block]] = {}
+    told: dict[Path | tuple[str, int], list[Block]] = {}
     for look in looks:
         for place, fit in enumerate(look.predictor.fits):
             name = look.name if len(look.predictor.fits) == 1 else f"{look.name}, {place + 1}"
             source: list[Block] = []
+            key: Path | tuple[str, int] = (look.name, place)
             if look.folders:
                 folder = look.folders[place].resolve()
-                name = folder.name
+                key, name = folder, folder.name
                 source = [
                     Text(f"{name}: espalier fit --config config.yaml --out {name}"),
                     Details(f"config.yaml of {name}", (folder / "config.yaml").read_text(encoding="utf-8")),
                 ]
             facts = store.canonical({key: fit.record[key] for key in KEPT if key in fit.record})
-            told[name] = [*source, Details(f"Versions and hashes of {name}", facts)]
+            told[key] = [*source, Details(f"Versions and hashes of {name}", facts)]
     blocks = [block for own in told.values() for block in own]
     blocks += [Details("How to cite", CITE % __version__)]
     return Section("How it was made", blocks, "provenance")

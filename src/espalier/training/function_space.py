@@ -192,7 +192,7 @@ def context_of(source: str | Tensor, data: Data) -> Context:
     if not isinstance(source, str | Tensor):
         raise ValueError(f"expected context as train, corrupted, a data set or a tensor of inputs, got a {type(source).__name__}")
     if isinstance(source, Tensor):
-        like = data.example().dtype
+        like = getattr(data.example(), "dtype", source.dtype)
         if source.dtype != like:
             raise ValueError(f"expected context points of {like}, as inputs are, got {source.dtype}: convert them, .to({like})")
         if not len(source) or tuple(source.shape[1:]) != tuple(data.shape) or not torch.isfinite(source).all():

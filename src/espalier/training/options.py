@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
+import numpy as np
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,6 @@ from espalier.data.streamed import seeded
 from espalier.distributions.priors import prior_scale_of, weight_decay_of
 from espalier.likelihoods import Categorical, matched, plain
 from espalier.network import BayesianNetwork, copied, evaluating
-from espalier.prediction import batchnorm
 from espalier.prediction.mixture import check_support
 from espalier.prediction.predict import to_device
 from espalier.training import rates
@@ -123,9 +123,12 @@ class Training:
         kind = int if int in kinds else float if float in kinds else None
         if kind is None or value is None:
             return
+        value = value.item() if isinstance(value, Tensor | np.ndarray) and value.ndim == 0 else value
+        value = int(value) if kind is int and isinstance(value, float) and value.is_integer() else value
         if isinstance(value, bool) or not isinstance(value, Integral if kind is int else Real):
             raise ValueError(f"expected {name} as a {'whole ' if kind is int else ''}number, got {value!r}")
-        object.__setattr__(self, name, kind(getattr(self, name)))
+        number: Any = value
+        object.__setattr__(self, name, kind(number))
 
     def steps_per_epoch(self, data: Data) -> int:
         """Whole batches of the training split; a split smaller than a batch is one batch."""
@@ -217,7 +220,8 @@ def prepare(
         raise ValueError(f"expected a network whose state is tensors, but {extra[0]} is none: take get_extra_state out of it")
     if training.mixup and not all(leaf.is_floating_point() for leaf in nested.leaves(data.example())):
         raise ValueError(f"expected inputs that are real numbers to mix, but {data.name} has whole ones: leave mixup at 0")
-    if min(training.batch_size, len(data.train.y)) == 1 and batchnorm.has_batchnorm(model):
+    flat = any(isinstance(part, nn.BatchNorm1d) for part in model.net.modules())  # of one row others have a value a pixel
+    if min(training.batch_size, len(data.train.y)) == 1 and flat and len(data.shape) == 1:
         raise ValueError("expected batches of two examples or more for batch norm, got one: raise batch_size")
     _check_buffers(model, data)
     for name, module in model.net.named_modules():
@@ -263,13 +267,18 @@ def _check_buffers(model: BayesianNetwork, data: Data) -> None:
     kept = model.net.state_dict().keys()
     if not (before := {name: buffer.clone() for name, buffer in model.net.named_buffers() if name not in kept}):
         return
-    twin = copied(model)
-    twin.net.train()
+    x = to_device(data.train.x[torch.arange(min(2, len(data.train.y)))], model.initial.device)
+    twin, said = copied(model), []
     with torch.random.fork_rng(devices=[]), suppress(Exception):  # what it fails on is said where it is looked at
-        twin.evaluate(twin.initial, to_device(data.train.x[torch.arange(min(2, len(data.train.y)))], twin.initial.device))
-    for name, buffer in twin.net.named_buffers():
-        if name in before and buffer.shape == before[name].shape and not torch.equal(buffer, before[name]):
-            raise ValueError(f"expected buffers that training moves in the network's state, but {name} is not: persistent=True")
+        for _ in range(2):  # before it has been trained a step, and after
+            with evaluating(twin):
+                said.append(nested.leaves(twin.evaluate(twin.initial, x, model.state_dict())))
+            twin.net.train()
+            twin.evaluate(twin.initial, x)
+    moved = [name for name, buffer in twin.net.named_buffers() if name in before and buffer.shape == before[name].shape
+             and not torch.allclose(buffer, before[name], rtol=0, atol=0, equal_nan=True)]  # fmt: skip
+    if moved and len(said) == 2 and any(not torch.equal(one, other) for one, other in zip(*said, strict=True)):
+        raise ValueError(f"expected buffers that training moves in the network's state, but {moved[0]} is not: persistent=True")
 
 
 @torch.no_grad()

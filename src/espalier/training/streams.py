@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral
@@ -18,6 +19,8 @@ Given = ParamSpec("Given")
 Found = TypeVar("Found")
 ONE_AT_A_TIME = threading.RLock()
 """Training uses torch's global generator and Pyro's global stack and store: of a process's threads, one waits for the other."""
+if hasattr(os, "register_at_fork"):  # whoever held it is not there
+    os.register_at_fork(after_in_child=lambda: ONE_AT_A_TIME._at_fork_reinit())  # type: ignore[attr-defined]
 
 
 def one_at_a_time(work: Callable[Given, Found]) -> Callable[Given, Found]:
@@ -68,7 +71,8 @@ class Streams:
     """
 
     def __init__(self, seed: int | Sequence[int], device: torch.device) -> None:
-        for own in seed if isinstance(seed, Sequence) else [seed]:
+        seed = seed.tolist() if isinstance(seed, np.ndarray | Tensor) else seed
+        for own in seed if isinstance(seed, Sequence) and not isinstance(seed, str) else [seed]:
             if not isinstance(own, Integral) or isinstance(own, bool) or own < 0:
                 raise ValueError(f"expected a seed of 0 or more, a whole number, got {own!r}")
         seeds = np.random.SeedSequence(seed).generate_state(5, np.uint64) >> np.uint64(1)
