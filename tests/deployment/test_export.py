@@ -22,6 +22,7 @@ from espalier.deployment import FORMS, export_run
 from espalier.likelihoods import Categorical
 from espalier.network import BayesianNetwork
 from shelved import CASES, made, own_net, rows, untrained, words
+from zoo import Words
 
 CLOSE = 1e-6
 """Of probabilities and, by its spread, a target: the network is float32, its inputs may round otherwise."""
@@ -316,15 +317,6 @@ def test_the_page_of_somebody_is_left_alone_where_another_command_has_been(tmp_p
 
 
 def test_tokens_that_came_as_floats_are_tried_on_their_own_rows(tmp_path: Path) -> None:
-    class Words(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.embedding, self.last = nn.Embedding(9, 8), nn.Linear(40, 2)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            logits: torch.Tensor = self.last(self.embedding(x.long()).flatten(1))
-            return logits
-
     x = np.random.default_rng(0).integers(0, 9, size=(120, 5))
     data = from_arrays(x, (x[:, 0] > 4).astype(int), standardise=False)
     training = Training(epochs=1, batch_size=30, device="cpu")

@@ -152,3 +152,15 @@ def train_some_steps(model: BayesianNetwork, x: Tensor, y: Tensor, steps: int = 
     for _ in range(steps):
         assert math.isfinite(svi.step(x, y))
     return guide
+
+
+class Words(nn.Module):
+    """Of five tokens out of nine, which may come as floats."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.last = nn.Embedding(9, 4), nn.Linear(20, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.last(self.embedding(x.long()).flatten(1))
+        return logits

@@ -12,6 +12,7 @@ from torch import nn
 
 from espalier import BayesianNetwork, Fit, Training, shelf, store
 from espalier.data import from_arrays
+from zoo import Words
 
 
 def network(activation: type[nn.Module] = nn.Tanh, scale: float = 1.0, *, heavy: bool = False) -> BayesianNetwork:
@@ -48,15 +49,6 @@ def test_another_one_of_the_same_shapes_is_refused(other: BayesianNetwork, folde
 
 
 def test_what_says_nothing_of_made_up_rows_is_read_as_before(tmp_path: Path) -> None:
-    class Words(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.embedding, self.last = nn.Embedding(9, 4), nn.Linear(20, 2)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            logits: torch.Tensor = self.last(self.embedding(x.long()).flatten(1))
-            return logits
-
     x = np.random.default_rng(0).integers(0, 9, size=(100, 5))
     data = from_arrays(x, (x[:, 0] > 4).astype(int), standardise=False)
     training = Training(epochs=1, batch_size=20, device="cpu")
