@@ -64,8 +64,8 @@ def clustered_summary(probs: ArrayLike, labels: ArrayLike, *, level: float = LEV
     means = {name: score(given, y).reshape(count, -1).mean(1) for name, score in named.items()}
     out: Summary = {"num_examples": count, "num_labels": len(y), **{name: float(m.mean()) for name, m in means.items()}}
     for name, mean in means.items():
-        low, high = bootstrap_interval(mean, level, seed=seed)
-        out[f"{name}_interval"] = [max(0.0, low), min(1.0, high) if name == "accuracy" else high]
+        bounds = 0.0, 1.0 if name == "accuracy" else np.inf
+        out[f"{name}_interval"] = list(bootstrap_interval(mean, level, seed=seed, bounds=bounds))
     if (rate := float(means["accuracy"].mean())) in (0.0, 1.0):  # no resample differs; an example that is not so may be all wrong
         out["accuracy_interval"] = list(of_all_or_none(rate, count, level))
     confidence, hit = p.max(1), (p.argmax(1) == y).astype(np.float64)

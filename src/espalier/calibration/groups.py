@@ -79,8 +79,8 @@ def means_by_group(
     """The mean of `scores` `(n,)` in each group, with `bootstrap_interval`s, of shares within 0 and 1."""
     x = vector(scores, "scores")
     members, bounds = _members(groups, len(x)), (0.0, 1.0) if x.min() >= 0 and x.max() <= 1 else (-np.inf, np.inf)
-    found = {name: (float(x[own].mean()), bootstrap_interval(x[own], level, seed=seed)) for name, own in members.items()}
-    return {name: Estimate(mean, (max(bounds[0], low), min(bounds[1], high))) for name, (mean, (low, high)) in found.items()}
+    return {name: Estimate(float(x[own].mean()), bootstrap_interval(x[own], level, seed=seed, bounds=bounds))
+            for name, own in members.items()}  # fmt: skip
 
 
 def largest_gap(

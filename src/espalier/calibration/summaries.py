@@ -39,15 +39,17 @@ from espalier.calibration.scores import (
 
 FEW_ERRORS = 30
 """Of a classifier, below which the means of its losses are known no better than their rate."""
-_BLOCK = 5_000_000  # draws held at once
+_BLOCK = 4_000_000  # examples of resamples held at once
 
 
 def bootstrap_interval(
-    scores: ArrayLike, level: float = LEVEL, num_resamples: int = NUM_RESAMPLES, seed: int = SEED
-) -> Interval:
+    scores: ArrayLike, level: float = LEVEL, num_resamples: int = NUM_RESAMPLES, seed: int = SEED,
+    bounds: Interval = (-np.inf, np.inf),
+) -> Interval:  # fmt: skip
     """Percentile bootstrap (Efron 1979) for the mean of `scores` `(n,)`, its ends farther from the mean by sqrt(n / (n - 1)) and
     by Student's t over the normal's, as that of few is too narrow (Hesterberg 2015). Of one it has no width, and of losses that
-    are rarely large it knows what was seen alone (`loss_intervals`). A binned error is no mean: `ece_interval`."""
+    are rarely large it knows what was seen alone (`loss_intervals`). bounds: of a score, beyond which its mean is not. A binned
+    error is no mean: `ece_interval`."""
     x = np.asarray(scores, dtype=np.float64)
     fits = x.ndim == 1 and x.size > 0 and bool(np.isfinite(x).all())
     require(fits, "finite scores of shape (n,)", f"shape {x.shape}, or nan", "pass one number per example")
@@ -58,7 +60,7 @@ def bootstrap_interval(
     mean, tail, n = float(x.mean()), tail_of(level), len(x)
     wider = float(student.ppf(1 - tail, n - 1) / norm.ppf(1 - tail)) * (n / (n - 1)) ** 0.5 if n > 1 else 1.0
     low, high = mean + wider * (np.quantile(means, [tail, 1 - tail]) - mean)
-    return float(low), float(high)
+    return max(bounds[0], float(low)), min(bounds[1], float(high))
 
 
 def loss_intervals(
@@ -73,10 +75,10 @@ def loss_intervals(
     p, y = classification(probs, labels)
     rows, top = np.arange(len(p)), p.argmax(1)
     scores = {"nll": nll_scores(probs, y), "brier": brier_scores(p, y)}
-    found = {name: bootstrap_interval(own, level, seed=seed) for name, own in scores.items()}
+    found = {name: bootstrap_interval(own, level, seed=seed, bounds=(0.0, np.inf)) for name, own in scores.items()}
     wrong = top != y
     if wrong.sum() >= FEW_ERRORS:
-        return {name: (max(0.0, low), high) for name, (low, high) in found.items()}
+        return found
     least, most = (float(end) - wrong.mean() for end in clopper_pearson(int(wrong.sum()), len(p), level))
     each = {"nll": -np.log(np.maximum(p, np.finfo(np.float64).tiny)), "brier": (p**2).sum(1, keepdims=True) - 2 * p + 1}
     for name, loss in each.items():
@@ -129,11 +131,12 @@ def summary_of(scores: dict[str, Floats], covered: Floats, *, level: float = LEV
     """The summary of a regression from its scores `(n,)`: `rmse` (squared errors), others; `covered`, 0 or 1 or a share."""
     coverage = f"coverage_{100 * level:g}"
     values = {name: float(score.mean()) for name, score in scores.items()} | {coverage: float(covered.mean())}
-    intervals = {name: bootstrap_interval(score, level, seed=seed) for name, score in scores.items()}
-    intervals |= {name: (max(0.0, low), high) for name, (low, high) in intervals.items() if name in ("rmse", "crps")}
+    least = {"rmse": 0.0, "crps": 0.0}
+    intervals = {name: bootstrap_interval(score, level, seed=seed, bounds=(least.get(name, -np.inf), np.inf))
+                 for name, score in scores.items()}  # fmt: skip
     shares = not np.isin(covered, (0, 1)).all()
-    low, high = bootstrap_interval(covered, level, seed=seed) if shares else _wilson(covered, level)
-    intervals[coverage] = max(0.0, low), min(1.0, high)
+    within = 0.0, 1.0
+    intervals[coverage] = bootstrap_interval(covered, level, seed=seed, bounds=within) if shares else _wilson(covered, level)
     intervals["rmse"] = (intervals["rmse"][0] ** 0.5, intervals["rmse"][1] ** 0.5)
     out: Summary = {"num_examples": len(covered), **values, "rmse": values["rmse"] ** 0.5}
     return out | {f"{name}_interval": list(ends) for name, ends in intervals.items()}

@@ -287,8 +287,10 @@ def load_pruned(folder: str | Path, name: str = WRITTEN[-1]) -> Frozen:
     path = folder / name
     if not path.is_file():
         others = sorted(other.name for other in folder.glob("pruned*.safetensors"))
-        why = f"{', '.join(others)}: say name=" if others else f"nothing was certified there: `espalier certify {folder}`"
-        raise FileNotFoundError(f"expected {path}, but {'there are ' if others else ''}{why}")
+        why = f"nothing was certified there: `espalier certify {folder}`"
+        if others:
+            why = f"there are {', '.join(others)}: say name={others[0]!r}"
+        raise FileNotFoundError(f"expected {path}, but {why}")
     facts = store.check_signed(path.with_name(f"{path.stem.replace('pruned', 'certificate')}.json"))
     if store.sha256(path.read_bytes()) != facts["hashes"]["pruned"]:
         raise ValueError(f"expected {path} as it was certified, but its SHA-256 differs: it was altered")

@@ -3,7 +3,6 @@ test_compare.py, regressions in test_cells.py)."""
 
 from __future__ import annotations
 
-import functools
 import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,9 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from espalier import calibration, runs, store
+from espalier import runs, store
 from espalier.calibration import comparison
 from espalier.calibration.comparison import RegressionScores, Scores
 from espalier.contracts import Data, Split
@@ -21,7 +19,7 @@ from espalier.data.streamed import selected
 from espalier.grids.grid import Cell
 from espalier.grids.outside import detections, world
 from espalier.nested import plain
-from espalier.prediction import costs, evaluation
+from espalier.prediction import costs, evaluation, recalibration
 from espalier.prediction.ensemble import Ensemble
 from espalier.prediction.evaluation import Predicted, predictions, split_of
 from espalier.prediction.fit import Fit
@@ -124,19 +122,9 @@ def _calibrator(name: str, said: Predicted, data: Data) -> tuple[str, Any, Calla
     if isinstance(said, Mixture):
         raise ValueError(f"expected one normal target to fit the {name} on, got another mixture: leave calibrate out")
     y = split_of(data, "validation").y
-    known = calibration.CALIBRATORS[name] if data.num_classes is not None else calibration.REGRESSION_CALIBRATORS[name]
-    parameter = known.fit(*_arguments(said), (y if data.num_classes is not None else data.in_units(y)).numpy())
-    return known.parameter, parameter, functools.partial(_applied, known.apply, parameter)
-
-
-def _arguments(said: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
-    """Probabilities `(n, C)`; or means and standard deviations, of draws `(S, n, 2)`."""
-    return (said,) if said.ndim == 2 else (said[..., 0], said[..., 1])
-
-
-def _applied(apply: Callable[..., Any], parameter: Any, said: NDArray[np.float64]) -> Predicted:
-    found = apply(*_arguments(said), parameter)
-    return np.stack(found, -1) if isinstance(found, tuple) else found
+    known = recalibration.known_as(data, name)
+    parameter = known.fit(*recalibration.arguments_of(said), (y if data.num_classes is not None else data.in_units(y)).numpy())
+    return known.parameter, parameter, lambda own: recalibration.applied(known.apply, recalibration.arguments_of(own), parameter)
 
 
 _READ: dict[str, Data] = {}

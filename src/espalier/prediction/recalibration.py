@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +98,7 @@ def apply_kept(
     for arm, parameters in kept.items():
         way, name = _parted(arm)
         known, arguments = _of(data, name, asked[way], fit, split, way, num_samples, seed)
-        told = known.apply(*arguments, parameters[known.parameter])
-        found[arm] = np.stack(told, -1) if data.num_classes is None else told
+        found[arm] = applied(known.apply, arguments, parameters[known.parameter])
     return found
 
 
@@ -115,9 +114,9 @@ def read_kept(folder: Path, fit: Predictor, data: Data) -> Parameters:
     try:
         for arm, parameters in kept.items():
             way, name = _parted(arm)
-            if way not in fit.ways or name not in names_of(data) or set(parameters) != {_known(data, name).parameter}:
+            if way not in fit.ways or name not in names_of(data) or set(parameters) != {known_as(data, name).parameter}:
                 raise ValueError(arm)
-            told = _known(data, name).apply(*_even(data, name), *parameters.values())
+            told = known_as(data, name).apply(*_even(data, name), *parameters.values())
             if not np.isfinite(np.asarray(told, dtype=np.float64)).all():
                 raise ValueError(arm)
     except (ValueError, AttributeError, TypeError, LookupError) as error:
@@ -131,10 +130,22 @@ def _parted(arm: str) -> tuple[How, str]:
     return way, name  # type: ignore[return-value]
 
 
-def _known(data: Data, name: str) -> Calibrator:
+def known_as(data: Data, name: str) -> Calibrator:
+    """The calibrator of that name for a data set."""
     if data.num_classes is None:
         return REGRESSION_CALIBRATORS[name]
     return DRAW_CALIBRATORS[name.removeprefix(PER_DRAW)] if name.startswith(PER_DRAW) else CALIBRATORS[name]
+
+
+def arguments_of(said: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+    """What a calibrator takes of mean probabilities `(n, C)`; of draws of a regression `(S, n, 2)` means and scales."""
+    return (said,) if said.ndim == 2 else (said[..., 0], said[..., 1])
+
+
+def applied(apply: Callable[..., Any], arguments: tuple[NDArray[Any], ...], parameter: Any) -> Any:
+    """What a calibrator makes of them, in the form of `evaluation.predictions`."""
+    found = apply(*arguments, parameter)
+    return np.stack(found, -1) if isinstance(found, tuple) else found
 
 
 def _even(data: Data, name: str) -> tuple[NDArray[Any], ...]:
@@ -149,9 +160,7 @@ def _of(
     data: Data, name: str, said: Any, fit: Predictor, split: str, way: How, num_samples: int, seed: int
 ) -> tuple[Calibrator, tuple[NDArray[Any], ...]]:
     """A calibrator, and the predictions that it takes: of a regression means and scales, of a draws' the draws."""
-    known = _known(data, name)
-    if data.num_classes is None:
-        return known, (said[..., 0], said[..., 1])
+    known = known_as(data, name)
     if not name.startswith(PER_DRAW):
-        return known, (said,)
+        return known, arguments_of(said)
     return known, (fit.predict(evaluation.split_of(data, split).x, way, num_samples=num_samples, seed=seed).numpy(),)
