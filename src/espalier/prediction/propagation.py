@@ -188,13 +188,17 @@ def _closest(fit: Fit, output: Moments, state: State, predicted: Tensor) -> floa
     posterior that hardly moves its mean would have any factor at all."""
     rows = max(1, LOOKED_AT // 2 // max(1, predicted[0].numel()))
     output, predicted = Moments(output.loc[:rows], output.variance[:rows]), predicted[:rows]
+    points, together = points_for(output.loc, EACH * MASKS), max(1, LOOKED_AT // max(1, output.loc.numel()))
 
     def looked(log_factor: float) -> tuple[Tensor, Tensor]:
         """Mean probabilities, and the mean of their entropies."""
-        mean, entropy, count = torch.zeros_like(predicted), predicted.new_zeros(()), EACH * MASKS
-        for outcome in _laid_out(fit, Moments(output.loc, output.variance * math.exp(log_factor)), state, count, 0):
-            own = parameters_of(outcome)
-            mean, entropy = mean + own / count, entropy + torch.special.entr(own).sum(-1).mean() / count
+        mean, entropy = torch.zeros_like(predicted), predicted.new_zeros(())
+        deviation = (output.variance * math.exp(log_factor)).sqrt()
+        for some in points.split(together):
+            laid_out = output.loc + deviation * some.reshape(-1, *[1] * (deviation.dim() - 1), some.shape[-1])
+            own = parameters_of(_said(fit, laid_out.flatten(0, 1), state)).unflatten(0, (len(some), -1))
+            mean = mean + own.sum(0) / len(points)
+            entropy = entropy + torch.special.entr(own).sum(-1).flatten(1).mean(1).sum() / len(points)
         return mean, entropy
 
     mean, entropy = looked(0.0)

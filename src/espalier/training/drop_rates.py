@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any, Literal, NamedTuple
 
@@ -46,6 +46,7 @@ from espalier.store import Bundle
 from espalier.training import distributed
 from espalier.training.options import Training
 from espalier.training.streams import own_stream
+from espalier.training.teachers import copied
 
 STREAM, CHOICE = 11, 15
 """Of random numbers, apart from those of training: of estimates, and of which rows they are taken from."""
@@ -213,14 +214,15 @@ class Found(Follower):
         shared = groups(guide.positions, guide.shapes, guide.mask)
         count = len(guide.values) if shared is None else shared[1]
         logs: list[list[Tensor]] = [[], []]
-        for _ in range(DRAWS):
-            uniform = sent(torch.rand(count, generator=self.generator), device)  # on the CPU: the same wherever the fit is
-            for side, angle in enumerate((low, high)):
-                rates = tuple(math.sin(angle if own == number else self.states[own].phi) ** 2 for own in self.of)
-                keep = uniform >= self._each(rates, guide, shared)
-                values = guide.values * (keep if shared is None else keep[shared[0]])
-                weights = guide.placed(values)
-                logs[side].append(log_likelihood(model, weights, x, y))
+        with batchnorm.by_the_batch(model) as norms:
+            for _ in range(DRAWS):
+                uniform = sent(torch.rand(count, generator=self.generator), device)  # on the CPU: the same wherever the fit is
+                for side, angle in enumerate((low, high)):
+                    rates = tuple(math.sin(angle if own == number else self.states[own].phi) ** 2 for own in self.of)
+                    keep = uniform >= self._each(rates, guide, shared)
+                    weights = guide.placed(guide.values * (keep if shared is None else keep[shared[0]]))
+                    # No buffer is written: the norms are given copies.
+                    logs[side].append(log_likelihood(model, weights, x, y, copied(model.state_dict()) if norms else None))
         below, above = (loss_of(torch.stack(side).double()).mean() for side in logs)
         return (above - below) / (high - low)
 
@@ -261,10 +263,8 @@ class Found(Follower):
             model.prior_scale, model.weight_decay = self.prior
 
 
-def log_likelihood(model: BayesianNetwork, weights: Tensor, x: Any, y: Tensor) -> Tensor:
-    """log p(y_i | x_i, w), `(n,)`, of any likelihood; batch norm by the batch's own statistics, and no buffer is written."""
-    state = {name: tensor.clone() for name, tensor in model.state_dict().items()} if batchnorm.has_batchnorm(model) else None
-    with batchnorm.by_the_batch(model):
-        outcome = model.outcome(weights, x, state)
+def log_likelihood(model: BayesianNetwork, weights: Tensor, x: Any, y: Tensor, state: Mapping[str, Tensor] | None) -> Tensor:
+    """log p(y_i | x_i, w), `(n,)`, of any likelihood; state: buffers and other parameters, the network's own where None."""
+    outcome = model.outcome(weights, x, state)
     found: Tensor = outcome.log_prob(matched(y, outcome))
     return found.flatten(1).sum(1) if found.dim() > 1 else found

@@ -62,6 +62,15 @@ def own_stream(seed: int, purpose: int, device: torch.device | str = "cpu", step
     return torch.Generator(device).manual_seed(int(own[0]))
 
 
+def seed_default(seed: int, device: torch.device) -> None:
+    """Seed torch's default streams on the CPU and on this device, and on no other. (`torch.manual_seed` also writes down, for
+    every kind of device, from where it was called, at half the price of a small network's step.)"""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+
+
 class Streams:
     """Random numbers by purpose, all from one seed, so that two methods at one seed see the same batches.
 
@@ -84,12 +93,7 @@ class Streams:
         self.augment = torch.Generator(device).manual_seed(int(seeds[4]))
 
     def seed_default(self, seed: int | None = None) -> None:
-        """Seed torch's default streams on the CPU and on this device, and on no other."""
-        seed = self.default if seed is None else seed
-        torch.default_generator.manual_seed(seed)
-        if self.device.type == "cuda":
-            with torch.cuda.device(self.device):
-                torch.cuda.manual_seed(seed)
+        seed_default(self.default if seed is None else seed, self.device)
 
     def part_ways(self, epoch: int) -> None:
         """Give every process but the first default streams of its own: seeded anew at each epoch, there is no state of

@@ -33,7 +33,7 @@ from espalier.store import Bundle
 from espalier.training import objective, rates
 from espalier.training.distillation import Diverged, Lessons, Student, close_enough, hand_out, in_full, settle
 from espalier.training.options import Training
-from espalier.training.streams import own_stream
+from espalier.training.streams import own_stream, seed_default
 from espalier.training.teachers import Teachers, copied
 
 BEGINS = 0.85
@@ -82,7 +82,7 @@ class Woven(Follower):
         student = self.student = self.student or self._born(model, guide)
         devices = [guide.values.device] if guide.values.is_cuda else []
         with torch.random.fork_rng(devices):  # a network's own dropout: the training goes as it would without a student
-            torch.manual_seed(own_stream(self.seed, STREAM, step=taken).initial_seed())
+            seed_default(own_stream(self.seed, STREAM, step=taken).initial_seed(), guide.values.device)
             with torch.no_grad():
                 every = [*outputs, *(self._more(x, model, guide) for _ in range(self.lessons.masks - len(outputs)))]
                 told = [model.says(nested.each(in_full, output)) for output in every]
