@@ -19,8 +19,8 @@ from torch import Tensor
 
 from espalier import runs
 from espalier.prediction import batchnorm
+from espalier.randomness import own_stream
 from espalier.training.drop_rates import HALF_WIDTH, loss_of, sides
-from espalier.training.streams import own_stream
 
 MASKS, ROWS = 128, 250
 

@@ -3,6 +3,7 @@
 From the bottom to the top, each using only what stands below it:
 
 nested.py      tensors in tuples and dicts
+randomness.py  seeds, streams by purpose, torch's default streams
 calibration    scores with intervals; no torch        contracts.py, store.py, shelf.py   words, files, programs by name
 topology       the mask M and its schedules           data, pictures                     sets; plots as data
 sparse         weights that are not written out       pages                              what people read, as HTML

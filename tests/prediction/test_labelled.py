@@ -150,7 +150,7 @@ def test_splits_and_ways_stand_under_their_names() -> None:
 
 
 def _first(fit: Fit) -> int:
-    from espalier.prediction.pairs import derived
+    from espalier.randomness import derived
 
     return derived(0, 0)
 

@@ -10,7 +10,7 @@ from torch import nn
 from budget import assert_mean
 from espalier import BayesianNetwork
 from espalier.prediction import prior_check, prior_outcomes, prior_weights, tree_of
-from espalier.prediction.pairs import derived
+from espalier.randomness import derived
 from espalier.topology import random_topology
 from fitted import digits, regression, trained
 

@@ -20,9 +20,9 @@ from espalier.distributions.masked import draw_keep
 from espalier.guides.masked import MaskedGuide
 from espalier.inference import cigl, distilled
 from espalier.prediction.fit import Fit
+from espalier.randomness import own_stream
 from espalier.training import objective
 from espalier.training.finite import Finite
-from espalier.training.streams import own_stream
 from espalier.training.woven import BEGINS, STREAM, Woven
 from fitted import digits
 from toys import net, toy

@@ -27,6 +27,7 @@ from espalier.contracts import Data, Split
 from espalier.data.arrays import from_arrays
 from espalier.network import BayesianNetwork, evaluating
 from espalier.prediction.fit import Fit, How
+from espalier.randomness import seeded
 from espalier.training.options import Training
 
 MOVES = 20
@@ -101,8 +102,7 @@ class _Sparse(BaseEstimator):
         own = dict(self.options or {})
         if unknown := sorted(own.keys() - known.keys()):
             raise ValueError(f"expected options of {self.inference}, {', '.join(known)}, got {unknown[0]!r}")
-        with torch.random.fork_rng([]):
-            torch.default_generator.manual_seed(seed)
+        with seeded(seed):
             model = self._model(data)
         self.fit_: Fit = infer(model, data, **{**{n: v for n, v in wanted.items() if n in known}, **own})
         if self.predict_with not in self.fit_.ways:

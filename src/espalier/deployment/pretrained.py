@@ -32,6 +32,7 @@ from espalier.likelihoods import (
 from espalier.network import BayesianNetwork, Output, under
 from espalier.prediction.moments import Moments
 from espalier.prediction.predict import in_units, parameters_of
+from espalier.randomness import forked
 from espalier.sparse import Sparse, scatter, sparsified
 from espalier.sparse.layout import MIN_ROWS
 from espalier.store import Bundle
@@ -286,7 +287,7 @@ def _from_shelf(program: str, options: Mapping[str, Any], shape: Sequence[int], 
         raise ValueError(f"expected a program of {', '.join(shelf.names('models'))} in config.json, got {program!r}")
     build = shelf.load("models", program)
     words = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
-    with torch.random.fork_rng([]):
+    with forked():
         with torch.device("meta"):
             looked_at = build(tuple(shape), num_outputs, **words)
             rest = sum(part.numel() for part in looked_at.state_dict().values())

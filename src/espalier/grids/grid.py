@@ -40,7 +40,7 @@ from espalier.grids.names import digest_of, folder_digest, identity, run_name, s
 from espalier.prediction.ensemble import Pool
 from espalier.prediction.evaluation import SPLITS
 from espalier.prediction.fit import How
-from espalier.prediction.pairs import derived
+from espalier.randomness import derived
 from espalier.runs import lines
 from espalier.runs.recipes import Recipe, as_word, resolve
 from espalier.training.options import Training

@@ -25,6 +25,7 @@ from espalier.prediction.fit import Fit, How
 from espalier.prediction.mixture import Mixture
 from espalier.prediction.predict import in_units, parameters_of
 from espalier.prediction.prior import prior_outcomes
+from espalier.randomness import seeded
 
 Floats = NDArray[np.float64]
 Statistic = Callable[[Tensor, Any], Any]
@@ -171,8 +172,7 @@ def predictive_check(
     drawn: list[Tensor] = []
     pairs: dict[str, list[tuple[float, float]]] = {name: [] for name in discrepancies}
     sums = _Sums()
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed):
         for outcome in outcomes:
             if not drawn:
                 y = _fitting(y, outcome, units)

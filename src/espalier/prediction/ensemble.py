@@ -12,8 +12,8 @@ import torch
 from espalier.contracts import Data, Rows
 from espalier.likelihoods import plain
 from espalier.prediction.fit import Fit, How
-from espalier.prediction.pairs import derived
 from espalier.prediction.predictor import Inputs, Predictor
+from espalier.randomness import derived
 
 Pool = Literal["probabilities", "logits"]
 

@@ -36,9 +36,10 @@ from espalier.prediction.ensemble import seen_by
 from espalier.prediction.evaluation import split_of
 from espalier.prediction.fit import Fit, How
 from espalier.prediction.mixture import Mixture
-from espalier.prediction.pairs import State, derived
+from espalier.prediction.pairs import State
 from espalier.prediction.predict import Batches, in_units, outcome_of, parameters_of
 from espalier.prediction.prior import of_fit
+from espalier.randomness import derived
 
 if TYPE_CHECKING:
     import xarray
@@ -264,7 +265,7 @@ def _fill(
         for draw, (weights, state, outcome) in enumerate(_networks(fit, part.x, way, num_samples, derived(seed, chain))):
             at = (chain, draw)
             mixture = Mixture([outcome], data.target_shift, data.target_scale)
-            y, parameters = mixture.draws(derived(seed, chain, draw))[0], parameters_of(outcome).detach()
+            y, parameters = mixture.draws(derived(seed, chain, draw, 2))[0], parameters_of(outcome).detach()
             if data.num_classes is None:
                 moments = in_units(parameters, data.target_shift, data.target_scale)
                 drawn.put(at, "predictions", "moments", (*rows, "moment"), moments)

@@ -14,6 +14,7 @@ from espalier.calibration.scores import LEVEL, SEED, Floats, Summary
 from espalier.calibration.summaries import summary_of
 from espalier.likelihoods import matched
 from espalier.prediction.predict import moment
+from espalier.randomness import seeded
 
 NUM_DRAWS = 2048
 """Of each example, for scores that have no closed form; fewer, down to 256, where there are more than 10,000 examples."""
@@ -57,8 +58,7 @@ class Mixture:
     def sample(self, count: int, seed: int = SEED) -> Tensor:
         """`(S * ceil(count / S), n, ...)` draws of y, equally many of every component; torch's default stream does not move."""
         each = -(-count // len(self.distributions))
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
+        with seeded(seed):
             drawn = torch.cat([distribution.sample(torch.Size([each])) for distribution in self.distributions])
         return self._flat(drawn).double() * self.scale + self.shift
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -80,11 +79,6 @@ class Pairs(NamedTuple):
     def mean_state(self) -> State:
         """Averages of the floating-point states; counters as they were last."""
         return {n: t.mean(0) if t.is_floating_point() else t[-1] for n, t in self.states.items()}
-
-
-def derived(*numbers: int) -> int:
-    """A seed of its own for every choice of these."""
-    return int(np.random.SeedSequence([number % (1 << 64) for number in numbers]).generate_state(1)[0])
 
 
 def gaussian(mean: Tensor, scale: Tensor, generator: torch.Generator) -> Tensor:

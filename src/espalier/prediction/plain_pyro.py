@@ -12,6 +12,8 @@ from pyro.infer import MCMC
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from espalier.randomness import forked
+
 if TYPE_CHECKING:
     import xarray
 
@@ -96,7 +98,7 @@ def _of_sites(
     """The samples `(chain, draw, ...)` in the shapes of the model's own sites, without the ones that `Predictive` pads them with;
     and those of observed sites apart, which it gives too."""
     first = {name: value[0, 0] for name, value in posterior.items()}
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), _Standing(first):
+    with torch.no_grad(), forked(), _Standing(first):
         nodes = pyro.poutine.trace(model).get_trace(*args, **kwargs).nodes
     sites = {name: site for name, site in nodes.items() if site["type"] == "sample"}
     latent, seen = dict[str, Tensor](), dict[str, Tensor]()

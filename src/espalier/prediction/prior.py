@@ -14,8 +14,8 @@ from espalier.contracts import Rows, Topology
 from espalier.distributions.priors import FlatNormal, MixtureNormal
 from espalier.network import BayesianNetwork
 from espalier.prediction.fit import Fit
-from espalier.prediction.pairs import derived
 from espalier.prediction.predict import Batches, outcome_of
+from espalier.randomness import derived, seeded
 
 
 def prior_weights(
@@ -39,13 +39,14 @@ def _weights(
         raise ValueError(f"expected at least 1 draw of the prior, got {draws}")
     if topology is not None and topology.sizes != model.sizes:
         raise ValueError(f"expected a topology over layers of {model.sizes} weights, got {topology.sizes}: use the model's own")
-    return _drawn(prior, topology, draws, seed)
+    return _drawn(prior, topology, draws, seed, model.initial.device)
 
 
-def _drawn(prior: FlatNormal | MixtureNormal, topology: Topology | None, draws: int, seed: int) -> Iterator[Tensor]:
+def _drawn(
+    prior: FlatNormal | MixtureNormal, topology: Topology | None, draws: int, seed: int, device: torch.device
+) -> Iterator[Tensor]:
     for number in range(draws):
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(derived(seed, number, 1))
+        with seeded(derived(seed, number, 1), device):
             weights = prior.sample()
         if topology is not None:
             positions = topology.positions.to(weights.device)

@@ -35,6 +35,7 @@ from espalier.prediction.attention import ATTENTION
 from espalier.prediction.moments import NORMS, PRODUCTS, Moments, Unknown
 from espalier.prediction.pairs import State
 from espalier.prediction.predict import NUMBERS, Batches, exact, parameters_of, to_device
+from espalier.randomness import forked
 from espalier.sparse import scatter
 from espalier.sparse.trial import alone
 
@@ -135,7 +136,7 @@ def equip(fit: Fit, data: Data) -> None:
     numbers = sum(leaf.numel() for leaf in nested.leaves(data.example()))
     rows = torch.arange(min(ROWS, len(data.train.y), max(2, NUMBERS // max(1, numbers))))
     try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):  # a network may draw by itself
+        with forked(device):  # a network may draw by itself
             factors = _factors(fit, to_device(data.train.x[rows], device))
     except Exception as reason:  # whatever a network of the user's own does with what is no plain tensor: the training is over
         fit.record["moments"] = {"unknown": str(reason) if isinstance(reason, Unknown) else f"{type(reason).__name__}: {reason}"}

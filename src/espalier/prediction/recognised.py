@@ -6,12 +6,12 @@ import json
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from espalier import store
 from espalier.contracts import stand_ins
 from espalier.prediction.predict import parameters_of
+from espalier.randomness import forked
 
 if TYPE_CHECKING:
     from espalier.prediction.fit import Fit
@@ -26,7 +26,7 @@ def told(fit: Fit) -> list[float] | None:
     try:
         facts = json.loads(store.canonical({name: fit.record.get(name) for name in ("shape", "inputs")}))  # in the file's order
         x, said = stand_ins(facts, ROWS), list[NDArray[np.float64]]()
-        with torch.random.fork_rng():  # a network may draw, and is then not known by what it says
+        with forked(fit.topology.positions.device):  # a network may draw, and is then not known by what it says
             for _ in range(2):
                 said.append(parameters_of(next(fit.outcomes(x, "ticket"))).detach().double().cpu().numpy().ravel()[:NUMBERS])
     except Exception:  # tokens, a likelihood without moments, a record that was made by hand

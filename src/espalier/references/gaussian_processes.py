@@ -18,6 +18,7 @@ from torch import Tensor
 from espalier.contracts import Data
 from espalier.prediction.evaluation import Predictions, split_of
 from espalier.prediction.predict import in_units
+from espalier.randomness import seeded
 from espalier.references.kernels import DeepArcCosine
 
 with warnings.catch_warnings():
@@ -146,8 +147,7 @@ def deep_gp(
     The rate falls as a cosine; kernels, noise and inducing points (from `num_inducing` training rows) are learned as well.
     """
     x, y = _all(data, "train")
-    with torch.random.fork_rng(devices=[]), exactly():
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed), exactly():
         model = VariationalDeepGP(x[torch.randperm(len(x))[:num_inducing]], hidden).train()
         optimizer = torch.optim.Adam(model.parameters(), learning_rate)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)

@@ -19,6 +19,7 @@ from espalier.contracts import Topology
 from espalier.distributions.masked import draw_keep, effective_keep_prob
 from espalier.distributions.priors import FlatNormal
 from espalier.network import BayesianNetwork
+from espalier.randomness import seeded
 from espalier.sparse import scatter
 
 with warnings.catch_warnings():
@@ -193,8 +194,7 @@ def empirical_covariance(
     prior = FlatNormal(model.prior_scale or 1.0, model.num_weights, model.initial)
     chunk = max(1, _CHUNK // (model.num_weights + len(x) * (len(x) + sum(shape[0] for shape in model.shapes))))
     first, second = torch.zeros(2, len(x), len(x), dtype=torch.float64).unbind()
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with torch.no_grad(), seeded(seed, model.initial.device):
         for start in range(0, num_draws, chunk):
             count = min(chunk, num_draws - start)
             weights = prior.rsample(torch.Size([count])) * active

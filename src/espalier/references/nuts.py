@@ -29,8 +29,8 @@ from espalier.contracts import Topology
 from espalier.distributions.priors import MixtureNormal
 from espalier.likelihoods import is_soft, matched
 from espalier.network import BayesianNetwork
-from espalier.prediction.pairs import derived
 from espalier.prediction.predict import predictive
+from espalier.randomness import derived, forked, seed_default
 from espalier.sparse import scatter
 
 if TYPE_CHECKING:
@@ -204,9 +204,9 @@ def nuts(
     state = None if state is None else {n: t.double() if t.is_floating_point() else t for n, t in state.items()}
     potential = Potential(model, topology, x.double(), y, state)
     chains, divergences = [], 0
-    with torch.random.fork_rng(devices=[]), pyro.get_param_store().scope():
+    with forked(model.initial.device), pyro.get_param_store().scope():
         for chain in range(num_chains):
-            torch.default_generator.manual_seed(derived(seed, chain))
+            seed_default(derived(seed, chain), model.initial.device)
             start = spread * potential.scale * torch.randn_like(model.initial[: topology.num_active])
             kernel = NUTS(
                 potential_fn=lambda site: potential(site["values"]),

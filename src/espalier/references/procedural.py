@@ -34,6 +34,7 @@ from espalier.likelihoods import one_column
 from espalier.network import BayesianNetwork
 from espalier.prediction.fit import Fit, How
 from espalier.prediction.predict import output_of
+from espalier.randomness import seeded
 from espalier.sparse import scatter
 from espalier.topology import initial
 
@@ -142,8 +143,7 @@ def untrained(
 
     def mean(x: Rows) -> Tensor:
         total = zero(x)
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
+        with seeded(seed):
             for _ in range(count):
                 model = build()
                 positions = initial(model.shapes, sparsity, allocation).positions

@@ -29,6 +29,7 @@ from espalier.nested import plain
 from espalier.network import BayesianNetwork
 from espalier.prediction.ensemble import Ensemble, Pool
 from espalier.prediction.fit import PAIRS, Fit
+from espalier.randomness import seeded
 from espalier.runs import lines
 from espalier.runs.recipes import Recipe, check_written, read_config, resolve
 from espalier.runs.trust import told
@@ -287,8 +288,7 @@ def _materials(recipe: Recipe, data_dir: str | None = None) -> tuple[Data, Bayes
 def _model(recipe: Recipe, shape: tuple[int, ...], num_outputs: int, start: bool = True) -> BayesianNetwork:
     """The model, initialised from the run's seed, and from pretrained weights where it shall start from some."""
     factory = shelf.load("models", recipe.model)
-    with torch.random.fork_rng([]):
-        torch.default_generator.manual_seed(recipe.options.get("seed", 0))
+    with seeded(recipe.options.get("seed", 0)):
         try:
             loss = recipe.options.get("loss", losses.LIKELIHOOD)
             model: BayesianNetwork = losses.built(factory, shape, num_outputs, loss, **recipe.of("model"))

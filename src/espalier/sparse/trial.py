@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from espalier import nested
+from espalier.randomness import forked
 from espalier.sparse.layout import MIN_ROWS, least_rows
 from espalier.sparse.unwritten import Unwritten, unwritten
 
@@ -31,7 +32,7 @@ def unmoved(*modules: nn.Module, device: torch.device | None = None) -> Iterator
     parts = [part for module in modules for part in module.modules()]
     slots = [(part._buffers, name, buffer) for part in parts for name, buffer in part._buffers.items()]
     stand_ins = {id(buffer): buffer.clone() for _, _, buffer in slots if buffer is not None}
-    with torch.no_grad(), torch.random.fork_rng([device] if device is not None and device.type == "cuda" else []):
+    with torch.no_grad(), forked(device or "cpu"):
         try:
             for buffers, name, buffer in slots:
                 buffers[name] = None if buffer is None else stand_ins[id(buffer)]

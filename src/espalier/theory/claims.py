@@ -19,6 +19,7 @@ from scipy import stats
 from espalier.pictures.data import Curve as Curve
 from espalier.pictures.data import Picture as Picture
 from espalier.pictures.data import Ranks as Ranks
+from espalier.randomness import forked
 
 FALSE_ALARMS = 1e-6
 """Probability that one statistical check says `fails` of a claim that holds, over all the numbers it looks at."""
@@ -77,7 +78,7 @@ def apart(check: Callable[..., Finding]) -> Callable[..., Finding]:
 
         dtype = torch.get_default_dtype()
         try:
-            with torch.random.fork_rng(devices=[]), pyro.get_param_store().scope():
+            with forked(), pyro.get_param_store().scope():
                 return check(*arguments, **formulas)
         finally:
             torch.set_default_dtype(dtype)

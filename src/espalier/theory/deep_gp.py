@@ -15,6 +15,7 @@ from torch import Tensor
 
 from espalier import references, shelf
 from espalier.distributions.masked import draw_keep
+from espalier.randomness import seeded
 from espalier.references.kernels import DeepArcCosine, arc_cosine_1, empirical_covariance
 from espalier.theory.claims import Claim, Curve, Finding, Picture, limit, worst, worst_z
 from espalier.theory.finite_width import (
@@ -277,8 +278,7 @@ def check_bound(quick: bool, *, elbo: Callable[..., Tensor] = references.elbo_dr
     generator = torch.Generator().manual_seed(0)
     x = torch.linspace(-2, 2, 8, dtype=torch.float64)[:, None]
     y = torch.sin(2 * x[:, 0])
-    with torch.random.fork_rng(devices=[]), references.exactly():
-        torch.default_generator.manual_seed(0)
+    with seeded(0), references.exactly():
         model = references.VariationalDeepGP(x, (1,), 0.1)
         first: Any = model.layers[0]  # a warp of the inputs about the identity: little for the bound to lose
         first.covar_module.outputscale = 0.02

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from espalier import shelf
 from espalier.network import BayesianNetwork
+from espalier.randomness import seeded
 from espalier.references.kernels import arc_cosine_1
 from espalier.topology.masks import random_topology
 
@@ -287,7 +288,6 @@ def gap_to_numpy(model: Any, x: Tensor, y: Tensor, elbo: Callable[..., Tensor]) 
     """The largest difference of `elbo`'s draws, nats, on one random stream."""
     found = []
     for bound in (elbo, elbo_by_numpy):
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(1)
+        with seeded(1):
             found.append(np.asarray(bound(model, x, y, 8)))
     return float(np.abs(found[0] - found[1]).max())

@@ -18,6 +18,7 @@ from espalier.guides.masked import MaskedGuide
 from espalier.network import BayesianNetwork
 from espalier.prediction.fit import Fit, How
 from espalier.prediction.pairs import Pairs, State
+from espalier.randomness import seeded
 from espalier.topology import schedules
 from espalier.topology.masks import initial
 from espalier.training.loop import Info
@@ -141,8 +142,7 @@ def run(sparsity: float, seed: int, epochs: int) -> Run:
     training = Training(
         epochs, 64, learning_rate=RATE, momentum=MOMENTUM, rate="constant", weight_decay=WEIGHT_DECAY, device="cpu"
     )
-    with torch.random.fork_rng([]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         model = shelf.load("models", "mlp")(digits.shape, digits.num_outputs, hidden=(256, 256))
     model = prepare(model, digits, training, keep_prob=keep_prob)
     guide = MaskedGuide(

@@ -28,6 +28,7 @@ from espalier.data.sets import load
 from espalier.network import BayesianNetwork, evaluating
 from espalier.prediction.fit import Fit
 from espalier.prediction.predict import parameters_of
+from espalier.randomness import seeded
 from espalier.references.nuts import Convergence, Potential, nuts, program
 from espalier.sparse import scatter
 from espalier.training.options import Training
@@ -70,8 +71,7 @@ class Setup(NamedTuple):
     def model(self, seed: int, drop_rate: float = 0.0, prior_scale: float = PRIOR_SCALE) -> BayesianNetwork:
         """Without biases; `drop_rate` puts dropout of units before every layer. The same seed, the same initial weights."""
         layers: list[nn.Module] = [nn.Flatten()]
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
+        with seeded(seed):
             for index, (fan, width) in enumerate(zip(self.widths, self.widths[1:], strict=False)):
                 layers += [nn.Tanh()] if index else []
                 layers += [nn.Dropout(drop_rate), nn.Linear(fan, width, bias=False)]
@@ -106,8 +106,7 @@ def _mean_field(model: BayesianNetwork, topology: Topology, data: Data, start: T
         scale = pyro.param("scale", torch.full_like(start, 0.05), constraint=constraints.positive)
         pyro.sample("values", dist.Normal(loc, scale).to_event(1))
 
-    with torch.random.fork_rng(devices=[]), pyro.get_param_store().scope(), pyro.validation_enabled(False):
-        torch.default_generator.manual_seed(9)
+    with seeded(9), pyro.get_param_store().scope(), pyro.validation_enabled(False):
         optimizer = ClippedAdam({"lr": 0.02, "lrd": 0.05 ** (1 / steps)})
         svi = SVI(program(model, topology), guide, optimizer, TraceMeanField_ELBO())
         for _ in range(steps):
@@ -121,8 +120,7 @@ def _mean_field(model: BayesianNetwork, topology: Topology, data: Data, start: T
 def _unit_dropout(fit: Fit, x: Tensor) -> Tensor:
     """MC dropout as Gal & Ghahramani 2016 have it: the trained net with its dropout of units left on, `(DRAWS, n, C)`."""
     (weights, state), *_ = fit.weights("ticket")
-    with evaluating(fit.model), torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(7)
+    with evaluating(fit.model), seeded(7):
         fit.model.train()
         return torch.stack([parameters_of(fit.model.outcome(weights, x, state)) for _ in range(DRAWS)])
 

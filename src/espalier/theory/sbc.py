@@ -25,6 +25,7 @@ from espalier.contracts import Data, Split, Topology
 from espalier.guides.masked import MaskedGuide
 from espalier.network import BayesianNetwork
 from espalier.prediction.fit import Fit
+from espalier.randomness import seeded
 from espalier.theory.claims import FALSE_ALARMS, SURPRISE, Claim, Curve, Finding, Picture, Ranks, surprise
 from espalier.topology.masks import initial
 from espalier.training.options import Training
@@ -118,8 +119,7 @@ def simulate(
         features, features, generator=stream
     )
     x = (torch.randn(examples, features, generator=stream) @ mixing).double()
-    with torch.random.fork_rng([]), torch.no_grad():
-        torch.manual_seed(0)
+    with seeded(0), torch.no_grad():
         model = shelf.load("models", "linear")(
             (features,), 1, noise_precision=PRECISION, learn_precision=False, bias=False, prior_scale=prior_scale
         ).double()

@@ -35,6 +35,7 @@ from espalier.guides.masked import MaskedGuide
 from espalier.network import BayesianNetwork, under
 from espalier.prediction.fit import Fit
 from espalier.prediction.predict import to_device
+from espalier.randomness import forked, own_stream
 from espalier.sparse import Layout, scatter
 from espalier.sparse.trial import unmoved
 from espalier.store import Bundle
@@ -43,7 +44,6 @@ from espalier.topology.masks import relocate, sources
 from espalier.training import distributed, objective
 from espalier.training.batches import soften
 from espalier.training.options import Training
-from espalier.training.streams import own_stream
 
 STREAM = 12
 """Of random numbers, apart from those of training."""
@@ -117,8 +117,7 @@ class ControlVariate(Follower):
         others = tuple(parameter.detach().clone() for parameter in points(model))
         now, old = Point(guide.topology, guide.values.detach().clone(), others, guide.layout), self.snapshot
         total, losses = [torch.zeros_like(tensor) for tensor in (now.values, *others)], []
-        devices = [guide.values.device] if guide.values.is_cuda else []
-        with torch.random.fork_rng(devices):  # what the network draws itself is drawn afresh for every batch
+        with forked(guide.values.device):  # what the network draws itself is drawn afresh for every batch
             for x, y in self.batches(guide.values.device):
                 keep = draw_keep(len(now.values), one_rate(guide), torch.device("cpu"), self.generator).to(now.values.device)
                 loss, gradients = self.gradient(model, guide, now, keep, x, y)

@@ -42,6 +42,7 @@ from espalier.prediction.ensemble import check_members
 from espalier.prediction.fit import Fit
 from espalier.prediction.pairs import State
 from espalier.prediction.predict import outcome_of, to_device
+from espalier.randomness import forked
 from espalier.store import Bundle
 from espalier.training import distributed, objective, rates
 from espalier.training.batches import batches
@@ -118,11 +119,7 @@ def teach(
     for teacher in teachers.all:
         teacher.fit.look_at(data)
     streams = Streams([seed, STREAM], find_device(training.device))
-    devices = [streams.device] if streams.device.type == "cuda" else []
-    with (
-        torch.random.fork_rng(devices),
-        pyro.validation_enabled(False),
-    ):  # a loss that is not finite gets our own sentence
+    with forked(streams.device), pyro.validation_enabled(False):  # a loss that is not finite gets our own sentence
         return _distill(teachers, data, lessons, training, streams, inputs, as_one(watch))
 
 

@@ -42,10 +42,10 @@ from espalier.network import BayesianNetwork
 from espalier.prediction import batchnorm
 from espalier.prediction.fit import Fit
 from espalier.prediction.predict import sent, to_device
+from espalier.randomness import own_stream
 from espalier.store import Bundle
 from espalier.training import distributed
 from espalier.training.options import Training
-from espalier.training.streams import own_stream
 from espalier.training.teachers import copied
 
 STREAM, CHOICE = 11, 15

@@ -44,10 +44,10 @@ from espalier.prediction import batchnorm
 from espalier.prediction.features import layer_of
 from espalier.prediction.fit import Fit
 from espalier.prediction.predict import to_device
+from espalier.randomness import own_stream
 from espalier.sparse import scatter
 from espalier.store import Bundle
 from espalier.training import distributed
-from espalier.training.streams import own_stream
 
 STREAM = 13
 """Of random numbers, apart from those of training."""

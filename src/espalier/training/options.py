@@ -23,6 +23,7 @@ from espalier.likelihoods import Categorical, matched, plain
 from espalier.network import BayesianNetwork, copied, evaluating
 from espalier.prediction.mixture import check_support
 from espalier.prediction.predict import to_device
+from espalier.randomness import forked
 from espalier.training import rates
 from espalier.training.stopping import check_patience
 from espalier.training.streams import find_device, one_at_a_time
@@ -269,7 +270,7 @@ def _check_buffers(model: BayesianNetwork, data: Data) -> None:
         return
     x = to_device(data.train.x[torch.arange(min(2, len(data.train.y)))], model.initial.device)
     twin, said = copied(model), []
-    with torch.random.fork_rng(devices=[]), suppress(Exception):  # what it fails on is said where it is looked at
+    with forked(model.initial.device), suppress(Exception):  # what it fails on is said where it is looked at
         for _ in range(2):  # before it has been trained a step, and after
             with evaluating(twin):
                 said.append(nested.leaves(twin.evaluate(twin.initial, x, model.state_dict())))
@@ -345,7 +346,7 @@ def _check_double(model: BayesianNetwork, output: Any, y: Tensor) -> None:
     try:
         found = model.says(nested.each(lambda part: part.double() if part.is_floating_point() else part, output))
         found.log_prob(matched(y.double() if y.is_floating_point() else y, found))
-        with torch.random.fork_rng(devices=[]):
+        with forked(model.initial.device):
             found.sample()
     except NotImplementedError:  # there are no draws of it: nobody will ask for any
         return

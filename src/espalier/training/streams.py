@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from espalier.randomness import seed_default
 from espalier.training import distributed
 
 Given = ParamSpec("Given")
@@ -53,22 +54,6 @@ def find_device(name: str) -> torch.device:
             f"expected the GPU {name!r}, but torch sees {torch.cuda.device_count()}: use --device cpu or auto"
         )
     return device
-
-
-def own_stream(seed: int, purpose: int, device: torch.device | str = "cpu", step: int | None = None) -> torch.Generator:
-    """Random numbers apart from those of training: of one purpose, a number of its own; of one step of it, where one is given."""
-    words = [seed, purpose] if step is None else [seed, purpose, step]
-    own = np.random.SeedSequence(words).generate_state(1, np.uint64) >> np.uint64(1)
-    return torch.Generator(device).manual_seed(int(own[0]))
-
-
-def seed_default(seed: int, device: torch.device) -> None:
-    """Seed torch's default streams on the CPU and on this device, and on no other. (`torch.manual_seed` also writes down, for
-    every kind of device, from where it was called, at half the price of a small network's step.)"""
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            torch.cuda.manual_seed(seed)
 
 
 class Streams:

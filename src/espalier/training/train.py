@@ -26,6 +26,7 @@ from espalier.prediction.fit import Fit
 from espalier.prediction.mixture import Mixture
 from espalier.prediction.pairs import Pair, Pairs
 from espalier.prediction.predict import outcome_of, parameters_of
+from espalier.randomness import forked
 from espalier.sparse import scatter
 from espalier.store import Bundle
 from espalier.training import distributed
@@ -96,10 +97,9 @@ def train(
     pairs: list[Pair] = []
     history: list[dict[str, Any]] = []
     stopped = ""
-    devices = [streams.device] if streams.device.type == "cuda" else []
     # A parameter store of our own: Pyro's global one would hand this guide the values of the last one of its name.
     with (
-        torch.random.fork_rng(devices),
+        forked(streams.device),
         pyro.get_param_store().scope(),
         pyro.validation_enabled(False),
         warnings.catch_warnings(),

@@ -29,11 +29,11 @@ from espalier.followers import Follower
 from espalier.guides.masked import MaskedGuide, draw_mask
 from espalier.network import BayesianNetwork, under
 from espalier.prediction.fit import Fit
+from espalier.randomness import forked, own_stream, seeded
 from espalier.store import Bundle
 from espalier.training import objective, rates
 from espalier.training.distillation import Diverged, Lessons, Student, close_enough, hand_out, in_full, settle
 from espalier.training.options import Training
-from espalier.training.streams import own_stream, seed_default
 from espalier.training.teachers import Teachers, copied
 
 BEGINS = 0.85
@@ -80,9 +80,8 @@ class Woven(Follower):
         if not self.hears(taken):
             return
         student = self.student = self.student or self._born(model, guide)
-        devices = [guide.values.device] if guide.values.is_cuda else []
-        with torch.random.fork_rng(devices):  # a network's own dropout: the training goes as it would without a student
-            seed_default(own_stream(self.seed, STREAM, step=taken).initial_seed(), guide.values.device)
+        own = own_stream(self.seed, STREAM, step=taken).initial_seed()
+        with seeded(own, guide.values.device):  # a network's own dropout: the training goes as it would without a student
             with torch.no_grad():
                 every = [*outputs, *(self._more(x, model, guide) for _ in range(self.lessons.masks - len(outputs)))]
                 told = [model.says(nested.each(in_full, output)) for output in every]
@@ -142,8 +141,7 @@ class Woven(Follower):
             self._regret(f"its training ended at step {fit.history[-1]['step']}, and it would have begun at {self.first + 1}")
             return
         teachers = Teachers([fit])
-        devices = [fit.topology.positions.device] if fit.topology.positions.is_cuda else []
-        with torch.random.fork_rng(devices):
+        with forked(fit.topology.positions.device):
             reached, ticket = (float("nan"),) * 2 if self.lost else settle(teachers, data, self.student)
         if close_enough(reached, ticket):
             masks = max(self.lessons.masks, self.heard)
