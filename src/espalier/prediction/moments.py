@@ -107,19 +107,34 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
     return add
 
 
-PRODUCTS = ("linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "matmul", "mm",
-            "bmm")  # fmt: skip
+_LAID_OUT = ("linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "matmul", "mm",
+             "bmm")  # fmt: skip
+PRODUCTS = (*_LAID_OUT, "einsum")
 NORMS = ("batch_norm", "layer_norm", "group_norm")
 
 
-@rule(*PRODUCTS)
+@rule(*_LAID_OUT)
 def product(func: Any, x: Any, weight: Any, bias: Tensor | None = None, *rest: Any, **named: Any) -> Moments:
-    """See the module. Of a masked weight the two products of variances are one."""
+    """See the module."""
 
     def of(a: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
         own: Tensor = func(a, w) if func.__name__ in ("matmul", "mm", "bmm", "__matmul__") else func(a, w, b, *rest, **named)
         return own
 
+    return _product(of, x, weight, bias)
+
+
+@rule("einsum")
+def _by_letters(func: Any, equation: str, *operands: Any) -> Moments:
+    """A product of two, as `ij,jk->ik` names it."""
+    own = list(operands[0]) if len(operands) == 1 and isinstance(operands[0], Sequence) else list(operands)
+    if len(own) != 2:
+        raise Unknown(f"einsum of {len(own)}")
+    return _product(lambda a, w, _: func(equation, a, w), own[0], own[1], None)
+
+
+def _product(of: Callable[[Tensor, Tensor, Tensor | None], Tensor], x: Any, weight: Any, bias: Tensor | None) -> Moments:
+    """Of a masked weight the two products of variances are one."""
     (a, b), (m, v) = _split(x), _split(weight)
     loc = of(a, m, bias)
     if v is None:
@@ -145,7 +160,8 @@ def _relu(_: Any, x: Moments) -> Moments:
 
 
 @rule("leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "tanh", "sigmoid", "softplus", "softsign", "hardtanh", "relu6",
-      "hardswish", "hardsigmoid", "logsigmoid", "sin", "cos", "square", "abs", "exp")  # fmt: skip
+      "hardswish", "hardsigmoid", "logsigmoid", "sin", "cos", "square", "abs", "exp", "erf", "prelu", "threshold", "hardshrink",
+      "softshrink", "tanhshrink", "clamp", "clamp_min", "clamp_max", "clip")  # fmt: skip
 def _of_each(func: Any, x: Moments, *args: Any, **named: Any) -> Moments:
     """A function of each number, taken for normal: Gauss-Hermite quadrature (Abramowitz & Stegun 25.4.46)."""
     deviation, nodes, weights = x.variance.sqrt(), *np.polynomial.hermite_e.hermegauss(NODES)
@@ -154,6 +170,28 @@ def _of_each(func: Any, x: Moments, *args: Any, **named: Any) -> Moments:
     loc = sum(share * value for share, value in zip(shares, values, strict=True))
     variance = sum(share * (value - loc).square() for share, value in zip(shares, values, strict=True))
     return Moments(loc, variance)
+
+
+@rule("pow")
+def _power(func: Any, x: Any, exponent: Any) -> Moments:
+    if isinstance(exponent, Moments):
+        raise Unknown("a power that is random")
+    found: Moments = _of_each(func, x, exponent)
+    return found
+
+
+@rule("glu")
+def _gated(_: Any, x: Moments, dim: int = -1) -> Moments:
+    """One half times the sigmoid of the other (Dauphin et al. 2017)."""
+    value, gate = torch.chunk(x, 2, dim)
+    found: Moments = _scaled(None, value, _of_each(torch.sigmoid, gate))
+    return found
+
+
+@rule("log_softmax")
+def _log_softmax(func: Any, x: Moments, *args: Any, **named: Any) -> Moments:
+    """The classes' probabilities are the same whatever is taken off all their logits: off the means, what makes them logs."""
+    return Moments(func(x.loc, *args, **named), x.variance)
 
 
 @rule("batch_norm")
