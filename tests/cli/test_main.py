@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -32,3 +33,11 @@ def test_help_loads_nothing_heavy() -> None:
 @pytest.mark.parametrize("words", [["x" * 10**6], ["fit", "--model", "y" * 10**6], ["compare", "--jobs", "9" * 10**6]])
 def test_a_sentence_stays_one_that_a_person_reads(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert len(spoken(capsys, words)) < 1100
+
+
+def test_a_warning_of_ours_is_a_note_without_a_line_of_code(tmp_path: Path) -> None:
+    words = ["fit", "--model", "mlp", "--inference", "cigl", "--data", "digits", "--epochs", "1"]
+    line = [sys.executable, "-m", "espalier", *words, "--out", tmp_path / "run"]
+    done = subprocess.run(line, capture_output=True, text=True, check=True)
+    assert "espalier: note: the drop rate stays at 0.01, where it begins" in done.stderr
+    assert "UserWarning" not in done.stderr

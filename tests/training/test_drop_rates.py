@@ -6,6 +6,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import math
+import warnings
 from typing import Any
 
 import numpy as np
@@ -221,6 +222,16 @@ def test_without_a_validation_split_it_is_the_papers_and_that_is_said() -> None:
     with pytest.warns(UserWarning, match="digits has no validation split to find the drop rate on: it is 0.1, as in the paper"):
         found = begin("auto", network(), digits()._replace(validation=NONE), TRAINING, seed=0)
     assert found == (effective_keep_prob(0.9), [])
+
+
+def test_a_training_that_ends_before_the_first_look_is_told_so() -> None:
+    data, short = digits(), Training(epochs=2, batch_size=128)
+    sentence = f"the drop rate stays at 0.01, where it begins: it is looked at every 34 steps, and there are {short.steps(data)}"
+    with pytest.warns(UserWarning, match=sentence):
+        begin("auto", network(), data, short, seed=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        begin("auto", network(), data, TRAINING, seed=0)
 
 
 def test_it_is_the_default_of_both_programs() -> None:

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import importlib
 import sys
+import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 from espalier import __version__
 
@@ -57,6 +60,8 @@ not run here before. `espalier COMMAND --help` says more.
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, or 2 after one sentence on stderr."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:  # the process is ours
+        _note_warnings()
     if not words or words[0] in ("-h", "--help"):
         print(HELP, end="")
         return 0
@@ -92,6 +97,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         }
         print(f"espalier: stopped{goes_on.get(words[0], '')}", file=sys.stderr)
         return 130
+
+
+def _note_warnings() -> None:
+    """Our own warnings are sentences for whoever runs the command; from which line they come is nothing to them."""
+    shown, ours = warnings.showwarning, str(Path(__file__).parents[1])
+
+    def show(message: Warning | str, category: type[Warning], filename: str, *rest: Any, **named: Any) -> None:
+        if category is UserWarning and filename.startswith(ours):
+            print(f"espalier: note: {message}", file=sys.stderr)
+        else:
+            shown(message, category, filename, *rest, **named)
+
+    warnings.showwarning = show
 
 
 def _clipped(sentence: str, most: int = 1000) -> str:

@@ -127,7 +127,8 @@ def begin(
 ) -> tuple[float, list[Follower]]:
     """The keep probability that a training begins with, and what follows it to find its drop rate, where that is to be found.
 
-    Without a validation split there is nothing to find it on: it is `FALLBACK`, and that is said.
+    Without a validation split there is nothing to find it on: it is `FALLBACK`, and that is said. So is a training that ends
+    before the first look.
     Raises ValueError, before any work, for anything else than a rate or `auto`, and for what `auto` cannot do.
     """
     if isinstance(drop_rate, Real):
@@ -146,6 +147,12 @@ def begin(
         )
         return effective_keep_prob(1 - FALLBACK), []
     batch_size = min(training.batch_size, len(data.train.y))
+    if (first := period(batch_size)) > training.steps(data):
+        warnings.warn(
+            f"the drop rate stays at {START}, where it begins: it is looked at every {first} steps, and there are "
+            f"{training.steps(data)}. Train longer, in larger batches, or give a number",
+            stacklevel=3,
+        )
     found = Found(data, batch_size, training.steps(data), seed, drop_rate, model.shapes)
     found.keeps_prior = model.prior_scale is not None
     return effective_keep_prob(1 - init().rate), [found]
