@@ -198,3 +198,17 @@ def test_what_does_not_fit_is_refused() -> None:
         HierarchicalGuide(model, topology, noise_scale=-1)
     with pytest.raises(ValueError, match="^expected one network's topology, got a batch of"):
         LayerSubsets(torch.zeros(4), (1,), (4,)).expand(torch.Size([2]))
+
+
+def test_a_second_guide_beside_the_first_ones_values_is_told_to_clear_the_store() -> None:
+    x, y = torch.randn(20, 8), torch.randn(20)
+    with pyro.get_param_store().scope():
+        for number in range(2):
+            model = BayesianNetwork(nn.Linear(8, 1, bias=False), likelihood="normal", prior_scale=1.0)
+            guide = HierarchicalGuide(model, Topology(torch.tensor([0, 1]), (2,), (8,)), temperature=0.1)
+            svi = SVI(reversed_model(model, guide), guide, PyroOptim(torch.optim.Adam, {"lr": 0.02}), LeaveOneOutELBO(4))
+            if number:
+                with pytest.raises(ValueError, match=r"expected this guide's own values, .* call pyro\.clear_param_store\(\)"):
+                    svi.step(x, y)
+            else:
+                svi.step(x, y)

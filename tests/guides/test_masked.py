@@ -96,7 +96,7 @@ def test_several_particles_average_several_masks() -> None:
 def test_vectorised_particles_are_refused() -> None:
     model, guide = pair()
     elbo = pyro.infer.TraceMeanField_ELBO(num_particles=2, vectorize_particles=True, max_plate_nesting=1)
-    with pytest.raises(ValueError, match="expected the weights of one network.*loop over particles"):
+    with pytest.raises(ValueError, match="expected the weights of one network.*num_particles without vectorize_particles"):
         elbo.loss(model, guide, *batch_of(0))
 
 

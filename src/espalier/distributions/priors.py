@@ -120,7 +120,8 @@ class MixtureNormal(TorchDistribution):
 def unbatched(distribution: _D, batch_shape: torch.Size) -> _D:
     if tuple(batch_shape):
         raise ValueError(
-            f"expected the weights of one network, got a batch of {tuple(batch_shape)}: loop over particles"
+            f"expected the weights of one network, got a batch of {tuple(batch_shape)}: loop over particles, "
+            "num_particles without vectorize_particles"
         )
     return distribution
 

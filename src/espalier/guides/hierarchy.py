@@ -29,7 +29,7 @@ from torch.distributions import constraints
 from espalier.contracts import Topology
 from espalier.distributions.masked import effective_keep_prob
 from espalier.distributions.subsets import KSubset
-from espalier.guides.masked import MaskedGuide
+from espalier.guides.masked import MaskedGuide, check_store
 from espalier.network import BayesianNetwork
 
 _CERTAIN = 40.0  # log odds of Z = 1 where p = 1: no infinity, whose log_prob would be NaN
@@ -110,7 +110,11 @@ class HierarchicalGuide(PyroModule):
         self.values = nn.Parameter(model.initial.clone())
 
     def forward(self, x: Tensor | None = None, y: Tensor | None = None) -> Tensor:
-        """The Pyro program. The data are not looked at."""
+        """The Pyro program. The data are not looked at.
+
+        Raises ValueError where Pyro's parameter store would give it the values of an earlier guide, and train those.
+        """
+        check_store(self, self.values)
         u, m = self._hierarchy()
         z = pyro.sample("Z", dist.Bernoulli(torch.full_like(u, self.keep_prob)).to_event(1))
         weights: Tensor = pyro.sample("weights", self._around(z * m * u))

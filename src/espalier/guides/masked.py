@@ -87,6 +87,16 @@ def draw_mask(
     return draw_keep(shared[1], each, positions.device, generator)[shared[0]]
 
 
+def check_store(guide: PyroModule, values: nn.Parameter) -> None:
+    """Raises ValueError where Pyro's parameter store would give a guide that is trained the `values` of an earlier one."""
+    store, name = pyro.get_param_store(), guide._pyro_get_fullname("values")
+    if name in store and store[name] is not values and in_use(SVI) is not None:
+        raise ValueError(
+            "expected this guide's own values, but Pyro's parameter store holds those of an earlier one under their name: "
+            "call pyro.clear_param_store() before a new guide is trained"
+        )
+
+
 class MaskedGuide(PyroModule):
     """CigL's variational family (Lei et al. 2023, eq. 3), collapsed: M at its mode, noise scale -> 0, w = scatter(Z * m).
 
@@ -197,12 +207,7 @@ class MaskedGuide(PyroModule):
 
         Raises ValueError where Pyro's parameter store would give it the values of an earlier guide, and train those.
         """
-        store, name = pyro.get_param_store(), self._pyro_get_fullname("values")
-        if name in store and store[name] is not self.values and in_use(SVI) is not None:
-            raise ValueError(
-                "expected this guide's own values, but Pyro's parameter store holds those of an earlier one under their name: "
-                "call pyro.clear_param_store() before a new guide is trained"
-            )
+        check_store(self, self.values)
         q = self.distribution()
         # Pyro refuses a scale of 0; what is masked is not in its ELBO.
         with pyro.poutine.scale(scale=self.kl_scale) if self.kl_scale else pyro.poutine.mask(mask=False):
