@@ -101,10 +101,13 @@ def test_it_is_nesterov_sgd_towards_the_masked_outputs_by_plain_torch(
         torch.testing.assert_close(mine, theirs.detach(), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize(("dropout", "traced"), [(0.0, False), (0.3, False), (0.3, True)])
 @pytest.mark.parametrize("masks", [1, 4])
-def test_the_teacher_does_not_notice(masks: int, dropout: float) -> None:
-    """Also where the network draws by itself: the student's own draws are of another stream."""
+def test_the_teacher_does_not_notice(masks: int, dropout: float, traced: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the network draws by itself, and where Pyro traces it: the student's own draws are of another stream."""
+    if traced:
+        monkeypatch.setattr(objective, "is_ours", lambda *_: False)
+
     def model() -> BayesianNetwork:
         return BayesianNetwork(nn.Sequential(net(), nn.Dropout(dropout)))
 

@@ -32,6 +32,7 @@ from espalier.distributions.priors import FlatNormal
 from espalier.guides.masked import MaskedGuide
 from espalier.likelihoods import Categorical, is_soft, matched
 from espalier.network import BayesianNetwork
+from espalier.randomness import forked
 from espalier.sparse.trial import unmoved
 
 NO_LABEL = -(1 << 62)
@@ -119,7 +120,7 @@ def by_pyro(
                 if drawn.weights is None:
                     raise ValueError("expected a program whose site is named weights, to hear what the network says under them")
                 state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-                with torch.no_grad(), autocast:
+                with torch.no_grad(), autocast, forked(drawn.weights.device):  # the training goes as it would unheard
                     outputs.append(model.evaluate(drawn.weights, rows, state))
     finally:
         model.num_data = given
