@@ -238,9 +238,9 @@ def settle(teachers: Teachers, data: Data, student: Student) -> tuple[float, flo
         for teacher in teachers.all:
             nets.enter_context(batchnorm.by_the_batch(teacher.fit.model))
         student.match_precision(teachers, rows)
-        found = [teachers.distance(rows, *network) for network in (student.network(), teachers.first.ticket())]
+        reached, ticket = teachers.distances(rows, student.network(), teachers.first.ticket())
     teachers.train(False)
-    return found[0], found[1]
+    return reached, ticket
 
 
 def close_enough(reached: float, ticket: float) -> bool:

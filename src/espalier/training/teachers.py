@@ -120,11 +120,12 @@ class Teachers:
                 raise ValueError(f"expected teachers of one kind of outcome, {what[0]}, but run {place} has {what[1]}")
 
     @torch.no_grad()
-    def distance(self, x: Any, values: Tensor, state: State) -> float:
-        """Mean cross-entropy from their draws to the outcome at rows x of a network on the first one's support, nats."""
+    def distances(self, x: Any, *networks: tuple[Tensor, State]) -> list[float]:
+        """Mean cross-entropy from their draws to the outcome at rows x of each network on the first one's support, nats."""
         fit = self.first.fit
-        outcome = fit.model.outcome(fit.dense(values), x, copied(state))
-        return float(torch.stack([cross_entropy(told, outcome).mean() for told in self.each(x)]).mean())
+        outcomes = [fit.model.outcome(fit.dense(values), x, copied(state)) for values, state in networks]
+        found = [torch.stack([cross_entropy(told, outcome).mean() for outcome in outcomes]) for told in self.each(x)]
+        return [float(each) for each in torch.stack(found).mean(0)]
 
     @property
     def sampled(self) -> bool:
