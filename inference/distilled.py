@@ -43,7 +43,7 @@ def infer(
     watch: Watches = None,
 ) -> Fit:
     """CigL's Algorithm 1, and one net on the same support that learns what the masked ones predict, a fresh mask at every
-    step, without labels: in the last 15 % of training, or in epochs of its own. The way to predict `distilled` is one pass.
+    step, without labels: in the last tenth of training, or in epochs of its own. The way to predict `distilled` is one pass.
 
     drop_rate: P(Z = 0), or auto: found on validation rows while training; auto-kind and auto-layer find several. rescale: weights
     are Z * u / keep_prob instead of Z * u. mask: one Z per weight, per input unit, or per filter. num_particles: masks a step.

@@ -29,7 +29,7 @@ from toys import net, toy
 from watches import Recorder
 
 pytestmark = pytest.mark.usefixtures("own_store")
-EPOCHS, RATE, KEEP = 10, 0.3, 0.75
+EPOCHS, RATE, KEEP = 20, 0.3, 0.75
 OPTIONS: dict[str, Any] = {
     "sparsity": 0.5, "drop_rate": 1 - KEEP, "delta_t": 3, "freeze": 0.5, "average_from": 0.6, "rule": "static", "seed": 3,
 }  # fmt: skip
@@ -79,7 +79,7 @@ def test_it_is_nesterov_sgd_towards_the_masked_outputs_by_plain_torch(
     assert {len(output) for _, output in listener.heard} == {draws}
     positions, stream = fit.topology.positions, own_stream(OPTIONS["seed"], STREAM)
     steps = len(listener.heard)
-    assert steps == round(0.15 * 2 * EPOCHS)
+    assert steps == round((1 - BEGINS) * 2 * EPOCHS)
     student = [tensor.clone().requires_grad_() for tensor in listener.began]
     momenta = [torch.zeros_like(tensor) for tensor in student]
     for number, ((x, output), (values, *biases)) in enumerate(zip(listener.heard, listener.teachers, strict=True), 1):
@@ -163,8 +163,10 @@ def test_by_pyro_batch_norm_and_noise_of_the_network_are_as_they_should_be(monke
 
 def test_the_history_says_how_far_it_is_from_its_teacher() -> None:
     rows = fitted().history
-    assert all("distill_loss" not in row for row in rows[:8])
-    losses = [row["distill_loss"] for row in rows[8:]]
+    first = round(BEGINS * EPOCHS)
+    assert all("distill_loss" not in row for row in rows[:first])
+    losses = [row["distill_loss"] for row in rows[first:]]
+    assert len(losses) == EPOCHS - first
     assert all(0 < loss < math.log(3) + 0.5 for loss in losses)
 
 
@@ -186,7 +188,7 @@ def test_it_begins_when_the_topology_stands_still_within_an_epoch_too() -> None:
 
 
 def test_without_an_epoch_to_learn_in_it_is_refused_before_any_work() -> None:
-    with pytest.raises(ValueError, match=r"expected steps to distill in after 1 of training .*, got none of 20: train"):
+    with pytest.raises(ValueError, match=r"expected steps to distill in after 1 of training .*, got none of 40: train"):
         fitted(average_from=1.0)
 
 

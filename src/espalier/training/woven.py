@@ -36,7 +36,7 @@ from espalier.training.distillation import Diverged, Lessons, Student, close_eno
 from espalier.training.options import Training
 from espalier.training.teachers import Teachers, copied
 
-BEGINS = 0.85
+BEGINS = 0.9
 """The fraction of training after which there is enough to learn from. Earlier is no better and costs more: measured there too."""
 STREAM = 14
 """Of random numbers, apart from those of training."""
