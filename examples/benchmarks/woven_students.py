@@ -1,6 +1,6 @@
-"""Students that learn on the way, several of one training: how hot, told how many masks a step, on mixed inputs. Prints markdown.
+"""Students that learn on the way, several of one training: how hot, told how many masks a step, from when on, on mixed inputs.
 
-    python examples/benchmarks/woven_students.py --data-dir DATA --out runs/woven-students                       (it resumes)
+    python examples/benchmarks/woven_students.py --data-dir DATA --out runs/woven-students        (it resumes; prints markdown)
     python examples/benchmarks/woven_students.py --data cifar10 --model lenet --epochs 30 ...
 
 A network is trained with its drop rate found, and every student follows that training: what differs between them is theirs alone,
@@ -31,11 +31,13 @@ from espalier.training import Streams, find_device, prepare
 from espalier.training.distillation import Lessons
 from espalier.training.drop_rates import begin
 from espalier.training.train import train
-from espalier.training.woven import Woven
+from espalier.training.woven import BEGINS, Woven
 
 ARMS = [Lessons(0, rate, masks) for rate, masks in [(0.02, 1), (0.05, 1), (0.02, 2), (0.05, 2), (0.02, 4), (0.05, 4), (0.1, 4)]]
 MIXED = [Lessons(0, rate, masks) for rate, masks in [(0.02, 1), (0.05, 2), (0.02, 4), (0.05, 4), (0.1, 4)]]
 """Those on mixed inputs, of which the training's own masks have said nothing."""
+BEGUN = [0.8, 0.85, 0.95]
+"""Of those that begin at another fraction of training than `BEGINS`: one mask a step, rate .02."""
 
 
 class Timed(Woven):
@@ -79,9 +81,13 @@ def world(given: argparse.Namespace, data: Data, seed: int) -> dict[str, list[fl
     topology = initial(model.shapes, given.sparsity, "erk", "random", model.initial, streams.topology)
     guide = MaskedGuide(model, topology, keep_prob, generator=streams.mask)
     schedule = schedules.rule("rigl", 100, training.step_at(0.75, data), 0.3)
-    plain = Woven.of(training, data, 0.8)
-    arms = [*((Timed, "", lessons) for lessons in ARMS), *((Mixed, ", mixed inputs", lessons) for lessons in MIXED)]
-    students = [kind(plain.first, training.steps(data), lessons, seed=seed) for kind, _, lessons in arms]
+    arms = [
+        *((Timed, "", lessons, BEGINS) for lessons in ARMS),
+        *((Mixed, ", mixed inputs", lessons, BEGINS) for lessons in MIXED),
+        *((Timed, f", from {begins:g} on", ARMS[0], begins) for begins in BEGUN),
+    ]
+    steps = training.steps(data)
+    students = [kind(round(begins * steps), steps, lessons, seed=seed) for kind, _, lessons, begins in arms]
     start = time.process_time()
     fit = train(
         model, guide, schedule, data, training=training, streams=streams, average_from=0.8, followers=[*found, *students]
@@ -93,7 +99,7 @@ def world(given: argparse.Namespace, data: Data, seed: int) -> dict[str, list[fl
         return three(probs.double().numpy(), y)
 
     rows = {f"{MASKS} masks": [*scores(mean_of(fit, held)), 0.0], "ticket": [*scores(fit.predict(held, "ticket")[0]), 0.0]}
-    for (_, what, lessons), student in zip(arms, students, strict=True):
+    for (_, what, lessons, _), student in zip(arms, students, strict=True):
         fit.student = student.handed  # none, where it ended farther from its teacher than the ticket
         found = scores(fit.predict(held, "distilled")[0]) if fit.student is not None else [math.nan] * 3
         name = f"{lessons.masks} a step, rate {lessons.learning_rate:g}{what}"
@@ -110,7 +116,8 @@ def main() -> None:
     data = load_data(given.data, data_dir=given.data_dir, train_size=given.rows)
     book = Ledger(given.out / "results.jsonl")
     told = {name: value for name, value in vars(given).items() if name not in ("data_dir", "seeds", "out")}
-    worlds = [book.of(f"{told} {seed} {ARMS} {MIXED}", lambda seed=seed: world(given, data, seed)) for seed in given.seeds]
+    arms = f"{ARMS} {MIXED} {BEGUN}"
+    worlds = [book.of(f"{told} {seed} {arms}", lambda seed=seed: world(given, data, seed)) for seed in given.seeds]
     print("| validation rows | accuracy | NLL | ECE | time | NLL above that of the masks, % |\n|---|---|---|---|---|---|")
     for name in worlds[0]:
         each = [one[name] for one in worlds]
