@@ -11,7 +11,7 @@ from espalier.network import BayesianNetwork
 from espalier.prediction import Fit
 from espalier.topology import initial, schedules
 from espalier.topology.options import Allocation, DeltaT, DropFraction, Freeze, Sparsity, Start
-from espalier.training import Streams, Training, Watches, find_device, prepare
+from espalier.training import Training, Watches, opened, prepare
 from espalier.training.control_variates import ControlVariate
 from espalier.training.options import AverageFrom, Seed
 from espalier.training.train import train
@@ -43,12 +43,12 @@ def infer(
     drop_rate: P(Z = 0). gamma: damping of the correction. coefficient: c before it is estimated, in the second epoch. memory: of
     c, which goes to the slope of the batches' losses over those at the snapshot. rule: how the topology moves.
     """
-    streams, keep_prob = Streams(seed, find_device(training.device)), given_keep_prob(drop_rate)
+    streams, keep_prob = opened(model, data, training, seed), given_keep_prob(drop_rate)
     model = prepare(model, data, training, keep_prob=keep_prob)
     topology = initial(model.shapes, sparsity, allocation, start, model.initial, streams.topology)
     guide = MaskedGuide(model, topology, keep_prob, generator=streams.mask)
     schedule = schedules.rule(rule, delta_t, training.step_at(freeze, data), drop_fraction)
-    control = ControlVariate(data, training, gamma=gamma, coefficient=coefficient, memory=memory, seed=seed)
+    control = ControlVariate(data, training, gamma=gamma, coefficient=coefficient, memory=memory, seed=streams.seed)
     return train(
         model, guide, schedule, data, training=training, streams=streams, average_from=average_from, followers=[control],
         watch=watch,

@@ -10,7 +10,7 @@ from espalier.network import BayesianNetwork
 from espalier.prediction import Fit
 from espalier.topology import initial, schedules
 from espalier.topology.options import Allocation, DeltaT, DropFraction, Freeze, Sparsity, Start
-from espalier.training import Streams, Training, Watches, find_device, prepare
+from espalier.training import Training, Watches, opened, prepare
 from espalier.training.drop_rates import DropRate, begin
 from espalier.training.options import AverageFrom, Seed
 from espalier.training.train import train
@@ -47,8 +47,8 @@ def infer(
     at the price of one step.
     rule: how the topology moves; gradual and one-shot start dense and prune. kl_scale: tempering of the KL.
     """
-    streams = Streams(seed, find_device(training.device))
-    keep_prob, followers = begin(drop_rate, model, data, training, seed=seed, rescale=rescale)
+    streams = opened(model, data, training, seed)
+    keep_prob, followers = begin(drop_rate, model, data, training, seed=streams.seed, rescale=rescale)
     model = prepare(model, data, training, keep_prob=keep_prob, rescale=rescale)
     topology = initial(model.shapes, sparsity, allocation, start, model.initial, streams.topology)
     schedule = schedules.rule(rule, delta_t, training.step_at(freeze, data), drop_fraction, topology.counts)

@@ -7,7 +7,7 @@ from espalier.guides import MaskedGuide
 from espalier.network import BayesianNetwork
 from espalier.prediction import Fit
 from espalier.topology import initial, schedules
-from espalier.training import Streams, Training, Watches, find_device, prepare
+from espalier.training import Training, Watches, opened, prepare
 from espalier.training.options import Seed
 from espalier.training.train import train
 
@@ -21,7 +21,7 @@ def infer(
     watch: Watches = None,
 ) -> Fit:
     """Train all weights: the same loop at sparsity 0."""
-    streams = Streams(seed, find_device(training.device))
+    streams = opened(model, data, training, seed)
     model = prepare(model, data, training)
     guide = MaskedGuide(model, initial(model.shapes, 0.0, generator=streams.topology))
     return train(model, guide, schedules.static(), data, training=training, streams=streams, watch=watch)

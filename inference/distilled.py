@@ -10,7 +10,7 @@ from espalier.network import BayesianNetwork
 from espalier.prediction import Fit
 from espalier.topology import initial, schedules
 from espalier.topology.options import Allocation, DeltaT, DropFraction, Freeze, Sparsity, Start
-from espalier.training import Phase, Streams, Training, Watches, find_device, prepare
+from espalier.training import Phase, Training, Watches, opened, prepare
 from espalier.training.distillation import Lessons, check, distill
 from espalier.training.drop_rates import DropRate, begin
 from espalier.training.options import AverageFrom, Seed
@@ -51,8 +51,8 @@ def infer(
     distill_epochs: passes over the training inputs after training; 0: it learns on the way, at no pass of its own.
     distill_rate: peak of its learning rate. distill_masks: masks whose mean it is told; more than a step has cost a pass each.
     """
-    streams = Streams(seed, find_device(training.device))
-    keep_prob, followers = begin(drop_rate, model, data, training, seed=seed, rescale=rescale)
+    streams = opened(model, data, training, seed)
+    keep_prob, followers = begin(drop_rate, model, data, training, seed=streams.seed, rescale=rescale)
     model = prepare(model, data, training, keep_prob=keep_prob, rescale=rescale)
     lessons = Lessons(distill_epochs, distill_rate, distill_masks)
     check(model, data, keep_prob < 1, lessons)
@@ -63,12 +63,12 @@ def infer(
     )  # fmt: skip
     schedule = schedules.rule(rule, delta_t, training.step_at(freeze, data), drop_fraction)
     if not distill_epochs:
-        followers.append(Woven.of(training, data, average_from, lessons, seed=seed))
+        followers.append(Woven.of(training, data, average_from, lessons, seed=streams.seed))
     first = Phase(watch)
     fit = train(
         model, guide, schedule, data, training=training, streams=streams, average_from=average_from, followers=followers,
         watch=first,
     )  # fmt: skip
     return fit if not distill_epochs else distill(
-        fit, data, training=training, seed=seed, microbatches=microbatches, watch=first.next(), **lessons._asdict()
+        fit, data, training=training, seed=streams.seed, microbatches=microbatches, watch=first.next(), **lessons._asdict()
     )

@@ -11,7 +11,7 @@ from espalier.prediction import Fit
 from espalier.topology import schedules
 from espalier.topology.masks import allocated
 from espalier.topology.options import Allocation, Sparsity
-from espalier.training import Streams, Training, Watches, find_device, prepare
+from espalier.training import Training, Watches, opened, prepare
 from espalier.training.options import Seed
 from espalier.training.train import train
 
@@ -33,7 +33,7 @@ def infer(
     frozen: weights of one size a layer, sqrt(2 / (fan_in * density)), with the signs of the initial ones; or normal ones of that
     standard deviation. weight_decay is that of the scores.
     """
-    streams = Streams(seed, find_device(training.device))
+    streams = opened(model, data, training, seed)
     model = prepare(model, data, training)
     counts = allocated(model.shapes, 1 - sparsity, allocation)
     guide = PopupGuide(model, counts, frozen=frozen, generator=streams.topology)

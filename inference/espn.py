@@ -13,7 +13,7 @@ from espalier.prediction import Fit
 from espalier.prediction.costs import trained
 from espalier.topology import initial, schedules
 from espalier.topology.options import Sparsity
-from espalier.training import Phase, Streams, Training, Watches, find_device, prepare, relaxed_masks, started_from
+from espalier.training import Phase, Training, Watches, opened, prepare, relaxed_masks, started_from
 from espalier.training.options import AverageFrom, Seed
 from espalier.training.train import train
 
@@ -43,6 +43,7 @@ def infer(
     mask_epochs: the most that the search takes, at the full rate. rewind_epochs: of rewind's dense training, at the full rate.
     finetune_rate: peak of finetune's last learning rate. allocation: the largest of the network, or of each layer at its share.
     """
+    streams, phase = opened(model, data, training, seed), Phase(watch)
     if form not in ("finetune", "rewind") or min(mask_epochs, rewind_epochs) < 1 or not 0 <= average_from <= 1:
         got = f"{form}, {mask_epochs} and {rewind_epochs}, {average_from}"
         raise ValueError(f"expected form finetune or rewind, epochs of at least 1 and average_from in [0, 1], got {got}")
@@ -50,10 +51,10 @@ def infer(
     first = training if tuning else replace(training, epochs=rewind_epochs, rate="constant", warmup=0, patience=0)
     search = replace(training, epochs=mask_epochs, rate="constant", warmup=0, patience=0)
     last = replace(training, learning_rate=finetune_rate) if tuning else training
+    last.check_with(data)  # refused at once, and not after other trainings
     strength = relaxed_masks.strength(l1, search, search.steps(data))
     budget = relaxed_masks.budget(model.shapes, sparsity, allocation)
     count, keep_prob = budget if isinstance(budget, int) else sum(budget), given_keep_prob(drop_rate)
-    streams, phase = Streams(seed, find_device(training.device)), Phase(watch)
 
     ready = prepare(model, data, first)
     whole = initial(model.shapes, 0.0, generator=streams.topology)
@@ -63,7 +64,7 @@ def infer(
 
     ready = prepare(start, data, search)
     ready.weight_decay = 0.0
-    guide, mask = RelaxedGuide(ready, whole, rate=strength * len(data.train.y)), relaxed_masks.Search(count, strength)
+    guide, mask = RelaxedGuide(ready, whole, rate=strength * len(data.train.y)), relaxed_masks.Search(budget, strength)
     fit = train(ready, guide, schedules.static(), data, training=search, streams=streams, followers=[mask],
                 watch=[phase, relaxed_masks.Few(count)])  # fmt: skip
     topology = relaxed_masks.kept(model.shapes, budget, mask.relaxed)

@@ -11,7 +11,7 @@ from espalier.prediction import Fit
 from espalier.topology import initial, schedules
 from espalier.topology.options import Allocation, DeltaT, DropFraction, DropScoreName, Freeze, Sparsity, Start
 from espalier.topology.scores import drop_score as score_of
-from espalier.training import Streams, Training, Watches, find_device, prepare
+from espalier.training import Training, Watches, opened, prepare
 from espalier.training.function_space import FunctionSpaceKL, Linearised, context_of
 from espalier.training.options import AverageFrom, Seed
 from espalier.training.train import train
@@ -46,10 +46,10 @@ def infer(
     given a draw of the others, or all, for networks of at most 10,000 weights. noise_scale: where every sigma starts.
     drop_score: as in mean_field. kl_scale: tempering of the KL.
     """
-    streams = Streams(seed, find_device(training.device))
+    streams = opened(model, data, training, seed)
     model = prepare(model, data, training)
     function_space = FunctionSpaceKL(
-        context_of(context, data), context_points, linearised=linearised, kl_scale=kl_scale, seed=seed
+        context_of(context, data), context_points, linearised=linearised, kl_scale=kl_scale, seed=streams.seed
     )
     topology = initial(model.shapes, sparsity, allocation, start, model.initial, streams.topology)
     guide = GaussianGuide(model, topology, noise_scale=noise_scale, kl_scale=0.0, generator=streams.mask)

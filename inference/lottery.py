@@ -14,10 +14,9 @@ from espalier.prediction.costs import trained
 from espalier.topology import initial, magnitude_topology, schedules
 from espalier.topology.masks import allocated
 from espalier.topology.options import Allocation, Sparsity
-from espalier.training import Phase, Streams, Training, Watches, find_device, prepare, started_from
+from espalier.training import Phase, Training, Watches, opened, prepare, started_from
 from espalier.training.options import AverageFrom, Seed
 from espalier.training.phases import Origin
-from espalier.training.stopping import check_patience
 from espalier.training.train import check_average_from, train
 
 
@@ -42,15 +41,14 @@ def infer(
     rewound to (Frankle et al. 2020), 0 for the initial ones. average_from: fraction of the last training after which pairs
     are collected.
     """
+    streams, phase = opened(model, data, training, seed), Phase(watch)
     if rounds not in range(1, 101) or rewind_epochs < 0 or not 0 <= sparsity < 1:
         got = f"{rounds}, {rewind_epochs}, {sparsity:g}"
         raise ValueError(f"expected rounds of 1 to 100, rewind_epochs of at least 0 and a sparsity in [0, 1), got {got}")
     rounds = int(rounds)
     check_average_from(average_from)
-    check_patience(training.patience, data)
-    training.learning_rates(training.steps(data))  # refused at once, and not after other trainings
+    training.check_with(data)  # refused at once, and not after other trainings
     earlier: list[dict[str, Any]] = []
-    streams, phase = Streams(seed, find_device(training.device)), Phase(watch)
     counts = [allocated(model.shapes, (1 - sparsity) ** (i / rounds), allocation) for i in range(1, rounds + 1)]
     for i in reversed(range(rounds - 1)):  # shares are rounded in each round: no layer may grow back
         counts[i] = tuple(map(max, counts[i], counts[i + 1]))

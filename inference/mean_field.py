@@ -11,7 +11,7 @@ from espalier.prediction import Fit
 from espalier.topology import initial, schedules
 from espalier.topology.options import Allocation, DeltaT, DropFraction, DropScoreName, Freeze, Sparsity, Start
 from espalier.topology.scores import drop_score as score_of
-from espalier.training import Streams, Training, Watches, find_device, prepare
+from espalier.training import Training, Watches, opened, prepare
 from espalier.training.annealing import KLWarmup
 from espalier.training.options import AverageFrom, Seed
 from espalier.training.train import train
@@ -46,7 +46,7 @@ def infer(
     (`espalier.topology.schedules.favoured`, `likelier`). log_threshold: of accept, in nats. kl_scale: tempering of the KL.
     kl_warmup: fraction of training over which it rises from 0.
     """
-    streams = Streams(seed, find_device(training.device))
+    streams = opened(model, data, training, seed)
     model = prepare(model, data, training)
     topology = initial(model.shapes, sparsity, allocation, start, model.initial, streams.topology)
     guide = GaussianGuide(model, topology, noise_scale=noise_scale, kl_scale=kl_scale, generator=streams.mask)

@@ -10,7 +10,7 @@ from espalier.prediction import Fit
 from espalier.prediction.costs import trained
 from espalier.topology import initial, magnitude_topology, schedules
 from espalier.topology.options import Sparsity
-from espalier.training import Phase, Streams, Training, Watches, find_device, layer_ratios, prepare, ratios
+from espalier.training import Phase, Training, Watches, layer_ratios, opened, prepare, ratios
 from espalier.training.options import AverageFrom, Seed
 from espalier.training.phases import started_from
 from espalier.training.ratios import By, SearchOn
@@ -40,7 +40,7 @@ def infer(
     of the second training after which pairs are collected.
     """
     check_average_from(average_from)
-    streams, first = Streams(seed, find_device(training.device)), Phase(watch)
+    streams, first = opened(model, data, training, seed), Phase(watch)
     keep_prob = given_keep_prob(drop_rate)
     dense = prepare(model, data, training)
     ratios.check(dense, data, sparsity, by, search_rows, search_on, search_steps)
@@ -49,7 +49,7 @@ def infer(
         dense, guide, schedules.static(), data, training=training, streams=streams, average_from=1.0, watch=first
     )  # fmt: skip
     found = layer_ratios(
-        fit, data, sparsity=sparsity, by=by, seed=seed, rows=search_rows, search_on=search_on, steps=search_steps
+        fit, data, sparsity=sparsity, by=by, seed=streams.seed, rows=search_rows, search_on=search_on, steps=search_steps
     )  # fmt: skip
     topology = magnitude_topology(model.shapes, found.counts, next(fit.weights("ticket"))[0])
     ready = prepare(started_from(model, fit), data, training, keep_prob=keep_prob)

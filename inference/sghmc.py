@@ -13,7 +13,7 @@ from espalier.prediction.costs import trained
 from espalier.topology import initial, schedules
 from espalier.topology.masks import check_count
 from espalier.topology.options import Sparsity
-from espalier.training import Phase, Streams, Training, Watches, find_device, prepare, started_from
+from espalier.training import Phase, Training, Watches, opened, prepare, started_from
 from espalier.training.annealing import Annealing, Noise, PriorAnnealing, spikes_that_suit, survivors
 from espalier.training.options import AverageFrom, Seed
 from espalier.training.train import train
@@ -50,10 +50,10 @@ def infer(
     refit_epochs: of the second, 0 returns the draws of the first, on all weights. refit_rate: its peak. refit_temperature: of
     its noise. average_from: fraction of the first training after which pairs are collected; of the second all are.
     """
+    streams, phase = opened(model, data, training, seed), Phase(watch)
     if training.optimizer != "sgd" or refit_epochs < (sparsity is not None):
         raise ValueError(f"expected sgd, refit_epochs of 0 or more, 1 with a sparsity, got {training.optimizer}, {refit_epochs}")
     check_count(model.shapes, round((1 - (sparsity or 0)) * model.num_weights))
-    streams, phase = Streams(seed, find_device(training.device)), Phase(watch)
     suit = spikes_that_suit(training, data, spike_final)
     spikes = tuple(own if given == "auto" else float(given) for given, own in zip((spike_from, spike_to), suit, strict=True))
     stages = Annealing(spikes, temperature, prior_from, prior_whole, spike_final)
@@ -69,7 +69,7 @@ def infer(
     if not refit_epochs:
         return fit
     start = started_from(model, fit, "unmasked")
-    start.prior_scale = slab_scale
+    start.prior_scale, start.weight_decay = slab_scale, 0.0
     ready, earlier = prepare(start, data, own), trained(fit)
     guide = MaskedGuide(ready, left)
     fit = train(ready, guide, schedules.static(), data, training=own, streams=streams, average_from=0.0,

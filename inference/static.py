@@ -8,7 +8,7 @@ from espalier.network import BayesianNetwork
 from espalier.prediction import Fit
 from espalier.topology import initial, schedules
 from espalier.topology.options import Allocation, Sparsity, Start
-from espalier.training import Streams, Training, Watches, find_device, prepare
+from espalier.training import Training, Watches, opened, prepare
 from espalier.training.options import Seed
 from espalier.training.train import train
 
@@ -28,7 +28,7 @@ def infer(
 
     One point estimate: all five ways to predict are the same network.
     """
-    streams = Streams(seed, find_device(training.device))
+    streams = opened(model, data, training, seed)
     model = prepare(model, data, training)
     topology = initial(model.shapes, sparsity, allocation, start, model.initial, streams.topology)
     guide = MaskedGuide(model, topology)

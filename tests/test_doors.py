@@ -17,10 +17,11 @@ import espalier
 from espalier import BayesianNetwork
 from espalier.data import from_arrays, from_datasets
 from espalier.guides import MaskedGuide
-from espalier.inference import cigl, lottery
+from espalier.inference import cigl, distilled, espn, lottery, mean_field, searched
 from espalier.prediction.evaluation import evaluate
 from espalier.prediction.grouped import by_groups
 from espalier.topology import initial
+from espalier.topology.masks import random_topology
 from fitted import digits, regression, trained
 
 X, Y = np.random.default_rng(0).normal(size=(40, 3)), np.arange(40) % 2
@@ -46,9 +47,11 @@ def deployed(tmp_path: Path) -> Any:
     return espalier.from_pretrained(made("mlp").export(tmp_path / "out", program=words("mlp")))
 
 
-def begun(net: nn.Module = nn.Linear(3, 2), infer: Any = cigl, **options: Any) -> Any:  # noqa: B008
-    training = espalier.Training(**{name: options.pop(name) for name in ("batch_size", "mixup", "device") if name in options})
-    return infer.infer(BayesianNetwork(net), from_arrays(X, Y), training=training, **options)
+def begun(net: nn.Module = nn.Linear(3, 2), infer: Any = cigl, whole: bool = False, **options: Any) -> Any:  # noqa: B008
+    named = ("batch_size", "mixup", "device", "loss", "patience")
+    training = espalier.Training(**{name: options.pop(name) for name in named if name in options})
+    data = from_arrays(X, Y, **({"validation": 0.0} if whole else {}))
+    return infer.infer(BayesianNetwork(net), data, training=training, **options)
 
 
 DOORS: dict[str, tuple[Callable[[Path], Any], str]] = {
@@ -77,6 +80,28 @@ DOORS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a row of NaN": (lambda _: trained("mlp")[0].predict(digits().test.x.index_fill(0, torch.tensor([3]), torch.nan)),
                      r"expected finite inputs, as in training, got NaN or infinity in row 3 \(counted from 0\)"),
     "a list": (lambda _: trained("mlp")[0].predict([1.0, 2.0]), "expected tensors or arrays of rows, got a float among them"),
+    "a plain network": (lambda _: cigl.infer(nn.Linear(3, 2), from_arrays(X, Y)),  # type: ignore[arg-type]
+                        r"expected a BayesianNetwork, got Linear: wrap it, BayesianNetwork\(net\)"),
+    "a plain network, in rounds": (lambda _: lottery.infer(nn.Linear(3, 2), from_arrays(X, Y)),  # type: ignore[arg-type]
+                                   "expected a BayesianNetwork, got Linear"),
+    "plain tuples": (lambda _: cigl.infer(BayesianNetwork(nn.Linear(3, 2)), (X, Y)),  # type: ignore[arg-type]
+                     "expected Data, got tuple: load_data"),
+    "options in a dict": (lambda _: cigl.infer(BayesianNetwork(nn.Linear(3, 2)), from_arrays(X, Y), training={"epochs": 3}),  # type: ignore[arg-type]
+                          r"expected a Training, got dict: Training\(epochs=30"),
+    "a class of watches": (lambda _: begun(watch=espalier.training.Watch), "expected a Watch, several in a list, .*, got Watch"),
+    "a watch that prints": (lambda _: begun(watch=print), "expected a Watch, .* got builtin_function_or_method"),
+    "a folder of checkpoints": (lambda path: espalier.training.Checkpoints(path), "expected a file for the checkpoint, but .*"),
+    "never a number": (lambda _: begun(delta_t=float("nan")), "expected delta_t of at least 1 step, got nan"),
+    "a threshold that is none": (lambda _: begun(infer=mean_field, accept="bayes-factor", log_threshold=float("nan")),
+                                 "expected a log_threshold in nats, got nan"),
+    "an endless deviation": (lambda _: begun(infer=mean_field, noise_scale=float("inf")), "expected a finite noise_scale"),
+    "more than a layer": (lambda _: random_topology([(3, 4)], [20]), r"expected counts of 0 to \[12\] active .* got \[20\]"),
+    "a torch loss": (lambda _: begun(loss=nn.CrossEntropyLoss(reduction="none")),
+                     r"expected a loss of \(logits \(m, C\), labels \(m,\), progress\) .*, but CrossEntropyLoss fails on 2 rows"),
+    "no loss": (lambda _: begun(loss=None), "expected a loss of likelihood, .*, got None"),
+    "half an epoch": (lambda _: begun(infer=distilled, distill_epochs=1.2, drop_rate=0.1), "expected whole distill_epochs"),
+    "half a row": (lambda _: begun(infer=searched, search_rows=1.5), "expected whole rows and steps of at least 1"),
+    "patience without rows, later": (lambda _: begun(infer=espn, form="rewind", patience=2, whole=True), "validation split"),
     "groups alone": (lambda _: by_groups({}, regression()[0], np.zeros(3)),  # type: ignore[arg-type]
                      "expected groups by the name of their column, .* got a ndarray"),
     "the wrong way round": (lambda _: evaluate(regression()[0], trained("mlp")[0]),  # type: ignore[arg-type]

@@ -321,7 +321,7 @@ def named(spec: str | Function) -> Function | None:
         return spec
     if spec == LIKELIHOOD:
         return None
-    name, *numbers = spec.split(":")
+    name, *numbers = spec.split(":") if isinstance(spec, str) else [""]
     if name not in LOSSES:
         raise ValueError(f"expected a loss of {LIKELIHOOD}, {', '.join(form for _, form in LOSSES.values())}, got {spec!r}")
     make, form = LOSSES[name]
@@ -355,6 +355,16 @@ class Loss(Follower):
             of = tuple(each.shape)
             raise ValueError(f"expected loss {self.name} to give one number for each of {y.numel()} labels, got {of}")
         return each.view(len(y), -1).sum(1)
+
+    def check(self, logits: Any, y: Tensor) -> None:
+        """Raises ValueError where a function of one's own fails on these: before a training, not in its first step."""
+        try:
+            self(logits, y)
+        except (TypeError, AttributeError, LookupError, RuntimeError) as error:
+            raise ValueError(
+                f"expected a loss of (logits (m, C), labels (m,), progress) that gives (m,), but {self.name} fails on "
+                f"{len(y)} rows: {str(error).splitlines()[0]}"
+            ) from error
 
     def beside(self, weights: Tensor, x: Any, model: BayesianNetwork) -> Tensor | None:
         """See `Remembering`."""

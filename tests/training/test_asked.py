@@ -29,6 +29,9 @@ def run(inference: str, watch: Any = None, start: int = 0, **options: Any) -> Fi
     ("mean_field", {"kl_warmup": 0.5}, "kl_warmup", 0.0),
     ("agent", {"drop_rate": 0.2, "gamma": 0.1}, "gamma", 1.0),
     ("rigl", {"drop_fraction": 0.3, "delta_t": 5}, "drop_fraction", 0.9),
+    ("rigl", {"delta_t": 5, "freeze": 0.14}, "delta_t", 6),
+    ("mean_field", {"noise_scale": 0.01}, "noise_scale", 0.3),
+    ("edge_popup", {"frozen": "signed"}, "frozen", "kaiming"),
     ("fsvi", {"context_points": 8, "context": "train"}, "context", torch.randn(9, 1, 8, 8)),
     ("fsvi", {"context_points": 8}, "context_points", 16),
     ("fsvi", {"context_points": 8, "kl_scale": 1.0}, "kl_scale", 0.001),
@@ -41,6 +44,21 @@ def test_an_option_of_a_method_is_asked_for(inference: str, options: dict[str, A
     run(inference, watch, **options)
     with pytest.raises(ValueError, match=f"expected the training that the checkpoint is of, with {name} .*: begin anew"):
         run(inference, Recorder(watch.checkpoints[-1]), **{**options, name: other})
+
+
+@pytest.mark.parametrize("accept", ["bayes-factor", "joint-density"])
+def test_the_threshold_of_what_may_go_is_asked_for(accept: str) -> None:
+    watch, options = Recorder(), {"delta_t": 5, "accept": accept}
+    run("mean_field", watch, **options, log_threshold=0.0)
+    with pytest.raises(ValueError, match=r"is of, with accept _(favoured|likelier)\(.*, 0.0\), got _.*, 50.0\): begin anew"):
+        run("mean_field", Recorder(watch.checkpoints[1]), **options, log_threshold=50.0)
+
+
+def test_how_a_search_cuts_is_asked_for() -> None:
+    watch, options = Recorder(), {"mask_epochs": 2, "form": "rewind", "rewind_epochs": 1, "l1": 0.01}
+    run("espn", watch, **options, allocation="global")
+    with pytest.raises(ValueError, match="is of, with each None, got .*: begin anew"):
+        run("espn", Recorder(watch.checkpoints[-1]), **options, allocation="erk")
 
 
 def gentle(logits: torch.Tensor, y: torch.Tensor, progress: float) -> torch.Tensor:

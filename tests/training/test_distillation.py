@@ -184,9 +184,9 @@ def test_every_part_of_distillation_s_checkpoint_is_needed(part: str) -> None:
 
 @pytest.mark.parametrize(("options", "sentence"), [
     ({"epochs": 0}, "expected epochs of at least 1, got 0: this training is over"),
-    ({"epochs": -1}, "expected distill_epochs of at least 0 and a rate above 0, got -1 and 0.1"),
-    ({"rate": 0.0}, "expected distill_epochs of at least 0 and a rate above 0, got 1 and 0.0"),
-    ({"rate": float("nan")}, "expected distill_epochs of at least 0 and a rate above 0"),
+    ({"epochs": -1}, "expected whole distill_epochs of at least 0 and a rate above 0, got -1 and 0.1"),
+    ({"rate": 0.0}, "expected whole distill_epochs of at least 0 and a rate above 0, got 1 and 0.0"),
+    ({"rate": float("nan")}, "expected whole distill_epochs of at least 0 and a rate above 0"),
 ])  # fmt: skip
 def test_impossible_distillations_are_refused(options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):

@@ -128,3 +128,10 @@ def test_a_network_of_another_form_is_refused(
     x = torch.ones(2, *shape, dtype=torch.int64 if build is TiedEmbedding else None)
     with pytest.raises(ValueError, match=message):
         check(BayesianNetwork(build()), x, form)
+
+
+def test_a_bias_that_is_masked_last_is_no_layer() -> None:
+    """Outputs as many as hidden units: the features times the bias would have a shape that fits."""
+    model = BayesianNetwork(nn.Sequential(nn.Linear(6, 3), nn.ReLU(), nn.Linear(3, 3)), maskable="*", prior_scale=1.0)
+    with pytest.raises(ValueError, match="expected a network whose last masked tensor is that of a Linear layer .*, got 2.bias"):
+        check(model, torch.randn(4, 6), "last-layer")

@@ -46,6 +46,10 @@ def test_prior_scale_and_weight_decay_together_are_refused() -> None:
     believed = BayesianNetwork(mlp(), prior_scale=0.3)
     with pytest.raises(ValueError, match="expected a prior_scale or a weight_decay, got both"):
         prepare(believed, tiny_data(), Training(weight_decay=DECAY, device="cpu"))
+    with pytest.raises(ValueError, match="expected a prior_scale or a weight_decay, got both"):
+        prepare(BayesianNetwork(mlp(), prior_scale=0.3, weight_decay=DECAY), tiny_data(), Training(device="cpu"))
+    again = prepare(believed, tiny_data(), Training(device="cpu"))  # which then has both
+    assert prepare(again, tiny_data(), Training(device="cpu"), keep_prob=0.5).prior_scale == 0.3
 
 
 @pytest.mark.parametrize("name", ["epochs", "batch_size", "bn_batches"])

@@ -201,7 +201,7 @@ def test_a_regression_is_searched_by_its_likelihood() -> None:
     [
         ({"by": "rl"}, "expected by of dual, ppo, erk, uniform and search_on of train, validation, got 'rl', 'train'"),
         ({"search_on": "test"}, "expected by of dual, .* got 'dual', 'test'"),
-        ({"rows": 0}, "expected rows and steps of at least 1"),
+        ({"rows": 0}, "expected whole rows and steps of at least 1"),
         ({"sparsity": 1.0}, r"expected a sparsity in \[0, 1\) that leaves a weight to each of 2 layers, got 1"),
         ({"sparsity": 0.97}, r"expected a sparsity in \[0, 1\) that leaves a weight to each of 2 layers, got 0.97"),
         ({"search_on": "validation"}, "expected rows to find layer ratios on, but the validation split of toy is empty"),

@@ -128,7 +128,7 @@ def test_a_pruning_rule_reaches_its_sparsity_before_a_training_may_end(rule: str
 
 
 def test_a_found_rate_and_a_student_that_never_began_are_left_as_they_are() -> None:
-    with pytest.warns(UserWarning, match="no distilled net: its training ended at step 140, and it would have begun at 341"):
+    with pytest.warns(UserWarning, match="no distilled net: its training ended at step 140, and it would have begun at 361"):
         fit = trained(Ending(14), inference="distilled", drop_rate="auto", epochs=40)
     assert "distilled" not in fit.ways
     assert fit.record["drop_rate"]["found"] == 1 - fit.keep_prob

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,10 +35,13 @@ class GaussianGuide(MaskedGuide):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__(model, topology, kl_scale=kl_scale, generator=generator)
-        if not noise_scale > 0:
-            raise ValueError(f"expected a noise_scale above 0, got {noise_scale}: it is a standard deviation")
+        if not 0 < noise_scale < math.inf:
+            raise ValueError(f"expected a finite noise_scale above 0, got {noise_scale}: it is a standard deviation")
         self.noise_scale = noise_scale
         self.log_scale = nn.Parameter(torch.full_like(self.values.data, math.log(noise_scale)))
+
+    def asked(self) -> dict[str, Any]:
+        return {**super().asked(), "noise_scale": self.noise_scale}
 
     def distribution(self) -> GaussianWeights:
         size = sum(self.sizes)

@@ -152,7 +152,7 @@ class MaskedGuide(PyroModule):
             )
         self.keep_prob = effective(keep_prob)
         self.rescale, self.kl_scale, self.generator = rescale, kl_scale, generator
-        self.num_particles, self.microbatches = num_particles, microbatches
+        self.num_particles, self.microbatches = int(num_particles), int(microbatches)
         self.register_buffer("positions", topology.positions.to(model.initial.device, copy=True))
         self.values = nn.Parameter(model.initial[self.positions].clone())
         self.keep: Tensor | None = None
@@ -160,6 +160,11 @@ class MaskedGuide(PyroModule):
         self._probs: tuple[tuple[KeepProb, tuple[int, ...], torch.device, torch.dtype], float | Tensor] | None = None
         self.tapped = False
         self._tap: Tap | None = None
+
+    def asked(self) -> dict[str, Any]:
+        """What it was built with, JSON-able: a checkpoint of another is not gone on from. The keep probability, which may be
+        found on the way, is not among it."""
+        return {name: getattr(self, name) for name in ("mask", "rescale", "kl_scale", "num_particles", "microbatches")}
 
     @property
     def topology(self) -> Topology:

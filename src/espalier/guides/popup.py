@@ -52,9 +52,12 @@ class PopupGuide(MaskedGuide):
         scale = [math.sqrt(2 * size / (fan * count)) for size, fan, count in zip(model.sizes, fans, counts, strict=True)]
         signs = model.initial.sign() if frozen == "signed" else torch.randn(len(bound), generator=generator).to(model.initial)
         self.register_buffer("frozen", signs * torch.repeat_interleave(torch.tensor(scale), repeats).to(model.initial))
-        self.scores = nn.Parameter(scores)
+        self.scores, self.kind = nn.Parameter(scores), frozen
         self.values.requires_grad_(False)
         self.settle()
+
+    def asked(self) -> dict[str, Any]:
+        return {**super().asked(), "frozen": self.kind}
 
     def settle(self) -> None:
         """Stand on the weights whose scores are largest now."""

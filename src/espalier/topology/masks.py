@@ -80,7 +80,10 @@ def _apportion(shares: Sequence[float], sizes: Sequence[int], density: float) ->
 
 
 def random_topology(shapes: Shapes, counts: Sequence[int], generator: torch.Generator | None = None) -> Topology:
-    """`counts[l]` positions of layer `l`, drawn uniformly without replacement."""
+    """`counts[l]` positions of layer `l`, drawn uniformly without replacement. Raises ValueError for more than it has."""
+    sizes = [math.prod(shape) for shape in shapes]
+    if not all(0 <= count <= size for count, size in zip(counts, sizes, strict=True)):
+        raise ValueError(f"expected counts of 0 to {sizes} active weights, layer by layer, got {list(counts)}")
     return _assemble(shapes, counts, lambda size: torch.rand(size, dtype=torch.float64, generator=generator))
 
 

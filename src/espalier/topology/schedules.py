@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,12 +28,18 @@ Accept = Callable[[Evidence, Tensor], Tensor]
 
 def favoured(prior_scale: float, log_threshold: float = 0.0) -> Accept:
     """Those whose log Bayes factor for w = 0 is above the threshold (`evidence.log_bayes_factor`); 0 is indifferent."""
+    return partial(_favoured, prior_scale, _number(log_threshold))
 
-    def accept(evidence: Evidence, dropped: Tensor) -> Tensor:
-        factors = log_bayes_factor(evidence.values.double(), scales_of(evidence).double(), normal_at_zero(prior_scale))
-        return dropped & (factors > log_threshold)
 
-    return accept
+def _favoured(prior_scale: float, log_threshold: float, evidence: Evidence, dropped: Tensor) -> Tensor:
+    factors = log_bayes_factor(evidence.values.double(), scales_of(evidence).double(), normal_at_zero(prior_scale))
+    return dropped & (factors > log_threshold)
+
+
+def _number(log_threshold: float) -> float:
+    if math.isnan(log_threshold):
+        raise ValueError(f"expected a log_threshold in nats, got {log_threshold}: 0 is indifferent")
+    return log_threshold
 
 
 def likelier(prior_scale: float, num_data: int, log_threshold: float = 0.0) -> Accept:
@@ -41,14 +48,14 @@ def likelier(prior_scale: float, num_data: int, log_threshold: float = 0.0) -> A
 
     It compares joint densities at two points, no evidences: the prior's part, sum w^2 / 2s^2, is for every pruning.
     """
+    return partial(_likelier, prior_scale, num_data, _number(log_threshold))
 
-    def accept(evidence: Evidence, dropped: Tensor) -> Tensor:
-        assert evidence.loss_with is not None
-        lost = num_data * (evidence.loss_with(~dropped) - evidence.loss_with(torch.ones_like(dropped)))
-        gained = float(evidence.values.double()[dropped].square().sum()) / (2 * prior_scale**2)
-        return dropped if gained - lost > log_threshold else torch.zeros_like(dropped)
 
-    return accept
+def _likelier(prior_scale: float, num_data: int, log_threshold: float, evidence: Evidence, dropped: Tensor) -> Tensor:
+    assert evidence.loss_with is not None
+    lost = num_data * (evidence.loss_with(~dropped) - evidence.loss_with(torch.ones_like(dropped)))
+    gained = float(evidence.values.double()[dropped].square().sum()) / (2 * prior_scale**2)
+    return dropped if gained - lost > log_threshold else torch.zeros_like(dropped)
 
 
 def gradient(evidence: Evidence) -> Tensor:
@@ -71,7 +78,7 @@ def drop_and_grow_every(
 
     Raises ValueError for a delta_t below 1 or a drop_fraction outside [0, 1].
     """
-    if delta_t < 1:
+    if not delta_t >= 1:
         raise ValueError(f"expected delta_t of at least 1 step, got {delta_t}")
     if math.isfinite(delta_t) and delta_t % 1:
         raise ValueError(f"expected a delta_t of whole steps, got {delta_t}")
@@ -86,12 +93,15 @@ def drop_and_grow_every(
         droppable = None if accept is None else accept(evidence, candidates(topology, score, share))
         return drop_and_grow(topology, score, grow(evidence), share, droppable)
 
-    asked = {"drop_fraction": drop_fraction, "drop": named(drop), "grow": named(grow), "accept": named(accept)}
+    often = delta_t if math.isfinite(delta_t) else "never"
+    asked = {"delta_t": often, "drop_fraction": drop_fraction, "drop": named(drop), "grow": named(grow), "accept": named(accept)}
     return Schedule(last=last, due=lambda step: step % delta_t == 0 and step < last, move=move, asked=asked)
 
 
 def named(score: Callable[..., Any] | None) -> str:
-    """What a score, or what accepts, is called."""
+    """What a score, or what accepts, is called, with the numbers that it was given."""
+    if isinstance(score, partial):
+        return f"{named(score.func)}({', '.join(str(own) for own in score.args if isinstance(own, int | float | str))})"
     return "none" if score is None else str(getattr(score, "__qualname__", type(score).__qualname__))
 
 
@@ -132,7 +142,7 @@ def gradual(counts: Sequence[int], delta_t: int, last: int, *, drop: DropScore =
         return prune(topology, drop(evidence), left)
 
     return Schedule(last=last, due=lambda step: step % delta_t == 0 and step <= end, move=move, reached=end,
-                    asked={"drop": named(drop), "grow": "gradual"})  # fmt: skip
+                    asked={"delta_t": delta_t, "drop": named(drop), "grow": "gradual"})  # fmt: skip
 
 
 def one_shot(counts: Sequence[int], at: int, *, drop: DropScore = magnitude) -> Schedule:

@@ -33,6 +33,7 @@ from espalier.training.distillation import distill as distill
 from espalier.training.loop import Info as Info
 from espalier.training.loop import Loop as Loop
 from espalier.training.options import Training as Training
+from espalier.training.options import opened as opened
 from espalier.training.options import prepare as prepare
 from espalier.training.phases import Phase as Phase
 from espalier.training.phases import started_from as started_from

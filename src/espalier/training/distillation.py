@@ -4,12 +4,12 @@ From the ticket's weights, on its frozen support, minimise over w
 
     L(w) = (1/N) sum_n CE( E_Z softmax f(x_n; Z * u),  softmax f(x_n; w) )
 
-with u the average over the collected pairs. Cross-entropy is linear in its first argument, so one draw of Z per step gives an
-unbiased gradient, and the mean of several a less noisy one: the teacher costs a forward pass each. Who else may teach,
-teachers.py says. It sees training inputs only, no labels and no held-out data. Sources: Korattikara et al. 2015, *Bayesian dark
-knowledge*; Bulo et al. 2016, *Dropout distillation*. Related: Malinin et al. 2020, *Ensemble distribution distillation* (the
-spread of the draws too); Vejendla et al. 2025 (arXiv 2505.11731: a Bayesian language model on its training set alone). Ours:
-sparse, on the teacher's own support, fresh masks at every step, at a rate found on the way.
+with u the average over the collected pairs (of several labels a row, their mean). Cross-entropy is linear in its first argument,
+so one draw of Z per step gives an unbiased gradient, and the mean of several a less noisy one: the teacher costs a forward pass
+each. Who else may teach, teachers.py says. It sees training inputs only, no labels and no held-out data. Sources: Korattikara et
+al. 2015, *Bayesian dark knowledge*; Bulo et al. 2016, *Dropout distillation*. Related: Malinin et al. 2020, *Ensemble
+distribution distillation* (the spread of the draws too); Vejendla et al. 2025 (arXiv 2505.11731: a Bayesian language model on
+its training set alone). Ours: sparse, on the teacher's own support, fresh masks at every step, at a rate found on the way.
 
 For a regression both are normal, and the cross-entropy teaches the one net the spread between the masked ones too, as far as
 its likelihood has a variance to learn. Each step is then taken in units of the student's own variance: the loss times it,
@@ -151,8 +151,8 @@ def check(model: BayesianNetwork, data: Data, several: bool, lessons: Lessons) -
             "expected a drop_rate above 0, or several runs: without random masks there is one network and nothing to distill"
         )
     epochs, learning_rate, masks = lessons
-    if not 0 <= epochs <= MOST_EPOCHS or not 0 < learning_rate < math.inf:
-        raise ValueError(f"expected distill_epochs of at least 0 and a rate above 0, got {epochs} and {learning_rate}")
+    if not 0 <= epochs <= MOST_EPOCHS or epochs % 1 or not 0 < learning_rate < math.inf:
+        raise ValueError(f"expected whole distill_epochs of at least 0 and a rate above 0, got {epochs} and {learning_rate}")
     if isinstance(masks, bool) or not isinstance(masks, Integral) or not 1 <= int(masks) <= MOST_PARTICLES:
         raise ValueError(f"expected distill_masks of 1 to {MOST_PARTICLES}, draws whose mean a student is told, got {masks}")
     with evaluating(model):
@@ -284,7 +284,7 @@ class Student:
 
     def learn(self, x: Any, told: Sequence[dist.TorchDistribution], dense: Callable[[Tensor], Tensor]) -> Tensor:
         """One step towards the even mixture of what is told of x. dense: places values of the active weights among all. Returns
-        the cross-entropy, nats per example. Raises Diverged where that is no number."""
+        the cross-entropy, nats per label. Raises Diverged where that is no number."""
         self.taken += 1
         with objective.cast(self.precision, self.values.device):
             output = self.model.evaluate(dense(self.values), x, {**copied(self.state), **self.own})

@@ -163,7 +163,9 @@ def check(model: BayesianNetwork, x: Any, linearised: Linearised) -> int:
                 f"one of {what}: say linearised last-layer"
             )
         return output.shape[1]
-    alone = type(layer) is nn.Linear and len(model.weights[-1].names) == 1 and len(seen) == 1 and len(seen[0][0]) == 1
+    names = model.weights[-1].names
+    is_weight = type(layer) is nn.Linear and len(names) == 1 and names[0].endswith("weight")  # and not its bias
+    alone = is_weight and len(seen) == 1 and len(seen[0][0]) == 1
     if not (alone and torch.equal(seen[0][1].to(output.dtype), output)):
         raise ValueError(
             f"expected a network whose last masked tensor is that of a Linear layer that gives its output, got {name} of "

@@ -26,7 +26,7 @@ from espalier.prediction.predict import to_device
 from espalier.randomness import forked
 from espalier.training import rates
 from espalier.training.stopping import check_patience
-from espalier.training.streams import find_device, one_at_a_time
+from espalier.training.streams import Streams, find_device, one_at_a_time
 
 DEFAULT_WEIGHT_DECAY = 1e-4
 MOST_EPOCHS = 10**6
@@ -60,7 +60,8 @@ class Training:
     label_smoothing: mass that a label gives away to all classes alike (Szegedy et al. 2016). mixup: alpha of the
     Beta(alpha, alpha) weight by which pairs of examples and their labels are mixed (Zhang et al. 2018), 0 is none.
     precision: float32, or bf16 autocast. bn_batches: training batches that batch-norm statistics are re-estimated on.
-    batchnorm: re-estimate for every weight vector that predicts, or running (what training left, as an ablation).
+    batchnorm: re-estimate for every weight vector that predicts, or running (what training left, as an ablation; a distilled
+        net's are re-estimated all the same, since no training has run over its own).
     compile: networks by torch.compile, for convolutions: a minute or two before the first step, no weights unwritten after it.
     patience: epochs without a lower validation NLL after which training ends, 0 is never.
     """
@@ -150,6 +151,11 @@ class Training:
         names = [field.name for field in fields(self) if field.name not in ("device", "compile", "patience")]
         return {name: _named(value) if callable(value) else value for name in names for value in [getattr(self, name)]}
 
+    def check_with(self, data: Data) -> None:
+        """Raises ValueError for what these data make impossible: for programs of several trainings, before the first."""
+        check_patience(self.patience, data)
+        self.learning_rates(self.steps(data))
+
     def learning_rates(self, steps: int) -> rates.Rate:
         """The learning rate of every step, counted from 1. Raises ValueError where all of them are warm-up."""
         if self.warmup >= steps:
@@ -190,6 +196,24 @@ def _told(tensor: Any) -> str:
     return f"{tensor.dtype} {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
 
 
+def opened(model: BayesianNetwork, data: Data, training: Training, seed: int) -> Streams:
+    """What every program begins with: its random numbers, on the device that is asked for. Raises ValueError for a model, data or
+    options that are none."""
+    _check_kinds(model, data, training)
+    return Streams(seed, find_device(training.device))
+
+
+def _check_kinds(model: Any, data: Any, training: Any) -> None:
+    if not isinstance(model, BayesianNetwork):
+        raise ValueError(f"expected a BayesianNetwork, got {type(model).__name__}: wrap it, BayesianNetwork(net)")
+    if not isinstance(data, Data):
+        raise ValueError(
+            f"expected Data, got {type(data).__name__}: load_data(name), or espalier.data.from_arrays(x, y) with your own"
+        )
+    if not isinstance(training, Training):
+        raise ValueError(f"expected a Training, got {type(training).__name__}: Training(epochs=30, batch_size=128)")
+
+
 @one_at_a_time
 def prepare(
     model: BayesianNetwork, data: Data, training: Training, *, keep_prob: float = 1.0, rescale: bool = False
@@ -198,15 +222,11 @@ def prepare(
 
     Raises ValueError where both are given, or where the likelihood cannot be asked about these targets.
     """
-    if not isinstance(model, BayesianNetwork):
-        raise ValueError(f"expected a BayesianNetwork, got {type(model).__name__}: wrap it, BayesianNetwork(net)")
-    if not isinstance(data, Data):
-        raise ValueError(
-            f"expected Data, got {type(data).__name__}: load_data(name), or espalier.data.from_arrays(x, y) with your own"
-        )
+    _check_kinds(model, data, training)
     data.check()
     check_patience(training.patience, data)
-    if model.prior_scale is not None and training.weight_decay is not None:
+    new = model.num_data is None  # one that was prepared before has both, and they agree
+    if model.prior_scale is not None and (training.weight_decay is not None or (new and model.weight_decay)):
         raise ValueError("expected a prior_scale or a weight_decay, got both: one implies the other")
     if training.augment == "crop-flip" and (len(data.shape) != 3 or not isinstance(data.shape[0], int)):
         raise ValueError(
@@ -259,6 +279,11 @@ def prepare(
         )
     model.compiled = "training" if training.compile else "no"
     model.loss = None if loss is None else losses.Loss(training.loss, loss, training.steps(data), training.epochs)
+    if callable(training.loss) and model.loss is not None:
+        rows = torch.arange(min(2, len(data.train.y)))
+        with torch.no_grad(), evaluating(model):
+            x, y = (to_device(part[rows], model.initial.device) for part in data.train)
+            model.loss.check(model.evaluate(model.initial, x), y)
     return model.to(find_device(training.device))  # type: ignore[no-any-return]
 
 

@@ -167,8 +167,8 @@ def check(
     """Raises ValueError, before any work, for what cannot be searched, and where the libraries of `ppo` are missing."""
     if by not in get_args(By) or on not in get_args(SearchOn):
         raise ValueError(f"expected by of {', '.join(get_args(By))} and search_on of train, validation, got {by!r}, {on!r}")
-    if rows < 1 or steps < 1:
-        raise ValueError(f"expected rows and steps of at least 1 for the search of layer ratios, got {rows} and {steps}")
+    if not (rows >= 1 and steps >= 1 and rows % 1 == steps % 1 == 0):
+        raise ValueError(f"expected whole rows and steps of at least 1 for the search of layer ratios, got {rows} and {steps}")
     least = len(model.sizes)
     if not 0 <= sparsity < 1 or round((1 - sparsity) * model.num_weights) < least:
         raise ValueError(f"expected a sparsity in [0, 1) that leaves a weight to each of {least} layers, got {sparsity:g}")

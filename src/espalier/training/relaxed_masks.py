@@ -66,12 +66,13 @@ class Search(Follower):
     """Keeps the mask values of the first step after which no more than `count` are above the threshold: where they fall in a
     body, those of the epoch's end would rank what is left by chance. The history tells how many are above. l1: of the guide."""
 
-    def __init__(self, count: int, l1: float) -> None:
-        self.count, self.l1 = count, l1
+    def __init__(self, budget: tuple[int, ...] | int, l1: float) -> None:
+        self.budget, self.l1 = budget, l1
+        self.count = budget if isinstance(budget, int) else sum(budget)
         self.reached: Tensor | None = None
 
     def asked(self) -> Mapping[str, Any]:
-        return {"kept": self.count, "l1": self.l1}
+        return {"kept": self.count, "each": None if isinstance(self.budget, int) else list(self.budget), "l1": self.l1}
 
     def begin(self, model: BayesianNetwork, guide: MaskedGuide) -> None:
         self.guide = guide

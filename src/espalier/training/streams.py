@@ -7,7 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -69,6 +69,8 @@ class Streams:
         for own in seed if isinstance(seed, Sequence) and not isinstance(seed, str) else [seed]:
             if not isinstance(own, Integral) or isinstance(own, bool) or own < 0:
                 raise ValueError(f"expected a seed of 0 or more, a whole number, got {own!r}")
+        self.seed: Any = [int(own) for own in seed] if isinstance(seed, Sequence) else int(seed)
+        """As plain whole numbers."""
         seeds = np.random.SeedSequence(seed).generate_state(5, np.uint64) >> np.uint64(1)
         self.device = device
         self.default = int(seeds[0])

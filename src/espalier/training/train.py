@@ -142,9 +142,8 @@ def train(
 def _asked(model: BayesianNetwork, guide: MaskedGuide, training: Training, streams: Streams) -> dict[str, Any]:
     """What a checkpoint is of, beside when and how the topology moves and the followers: another training may not go on from
     it. Where it runs, and when it is to be ended early, is not among it."""
-    own = {name: getattr(guide, name) for name in ("mask", "rescale", "kl_scale", "num_particles", "microbatches")}
     rate = guide.keep_prob if isinstance(guide.keep_prob, float) else list(guide.keep_prob)
-    return {"kind": "training", **training.said(), **own, "keep_prob": rate, "seed": streams.default,
+    return {"kind": "training", **training.said(), **guide.asked(), "keep_prob": rate, "seed": streams.default,
             "weights": [weight.name for weight in model.weights], "active": list(guide.counts),
             "prior_scale": model.prior_scale}  # fmt: skip
 
@@ -221,7 +220,8 @@ def validation_scores(outcome: dist.TorchDistribution, data: Data) -> dict[str, 
         targets = data.in_units(data.validation.y)
         log_prob = said.log_prob(targets)
         error = targets.numpy() - said.centre(said.sample(256).numpy())
-        scores = {"validation_rmse": float(np.sqrt(np.mean(error**2))), "validation_nll": -float(log_prob.mean())}
+        nll = -float(log_prob.mean()) / targets[0].numel()  # of several targets a row, each
+        scores = {"validation_rmse": float(np.sqrt(np.mean(error**2))), "validation_nll": nll}
         finite = all(np.isfinite(list(scores.values())))
     else:
         parameters, labels = parameters_of(outcome).flatten(0, -2).numpy(), data.validation.y.flatten().long().numpy()

@@ -57,6 +57,9 @@ def as_one(watch: Watches) -> Watch:
     """One watch that is all of them."""
     if isinstance(watch, Watch):
         return watch
+    if watch is not None and not isinstance(watch, Sequence):
+        what = watch.__name__ if isinstance(watch, type) else type(watch).__name__
+        raise ValueError(f"expected a Watch, several in a list, or None, got {what}: make it an object of a subclass")
     return Several(watch) if watch else Watch()
 
 
@@ -134,6 +137,8 @@ class Checkpoints(Around):
         check_every(every)
         super().__init__(inner)
         self.path, self.every = Path(path), every
+        if self.path.is_dir():
+            raise ValueError(f"expected a file for the checkpoint, but {path} is a folder: name a file in it")
         self.pairs = pairs or self.path.with_suffix(".pairs")
         self.written: dict[str, str] = {}
         self.last = time.monotonic()
