@@ -48,6 +48,8 @@ LOOKED_AT = 1 << 18
 """Outputs of a layer, at most, that its factor is a mean over: evenly spaced ones."""
 EACH = 8
 """Outputs for each draw of `redraw` that is asked for: they cost no pass."""
+EXPECTED = 0.5
+"""How far a layer's factor is from 1, before it is measured: a standard deviation."""
 WIDEST = 3.0
 """Of the last factor, e to the +- this."""
 MOST_DIMENSIONS = torch.quasirandom.SobolEngine.MAXDIM
@@ -55,17 +57,20 @@ MOST_DIMENSIONS = torch.quasirandom.SobolEngine.MAXDIM
 
 class AtLayers(TorchFunctionMode):
     """While it is entered, `visit` sees what every product, attention and normalisation gives, with its place among them, and
-    says what is to go on from there."""
+    says what is to go on from there. weight: the last masked one by its moments, None before there was any."""
 
     def __init__(self, visit: Callable[[int, Tensor], Tensor]) -> None:
         super().__init__()
         self.visit, self.seen = visit, 0
+        self.weight: Moments | None = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         found = func(*args, **(kwargs or {}))
         if func.__name__.strip("_") not in (*PRODUCTS, *ATTENTION, *NORMS):
             return found
         self.seen += 1
+        masked = [own for own in args if isinstance(own, Moments) and own.ratio is not None]
+        self.weight = masked[-1] if masked else self.weight
         if isinstance(found, tuple):  # and weights of the attention
             return self.visit(self.seen - 1, found[0]), *found[1:]
         return self.visit(self.seen - 1, found)
@@ -159,7 +164,8 @@ def _factors(fit: Fit, x: Any) -> list[float]:
     def factor(place: int, variance: Tensor) -> float:
         computed = _some(variance).sum()
         if computed > 0 and place < len(told):
-            factors[place] = float(told[place] / computed)
+            share = trust(layers.weight)
+            factors[place] = share * float(told[place] / computed) + 1 - share
         return factors[min(place, len(told) - 1)]
 
     layers = scaled(factor)
@@ -170,6 +176,20 @@ def _factors(fit: Fit, x: Any) -> list[float]:
     last = float(at_output) / computed if computed > 0 else 1.0  # 1 but where sums or products follow the last layer
     output = Moments(output.loc, output.variance * last)
     return [*factors, last if predicted is None else last * _closest(fit, output, state, predicted)]
+
+
+def trust(weight: Moments | None) -> float:
+    """How much of a layer's measured factor is believed, for 1 in its place: v / (v + r), v = `EXPECTED`^2 and r the relative
+    variance that masks which seldom drop anything leave in a variance over `MASKS` of them, k / (`MASKS` n). k = 1 / pq - 6 is the
+    excess kurtosis of a Bernoulli number, n = (sum u^2)^2 / sum u^4 how many weights there are of equal size. Of a rate at which
+    32 masks drop nothing the variance is not 0."""
+    if weight is None:
+        return 1.0
+    p = 1 / (1 + float(weight.ratio))
+    squares = weight.variance.double()
+    count = float(squares.sum() ** 2 / squares.square().sum().clamp_min(torch.finfo(torch.float64).tiny))
+    noise = max(0.0, 1 / max(p * (1 - p), 1e-12) - 6) / (MASKS * max(count, 1.0))
+    return EXPECTED**2 / (EXPECTED**2 + noise)
 
 
 def _check(model: BayesianNetwork, weights: Moments, x: Any, state: State) -> None:
