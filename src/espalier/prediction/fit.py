@@ -277,13 +277,14 @@ class Fit(Predictor):
 
     def _estimate_statistics(self) -> dict[str, State]:
         """Batch-norm buffers of the three single networks."""
-        self.statistics = {how: {} for how in SINGLE}
-        result: dict[str, State] = {}
-        for how in SINGLE:
-            values, state = next(self.values(how))
-            estimated = self._with_statistics(values, state)
-            result[how] = {name: tensor for name, tensor in estimated.items() if tensor is not state[name]}
-        return result
+        return {how: self.statistics_of(how) for how in SINGLE}
+
+    def statistics_of(self, how: How) -> State:
+        """Of one of them, estimated anew."""
+        self.statistics = {**getattr(self, "statistics", {}), how: {}}
+        values, state = next(self.values(how))
+        estimated = self._with_statistics(values, state)
+        return {name: tensor for name, tensor in estimated.items() if tensor is not state[name]}
 
     def bundle(self) -> Bundle:
         """Everything as tensors and JSON: bit-packed masks, values for active weights only."""

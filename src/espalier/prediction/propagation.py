@@ -173,16 +173,17 @@ def _factors(fit: Fit, x: Any) -> list[float]:
     if layers.seen != len(told) or not all(map(math.isfinite, factors)):
         raise Unknown("layers that are not the same ones at each call")
     computed = float(_some(output.variance).sum())
-    last = float(at_output) / computed if computed > 0 else 1.0  # 1 but where sums or products follow the last layer
+    share = trust(layers.weight)  # of the last layer; 1 but where sums or products follow it
+    last = share * float(at_output) / computed + 1 - share if computed > 0 else 1.0
     output = Moments(output.loc, output.variance * last)
     return [*factors, last if predicted is None else last * _closest(fit, output, state, predicted)]
 
 
 def trust(weight: Moments | None) -> float:
     """How much of a layer's measured factor is believed, for 1 in its place: v / (v + r), v = `EXPECTED`^2 and r the relative
-    variance that masks which seldom drop anything leave in a variance over `MASKS` of them, k / (`MASKS` n). k = 1 / pq - 6 is the
-    excess kurtosis of a Bernoulli number, n = (sum u^2)^2 / sum u^4 how many weights there are of equal size. Of a rate at which
-    32 masks drop nothing the variance is not 0."""
+    variance that masks which seldom drop anything leave in a variance over `MASKS` of them, k / (`MASKS` n). k = 1 / pq - 6 is
+    the excess kurtosis of a Bernoulli number, n = (sum u^2)^2 / sum u^4 how many weights there are of equal size. At a rate at
+    which 32 masks drop nothing the variance is not 0."""
     if weight is None:
         return 1.0
     p = 1 / (1 + float(weight.ratio))

@@ -4,6 +4,7 @@ train.py          `train`: epochs of steps, pairs collected at the end of late o
 loop.py           one step: draw Z, the ELBO, backward, then the optimiser or a move of the topology
 objective.py      the loss of one batch and its gradient: the ELBO, by Pyro or in closed form
 drop_rates.py     the drop rate found while training, on validation rows
+last_look.py      and once more when it is over, by moments
 annealing.py      what a training changes of its prior: the KL factor that rises, a mixture whose spike narrows, noise
 relaxed_masks.py  a mask that is found by an L1 on relaxed ones: how strong, how long
 control_variates.py  a gradient steadied by that of a snapshot

@@ -8,7 +8,8 @@ difference, and so for the derivative up to the square of the half-width. The lo
 variance over the number of draws leaves half of it at rates of .3, where p of one row differs by orders of magnitude.)
 
 The best rate at evaluation depends on the rate of the training before, and meets it at a fixed point; following it during
-training needs no other run. Derived for this project; its use is in docs/drop-rate.md.
+training needs no other run. Where it ends there is a last look without masks (`last_look.py`). Derived for this project; its use
+is in docs/drop-rate.md.
 
 `init` and `step` are pure; `Found` evaluates the model and sets the guide's keep probability.
 """
@@ -27,7 +28,6 @@ from torch import Tensor
 from espalier.contracts import Data
 from espalier.data.streamed import some
 from espalier.distributions.masked import (
-    LEVELS,
     KeepProb,
     effective_keep_prob,
     given_keep_prob,
@@ -44,7 +44,8 @@ from espalier.prediction.fit import Fit
 from espalier.prediction.predict import sent, to_device
 from espalier.randomness import own_stream
 from espalier.store import Bundle
-from espalier.training import distributed
+from espalier.training import distributed, last_look
+from espalier.training.last_look import HIGHEST, LOWEST
 from espalier.training.options import Training
 from espalier.training.teachers import copied
 
@@ -53,8 +54,6 @@ STREAM, CHOICE = 11, 15
 START = 0.01
 FALLBACK = 0.1
 """CigL's own (Lei et al. 2023)."""
-LOWEST, HIGHEST = 1 / LEVELS, 0.5
-"""From the least that can be drawn: where masks cost, even one weight in 2,500 does."""
 HALF_WIDTH = 0.06
 """Of the difference, in phi."""
 DRAWS, ROWS, POOL = 4, 128, 1000
@@ -179,7 +178,7 @@ class Found(Follower):
         self.every, self.steps, self.rule, self.of = period(batch_size), steps, rule, shares(rule, shapes)
         self.states = [init() for _ in range(max(self.of) + 1)]
         self.told, self.prior = init().rate, list[float]()
-        self.generator = own_stream(seed, STREAM)
+        self.generator, self.seed = own_stream(seed, STREAM), seed
         self.keeps_prior = False
         """Is the prior scale the user's own? Then the decay follows the rate; else the decay stays and the prior follows."""
 
@@ -254,8 +253,12 @@ class Found(Follower):
 
     def end(self, fit: Fit, data: Data) -> None:
         looked = fit.history[-1]["step"] // self.every * 2 * DRAWS * ROWS
+        followed = 1 - mean_keep_prob(fit.keep_prob, fit.topology.counts)
+        phis = [self.states[own].phi for own in self.of] if len(self.states) > 1 else [self.states[0].phi]
+        rows, passes = last_look.look(fit, data, phis, own_stream(self.seed, CHOICE)) if looked else (0, 0)
         found = 1 - mean_keep_prob(fit.keep_prob, fit.topology.counts)
-        own = {"rule": self.rule, "validation_rows": self.pool, "found": found, "forward_examples": looked}
+        own = {"rule": self.rule, "validation_rows": max(self.pool, rows), "followed": followed, "found": found,
+               "forward_examples": looked + passes}  # fmt: skip
         if isinstance(fit.keep_prob, tuple):
             own["by_layer"] = [1 - each for each in fit.keep_prob]
         fit.record["drop_rate"] = own
