@@ -145,7 +145,7 @@ def test_a_training_finds_them_says_so_and_resumes_bit_for_bit() -> None:
     told = whole.record["drop_rate"]
     assert told["rule"] == "auto-layer"
     assert told["by_layer"] == [1 - p for p in whole.keep_prob]
-    assert told["found"] == whole.history[-1]["drop_rate"]
+    assert told["followed"] == whole.history[-1]["drop_rate"]
     assert "distilled" in whole.ways
 
 

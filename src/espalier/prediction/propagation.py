@@ -159,13 +159,13 @@ def _factors(fit: Fit, x: Any) -> list[float]:
     (*told, at_output), predicted = _drawn(fit, x, by_batch)
     if by_batch:  # as the masks were
         state = batchnorm.estimate(fit.model, weights.loc, state, [x])
-    factors = [1.0] * len(told)
+    factors, measured = [1.0] * len(told), [1.0] * len(told)
 
     def factor(place: int, variance: Tensor) -> float:
         computed = _some(variance).sum()
         if computed > 0 and place < len(told):
-            share = trust(layers.weight)
-            factors[place] = share * float(told[place] / computed) + 1 - share
+            share, measured[place] = trust(layers.weight), float(told[place] / computed)
+            factors[place] = share * measured[place] + 1 - share
         return factors[min(place, len(told) - 1)]
 
     layers = scaled(factor)
@@ -173,8 +173,8 @@ def _factors(fit: Fit, x: Any) -> list[float]:
     if layers.seen != len(told) or not all(map(math.isfinite, factors)):
         raise Unknown("layers that are not the same ones at each call")
     computed = float(_some(output.variance).sum())
-    share = trust(layers.weight)  # of the last layer; 1 but where sums or products follow it
-    last = share * float(at_output) / computed + 1 - share if computed > 0 else 1.0
+    # 1 but where sums or products follow the last layer, of whose own factor not all may be believed.
+    last = float(at_output) / computed * (factors[-1] / measured[-1]) if computed > 0 and measured[-1] > 0 else 1.0
     output = Moments(output.loc, output.variance * last)
     return [*factors, last if predicted is None else last * _closest(fit, output, state, predicted)]
 
