@@ -66,11 +66,12 @@ BENCHMARKS = {
     "gpu.py": ["--help"],
     "growth.py": ["--help"],
     "label_noise.py": ["--help"],
+    "last_look.py": ["--help"],
     "loading.py": ["--rows", "300", "--workers", "0", "--side", "32"],
     "one_pass_moments.py": ["--help"],
     "one_long.py": ["--data={small}", "--rows=100", "--epochs=1", "--seeds=0", "--longest", "--out={out}"],
     "one_student.py": [
-        "--data={small}", "--rows=150", "--model=mlp", "--epochs=8", "--seeds=0", "--share=20", "--out={out}",
+        "--data={small}", "--rows=150", "--model=mlp", "--epochs=12", "--seeds=0", "--share=20", "--out={out}",
     ],  # fmt: skip
     "onnx_parity.py": ["--help"],
     "orderings.py": ["--help"],
@@ -93,7 +94,7 @@ BENCHMARKS = {
     "uci.py": ["--help"],
     "variable_selection.py": ["--help"],
     "versions.py": ["--help"],
-    "woven_students.py": ["--data={small}", "--rows=150", "--epochs=8", "--seeds=0", "--out={out}"],
+    "woven_students.py": ["--data={small}", "--rows=150", "--epochs=12", "--seeds=0", "--out={out}"],
 }
 
 

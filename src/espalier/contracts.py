@@ -7,6 +7,7 @@ exchange is here.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from typing import Any, NamedTuple, Protocol
@@ -168,6 +169,7 @@ class Data(NamedTuple):
             "inputs": self.preparation(),
             "data": {"name": self.name, "rows": rows, "hashes": self.hashes}
             | ({"classes": stand_for} if stand_for else {})
+            | ({"features": json.loads(json.dumps(self.features, default=str))} if self.features else {})
             | ({"replaced_labels": self.replaced} if self.replaced else {}),
         }
 

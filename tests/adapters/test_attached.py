@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from espalier import BayesianNetwork
+from espalier import BayesianNetwork, from_pretrained
 from espalier.adapters.attached import Attached, attach
 from espalier.data import from_arrays
 from espalier.prediction import batchnorm
@@ -295,3 +295,17 @@ def test_its_fit_is_a_tree_without_a_history() -> None:
     tree = sparse.fit(data=data).to_datatree(data)
     assert "sample_stats" not in tree
     assert tree["predictions"]["probability"].sizes["draw"] == len(sparse.pairs)
+
+
+def test_its_fit_is_exported_with_its_data(tmp_path: Path) -> None:
+    data = from_arrays(X.numpy(), Y.numpy(), validation=0.0)
+    sparse, net, optimizer = small(delta_t=10)
+    for _ in range(20):
+        learn(net)
+        sparse.step(optimizer)
+        sparse.collect()
+    fit = sparse.fit(batchnorm.training_batches(data, 16, BATCH, torch.device("cpu")))
+    plain = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+    deployed = from_pretrained(fit.export(tmp_path / "out", data), network=plain)
+    torch.testing.assert_close(deployed(X[:5]), fit.predict(data.inputs(X[:5]), "ticket")[0])
+    assert f"{len(sparse.pairs)} collected pairs" in (tmp_path / "out" / "README.md").read_text()

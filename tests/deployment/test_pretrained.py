@@ -17,6 +17,7 @@ import espalier
 from espalier import store
 from espalier.data import from_arrays
 from espalier.deployment import Deployed, Inputs
+from espalier.inference import cigl
 from espalier.network import BayesianNetwork
 from espalier.sparse import SparseLinear
 from shelved import Two, made, own_net, rows, untrained, words
@@ -234,3 +235,20 @@ def test_a_configuration_of_another_form_is_one_sentence(name: str, value: Any, 
     (folder / "config.json").write_text("[1]")
     with pytest.raises(ValueError, match="as `espalier export` writes it, format"):
         espalier.from_pretrained(folder)
+
+
+def test_a_network_of_the_same_tensors_that_says_something_else_is_refused(tmp_path: Path) -> None:
+    def net(between: nn.Module) -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(3, 12), between, nn.Linear(12, 2))
+
+    data = from_arrays(np.random.default_rng(0).normal(size=(60, 3)), np.arange(60) % 2)
+    training = espalier.Training(epochs=1, device="cpu")
+    fit = cigl.infer(BayesianNetwork(net(nn.ReLU())), data, drop_rate=0.2, training=training)
+    for how in ("ticket", "moments"):
+        folder = fit.export(tmp_path / how, data, how=how)
+        assert isinstance(espalier.from_pretrained(folder, network=net(nn.ReLU())), Deployed)
+        with pytest.raises(ValueError, match="expected the network and the likelihood that were exported, but .* something else"):
+            espalier.from_pretrained(folder, network=net(nn.Tanh()))
+        config = json.loads((folder / "config.json").read_text())
+        assert len(config["told"]) == 4

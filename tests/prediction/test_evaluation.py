@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -15,6 +16,7 @@ from espalier.inference import cigl, rigl
 from espalier.models import mlp
 from espalier.prediction.evaluation import SPLITS, evaluate, predictions, score, split_of
 from espalier.prediction.fit import WAYS
+from espalier.prediction.labelled import tree_of
 from espalier.prediction.predict import outcome_of, parameters_of
 from fitted import digits, regression, trained
 
@@ -113,6 +115,30 @@ def test_an_image_of_targets_is_not_scored_as_labels() -> None:
         evaluate(fit, masks)
 
 
+def test_rows_that_were_scaled_by_themselves_are_not_scored() -> None:
+    """A newcomer's way: another set by `from_arrays`. Inputs, targets, columns of a frame; evaluated, or made a tree of."""
+    rng, options = np.random.default_rng(0), {"drop_rate": 0.1, "training": Training(epochs=2, device="cpu")}
+    x = rng.normal(size=(90, 3))
+    data, moved = from_arrays(x, np.arange(90) % 2), from_arrays(x + 2.0, np.arange(90) % 2)
+    fit = cigl.infer(mlp.model((3,), 2, hidden=(8,)), data, **options)
+    for asked in (lambda: evaluate(fit, moved), lambda: tree_of([fit], moved, ways=["redraw"])):
+        with pytest.raises(ValueError, match="expected scaled inputs as in training, but arrays has others: put new rows into"):
+            asked()
+    new = data._replace(test=Split(data.inputs(x + 2.0), data.train.y.new_tensor(np.arange(90) % 2)))
+    assert evaluate(fit, new)["num_examples"] == 90
+    other = cigl.infer(mlp.model((3,), 2, hidden=(8,)), moved, **options)
+    with pytest.raises(ValueError, match="expected scaled inputs as in training"):
+        tree_of([fit, other], data, ways=["redraw"])
+    line = from_arrays(x, x[:, 0])
+    of_line = cigl.infer(mlp.model((3,), 1, hidden=(8,), likelihood="normal"), line, **options)
+    with pytest.raises(ValueError, match="expected scaled targets as in training"):
+        evaluate(of_line, from_arrays(x, 3 * x[:, 0])._replace(input_scale=line.input_scale))
+    frame = pd.DataFrame(x, columns=["a", "b", "c"])
+    of_frame = cigl.infer(mlp.model((3,), 2, hidden=(8,)), from_arrays(frame, np.arange(90) % 2, standardise=False), **options)
+    with pytest.raises(ValueError, match="expected columns in their order as in training"):
+        evaluate(of_frame, from_arrays(frame[["b", "a", "c"]], np.arange(90) % 2, standardise=False))
+
+
 def test_classes_of_other_names_are_not_scored() -> None:
     """Each set numbers its own: the same rows, two of three classes called otherwise."""
     rng = np.random.default_rng(0)
@@ -123,7 +149,8 @@ def test_classes_of_other_names_are_not_scored() -> None:
     renamed = from_arrays(x, np.where(y == "a", "z", y))
     with pytest.raises(ValueError, match="expected the classes a, b, c in this order, as in training, but .* has b, c, z"):
         evaluate(fit, renamed)
-    assert evaluate(fit, from_arrays(x[:60], y[:60], classes=["a", "b", "c"]))["num_examples"] > 0
+    own = data._replace(test=Split(data.inputs(x[:60]), data.train.y.new_tensor(np.arange(60) % 3)))
+    assert evaluate(fit, own)["num_examples"] == 60
     numbered = from_arrays(x, np.arange(90) % 3)
     fit = cigl.infer(mlp.model((4,), 3, hidden=(8,)), numbered, drop_rate=0.1, training=Training(epochs=1, device="cpu"))
     for same in ((np.arange(90) % 3).astype(str), np.array([*(np.arange(90) % 3)], dtype=object)):

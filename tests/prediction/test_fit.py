@@ -193,3 +193,10 @@ def test_a_fit_of_several_inputs_with_batch_norm_is_moved() -> None:
     fit = cigl.infer(BayesianNetwork(Both()), data, drop_rate=0.1, training=Training(epochs=2, batch_size=30, device="cpu"))
     before = fit.predict(data.test.x)
     assert torch.equal(fit.to("cpu").predict(data.test.x), before)
+
+
+def test_a_module_is_one_network() -> None:
+    fit = trained("mlp")[0]
+    for how in ("redraw", "pairs", "moments"):
+        with pytest.raises(ValueError, match=f"expected one network, ticket, mean, unmasked or distilled, got '{how}'"):
+            fit.ticket(how)

@@ -102,7 +102,7 @@ def test_what_has_no_level_is_refused() -> None:
     inputs = rng.normal(size=(60, 3))
     data = from_arrays(inputs, inputs[:, 0], validation=0.2)
     model = BayesianNetwork(nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1)), likelihood="normal")
-    training = Training(epochs=4, batch_size=16, learning_rate=0.02, device="cpu")
+    training = Training(epochs=8, batch_size=16, learning_rate=0.02, device="cpu")
     other = shelf.load("inference", "distilled")(model, data, sparsity=0.2, drop_rate=0.2, delta_t=2, training=training)
     with pytest.raises(ValueError, match="expected one network's logits of classes for an energy, got distilled of Normal"):
         energy(other, data.test.x)

@@ -295,8 +295,8 @@ class Attached:
         record = {
             **(data.facts() if data else {}),
             **topology_facts(model, self.topology),
-            "keep_prob": self.keep_prob, "rescale": self.rescale, "steps": self.taken, "weight_decay": self.weight_decay,
-            "prior_scale": model.prior_scale,
+            "keep_prob": self.keep_prob, "rescale": self.rescale, "steps": self.taken, "num_pairs": len(self.pairs),
+            "weight_decay": self.weight_decay, "prior_scale": model.prior_scale,
             "batchnorm": "re-estimate" if inputs else "running", "bn_batches": BN_BATCHES, "batch_size": BN_SIZE,
         }  # fmt: skip
         model.eval()

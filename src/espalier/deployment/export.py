@@ -33,6 +33,7 @@ from espalier.deployment.pretrained import (
     WITH_SPREAD,
     Deployed,
     assembled,
+    told,
 )
 from espalier.deployment.spread import DRAWS
 from espalier.likelihoods import LIKELIHOODS
@@ -168,7 +169,9 @@ def _written(
         what = "the program that was named" if asked else f"{words.get('model')} of this installation"
         raise ValueError(f"expected a program that builds the network of this fit, but {what} says something else: mend program=")
     program = _as_onnx(module) if onnx else None
-    page = card.page(chosen, config, record, data, name or folder.resolve().name, licence)
+    config |= told(module)
+    facts = ({} if data is None else data.facts()) | dict(record)  # of a network attached to one's own loop the record has none
+    page = card.page(chosen, config, facts, data, name or folder.resolve().name, licence)
     with store.owned(folder, FILES):
         for name in (ONNX, CONFIG):  # of another network, by now
             (folder / name).unlink(missing_ok=True)

@@ -113,7 +113,7 @@ def seen_by(record: Mapping[str, Any]) -> dict[str, Any]:
         "rows or splits": data.get("hashes"),
         "classes": (record.get("num_outputs"), data.get("classes")),
         "shapes of inputs": record.get("shape"),
-        "standardisation": (record.get("target"), record.get("recipe", {}).get("standardise")),
+        "standardisation": (record.get("target"), record.get("inputs"), record.get("recipe", {}).get("standardise")),
     }
 
 

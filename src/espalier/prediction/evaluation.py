@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -50,6 +51,8 @@ def predictions(
     evaluated once."""
     part, ways = split_of(data, split), ways or fit.ways
     _check_classes(fit, data)
+    for member in fit.fits:
+        check_prepared(member.record, data)
     fit.look_at(data)
     if data.num_classes is not None:
         found: dict[How, Predicted] = {}
@@ -72,6 +75,32 @@ def _check_classes(fit: Predictor, data: Data) -> None:
                 f"expected the classes {', '.join(known)} in this order, as in training, but {data.name} has {', '.join(own)}: "
                 "say classes= to from_arrays"
             )
+
+
+def check_prepared(record: Mapping[str, Any], data: Data) -> None:
+    """Raises ValueError for inputs or targets that were scaled, or a frame whose columns were ordered, otherwise than in
+    training: standardised by its own rows a set is another one to the network. What an older record leaves out is not asked."""
+    facts = data.facts()
+    known = {"scaled inputs": [of.get("inputs") for of in (record, facts)],
+             "scaled targets": [of.get("target") for of in (record, facts)],
+             "columns in their order": [of.get("data", {}).get("features") for of in (record, facts)]}  # fmt: skip
+    for what, (before, own) in known.items():
+        if before is not None and own is not None and not _alike(before, own):
+            raise ValueError(
+                f"expected {what} as in training, but {data.name} has others: put new rows into the data of training, "
+                "data._replace(test=Split(data.inputs(x), (y - data.target_shift) / data.target_scale)), or y as it is for labels"
+            )
+
+
+def _alike(before: Any, own: Any) -> bool:
+    """The same but for the last digits of numbers; the dtype of inputs, which says itself what is wrong with it, aside."""
+    if isinstance(before, Mapping) and isinstance(own, Mapping):
+        return all(_alike(before.get(name), own.get(name)) for name in {*before, *own} - {"dtype"})
+    if isinstance(before, list | tuple) and isinstance(own, list | tuple):
+        return len(before) == len(own) and all(map(_alike, before, own))
+    if isinstance(before, int | float) and isinstance(own, int | float):
+        return math.isclose(before, own, rel_tol=1e-4, abs_tol=1e-6)
+    return bool(before == own)
 
 
 def evaluate(

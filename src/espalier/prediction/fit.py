@@ -210,7 +210,9 @@ class Fit(Predictor):
 
     def ticket(self, how: How = "ticket", *, sparse: Sparse = False) -> nn.Module:
         """The averaged (or the `distilled`) sparse network as a plain dense `nn.Module` with zeros, in evaluation mode; `sparse`:
-        without the zeros of its Linear layers, on the CPU (`sparsified`)."""
+        without the zeros of its Linear layers, on the CPU (`sparsified`). Raises ValueError for a way of several networks."""
+        if how not in (*SINGLE, "distilled"):
+            raise ValueError(f"expected one network, {', '.join(SINGLE)} or distilled, got {how!r}: a module holds no draws")
         weights, state = next(self.weights(how))
         net = self.model.network(weights, state).eval()
         return net if sparse is False else sparsified(net, stand_ins(self.record, MIN_ROWS), sparse)

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from espalier.contracts import Data, Rows, Split
 from espalier.prediction.ensemble import seen_by
-from espalier.prediction.evaluation import split_of
+from espalier.prediction.evaluation import check_prepared, split_of
 from espalier.prediction.fit import Fit, How
 from espalier.prediction.mixture import Mixture
 from espalier.prediction.pairs import State
@@ -180,6 +180,7 @@ def check(
     for split in splits:
         split_of(data, split)
     for fit in fits:
+        check_prepared(fit.record, data)
         if unknown := [way for way in ways if way not in fit.ways]:
             raise ValueError(f"expected ways to predict of {', '.join(fit.ways)}, got {unknown[0]!r}")
     if "moments" in ways and layers:
