@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import espalier
 from espalier import Training, shelf
 from espalier.data import from_arrays
-from espalier.deployment import Deployed, to_onnx, to_program
+from espalier.deployment import Deployed, programs, to_onnx, to_program
 from espalier.network import BayesianNetwork
 from shelved import CASES, Two, made, own_net, rows, untrained, words
 
@@ -157,3 +157,8 @@ def test_softplus_is_written_out_for_onnx(tmp_path: Path) -> None:
     fit = shelf.load("inference", "cigl")(model, data, sparsity=0.2, drop_rate=0.1, training=training)
     deployed = espalier.from_pretrained(fit.export(tmp_path / "folder", data), network=model)
     assert to_onnx(deployed, tmp_path / "net.onnx") < 1e-5
+    outputs = espalier.from_pretrained(fit.export(tmp_path / "moments", data, how="moments"), network=model)
+    outputs.spread.count, outputs.spread.points = 4, outputs.spread.points[:4]  # of 128: the graph is as long as there are
+    graph = programs._with_softplus_written_out(programs._traced(outputs)).graph_module
+    assert not [node for node in graph.graph.nodes if "softplus" in str(node.target)]
+    assert [name for name, _ in graph.named_modules() if name] == []  # no graph within the graph, which would keep its own

@@ -110,7 +110,8 @@ def _traced(module: Deployed) -> torch.export.ExportedProgram:
         raise ValueError("expected a network with its zeros written out to export: from_pretrained(..., sparse=False)")
     rows = examples(module, TRACED)
     dynamic = nested.each(lambda _: {0: torch.export.Dim.DYNAMIC}, rows)
-    with _quiet(), pyro.validation_enabled(False):  # which asks for values, and there are none
+    # Validation asks for values, and there are none; of a part without gradients alone a graph would be made within the graph.
+    with torch.no_grad(), _quiet(), pyro.validation_enabled(False):
         try:
             asked = module if module.spread is None else _WithDoubt(module).eval()
             return torch.export.export(asked, (rows,), dynamic_shapes=(dynamic,))
