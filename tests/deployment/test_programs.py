@@ -162,3 +162,30 @@ def test_softplus_is_written_out_for_onnx(tmp_path: Path) -> None:
     graph = programs._with_softplus_written_out(programs._traced(outputs)).graph_module
     assert not [node for node in graph.graph.nodes if "softplus" in str(node.target)]
     assert [name for name, _ in graph.named_modules() if name] == []  # no graph within the graph, which would keep its own
+
+
+def test_tokens_are_tried_on_their_own_rows(tmp_path: Path) -> None:
+    """Kept as floats, of which made-up ones are no tokens."""
+
+    class Words(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.last = nn.Embedding(20, 6), nn.Linear(6, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = self.last(self.table(x.long()).mean(1))
+            return found
+
+    torch.manual_seed(0)
+    tokens = np.random.default_rng(0).integers(0, 20, (60, 5)).astype(np.float32)
+    data = from_arrays(tokens, tokens.sum(1) > 47, standardise=False)
+    training = Training(epochs=1, device="cpu")
+    fit = shelf.load("inference", "cigl")(BayesianNetwork(Words()), data, sparsity=0.2, drop_rate=0.1, training=training)
+    folder = fit.export(tmp_path / "out", data, onnx=True)
+    module = espalier.from_pretrained(folder, network=Words())
+    session = pytest.importorskip("onnxruntime").InferenceSession(str(folder / "model.onnx"))
+    said = session.run(None, {session.get_inputs()[0].name: tokens[:7]})[0]
+    np.testing.assert_allclose(said, module(torch.tensor(tokens[:7])).detach().numpy(), atol=1e-6)
+    with pytest.raises(ValueError, match="expected a network that takes made-up rows, or rows= to try it on, but index out of"):
+        to_onnx(module, tmp_path / "net.onnx")
+    assert to_onnx(module, tmp_path / "net.onnx", torch.tensor(tokens[:8])) < 1e-5

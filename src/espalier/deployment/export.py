@@ -168,7 +168,7 @@ def _written(
     if not same:
         what = "the program that was named" if asked else f"{words.get('model')} of this installation"
         raise ValueError(f"expected a program that builds the network of this fit, but {what} says something else: mend program=")
-    program = _as_onnx(module) if onnx else None
+    program = _as_onnx(module, _unscaled(config, data)) if onnx else None
     config |= told(module)
     facts = ({} if data is None else data.facts()) | dict(record)  # of a network attached to one's own loop the record has none
     page = card.page(chosen, config, facts, data, name or folder.resolve().name, licence)
@@ -192,11 +192,18 @@ def _few(config: Mapping[str, Any], data: Data | None) -> Any:
     return data.train.x[torch.arange(min(MIN_ROWS, len(data.train.y)))]
 
 
-def _as_onnx(module: Deployed) -> bytes:
+def _unscaled(config: Mapping[str, Any], data: Data | None) -> Any:
+    """Some rows of training as a user has them, where nothing was done to them."""
+    scaled: list[bool] = []
+    nested.by_shape(lambda _, own: scaled.append("mean" in own), config["shape"], config["inputs"])
+    return None if data is None or any(scaled) else _few(config, data)
+
+
+def _as_onnx(module: Deployed, rows: Any) -> bytes:
     from espalier.deployment.programs import to_onnx
 
     with tempfile.TemporaryDirectory() as scratch:
-        to_onnx(module, Path(scratch) / ONNX)
+        to_onnx(module, Path(scratch) / ONNX, rows)
         return (Path(scratch) / ONNX).read_bytes()
 
 

@@ -40,16 +40,16 @@ class _WithDoubt(nn.Module):
         return self.module.with_doubt(x)
 
 
-def to_program(module: Deployed, path: str | Path | None = None) -> torch.export.ExportedProgram:
+def to_program(module: Deployed, path: str | Path | None = None, rows: Any = None) -> torch.export.ExportedProgram:
     """The module, preprocessing and all, as a `torch.export` program of any number of rows; written to `path` (`.pt2`) where
     one is given. Inputs are float32, whole numbers where the network takes those. Of `moments` it gives two things, as
-    `with_doubt` does.
+    `with_doubt` does. rows: as a user has them, three or more, to trace it on; None makes them up, which of tokens may be none.
 
     Raises ValueError for a network that torch cannot export, and a file that is there.
     """
     if path is not None:
         _check_new(path, ".pt2")
-    program = _traced(module)
+    program = _traced(module, rows)
     if path is not None:
         written = io.BytesIO()
         with _quiet():
@@ -58,9 +58,10 @@ def to_program(module: Deployed, path: str | Path | None = None) -> torch.export
     return program
 
 
-def to_onnx(module: Deployed, path: str | Path) -> float:
+def to_onnx(module: Deployed, path: str | Path, rows: Any = None) -> float:
     """The module, preprocessing and all, as ONNX, with its classes in the metadata (`classes`, JSON); its output is `said`, and
-    of `moments` another `doubt`. Returns the largest difference between onnxruntime and torch on rows of the check.
+    of `moments` another `doubt`. rows: as in `to_program`. Returns the largest difference between onnxruntime and torch on rows
+    of the check.
 
     Raises ValueError for a network that cannot be exported, for a difference above 1e-5 and a file that is there, RuntimeError
     without onnx, onnxscript and onnxruntime.
@@ -71,7 +72,7 @@ def to_onnx(module: Deployed, path: str | Path) -> float:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise RuntimeError(f"expected onnx, onnxscript and onnxruntime, but {error}: pip install 'espalier[onnx]'") from error
-    program = _with_softplus_written_out(_without_idle_squeezes(_traced(module)))
+    program = _with_softplus_written_out(_without_idle_squeezes(_traced(module, rows)))
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     with _quiet():
@@ -85,7 +86,10 @@ def to_onnx(module: Deployed, path: str | Path) -> float:
             session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # an operator that the exporter or the runtime does not know
             raise ValueError(f"expected a network that ONNX has operators for, but {_first_line(error)}") from error
-    apart = _apart(module, session)
+    try:
+        apart = _apart(module, session, rows)
+    except Exception as error:  # of made-up rows: tokens, say
+        raise ValueError(f"expected a network that takes made-up rows, or rows= to try it on, but {_first_line(error)}") from error
     if not apart <= CLOSE:
         raise ValueError(f"expected onnxruntime within {CLOSE:g} of torch, got a difference of {apart:.3g}: nothing was written")
     store.write_bytes(Path(path), content)
@@ -105,10 +109,10 @@ def examples(module: Deployed, count: int, seed: int = 0) -> Any:
     return nested.by_shape(raw, config["shape"], stand_ins(config, count, seed), config["inputs"])
 
 
-def _traced(module: Deployed) -> torch.export.ExportedProgram:
+def _traced(module: Deployed, given: Any = None) -> torch.export.ExportedProgram:
     if any(isinstance(part, SparseLinear) for part in module.modules()):
         raise ValueError("expected a network with its zeros written out to export: from_pretrained(..., sparse=False)")
-    rows = examples(module, TRACED)
+    rows = examples(module, TRACED) if given is None else nested.each(lambda leaf: leaf[:TRACED], given)
     dynamic = nested.each(lambda _: {0: torch.export.Dim.DYNAMIC}, rows)
     # Validation asks for values, and there are none; of a part without gradients alone a graph would be made within the graph.
     with torch.no_grad(), _quiet(), pyro.validation_enabled(False):
@@ -150,8 +154,8 @@ def _with_softplus_written_out(program: torch.export.ExportedProgram) -> torch.e
     return program
 
 
-def _apart(module: Deployed, session: Any) -> float:
-    rows = examples(module, ROWS, seed=1)
+def _apart(module: Deployed, session: Any, given: Any = None) -> float:
+    rows = examples(module, ROWS, seed=1) if given is None else nested.each(lambda leaf: leaf[-ROWS:], given)
     fed = {put.name: leaf.numpy() for put, leaf in zip(session.get_inputs(), nested.leaves(rows), strict=True)}
     theirs = session.run(None, fed)
     with torch.no_grad():
