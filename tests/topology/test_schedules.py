@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import warnings
+
 import pytest
 import torch
 
@@ -89,3 +92,13 @@ def test_impossible_schedules_are_refused():
         schedules.rigl(0, 100, 0.3)
     with pytest.raises(ValueError, match=r"^expected drop_fraction in \[0, 1\], got 1.5$"):
         schedules.set_(10, 100, 1.5)
+
+
+def test_a_schedule_without_a_move_says_so() -> None:
+    with pytest.warns(UserWarning, match="the topology never moves: its first move would be at step 100, and it stands"):
+        schedules.rigl(100, 67, 0.3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        schedules.rigl(66, 67, 0.3)
+        schedules.rigl(100, 0, 0.3)  # frozen from the start, by choice
+        schedules.rigl(math.inf, 67, 0.3)  # type: ignore[arg-type]

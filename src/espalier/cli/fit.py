@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -146,14 +145,6 @@ def _conclude(folder: Path, fit: Fit, as_json: bool, data_dir: str | None = None
     data = runs.data_of(folder, data_dir, source)
     split = "validation" if len(data.validation.y) else "train"
     results = {str(folder): scored(folder, fit, data, split)[0]}
-    if (
-        fit.topology.density < 1
-        and "delta_t" in runs.recipe_in(folder).options
-        and not any(r["exchanged"] for r in fit.history)
-    ):
-        print(
-            "espalier: note: the topology never moved in this short run; a smaller --delta-t moves it", file=sys.stderr
-        )
     if as_json:
         print(json.dumps(results[str(folder)]))
     else:

@@ -89,7 +89,8 @@ def to_onnx(module: Deployed, path: str | Path, rows: Any = None) -> float:
     try:
         apart = _apart(module, session, rows)
     except Exception as error:  # of made-up rows: tokens, say
-        raise ValueError(f"expected a network that takes made-up rows, or rows= to try it on, but {_first_line(error)}") from error
+        what = "a network that takes made-up rows, or rows= to try it on"
+        raise ValueError(f"expected {what}, but {_first_line(error)}") from error
     if not apart <= CLOSE:
         raise ValueError(f"expected onnxruntime within {CLOSE:g} of torch, got a difference of {apart:.3g}: nothing was written")
     store.write_bytes(Path(path), content)

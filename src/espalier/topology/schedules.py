@@ -6,6 +6,7 @@ A topology rule is a drop score times a grow score; RigL is SET with one functio
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -76,7 +77,7 @@ def drop_and_grow_every(
     f(t) = drop_fraction / 2 * (1 + cos(pi t / last)) of each layer's active weights (Evci et al. 2020, eq. for f_decay); less
     where not all of these are accepted.
 
-    Raises ValueError for a delta_t below 1 or a drop_fraction outside [0, 1].
+    Raises ValueError for a delta_t below 1 or a drop_fraction outside [0, 1]; warns where there is no such t.
     """
     if not delta_t >= 1:
         raise ValueError(f"expected delta_t of at least 1 step, got {delta_t}")
@@ -84,6 +85,12 @@ def drop_and_grow_every(
         raise ValueError(f"expected a delta_t of whole steps, got {delta_t}")
     if not 0 <= drop_fraction <= 1:
         raise ValueError(f"expected drop_fraction in [0, 1], got {drop_fraction}")
+    if 0 < last <= delta_t < math.inf:
+        warnings.warn(
+            f"the topology never moves: its first move would be at step {delta_t}, and it stands still from step {last} on. "
+            "Lower delta_t, or train longer",
+            stacklevel=4,
+        )
 
     def fraction(step: int) -> float:
         return drop_fraction / 2 * (1 + math.cos(math.pi * step / last))
