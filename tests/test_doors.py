@@ -15,6 +15,8 @@ from torch import nn
 
 import espalier
 from espalier import BayesianNetwork
+from espalier.adapters.estimators import SparseBayesianClassifier
+from espalier.certificates.certify import Settings
 from espalier.data import from_arrays, from_datasets
 from espalier.guides import MaskedGuide
 from espalier.inference import cigl, distilled, espn, lottery, mean_field, searched
@@ -99,6 +101,13 @@ DOORS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a torch loss": (lambda _: begun(loss=nn.CrossEntropyLoss(reduction="none")),
                      r"expected a loss of \(logits \(m, C\), labels \(m,\), progress\) .*, but CrossEntropyLoss fails on 2 rows"),
     "no loss": (lambda _: begun(loss=None), "expected a loss of likelihood, .*, got None"),
+    "a program's name alone": (lambda path: trained("mlp")[0].export(path / "out", digits(), program="mlp"),
+                               r"expected a program of .*, as \{'model': NAME\}, got 'mlp'"),
+    "one risk": (lambda _: Settings(risks="error", alphas=0.2).promises(),  # type: ignore[arg-type]
+                 r"expected risks and alphas in tuples, \('error',\) and \(0.1,\) say, got 'error' and 0.2"),
+    "an option twice": (lambda _: SparseBayesianClassifier(options={"sparsity": 0.5}).fit(X, Y),
+                        "expected options without a parameter of the estimator's own, got 'sparsity': say it by that"),
+    "no fraction": (lambda _: begun(infer=distilled, average_from=float("nan"), drop_rate=0.1), "expected average_from in"),
     "half an epoch": (lambda _: begun(infer=distilled, distill_epochs=1.2, drop_rate=0.1), "expected whole distill_epochs"),
     "half a row": (lambda _: begun(infer=searched, search_rows=1.5), "expected whole rows and steps of at least 1"),
     "patience without rows, later": (lambda _: begun(infer=espn, form="rewind", patience=2, whole=True), "validation split"),

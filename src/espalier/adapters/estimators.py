@@ -102,6 +102,8 @@ class _Sparse(BaseEstimator):
         own = dict(self.options or {})
         if unknown := sorted(own.keys() - known.keys()):
             raise ValueError(f"expected options of {self.inference}, {', '.join(known)}, got {unknown[0]!r}")
+        if twice := sorted(own.keys() & wanted.keys() - {"delta_t"}):
+            raise ValueError(f"expected options without a parameter of the estimator's own, got {twice[0]!r}: say it by that")
         with seeded(seed):
             model = self._model(data)
         self.fit_: Fit = infer(model, data, **{**{n: v for n, v in wanted.items() if n in known}, **own})

@@ -54,8 +54,11 @@ class SparseTraining(Callback):
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Raises ValueError for several processes, and for a trainer that does not know how long it trains."""
-        if stage != "fit" or (self.sparse is not None and self.sparse.net is pl_module.get_submodule(self.of)):
+        known = dict(pl_module.named_modules())
+        if stage != "fit" or (self.sparse is not None and self.sparse.net is known.get(self.of)):
             return
+        if self.of not in known:
+            raise ValueError(f"expected of= as the name of a module in {type(pl_module).__name__}, got {self.of!r}")
         self.sparse = self.fit = None  # another module's, of another fold
         if trainer.world_size > 1:
             raise ValueError(f"expected one process, got {trainer.world_size}: train on several with `espalier.train`")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -55,6 +55,9 @@ class Settings(NamedTuple):
 
     def promises(self) -> list[Promise]:
         """Raises ValueError for a risk that is not there, or lists that do not fit each other."""
+        if isinstance(self.risks, str) or not all(isinstance(own, Sized) for own in (self.risks, self.alphas, self.tests)):
+            got = f"{self.risks!r} and {self.alphas!r}"
+            raise ValueError(f"expected risks and alphas in tuples, ('error',) and (0.1,) say, got {got}")
         if not len(self.risks) == len(self.alphas) == len(self.tests):
             raise ValueError(
                 f"expected an alpha for every risk, got {len(self.risks)} risks and {len(self.alphas)} alphas"

@@ -308,8 +308,8 @@ def _config(
 
 def _network(model: BayesianNetwork, words: Mapping[str, Any], asked: bool) -> dict[str, Any]:
     """A program of the shelf and its options, or what the network of one's own is called. asked: words of a program alone."""
-    named = words.get("model")
-    if asked and named not in shelf.names("models"):
+    named = words.get("model") if isinstance(words, Mapping) else words
+    if asked and (not isinstance(words, Mapping) or named not in shelf.names("models")):
         raise ValueError(f"expected a program of {', '.join(shelf.names('models'))}, as {{'model': NAME}}, got {named!r}")
     if named in shelf.names("models"):
         known = inspect.signature(shelf.load("models", str(named))).parameters.values()

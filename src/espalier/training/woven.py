@@ -35,6 +35,7 @@ from espalier.training import objective, rates
 from espalier.training.distillation import Diverged, Lessons, Student, close_enough, hand_out, in_full, settle
 from espalier.training.options import Training
 from espalier.training.teachers import Teachers, copied
+from espalier.training.train import check_average_from
 
 BEGINS = 0.9
 """The fraction of training after which there is enough to learn from. Earlier is no better and costs more: measured there too."""
@@ -60,6 +61,7 @@ class Woven(Follower):
         cls, training: Training, data: Data, average_from: float, lessons: Lessons = Lessons(), *, seed: int = 0  # noqa: B008
     ) -> Woven:
         """One that begins at `BEGINS`, or later, where pairs are. Raises ValueError where that leaves it no step."""
+        check_average_from(average_from)
         # As `train` has it: within an epoch where that is no whole number of them, and the topology may move until then.
         begins = max(average_from, BEGINS)
         first = math.ceil(round(begins * training.epochs, 9) * training.steps_per_epoch(data))
