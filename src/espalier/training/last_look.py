@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from espalier.contracts import Data
-from espalier.data.streamed import some
+from espalier.data.streamed import selected, some
 from espalier.distributions.masked import LEVELS, KeepProb, effective_keep_prob
 from espalier.likelihoods import matched
 from espalier.prediction import propagation
@@ -45,7 +45,7 @@ def look(fit: Fit, data: Data, phis: Sequence[float], stream: torch.Generator) -
     if "moments" not in fit.ways:
         return 0, 0
     rows = some(len(data.validation.y), ROWS, stream)
-    x, y = data.validation.x[rows], data.validation.y[rows]
+    x, y = selected(data.validation.x, rows), data.validation.y[rows]
 
     losses = []
     for turn in TURNS:
