@@ -127,7 +127,7 @@ def test_rows_that_were_scaled_by_themselves_are_not_scored() -> None:
     new = data._replace(test=Split(data.inputs(x + 2.0), data.train.y.new_tensor(np.arange(90) % 2)))
     assert evaluate(fit, new)["num_examples"] == 90
     other = cigl.infer(mlp.model((3,), 2, hidden=(8,)), moved, **options)
-    with pytest.raises(ValueError, match="expected scaled inputs as in training"):
+    with pytest.raises(ValueError, match="expected fits of inputs that were standardised alike"):
         tree_of([fit, other], data, ways=["redraw"])
     line = from_arrays(x, x[:, 0])
     of_line = cigl.infer(mlp.model((3,), 1, hidden=(8,), likelihood="normal"), line, **options)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -52,7 +54,9 @@ def test_runs_beside_each_other_are_as_if_they_were_alone(looks: list[Look]) -> 
     """Images are corrupted once for all runs that take the same inputs, and anew for one whose inputs are scaled otherwise."""
     mean, sd = looks[0].data.input_scale
     other = looks[0].data._replace(train=_halved(looks[0]), test=Split(looks[0].data.test.x / 2, looks[0].data.test.y))
-    scaled = looks[0]._replace(name="scaled", data=other._replace(input_scale=(mean, 2 * sd)))
+    data, fit = other._replace(input_scale=(mean, 2 * sd)), copy.copy(looks[0].fit)
+    fit.record = {**fit.record, "inputs": data.preparation()}
+    scaled = looks[0]._replace(name="scaled", data=data, predictor=fit)
     assert worlds._by_inputs([*looks, scaled]) == [looks, [scaled]]
     together = worlds.shift([*looks, scaled], ["contrast", "jpeg"], 2)
     alone = [worlds.shift([look], ["contrast", "jpeg"], 2) for look in (*looks, scaled)]

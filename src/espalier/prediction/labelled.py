@@ -180,7 +180,6 @@ def check(
     for split in splits:
         split_of(data, split)
     for fit in fits:
-        check_prepared(fit.record, data)
         if unknown := [way for way in ways if way not in fit.ways]:
             raise ValueError(f"expected ways to predict of {', '.join(fit.ways)}, got {unknown[0]!r}")
     if "moments" in ways and layers:
@@ -189,6 +188,7 @@ def check(
         raise ValueError(f"expected fits of as many draws each, to be the chains of one tree, got {sorted(counts)}")
     if len({repr(seen_by(fit.record)["standardisation"]) for fit in fits}) > 1:
         raise ValueError("expected fits of inputs that were standardised alike, to be the chains of one tree, got different ones")
+    check_prepared(fits[0].record, data)
     if any(fit.model.shapes != fits[0].model.shapes for fit in fits):
         raise ValueError("expected fits of one network, to be the chains of one tree, got networks of different shapes")
     places_of(fits, layers)
