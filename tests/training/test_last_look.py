@@ -78,6 +78,7 @@ def test_a_cubic_has_its_minimum_found_and_no_parabola_would() -> None:
     parabola = np.polynomial.Polynomial.fit(TURNS, [function(turn) for turn in TURNS], 2).deriv().roots()
     assert abs(parabola[0] + 0.03) > 0.01
     assert lowest([1.0, 0.9, 0.5, 0.0]) == WIDEST
+    assert lowest([1.0, math.nan, 0.5, 0.0]) == lowest([math.inf, 0.9, 0.5, 0.0]) == 0.0
 
 
 def test_of_few_rows_the_rules_rate_is_believed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -157,7 +157,9 @@ def rate_found(look: Look) -> str:
             f"{look.name}: the drop rate was to be found on {rows} while training, which ended before the first look: it is "
             f"{found['found']:.2g}, where it begins, and says nothing. Train longer, in larger batches, or give a number."
         )
-    said = f"{look.name}: the drop rate was found on {rows} while training: {found['found']:.2g}."
+    ended, followed = (f"{found.get(name, found['found']):.2g}" for name in ("found", "followed"))
+    looked = "" if followed == ended else f" (it had come to {followed} when training ended, and had a last look)"
+    said = f"{look.name}: the drop rate was found on {rows} while training: {ended}{looked}."
     if found["found"] > LITTLE:
         return said
     return (

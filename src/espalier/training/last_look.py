@@ -46,7 +46,6 @@ def look(fit: Fit, data: Data, phis: Sequence[float], stream: torch.Generator) -
         return 0, 0
     rows = some(len(data.validation.y), ROWS, stream)
     x, y = selected(data.validation.x, rows), data.validation.y[rows]
-
     losses = []
     for turn in TURNS:
         turned(fit, [phi * math.exp(turn) for phi in phis])
@@ -57,7 +56,9 @@ def look(fit: Fit, data: Data, phis: Sequence[float], stream: torch.Generator) -
 
 
 def lowest(losses: Sequence[float]) -> float:
-    """Where the cubic through the losses at `TURNS` is lowest, within `WIDEST`."""
+    """Where the cubic through the losses at `TURNS` is lowest, within `WIDEST`; where one is no number, the rule's rate."""
+    if not np.isfinite(losses).all():
+        return 0.0
     grid = np.linspace(-WIDEST, WIDEST, 801)
     return float(grid[np.polynomial.Polynomial.fit(TURNS, losses, 3)(grid).argmin()])
 
