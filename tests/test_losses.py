@@ -21,7 +21,7 @@ from espalier.network import BayesianNetwork
 from espalier.prediction.fit import Fit
 from espalier.topology.masks import initial
 from espalier.training import objective
-from espalier.training.options import Training
+from espalier.training.options import Training, prepare
 from espalier.training.watch import Watches
 from watches import killed_and_resumed
 
@@ -231,3 +231,19 @@ def test_a_training_too_short_for_anything_of_a_loss_is_told_of() -> None:
     training = Training(epochs=4, batch_size=128, device="cpu", loss="moon:4")
     with pytest.warns(UserWarning, match="loss moon:4 never began: it wants 5 epochs, and had 4"):
         shelf.load("inference", "rigl")(model, data, sparsity=0.5, delta_t=10**6, training=training)
+
+
+def test_a_loss_that_asks_for_gradients_and_draws_is_tried_as_it_trains() -> None:
+    """With gradients; and torch's stream is where it was."""
+
+    def sharp(logits: Tensor, y: Tensor, progress: losses.Progress) -> Tensor:
+        each = F.cross_entropy(logits + 0.01 * torch.randn_like(logits), y, reduction="none")
+        gradient, = torch.autograd.grad(each.sum(), logits, create_graph=True)
+        return each + 0.1 * gradient.square().sum(-1)
+
+    torch.manual_seed(4)
+    before = torch.get_rng_state()
+    model = BayesianNetwork(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)))
+    torch.set_rng_state(before)
+    assert prepare(model, digits(), Training(loss=sharp, device="cpu")).loss is not None
+    assert torch.equal(torch.get_rng_state(), before)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from espalier import BayesianNetwork, Fit, Training, shelf
+from espalier.training import Checkpoints
 from espalier.training.distillation import distill
 from fitted import digits
 from watches import Recorder
@@ -59,6 +62,13 @@ def test_how_a_search_cuts_is_asked_for() -> None:
     run("espn", watch, **options, allocation="global")
     with pytest.raises(ValueError, match="is of, with each None, got .*: begin anew"):
         run("espn", Recorder(watch.checkpoints[-1]), **options, allocation="erk")
+
+
+def test_numbers_of_numpy_are_written_as_numbers(tmp_path: Path) -> None:
+    scale = np.float32(0.01)
+    for inference, options in (("rigl", {"delta_t": np.int64(5)}), ("mean_field", {"noise_scale": scale, "delta_t": 5})):
+        run(inference, Checkpoints(tmp_path / f"{inference}.safetensors", every=0), **options)
+        run(inference, Checkpoints(tmp_path / f"{inference}.safetensors"), **options)  # over already
 
 
 def gentle(logits: torch.Tensor, y: torch.Tensor, progress: float) -> torch.Tensor:

@@ -57,7 +57,8 @@ def test_it_ends_where_validation_rows_are_predicted_best(start: float) -> None:
     """By a fine grid of its own over the same range, of what `predict` says."""
     fit, data = of_classes(), digits()
     x, y = data.validation.x, data.validation.y
-    assert look(fit, data, [angle(start)], stream()) == (len(y), len(TURNS) * len(y) * 2)
+    passes = len(TURNS) * len(y) * 2 + fit.record["moments"]["forward_examples"]
+    assert look(fit, data, [angle(start)], stream()) == (len(y), passes)
     found = math.log(angle(1 - float(np.mean(fit.keep_prob))) / angle(start))
 
     def loss(turn: float) -> float:
@@ -140,6 +141,27 @@ def test_a_network_without_moments_keeps_the_rules_rate() -> None:
     own, rates = fit.record["drop_rate"], [row["drop_rate"] for row in fit.history]
     assert own["found"] == own["followed"] == rates[-1]
     assert "moments" not in fit.ways
+
+
+def test_where_a_look_fails_the_rules_rate_stays() -> None:
+    """The training is over: nothing that a network does with other rows than it had may cost it."""
+
+    class Chunks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(64, 12), nn.Linear(12, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            parts = x.flatten(1).split(64) if len(x) > 128 else [x.flatten(1)]
+            found: Tensor = self.last(torch.cat([self.first(part).relu() for part in parts]))
+            return found
+
+    torch.manual_seed(0)
+    training = Training(epochs=20, batch_size=128, device="cpu")
+    fit = cigl.infer(BayesianNetwork(Chunks()), digits(), sparsity=0.5, delta_t=20, training=training)
+    assert len(digits().validation.y) > 128
+    own = fit.record["drop_rate"]
+    assert own["found"] == own["followed"] == fit.history[-1]["drop_rate"]
 
 
 def test_a_training_that_was_stopped_before_the_first_look_has_none() -> None:

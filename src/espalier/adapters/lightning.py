@@ -54,7 +54,7 @@ class SparseTraining(Callback):
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Raises ValueError for several processes, and for a trainer that does not know how long it trains."""
-        known = dict(pl_module.named_modules())
+        known = dict(pl_module.named_modules(remove_duplicate=False))
         if stage != "fit" or (self.sparse is not None and self.sparse.net is known.get(self.of)):
             return
         if self.of not in known:

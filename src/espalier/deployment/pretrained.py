@@ -220,14 +220,26 @@ def from_pretrained(
     return module
 
 
+def examples(config: Mapping[str, Any], count: int, seed: int = 0) -> Any:
+    """Made-up rows as a user has them: of the mean and sd that inputs are scaled by."""
+
+    def raw(shape: Any, drawn: Tensor, own: dict[str, Any]) -> Tensor:
+        if "mean" not in own:
+            return drawn
+        mean, sd = (torch.tensor(own[name]).view(-1, *[1] * (len(shape) - 1)) for name in ("mean", "sd"))
+        return (drawn * sd + mean).float()
+
+    return nested.by_shape(raw, config["shape"], stand_ins(config, count, seed), config["inputs"])
+
+
 @torch.no_grad()
 def told(module: Deployed) -> dict[str, list[float]]:
     """What a module says of two made-up rows, for config.json: networks of the same tensors are told apart by it. Nothing of one
     that takes no such rows (tokens), or that draws."""
     try:
         with forked():
-            said = [module(stand_ins(module.config, 2)).flatten()[:16].tolist() for _ in range(2)]
-    except (RuntimeError, LookupError, ValueError, TypeError):
+            said = [module(examples(module.config, 2)).flatten()[:16].tolist() for _ in range(2)]
+    except Exception:  # whatever a network of the user's own asks of its inputs
         return {}
     return {"told": said[0]} if said[0] == said[1] and all(map(math.isfinite, said[0])) else {}
 

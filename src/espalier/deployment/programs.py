@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from espalier import nested, store
-from espalier.contracts import stand_ins
-from espalier.deployment.pretrained import Deployed
+from espalier.deployment.pretrained import Deployed, examples
 from espalier.sparse import SparseLinear
 
 CLOSE = 1e-5
@@ -97,23 +96,10 @@ def to_onnx(module: Deployed, path: str | Path, rows: Any = None) -> float:
     return apart
 
 
-def examples(module: Deployed, count: int, seed: int = 0) -> Any:
-    """Made-up rows as a user has them: of the mean and sd that inputs are scaled by."""
-    config = module.config
-
-    def raw(shape: Any, drawn: Tensor, own: dict[str, Any]) -> Tensor:
-        if "mean" not in own:
-            return drawn
-        mean, sd = (torch.tensor(own[name]).view(-1, *[1] * (len(shape) - 1)) for name in ("mean", "sd"))
-        return (drawn * sd + mean).float()
-
-    return nested.by_shape(raw, config["shape"], stand_ins(config, count, seed), config["inputs"])
-
-
 def _traced(module: Deployed, given: Any = None) -> torch.export.ExportedProgram:
     if any(isinstance(part, SparseLinear) for part in module.modules()):
         raise ValueError("expected a network with its zeros written out to export: from_pretrained(..., sparse=False)")
-    rows = examples(module, TRACED) if given is None else nested.each(lambda leaf: leaf[:TRACED], given)
+    rows = examples(module.config, TRACED) if given is None else nested.each(lambda leaf: leaf[:TRACED], given)
     dynamic = nested.each(lambda _: {0: torch.export.Dim.DYNAMIC}, rows)
     # Validation asks for values, and there are none; of a part without gradients alone a graph would be made within the graph.
     with torch.no_grad(), _quiet(), pyro.validation_enabled(False):
@@ -156,7 +142,7 @@ def _with_softplus_written_out(program: torch.export.ExportedProgram) -> torch.e
 
 
 def _apart(module: Deployed, session: Any, given: Any = None) -> float:
-    rows = examples(module, ROWS, seed=1) if given is None else nested.each(lambda leaf: leaf[-ROWS:], given)
+    rows = examples(module.config, ROWS, seed=1) if given is None else nested.each(lambda leaf: leaf[-ROWS:], given)
     fed = {put.name: leaf.numpy() for put, leaf in zip(session.get_inputs(), nested.leaves(rows), strict=True)}
     theirs = session.run(None, fed)
     with torch.no_grad():

@@ -37,7 +37,7 @@ class GaussianGuide(MaskedGuide):
         super().__init__(model, topology, kl_scale=kl_scale, generator=generator)
         if not 0 < noise_scale < math.inf:
             raise ValueError(f"expected a finite noise_scale above 0, got {noise_scale}: it is a standard deviation")
-        self.noise_scale = noise_scale
+        self.noise_scale = float(noise_scale)
         self.log_scale = nn.Parameter(torch.full_like(self.values.data, math.log(noise_scale)))
 
     def asked(self) -> dict[str, Any]:

@@ -186,7 +186,7 @@ def check(
         raise ValueError("expected ways to predict that draw weights for layers, got moments: leave out one or the other")
     if "pairs" in ways and len(counts := {len(fit.pairs.values) for fit in fits}) > 1:
         raise ValueError(f"expected fits of as many draws each, to be the chains of one tree, got {sorted(counts)}")
-    if len({repr(seen_by(fit.record)["standardisation"]) for fit in fits}) > 1:
+    if any(seen_by(fit.record)["standardisation"] != seen_by(fits[0].record)["standardisation"] for fit in fits):
         raise ValueError("expected fits of inputs that were standardised alike, to be the chains of one tree, got different ones")
     check_prepared(fits[0].record, data)
     if any(fit.model.shapes != fits[0].model.shapes for fit in fits):

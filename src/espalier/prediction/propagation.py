@@ -208,7 +208,7 @@ def _closest(fit: Fit, output: Moments, state: State, predicted: Tensor) -> floa
     """The factor of the outputs' variance that has the least cross-entropy from the probabilities that masks `predicted`, plus
     I (log factor)^2 / `MASKS`, I the mutual information that is computed, nats: the noise of so many masks, without which a
     posterior that hardly moves its mean would have any factor at all."""
-    rows = max(1, LOOKED_AT // 2 // max(1, predicted[0].numel()))
+    rows, predicted = max(1, LOOKED_AT // 2 // max(1, predicted[0].numel())), predicted.to(output.loc.device)
     output, predicted = Moments(output.loc[:rows], output.variance[:rows]), predicted[:rows]
     points, together = points_for(output.loc, EACH * MASKS), max(1, LOOKED_AT // max(1, output.loc.numel()))
 

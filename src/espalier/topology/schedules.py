@@ -83,6 +83,7 @@ def drop_and_grow_every(
         raise ValueError(f"expected delta_t of at least 1 step, got {delta_t}")
     if math.isfinite(delta_t) and delta_t % 1:
         raise ValueError(f"expected a delta_t of whole steps, got {delta_t}")
+    delta_t = int(delta_t) if math.isfinite(delta_t) else delta_t  # a number of NumPy's is none that JSON has
     if not 0 <= drop_fraction <= 1:
         raise ValueError(f"expected drop_fraction in [0, 1], got {drop_fraction}")
     if 0 < last <= delta_t < math.inf:
@@ -149,7 +150,7 @@ def gradual(counts: Sequence[int], delta_t: int, last: int, *, drop: DropScore =
         return prune(topology, drop(evidence), left)
 
     return Schedule(last=last, due=lambda step: step % delta_t == 0 and step <= end, move=move, reached=end,
-                    asked={"delta_t": delta_t, "drop": named(drop), "grow": "gradual"})  # fmt: skip
+                    asked={"delta_t": int(delta_t), "drop": named(drop), "grow": "gradual"})  # fmt: skip
 
 
 def one_shot(counts: Sequence[int], at: int, *, drop: DropScore = magnitude) -> Schedule:

@@ -281,9 +281,12 @@ def prepare(
     model.loss = None if loss is None else losses.Loss(training.loss, loss, training.steps(data), training.epochs)
     if callable(training.loss) and model.loss is not None:
         rows = torch.arange(min(2, len(data.train.y)))
-        with torch.no_grad(), evaluating(model):
+        with forked(model.initial.device), evaluating(model):
             x, y = (to_device(part[rows], model.initial.device) for part in data.train)
-            model.loss.check(model.evaluate(model.initial, x), y)
+            with torch.no_grad():
+                output = model.evaluate(model.initial, x)
+            with torch.enable_grad():  # a loss may ask for gradients itself
+                model.loss.check(output.requires_grad_() if isinstance(output, Tensor) else output, y)
     return model.to(find_device(training.device))  # type: ignore[no-any-return]
 
 
