@@ -285,13 +285,19 @@ def test_groups_of_several_decays_are_no_one_prior() -> None:
     assert sparse.weight_decay == 0.0
 
 
-def test_its_fit_is_a_tree_without_a_history() -> None:
-    data = from_arrays(X.numpy(), Y.numpy(), validation=0.0)
+def collected() -> Attached:
+    """One that has learned for twenty steps, and has a pair of each."""
     sparse, net, optimizer = small(delta_t=10)
     for _ in range(20):
         learn(net)
         sparse.step(optimizer)
         sparse.collect()
+    return sparse
+
+
+def test_its_fit_is_a_tree_without_a_history() -> None:
+    data = from_arrays(X.numpy(), Y.numpy(), validation=0.0)
+    sparse = collected()
     tree = sparse.fit(data=data).to_datatree(data)
     assert "sample_stats" not in tree
     assert tree["predictions"]["probability"].sizes["draw"] == len(sparse.pairs)
@@ -299,11 +305,7 @@ def test_its_fit_is_a_tree_without_a_history() -> None:
 
 def test_its_fit_is_exported_with_its_data(tmp_path: Path) -> None:
     data = from_arrays(X.numpy(), Y.numpy(), validation=0.0)
-    sparse, net, optimizer = small(delta_t=10)
-    for _ in range(20):
-        learn(net)
-        sparse.step(optimizer)
-        sparse.collect()
+    sparse = collected()
     fit = sparse.fit(batchnorm.training_batches(data, 16, BATCH, torch.device("cpu")))
     plain = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
     deployed = from_pretrained(fit.export(tmp_path / "out", data), network=plain)

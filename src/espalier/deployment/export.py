@@ -169,7 +169,7 @@ def _written(
         what = "the program that was named" if asked else f"{words.get('model')} of this installation"
         raise ValueError(f"expected a program that builds the network of this fit, but {what} says something else: mend program=")
     program = _as_onnx(module, _unscaled(config, data)) if onnx else None
-    config |= told(module)
+    config |= {} if (numbers := told(module)) is None else {"told": numbers}
     facts = ({} if data is None else data.facts()) | dict(record)  # of a network attached to one's own loop the record has none
     page = card.page(chosen, config, facts, data, name or folder.resolve().name, licence)
     with store.owned(folder, FILES):

@@ -6,7 +6,6 @@ Nothing in the folder is run. A network is built by a program of this installati
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -31,6 +30,7 @@ from espalier.likelihoods import (
     said_of,
 )
 from espalier.network import BayesianNetwork, Output, under
+from espalier.prediction import recognised
 from espalier.prediction.moments import Moments
 from espalier.prediction.predict import in_units, parameters_of
 from espalier.randomness import forked
@@ -207,11 +207,8 @@ def from_pretrained(
     folder = folder_of(source, revision=revision, token=token, endpoint=endpoint)
     config, bundle = read(folder)
     module = assembled(config, bundle, network)
-    if network is not None and not _as_told(told(module), config):
-        raise ValueError(
-            "expected the network and the likelihood that were exported, but of the same made-up rows they say something else: "
-            "an activation, a scale or the likelihood is another"
-        )
+    if network is not None:
+        recognised.check(told(module), config.get("told"), "were exported")
     if module.spread is not None:
         if sparse is True:
             raise ValueError(f"expected one network to leave the zeros out of, but {source} is of moments: leave it dense")
@@ -233,23 +230,9 @@ def examples(config: Mapping[str, Any], count: int, seed: int = 0) -> Any:
 
 
 @torch.no_grad()
-def told(module: Deployed) -> dict[str, list[float]]:
-    """What a module says of two made-up rows, for config.json: networks of the same tensors are told apart by it. Nothing of one
-    that takes no such rows (tokens), or that draws."""
-    try:
-        with forked():
-            said = [module(examples(module.config, 2)).flatten()[:16].tolist() for _ in range(2)]
-    except Exception:  # whatever a network of the user's own asks of its inputs
-        return {}
-    return {"told": said[0]} if said[0] == said[1] and all(map(math.isfinite, said[0])) else {}
-
-
-def _as_told(now: Mapping[str, Sequence[float]], config: Mapping[str, Any]) -> bool:
-    """As far as both say anything."""
-    if "told" not in now or "told" not in config:
-        return True
-    ours, theirs = (torch.tensor(of["told"], dtype=torch.float64) for of in (now, config))
-    return ours.shape == theirs.shape and torch.allclose(ours, theirs, rtol=0.02, atol=1e-3 * (1 + float(theirs.abs().max())))
+def told(module: Deployed) -> list[float] | None:
+    """What a module says of made-up rows, for config.json: networks of the same tensors are told apart by it."""
+    return recognised.numbers_of(lambda: module(examples(module.config, recognised.ROWS)))
 
 
 def read(folder: Path) -> tuple[dict[str, Any], Bundle]:

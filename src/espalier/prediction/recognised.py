@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
+from torch import Tensor
 
 from espalier import store
 from espalier.contracts import stand_ins
@@ -23,26 +25,37 @@ ROWS, NUMBERS = 2, 16
 
 def told(fit: Fit) -> list[float] | None:
     """The first numbers that the ticket's distribution of y has at made-up rows; None where it says nothing of such."""
-    try:
+
+    def say() -> Tensor:
         facts = json.loads(store.canonical({name: fit.record.get(name) for name in ("shape", "inputs")}))  # in the file's order
-        x, said = stand_ins(facts, ROWS), list[NDArray[np.float64]]()
-        with forked(fit.topology.positions.device):  # a network may draw, and is then not known by what it says
-            for _ in range(2):
-                said.append(parameters_of(next(fit.outcomes(x, "ticket"))).detach().double().cpu().numpy().ravel()[:NUMBERS])
-    except Exception:  # tokens, a likelihood without moments, a record that was made by hand
+        return parameters_of(next(fit.outcomes(stand_ins(facts, ROWS), "ticket")))
+
+    return numbers_of(say, fit.topology.positions.device)
+
+
+def numbers_of(say: Callable[[], Tensor], device: torch.device | str = "cpu") -> list[float] | None:
+    """The first numbers of what is said; None where it is not the same twice, as of a network that draws, or where nothing is
+    said of made-up rows: tokens, a likelihood without moments, a record that was made by hand."""
+    try:
+        with forked(device):
+            one, other = (say().detach().double().cpu().numpy().ravel()[:NUMBERS] for _ in range(2))
+    except Exception:
         return None
-    return said[0].tolist() if np.array_equal(said[0], said[1]) else None
+    return one.tolist() if np.isfinite(one).all() and np.array_equal(one, other) else None
+
+
+def check(now: Sequence[float] | None, before: Sequence[float] | None, of: str) -> None:
+    """Raises ValueError where something else is said than had been kept; of what says nothing, nothing is asked."""
+    if not now or not before:
+        return
+    if not (len(now) == len(before) and np.allclose(now, before, rtol=0.02, atol=1e-3 * (1 + np.abs(before).max()))):
+        raise ValueError(
+            f"expected the network and the likelihood that {of}, but of the same made-up rows they say {now[0]:.4g} where it was "
+            f"{before[0]:.4g}: an activation, a scale or the likelihood is another"
+        )
 
 
 def checked(fit: Own, before: Any) -> Own:
     """The same fit. Raises ValueError where it says something else than `told` had kept of it."""
-    now = told(fit) if before else None
-    if now is None:
-        return fit
-    close = len(now) == len(before) and np.allclose(now, before, rtol=0.02, atol=1e-3 * (1 + np.abs(before).max()))
-    if not close:
-        raise ValueError(
-            "expected the network and the likelihood that this fit was trained with, but of the same made-up rows they say "
-            f"{now[0]:.4g} where it was {before[0]:.4g}: an activation, a scale or the likelihood is another"
-        )
+    check(told(fit) if before else None, before, "this fit was trained with")
     return fit
