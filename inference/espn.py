@@ -53,8 +53,7 @@ def infer(
     last = replace(training, learning_rate=finetune_rate) if tuning else training
     last.check_with(data)  # refused at once, and not after other trainings
     strength = relaxed_masks.strength(l1, search, search.steps(data))
-    budget = relaxed_masks.budget(model.shapes, sparsity, allocation)
-    count, keep_prob = budget if isinstance(budget, int) else sum(budget), given_keep_prob(drop_rate)
+    budget, keep_prob = relaxed_masks.budget(model.shapes, sparsity, allocation), given_keep_prob(drop_rate)
 
     ready = prepare(model, data, first)
     whole = initial(model.shapes, 0.0, generator=streams.topology)
@@ -66,11 +65,12 @@ def infer(
     ready.weight_decay = 0.0
     guide, mask = RelaxedGuide(ready, whole, rate=strength * len(data.train.y)), relaxed_masks.Search(budget, strength)
     fit = train(ready, guide, schedules.static(), data, training=search, streams=streams, followers=[mask],
-                watch=[phase, relaxed_masks.Few(count)])  # fmt: skip
+                watch=[phase, relaxed_masks.Few(mask.count)])  # fmt: skip
     topology = relaxed_masks.kept(model.shapes, budget, mask.relaxed)
     if tuning:
         start = started_from(model, fit)
-    found = {"form": form, "l1": strength, "above": relaxed_masks.above(mask.relaxed), "kept": count, "epochs": len(fit.history)}
+    above = relaxed_masks.above(mask.relaxed)
+    found = {"form": form, "l1": strength, "above": above, "kept": mask.count, "epochs": len(fit.history)}
     earlier, phase = [*earlier, trained(fit) | {"vectors": 2}], phase.next()
 
     ready = prepare(start, data, last, keep_prob=keep_prob)

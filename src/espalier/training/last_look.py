@@ -24,9 +24,9 @@ from torch import Tensor
 from espalier.contracts import Data
 from espalier.data.streamed import selected, some
 from espalier.distributions.masked import LEVELS, KeepProb, effective_keep_prob
-from espalier.likelihoods import matched
 from espalier.prediction import propagation
 from espalier.prediction.fit import Fit
+from espalier.prediction.mixture import Mixture
 from espalier.training import distributed
 
 ROWS, POINTS = 4000, 4
@@ -77,8 +77,4 @@ def turned(fit: Fit, phis: Sequence[float]) -> None:
 
 def log_probs(fit: Fit, x: Any, y: Tensor) -> Tensor:
     """log p(y_i | x_i) by `moments`, `(n,)`, in the units that the network is trained in."""
-    found = []
-    for outcome in fit.outcomes(x, "moments", num_samples=POINTS):
-        own: Tensor = outcome.log_prob(matched(y, outcome))
-        found.append(own.flatten(1).sum(1) if own.dim() > 1 else own)
-    return torch.logsumexp(torch.stack(found), 0) - math.log(len(found))
+    return Mixture([*fit.outcomes(x, "moments", num_samples=POINTS)]).log_prob(y)
