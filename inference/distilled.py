@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Literal
 
 from espalier.contracts import Data
@@ -11,11 +12,10 @@ from espalier.prediction import Fit
 from espalier.topology import initial, schedules
 from espalier.topology.options import Allocation, DeltaT, DropFraction, Freeze, Sparsity, Start
 from espalier.training import Phase, Training, Watches, opened, prepare
-from espalier.training.distillation import Lessons, check, distill
+from espalier.training.distillation import Lessons, Refused, check, distill
 from espalier.training.drop_rates import DropRate, begin
 from espalier.training.options import AverageFrom, Seed
 from espalier.training.train import train
-from espalier.training.woven import Woven
 
 
 def infer(
@@ -36,20 +36,21 @@ def infer(
     freeze: Freeze = 0.75,
     average_from: AverageFrom = 0.8,
     distill_epochs: int = 0,
-    distill_rate: float = 0.02,
-    distill_masks: int = 1,
+    distill_rate: float | None = None,
+    distill_masks: int = 0,
     training: Training = Training(),  # noqa: B008 - frozen
     seed: Seed = 0,
     watch: Watches = None,
 ) -> Fit:
-    """CigL's Algorithm 1, and one net on the same support that learns what the masked ones predict, a fresh mask at every
-    step, without labels: in the last tenth of training, or in epochs of its own. The way to predict `distilled` is one pass.
+    """CigL's Algorithm 1, and then one net on the same support that learns what the masked ones predict together, without labels,
+    in a fiftieth of the training's steps. The way to predict `distilled` is one pass.
 
     drop_rate: P(Z = 0), or auto: found on validation rows while training; auto-kind and auto-layer find several. rescale: weights
     are Z * u / keep_prob instead of Z * u. mask: one Z per weight, per input unit, or per filter. num_particles: masks a step.
     microbatches: parts of a batch, a mask each, at the price of one step. rule: how the topology moves.
-    distill_epochs: passes over the training inputs after training; 0: it learns on the way, at no pass of its own.
-    distill_rate: peak of its learning rate. distill_masks: masks whose mean it is told; more than a step has cost a pass each.
+    distill_masks: draws whose mean it is told at a step, at a forward pass each; 0: by moments, what all of them say.
+    distill_epochs: passes over the training inputs; 0: 2 % of the training's steps, or 10 % where it is told draws.
+    distill_rate: peak of its learning rate; null: .1, or .02 where it is told draws.
     """
     streams = opened(model, data, training, seed)
     keep_prob, followers = begin(drop_rate, model, data, training, seed=streams.seed, rescale=rescale)
@@ -62,13 +63,15 @@ def infer(
         generator=streams.mask,
     )  # fmt: skip
     schedule = schedules.rule(rule, delta_t, training.step_at(freeze, data), drop_fraction)
-    if not distill_epochs:
-        followers.append(Woven.of(training, data, average_from, lessons, seed=streams.seed))
     first = Phase(watch)
     fit = train(
         model, guide, schedule, data, training=training, streams=streams, average_from=average_from, followers=followers,
         watch=first,
     )  # fmt: skip
-    return fit if not distill_epochs else distill(
-        fit, data, training=training, seed=streams.seed, microbatches=microbatches, watch=first.next(), **lessons._asdict()
-    )
+    try:
+        distill(
+            fit, data, training=training, seed=streams.seed, microbatches=microbatches, watch=first.next(), **lessons._asdict()
+        )
+    except Refused as why:  # the training is over, and stays
+        warnings.warn(f"the fit has no distilled net: {why}", stacklevel=2)
+    return fit

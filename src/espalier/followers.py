@@ -1,12 +1,12 @@
 """What goes along with a training: the one place where a method hooks into the loop.
 
-A method that is more than a prior, a loss, a schedule or a guide is a `Follower`: a drop rate that is found, a student that is
-taught, a prior that is annealed, noise or a control variate in the gradient. It says what it needs, and nothing else.
+A method that is more than a prior, a loss, a schedule or a guide is a `Follower`: a drop rate that is found, a prior that is
+annealed, noise or a control variate in the gradient. It says what it needs, and nothing else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -33,13 +33,8 @@ class Follower:
         """Before the optimiser takes step `taken`, on x and y: gradients of the mean loss per example are in `.grad`, the
         mean over all processes, and what is written there is what the optimiser sees. Moves of the topology have no such."""
 
-    def hears(self, taken: int) -> bool:
-        """Is it to be told what the network said at step `taken`? Of a program that goes by Pyro that is a forward pass more."""
-        return False
-
-    def after(self, taken: int, x: Any, outputs: Sequence[Any], model: BayesianNetwork, guide: MaskedGuide) -> None:
-        """After step `taken`, on x. outputs: what the network said of x under each of the step's draws, without a graph; none
-        where nobody `hears`."""
+    def after(self, taken: int, x: Any, model: BayesianNetwork, guide: MaskedGuide) -> None:
+        """After step `taken`, on x."""
 
     def asked(self) -> Mapping[str, Any]:
         """What it was asked for, JSON-able: a checkpoint of another training is not gone on from."""

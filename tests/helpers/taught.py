@@ -45,7 +45,7 @@ class Replay:
         self.teacher = torch.zeros(24)
         self.teacher[self.positions] = sum(pair.values for pair in pairs) / 3 * factor
         self.teacher_biases = [sum(pair.state[f"net.{i}.bias"] for pair in pairs) / 3 for i in (0, 2)]
-        start = sum(pair.values * pair.keep for pair in pairs) / 3 * factor
+        start = P * self.teacher[self.positions]
         self.student = [start.clone(), *(bias.clone() for bias in self.teacher_biases)]
         for parameter in self.student:
             parameter.requires_grad_()
@@ -77,8 +77,6 @@ def z_of(fit: Fit, stream: torch.Generator) -> Tensor:
     return z
 
 
-def once(fit: Fit, data: Data, rate: float = 0.1, seed: int = 5, epochs: int = 1, **options: Any) -> Fit:
+def once(fit: Fit, data: Data, rate: float | None = 0.1, seed: int = 5, epochs: int = 1, masks: int = 1, **options: Any) -> Fit:
     training = Training(batch_size=BATCH, device="cpu")
-    return distill(
-        fit, data, training=training, seed=seed, epochs=epochs, learning_rate=rate, **options
-    )
+    return distill(fit, data, training=training, seed=seed, epochs=epochs, learning_rate=rate, masks=masks, **options)

@@ -27,13 +27,12 @@ from espalier.topology import schedules
 from espalier.topology.masks import initial
 from espalier.training import distributed
 from espalier.training.control_variates import ControlVariate
-from espalier.training.distillation import Lessons, distill
+from espalier.training.distillation import distill
 from espalier.training.drop_rates import Found
 from espalier.training.function_space import FunctionSpaceKL, context_of
 from espalier.training.options import Training
 from espalier.training.streams import Streams, find_device
 from espalier.training.train import train
-from espalier.training.woven import Woven
 from watches import Ending
 
 BATCH, EPOCHS, EXAMPLES = 32, 8, 160  # of the whole: 5 steps an epoch, 40 in all
@@ -49,7 +48,7 @@ CASES: dict[str, dict[str, Any]] = {
     "batch norm, controlled loss": {"learning_rate": 0.05, "remembers": "gradient-decay-pid"},
     "dropout": {"learning_rate": 0.05},
     "distilled": {"learning_rate": 0.2, "distill": 3},
-    "found and woven": {"learning_rate": 0.2, "followed": True},
+    "found, told draws": {"learning_rate": 0.2, "followed": True, "distill": 2},
     "controlled": {"learning_rate": 0.2, "label_smoothing": 0.1, "controlled": True},
     "functions": {"learning_rate": 0.1, "functions": True},
     "ended": {"learning_rate": 0.2, "ended": 7},
@@ -91,15 +90,14 @@ def trained(case: str, seed: int = 3, **changed: Any) -> Fit:
     if functions:
         guide = GaussianGuide(model, guide.topology, noise_scale=0.1, kl_scale=0.0, generator=streams.mask)
     schedule = schedules.rule(rule, 3, 30, 0.4)
-    # A rate every fourth step, as of large batches, and a student in the last epochs.
-    followers = [Found(data(), 1280, 40, seed), Woven.of(training, data(), 0.8, Lessons(learning_rate=0.05))] if followed else []
+    followers = [Found(data(), 1280, 40, seed)] if followed else []  # every fourth step, as of large batches
     followers += [ControlVariate(data(), training, gamma=0.5, seed=seed)] if controlled else []
     followers += [FunctionSpaceKL(context_of("train", data()), 6, seed=seed)] if functions else []
     ending = Ending(last) if distributed.rank() == distributed.size() - 1 else None  # one process says it, all do it
     fit = train(model, guide, schedule, data(), training=training, streams=streams, average_from=0.8, followers=followers,
                 watch=ending)  # fmt: skip
     if taught:
-        distill(fit, data(), training=training, seed=seed, epochs=taught, learning_rate=0.05)
+        distill(fit, data(), training=training, seed=seed, epochs=taught, learning_rate=0.05, masks=int(followed))
     return fit
 
 

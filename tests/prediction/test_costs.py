@@ -262,15 +262,16 @@ def test_a_distilled_network_pays_for_its_teacher() -> None:
     options = {"sparsity": 0.8, "distill_epochs": 2, "average_from": 0.8}
     fit = fitted("distilled", training={"epochs": 5}, **options)
     alone, taught = costs.costs(fit, "ticket"), costs.costs(fit, "distilled")
-    more = 2 * 32 * 2 * 9 * (1 + 3) * sum(fit.topology.counts)  # a forward pass of the teacher, three of the student
+    more = 2 * 32 * 2 * 9 * (2 + 3) * sum(fit.topology.counts)  # a pass of the teacher's moments, three of the student
     assert taught["train_flops"] - alone["train_flops"] == pytest.approx(more, rel=1e-9)
     assert taught["inference_flops"] == alone["inference_flops"]
 
 
-def test_a_network_taught_on_the_way_pays_for_itself_alone() -> None:
-    fit = fitted("distilled", training={"epochs": 5}, sparsity=0.8, average_from=0.6, freeze=0.6)
+@pytest.mark.parametrize("masks", [1, 4])
+def test_one_told_draws_pays_for_as_many(masks: int) -> None:
+    fit = fitted("distilled", training={"epochs": 5}, sparsity=0.8, average_from=0.6, freeze=0.6, distill_masks=masks)
     alone, taught = costs.costs(fit, "ticket"), costs.costs(fit, "distilled")
-    more = 2 * 32 * 4 * 3 * sum(fit.topology.counts)  # of five epochs of nine steps the last tenth
+    more = 2 * 32 * 9 * (masks + 3) * sum(fit.topology.counts)  # of five epochs of nine steps a fifth
     assert taught["train_flops"] - alone["train_flops"] == pytest.approx(more, rel=1e-9)
 
 
@@ -280,7 +281,7 @@ def test_finding_the_drop_rate_is_paid_for() -> None:
     known.record = {name: fact for name, fact in fit.record.items() if name != "drop_rate"}
     looks = 60 * 9 // period(32)
     assert looks > 0
-    last = 4 * 144 * 2 + fit.record["moments"]["forward_examples"]  # four turns of the rate at all validation rows, two products
+    last = 4 * 144 * 2  # four turns of the rate at all validation rows, two products
     more = 2 * sum(fit.topology.counts) * (looks * 2 * 4 * 128 + last)  # four draws at two rates, of 128 rows
     assert costs.costs(fit)["train_flops"] - costs.costs(known)["train_flops"] == pytest.approx(more, rel=1e-9)
 

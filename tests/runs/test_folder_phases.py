@@ -20,13 +20,12 @@ from watches import Killed
 pytestmark = pytest.mark.usefixtures("own_store")
 RECIPES: dict[str, dict[str, Any]] = {  # ten steps an epoch
     "distilled": {"epochs": 4, "distill_epochs": 3, "delta_t": 6, "freeze": 0.5, "average_from": 0.5, "rule": "set"},
-    "woven": {"inference": "distilled", "epochs": 4, "delta_t": 6, "freeze": 0.5, "average_from": 0.5, "rule": "set"},
     "lottery": {"epochs": 3, "rounds": 2, "rewind_epochs": 1, "average_from": 0.5},
     "espn": {"epochs": 3, "mask_epochs": 2, "l1": 0.001, "average_from": 0.5},
     "searched": {"epochs": 3, "average_from": 0.5},
     "walker": {"inference": "searched", "epochs": 2, "by": "ppo", "search_steps": 130, "average_from": 0.5},
 }
-TOTAL = {"distilled": 70, "woven": 40, "lottery": 100, "espn": 80, "searched": 60, "walker": 40}
+TOTAL = {"distilled": 70, "lottery": 100, "espn": 80, "searched": 60, "walker": 40}
 
 
 @functools.cache
@@ -62,12 +61,6 @@ KILLS = {
         "in distillation": [{"step": 57}],
         "at the end of an epoch of it": [{"epoch": 6}],
         "in each": [{"step": 25}, {"step": 33}, {"step": 12}],  # epoch 3, then distillation epoch 2, then 3
-    },
-    "woven": {
-        "before the student is there": [{"step": 13}],
-        "at its first step": [{"step": 21}],
-        "in its last epoch": [{"step": 35}],
-        "in each": [{"step": 15}, {"step": 12}, {"epoch": 1}],
     },
     "lottery": {
         "before the rewind point": [{"step": 5}],
@@ -122,7 +115,7 @@ def test_a_run_of_several_trainings_can_be_read_and_evaluated(name: str, whole: 
     folder, fit, _ = whole(name)
     other = runs.load(folder)
     other.inputs = fit.inputs
-    assert other.ways == fit.ways == (*WAYS, "moments", *(["distilled"] if name in ("distilled", "woven") else []))
+    assert other.ways == fit.ways == (*WAYS, "moments", *(["distilled"] if name == "distilled" else []))
     data = runs.data_of(folder)
     for how in fit.ways:
         assert torch.equal(other.predict(data.test.x, how), fit.predict(data.test.x, how))

@@ -37,13 +37,13 @@ def test_it_ends_as_a_training_that_distils_from_the_start(words: list[str], tmp
     assert records[0] == records[1]
 
 
-def test_a_run_that_learned_on_the_way_can_be_taught_anew(tmp_path: Path) -> None:
-    runs.start(resolve(["--inference=distilled", *MLP, "--drop-rate=0.2", *WORDS]), tmp_path / "woven")
-    before = (tmp_path / "woven" / "fit.safetensors").read_bytes()
-    fit = runs.distil(tmp_path / "woven", tmp_path / "anew", epochs=1)
+def test_a_run_that_has_a_student_can_be_taught_anew(tmp_path: Path) -> None:
+    runs.start(resolve(["--inference=distilled", *MLP, "--drop-rate=0.2", *WORDS]), tmp_path / "first")
+    before = (tmp_path / "first" / "fit.safetensors").read_bytes()
+    fit = runs.distil(tmp_path / "first", tmp_path / "anew", epochs=1)
     assert "distilled" in runs.load(tmp_path / "anew").ways
     assert fit.record["distilled"]["epochs"] == 1
-    assert (tmp_path / "woven" / "fit.safetensors").read_bytes() == before
+    assert (tmp_path / "first" / "fit.safetensors").read_bytes() == before
 
 
 def test_several_runs_teach_one_net_of_the_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,7 +128,7 @@ def test_what_cannot_be_distilled_is_refused_and_nothing_is_left(tmp_path: Path,
         if sentence:
             assert main(["distil", str(tmp_path / name), *new]) == 2
             assert sentence in capsys.readouterr().err
-    said = {"--epochs=0": "epochs of at least 1", "--rate=0": "a rate above 0"}
+    said = {"--epochs=-1": "whole distill_epochs", "--rate=0": "a rate above 0", "--masks=-1": "distill_masks of 0"}
     for word, sentence in said.items():
         assert main(["distil", str(tmp_path / "good"), word, *new]) == 2
         assert sentence in capsys.readouterr().err

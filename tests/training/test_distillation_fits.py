@@ -70,7 +70,7 @@ def test_statistics_of_the_distilled_net_are_its_own() -> None:
         torch.testing.assert_close(fit.ticket("distilled")(x).softmax(-1), expected, rtol=0, atol=2e-5)
 
 
-WRONG = {"drop_rate": 0.0, "distill_epochs": -1, "distill_rate": 0.0, "distill_masks": 0}
+WRONG = {"drop_rate": 0.0, "distill_epochs": -1, "distill_rate": 0.0, "distill_masks": -1}
 
 
 @pytest.mark.parametrize("option", WRONG)
@@ -134,12 +134,17 @@ def test_a_regression_with_a_precision_of_thousands_is_distilled_without_running
     assert found["distilled"]["rmse"] < 1.2 * found["ticket"]["rmse"]
 
 
-def test_a_student_that_ends_worse_than_its_ticket_is_not_handed_out() -> None:
+@pytest.mark.parametrize(("rate", "why"), [(30.0, "ended farther from its teacher"), (1e38, "stopped being finite")])
+def test_a_student_that_runs_away_costs_no_training(rate: float, why: str) -> None:
     data = from_arrays(np.random.default_rng(4).normal(size=(200, 3)), np.arange(200) % 3)
     torch.manual_seed(0)
     model = BayesianNetwork(nn.Sequential(nn.Linear(3, 30), nn.ReLU(), nn.Linear(30, 3)))
     training = Training(epochs=20, batch_size=20, device="cpu")
-    with pytest.raises(RuntimeError, match=r"ended farther from its teacher than the ticket .*: lower the distill_rate"):
-        shelf.load("inference", "distilled")(
-            model, data, sparsity=0.3, drop_rate=0.1, delta_t=50, training=training, distill_rate=30.0, distill_epochs=3
-        )
+    options = {"sparsity": 0.3, "drop_rate": 0.1, "delta_t": 50, "training": training}
+    with pytest.warns(UserWarning, match=f"the fit has no distilled net: .*{why}.*lower the distill_rate"):
+        fit = shelf.load("inference", "distilled")(model, data, distill_rate=rate, distill_epochs=3, **options)
+    assert "distilled" not in fit.ways
+    alone = shelf.load("inference", "cigl")(model, data, **options)
+    assert torch.equal(fit.pairs.values, alone.pairs.values)
+    with pytest.raises(RuntimeError, match="lower the distill_rate"):
+        distill(fit, data, training=training, seed=0, epochs=3, learning_rate=rate)

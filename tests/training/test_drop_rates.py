@@ -23,6 +23,7 @@ from espalier.inference import cigl, distilled
 from espalier.topology import initial
 from espalier.training import drop_rates
 from espalier.training.drop_rates import HALF_WIDTH, Found, State, begin, init, loss_of, period, sides, step
+from espalier.training.teachers import Teacher
 from fitted import digits
 from watches import Recorder
 
@@ -145,7 +146,7 @@ def test_the_rate_goes_to_where_the_predictive_is_best() -> None:
     model.weight_decay = 1e-3
     found = Found(data, 64, 400 * 67, seed=1)
     for number in range(1, 401):
-        found.after(number * found.every, None, None, model, guide)
+        found.after(number * found.every, None, model, guide)
     grid = np.linspace(0.001, 0.5, 200)
     best = grid[np.argmin([enumerated(model, guide, data, rate) for rate in grid])]
     assert 1 - guide.keep_prob == pytest.approx(best, abs=0.03)
@@ -186,7 +187,7 @@ def test_a_training_finds_its_rate_and_says_so() -> None:
     assert isinstance(fit.keep_prob, float)
     found, steps, rows = fit.record["drop_rate"], TRAINING.steps(digits()), len(digits().validation.y)
     last = found.pop("forward_examples") - steps // period(128) * 2 * 4 * 128
-    assert last == 4 * rows * 2 + fit.record["moments"]["forward_examples"]  # the last look: four turns, two products, factors
+    assert last == 4 * rows * 2  # the last look: four turns, two products
     assert found == {"rule": "auto", "validation_rows": rows, "followed": rates[-1], "found": 1 - fit.keep_prob}
     assert fit.record["keep_prob"] == fit.keep_prob
 
@@ -199,9 +200,17 @@ def test_a_resumed_training_finds_the_same_rate() -> None:
     assert torch.equal(again.pairs.values, whole.pairs.values)
 
 
-def test_a_distilled_net_learns_from_masks_of_the_rate_that_was_found() -> None:
-    fit = distilled.infer(network(), digits(), training=TRAINING, distill_epochs=1, **OPTIONS)
-    assert fit.keep_prob == 1 - fit.record["drop_rate"]["found"]
+def test_a_distilled_net_learns_from_masks_of_the_rate_that_was_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[Any] = []
+    real = Teacher.together
+
+    def together(teacher: Teacher, *given: Any) -> Any:
+        heard.append(teacher.fit.keep_prob)
+        return real(teacher, *given)
+
+    monkeypatch.setattr(Teacher, "together", together)
+    fit = distilled.infer(network(), digits(), training=TRAINING, **OPTIONS)
+    assert {*heard} == {1 - fit.record["drop_rate"]["found"]} == {fit.keep_prob}
     assert "distilled" in fit.ways
 
 

@@ -92,7 +92,7 @@ def test_draws_do_not_wait_for_the_gpu_one_by_one() -> None:
     assert many == few
 
 
-@pytest.mark.parametrize("masks", [1, 3])
+@pytest.mark.parametrize("masks", [0, 1, 3])
 def test_steps_do_not_wait_for_the_gpu(masks: int) -> None:
     """Nor a student's: what waits is there once an epoch, however many steps it has."""
     infer, data = load_program("inference", "distilled"), load_data("digits")

@@ -90,9 +90,11 @@ def distil(words: list[str]) -> int:
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN",
                         help="on whose topology it stands; and others of the same data, that teach too")  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, metavar="NEW", help="new folder: the run, with the net in it")
-    parser.add_argument("--epochs", type=int, default=10, help="passes over the training inputs (default 10)")
-    parser.add_argument("--rate", type=float, default=0.02, help="peak of their learning rate (default 0.02)")
-    parser.add_argument("--masks", type=int, default=1, help="draws whose mean it is told, at every step (default 1)")
+    parser.add_argument("--epochs", type=int, default=0,
+                        help="passes over the training inputs (default 0: 2 %% of training, 10 %% with --masks)")  # fmt: skip
+    parser.add_argument("--rate", type=float, help="peak of their learning rate (default 0.1, or 0.02 with --masks)")
+    parser.add_argument("--masks", type=int, default=0,
+                        help="draws whose mean it is told at a step (default 0: what all of them say, by moments)")  # fmt: skip
     parser.add_argument("--inputs", metavar="X",
                         help="rows without labels that it learns on too: an .npz with x, or a folder of images")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one JSON object, and nothing else, on stdout")
@@ -103,7 +105,7 @@ def distil(words: list[str]) -> int:
     from espalier.cli.progress import Bar
 
     trained = runs.recipe_in(arguments.runs[0]).options["epochs"]
-    with Bar(f"distil {arguments.runs[0].name}", trained + arguments.epochs) as bar:
+    with Bar(f"distil {arguments.runs[0].name}", trained + max(1, arguments.epochs)) as bar:
         fit = runs.distil(
             arguments.runs[0], arguments.out, others=arguments.runs[1:], epochs=arguments.epochs, learning_rate=arguments.rate,
             masks=arguments.masks, inputs=arguments.inputs, data_dir=arguments.data_dir, source=arguments.data, watch=bar,
@@ -133,7 +135,8 @@ def _watching(recipe: Any, first: bool) -> Any:
     sparsity = recipe.options.get("sparsity") or 0.0
     names = " ".join(Path(name).stem for name in (recipe.inference, recipe.model, recipe.data))
     title = f"{names} {100 * sparsity:g} % sparse"
-    return Bar(title, recipe.options["epochs"] + recipe.options.get("distill_epochs", 0))
+    taught = max(1, recipe.options["distill_epochs"]) if "distill_epochs" in recipe.options else 0
+    return Bar(title, recipe.options["epochs"] + taught)
 
 
 def _conclude(folder: Path, fit: Fit, as_json: bool, data_dir: str | None = None, source: str | None = None) -> int:

@@ -154,6 +154,7 @@ class Bar(Watch):
 
     def on_epoch(self, row: Mapping[str, Any]) -> None:
         self.done, self.first = row["epoch"], row["step"] + 1
+        self.epochs = max(self.epochs, self.done)  # a student's few steps may be more epochs than were counted on
         self.per_epoch = row["step"] / row["epoch"]
         self.last = _validation(row) + f"density {row['density']:.4f}  "
         self.last += f"drop rate {row['drop_rate']:.3f}  " if "drop_rate" in row else ""
@@ -163,7 +164,7 @@ class Bar(Watch):
 
     def _show(self, loss: float, completed: float) -> str:
         status = f"epoch {self.done}/{self.epochs}  loss {loss:.3f}  {self.last}moves {self.moves}"
-        self.progress.update(self.task, completed=completed, status=status)
+        self.progress.update(self.task, total=self.epochs, completed=completed, status=status)
         return status
 
     def _part_of_epoch(self, step: int) -> float:

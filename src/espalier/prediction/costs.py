@@ -169,10 +169,11 @@ def costs(
     units = sum(_work(phase, work, sizes) for phase in [*record.get("earlier", ()), own])
     sparse = work.sparse({name: own["active"][name] / size for name, size in sizes.items()})
     student = record.get("distilled", {}) if how == "distilled" else {}
-    per_epoch = max(1, record["num_data"] // record["batch_size"])
-    # After training a masked teacher's forward pass, too; on the way that has been done.
-    apart = student.get("steps", student.get("epochs", 0) * per_epoch)
-    units += sparse * (4 * apart + 3 * student.get("woven_steps", 0))
+    # Three passes of the student a step, and those of its teacher: draws, or one of moments; on the way, as earlier versions
+    # taught it, these had been done.
+    told = student.get("masks", 1) or propagation.products(fit)
+    apart = student.get("steps", student.get("epochs", 0) * max(1, record["num_data"] // record["batch_size"]))
+    units += sparse * ((3 + told) * apart + 3 * student.get("woven_steps", 0))
     # To find the drop rate; at a snapshot; at context points; for factors of moments. For layers' shares every candidate
     # counts as if it were dense.
     beside = [record.get(what, {}) for what in ("drop_rate", "control_variate", "function_space", "moments")]

@@ -15,7 +15,7 @@ variational inference*, keep covariances instead; Postels et al. 2019, *Sampling
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pyro
@@ -34,7 +34,7 @@ from espalier.prediction import batchnorm
 from espalier.prediction.attention import ATTENTION
 from espalier.prediction.moments import NORMS, PRODUCTS, Moments, Unknown
 from espalier.prediction.pairs import State
-from espalier.prediction.predict import NUMBERS, Batches, exact, parameters_of, to_device
+from espalier.prediction.predict import NUMBERS, exact, parameters_of, sent, to_device
 from espalier.randomness import forked
 from espalier.sparse import scatter
 from espalier.sparse.trial import alone
@@ -284,11 +284,11 @@ def normals(count: int, dimensions: int, seed: int = 0) -> Tensor:
 
 def points_for(output: Tensor, count: int, seed: int = 0) -> Tensor:
     """`normals` for outputs `(n, ...)`: one for each place of their last dimension, on their device."""
-    return normals(count, output.shape[-1] if output.dim() > 1 else 1, seed).to(output.device)
+    return sent(normals(count, output.shape[-1] if output.dim() > 1 else 1, seed), output.device)
 
 
 def outcomes(
-    fit: Fit, batches: Batches, *, count: int, seed: int, on_device: bool = False
+    fit: Fit, batches: Iterable[Any], *, count: int, seed: int, on_device: bool = False
 ) -> Iterator[dist.TorchDistribution]:
     """The distribution of y given every row, at `count` outputs that are laid out evenly: one pass for all of them. float64."""
     weights, state = of_weights(fit)

@@ -22,9 +22,9 @@ def distil(
     out: str | Path,
     *,
     others: Sequence[str | Path] = (),
-    epochs: int = 10,
-    learning_rate: float = 0.02,
-    masks: int = 1,
+    epochs: int = 0,
+    learning_rate: float | None = None,
+    masks: int = 0,
     inputs: str | Path | None = None,
     data_dir: str | None = None,
     source: str | None = None,
@@ -32,8 +32,8 @@ def distil(
 ) -> Fit:
     """A new run folder `out`: the fit of `folder` with a way to predict more, `distilled`, on its support.
 
-    Of a run of `cigl` its recipe is that of `--inference distilled --distill-epochs EPOCHS`, and so is its fit, bit for bit: one
-    that is trained from that recipe ends with equal files. (Killed, it is that training which `espalier resume` goes on with.)
+    Of a run of `cigl` its recipe is that of `--inference distilled`, and so is its fit, bit for bit: one that is trained from
+    that recipe ends with equal files. (Killed, it is that training which `espalier resume` goes on with.)
     With others, runs of the same data and any network that teach too, with inputs, and of a run without random masks whose pairs
     differ (mean field, a chain), the recipe stays the run's, and the record says who taught on what; killed, it is begun again by
     the same call.

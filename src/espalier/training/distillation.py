@@ -1,15 +1,19 @@
 """The posterior predictive projected back onto one sparse net: one forward pass, as calibrated as its own draws.
 
-From the ticket's weights, on its frozen support, minimise over w
+From the mean network, on the ticket's frozen support, minimise over w
 
     L(w) = (1/N) sum_n CE( E_Z softmax f(x_n; Z * u),  softmax f(x_n; w) )
 
-with u the average over the collected pairs (of several labels a row, their mean). Cross-entropy is linear in its first argument,
-so one draw of Z per step gives an unbiased gradient, and the mean of several a less noisy one: the teacher costs a forward pass
-each. Who else may teach, teachers.py says. It sees training inputs only, no labels and no held-out data. Sources: Korattikara et
-al. 2015, *Bayesian dark knowledge*; Bulo et al. 2016, *Dropout distillation*. Related: Malinin et al. 2020, *Ensemble
-distribution distillation* (the spread of the draws too); Vejendla et al. 2025 (arXiv 2505.11731: a Bayesian language model on
-its training set alone). Ours: sparse, on the teacher's own support, fresh masks at every step, at a rate found on the way.
+(of several labels a row, their mean). What a student is told at a step is the teacher's expectation itself, by one pass of means
+and variances (`Teacher.together`), at the rate that was found last; a teacher without noise allows long steps, and 2 % of the
+training's are enough. Or it is told draws of Z: cross-entropy is linear in its first argument, so that one gives an unbiased
+gradient, and the mean of several a less noisy one, at a forward pass each. Measured beside each other, and beside a student that
+learned from the training's own masks on the way, in `examples/benchmarks/RESULTS.md`. Who may teach, teachers.py says.
+
+It sees training inputs only, no labels and no held-out data. Sources: Korattikara et al. 2015, *Bayesian dark knowledge*; Bulo
+et al. 2016, *Dropout distillation*. Related: Malinin et al. 2020, *Ensemble distribution distillation* (the spread of the draws
+too); Vejendla et al. 2025 (arXiv 2505.11731: a Bayesian language model on its training set alone). Ours: sparse, on the teacher's
+own support, from moments or from fresh masks at every step, at a rate found on the way.
 
 For a regression both are normal, and the cross-entropy teaches the one net the spread between the masked ones too, as far as
 its likelihood has a variance to learn. Each step is then taken in units of the student's own variance: the loss times it,
@@ -23,6 +27,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
+from itertools import islice
 from numbers import Integral
 from typing import Any, NamedTuple
 
@@ -57,6 +62,10 @@ from espalier.training.watch import Watch, Watches, as_one
 
 STREAM = 12
 """Of random numbers: those of a distillation do not depend on where the training's stand, so that it can begin later as well."""
+SHARE, RATE = (0.02, 0.1), (0.1, 0.02)
+"""Of a training's steps, and of learning: told by moments, and by draws."""
+FEWEST, MOST = 100, 0.2
+"""Steps at least, but for a short training: a share of it at most."""
 SHOWN = 512
 """Training rows by which the end of distillation is compared with its beginning."""
 WORSE = 0.05
@@ -64,12 +73,23 @@ WORSE = 0.05
 
 
 class Lessons(NamedTuple):
-    """How a student is taught. epochs: passes of its own over the training inputs, 0 is on the way. learning_rate: its peak, of
-    Nesterov SGD under a cosine. masks: draws whose mean it is told, at every step."""
+    """How a student is taught. masks: draws whose mean it is told, at every step; 0 is by what all of them say together, or where
+    a network has no moments one. epochs: passes over the training inputs; 0 is a share of the training's steps (`SHARE`).
+    learning_rate: its peak, of Nesterov SGD under a cosine; None is `RATE`."""
 
     epochs: int = 0
-    learning_rate: float = 0.02
-    masks: int = 1
+    learning_rate: float | None = None
+    masks: int = 0
+
+    def of(self, teachers: Teachers) -> Lessons:
+        """With these teachers."""
+        masks = self.masks if self.masks or teachers.have_moments else 1
+        return self._replace(masks=masks, learning_rate=self.learning_rate or RATE[masks > 0])
+
+    def steps(self, per_epoch: int, trained: int) -> int:
+        """How many there are, after a training of so many."""
+        share = min(max(SHARE[self.masks > 0] * trained, FEWEST), MOST * trained)
+        return self.epochs * per_epoch or max(1, math.ceil(share))
 
     def asked(self) -> dict[str, Any]:
         """By the names of options."""
@@ -82,10 +102,10 @@ def distill(
     *,
     training: Training,
     seed: int,
-    epochs: int,
-    learning_rate: float,
+    epochs: int = 0,
+    learning_rate: float | None = None,
     microbatches: int = 1,
-    masks: int = 1,
+    masks: int = 0,
     others: Sequence[Fit] = (),
     inputs: Rows | None = None,
     watch: Watches = None,
@@ -136,9 +156,6 @@ def check_later(
     teachers = Teachers([fit, *others], microbatches)
     check(fit.model, data, teachers.differ, lessons)
     teachers.check(to_device(data.train.x[torch.arange(min(2, len(data.train.y)))], teachers.device))
-    if lessons.epochs < 1:
-        got = f"got {lessons.epochs}: this training is over, with nothing left to weave into"
-        raise ValueError(f"expected epochs of at least 1, {got}")
     return teachers
 
 
@@ -151,10 +168,12 @@ def check(model: BayesianNetwork, data: Data, several: bool, lessons: Lessons) -
             "expected a drop_rate above 0, or several runs: without random masks there is one network and nothing to distill"
         )
     epochs, learning_rate, masks = lessons
-    if not 0 <= epochs <= MOST_EPOCHS or epochs % 1 or not 0 < learning_rate < math.inf:
+    if not 0 <= epochs <= MOST_EPOCHS or epochs % 1 or not (learning_rate is None or 0 < learning_rate < math.inf):
         raise ValueError(f"expected whole distill_epochs of at least 0 and a rate above 0, got {epochs} and {learning_rate}")
-    if isinstance(masks, bool) or not isinstance(masks, Integral) or not 1 <= int(masks) <= MOST_PARTICLES:
-        raise ValueError(f"expected distill_masks of 1 to {MOST_PARTICLES}, draws whose mean a student is told, got {masks}")
+    if isinstance(masks, bool) or not isinstance(masks, Integral) or not 0 <= int(masks) <= MOST_PARTICLES:
+        raise ValueError(
+            f"expected distill_masks of 0, by moments, to {MOST_PARTICLES}, draws whose mean a student is told, got {masks}"
+        )
     with evaluating(model):
         rows = to_device(data.train.x[torch.arange(min(2, len(data.train.y)))], model.initial.device)
         outcome = model.outcome(model.initial, rows)
@@ -164,20 +183,21 @@ def check(model: BayesianNetwork, data: Data, several: bool, lessons: Lessons) -
 def _distill(
     teachers: Teachers, data: Data, lessons: Lessons, training: Training, streams: Streams, inputs: Rows | None, watch: Watch
 ) -> Fit:
-    fit, (epochs, learning_rate, masks) = teachers.first.fit, lessons
-    values, state = teachers.first.ticket()
+    fit, asked_for, lessons = teachers.first.fit, lessons.asked(), lessons.of(teachers)
     sources = [data] if inputs is None else [data, unlabelled(data, inputs)]
-    rate = rates.cosine(learning_rate, epochs * sum(training.steps_per_epoch(source) for source in sources))
-    asked = {"kind": "distillation", **training.said(), **lessons.asked(), "microbatches": teachers.microbatches,
+    earlier = fit.record.get("distilled", {}).get("epochs", 0)  # rows of another student
+    trained = fit.history[: len(fit.history) - earlier]
+    before = trained[-1]
+    per_epoch = sum(training.steps_per_epoch(source) for source in sources)
+    steps = lessons.steps(per_epoch, before["step"])
+    asked = {"kind": "distillation", **training.said(), **asked_for, "microbatches": teachers.microbatches,
              "seed": streams.default, "inputs": "" if inputs is None else digest_of(inputs), "teachers": len(teachers.all),
              "taught_by": [store.tensor_digest(teacher.values)[:12] for teacher in teachers.all]}  # fmt: skip
-    student = Student(fit.model, values, state, rate, training.precision)
-    teachers.train()  # batch norm by the batch, or its parts, for them and the student alike
+    assert lessons.learning_rate is not None
+    student = Student(fit.model, *teachers.first.mean(), rates.cosine(lessons.learning_rate, steps), training.precision)
+    teachers.train()  # batch norm by the batch, or its parts, for the student, and for draws alike
     history: list[dict[str, Any]] = []
-    earlier = fit.record.get("distilled", {}).get("epochs", 0)  # those, and what was told on the way, are of another student
-    own = fit.history[: len(fit.history) - earlier]
-    trained = [{name: value for name, value in row.items() if name != "distill_loss"} for row in own]
-    stopped, before = "", trained[-1]
+    stopped = ""
     streams.seed_default()
     saved = watch.resume()
     if saved is not None:
@@ -186,14 +206,14 @@ def _distill(
         student.restore(saved)
         streams.restore(under("stream.", saved.tensors))
     watch.on_begin(history)
-    while len(history) < epochs and not stopped:
+    while student.taken < steps and not stopped:
         losses, number = [], before["epoch"] + len(history) + 1
         streams.part_ways(number)
         with ExitStack() as nets:
             for teacher in teachers.all:
                 nets.enter_context(distributed.synchronised(teacher.fit.model.net, streams.device))
-            for x in mingled(sources, training, streams):
-                losses.append(student.learn(x, [teachers.says(x, streams.mask) for _ in range(masks)], fit.dense))
+            for x in islice(mingled(sources, training, streams), steps - student.taken):
+                losses.append(student.learn(x, teachers.tell(x, streams.mask, lessons.masks, student.taken), fit.dense))
                 watch.on_step(Info(before["step"] + student.taken, losses[-1], -losses[-1], torch.zeros(()), 0))
         student.finite.settle()
         row = {"epoch": number, "step": before["step"] + student.taken, "loss": float(torch.stack(losses).mean()),
@@ -202,15 +222,15 @@ def _distill(
         stopped = distributed.first_said(watch.on_epoch(history[-1]))
         watch.keep(partial(_checkpoint, student, streams, history, stopped, asked))
     reached, ticket = settle(teachers, data, student)
-    if not close_enough(reached, ticket):
-        raise RuntimeError(
-            f"the distilled net ended farther from its teacher than the ticket that it began as, {reached:.4g} against "
-            f"{ticket:.4g} nats: lower the distill_rate"
+    if not reached <= ticket + WORSE * max(1.0, abs(ticket)):
+        raise Refused(
+            f"the distilled net ended farther from its teacher than the ticket, {reached:.4g} against {ticket:.4g} nats: "
+            "lower the distill_rate"
         )
     fit.history = [*trained, *history]
-    facts = {"epochs": len(history), "learning_rate": learning_rate, "masks": masks, "loss": history[-1]["loss"]}
-    facts |= {"steps": student.taken, "unlabelled": len(inputs)} if inputs is not None else {}
-    hand_out(fit, data, student, facts | ending(history, stopped, epochs), teachers)
+    facts = {**lessons._asdict(), "epochs": len(history), "loss": history[-1]["loss"], "steps": student.taken}
+    facts |= {"unlabelled": len(inputs)} if inputs is not None else {}
+    hand_out(fit, data, student, facts | ending(history, stopped, math.ceil(steps / per_epoch)), teachers)
     return fit
 
 
@@ -243,11 +263,6 @@ def settle(teachers: Teachers, data: Data, student: Student) -> tuple[float, flo
     return reached, ticket
 
 
-def close_enough(reached: float, ticket: float) -> bool:
-    """Is the student as close to its teacher as the ticket is, or closer?"""
-    return reached <= ticket + WORSE * max(1.0, abs(ticket))
-
-
 def hand_out(fit: Fit, data: Data, student: Student, facts: dict[str, Any], teachers: Teachers) -> None:
     """The student as the fit's way to predict `distilled`; of classes, with what its logits say of the teachers' disagreement."""
     fit.record |= {"distilled": facts}
@@ -264,8 +279,8 @@ def _variance(outcome: dist.TorchDistribution) -> float | Tensor:
     return outcome.scale.detach().square().mean() if isinstance(outcome, dist.Normal) else 1.0
 
 
-class Diverged(RuntimeError):
-    """A student whose loss is no number."""
+class Refused(RuntimeError):
+    """A student that is not handed out: its loss is no number, or it ended farther from its teachers than their ticket."""
 
 
 class Student:
@@ -275,7 +290,7 @@ class Student:
         self, model: BayesianNetwork, values: Tensor, state: State, rate: rates.Rate, precision: str = "float32"
     ) -> None:
         self.model, self.rate, self.precision, self.taken = model, rate, precision, 0
-        self.finite = Finite(lambda _: Diverged("the distillation's loss stopped being finite: lower the distill_rate"))
+        self.finite = Finite(lambda _: Refused("the distillation's loss stopped being finite: lower the distill_rate"))
         self.state = copied(state)
         trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         self.values = values.detach().clone().requires_grad_()
@@ -284,7 +299,7 @@ class Student:
 
     def learn(self, x: Any, told: Sequence[dist.TorchDistribution], dense: Callable[[Tensor], Tensor]) -> Tensor:
         """One step towards the even mixture of what is told of x. dense: places values of the active weights among all. Returns
-        the cross-entropy, nats per label. Raises Diverged where that is no number."""
+        the cross-entropy, nats per label. Raises Refused where that is no number."""
         self.taken += 1
         with objective.cast(self.precision, self.values.device):
             output = self.model.evaluate(dense(self.values), x, {**copied(self.state), **self.own})

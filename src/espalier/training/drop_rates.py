@@ -200,7 +200,7 @@ class Found(Follower):
         else:
             model.prior_scale = prior_scale_of(model.weight_decay, model.num_data, mean, rescale=False)
 
-    def after(self, taken: int, x: Any, outputs: Sequence[Any], model: BayesianNetwork, guide: MaskedGuide) -> None:
+    def after(self, taken: int, x: Any, model: BayesianNetwork, guide: MaskedGuide) -> None:
         """Most steps do nothing. The batch is not looked at: validation rows are."""
         if taken % self.every:
             return

@@ -7,8 +7,9 @@ cheap. So every layer's phi, r = sin^2 phi, is turned by one factor e^l, l the m
     -(1/n) sum_i log p(y_i | x_i; phi e^l)  +  l^2 / (2 s^2 n),
 
 of n validation rows and l ~ N(0, s^2) before they are looked at: of few rows the rule's rate is believed. A cubic through its
-value at four l has the minimum: it is smooth there, steeper towards high rates, and a parabola's would be too low. Derived for
-this project; measured in `examples/benchmarks/RESULTS.md`.
+value at four l has the minimum: it is smooth there, steeper towards high rates, and a parabola's would be too low. The factors
+of `moments`, which hardly depend on the rate, are those of the rule's, before and after. Derived for this project; measured in
+`examples/benchmarks/RESULTS.md`.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def look(fit: Fit, data: Data, phis: Sequence[float], stream: torch.Generator) -
         losses = [math.nan]
     turn = float(distributed.mean(torch.tensor(lowest(losses), dtype=torch.float64)))
     turned(fit, [phi * math.exp(turn) for phi in phis])
-    return len(y), len(TURNS) * len(y) * propagation.products(fit) + fit.record["moments"]["forward_examples"]
+    return len(y), len(TURNS) * len(y) * propagation.products(fit)
 
 
 def lowest(losses: Sequence[float]) -> float:

@@ -87,9 +87,8 @@ class Loop:
         self.guide.tapped = moving
         self.optimizer.zero_grad()
         terms = (objective.closed_form if self.closed else objective.by_pyro)(
-            self.model, self.guide, x, y, objective.cast(self.precision, y.device),
-            heard=any(follower.hears(self.taken) for follower in self.followers),
-        )  # fmt: skip
+            self.model, self.guide, x, y, objective.cast(self.precision, y.device)
+        )
         seen = distributed.mean(terms.loss)
         self.finite.see(self.taken, seen)
         grown, self.source = 0, None
@@ -112,7 +111,7 @@ class Loop:
                 follower.before(self.taken, x, y, self.model, self.guide)
             self.optimizer.step()
         for follower in self.followers:
-            follower.after(self.taken, x, terms.outputs, self.model, self.guide)
+            follower.after(self.taken, x, self.model, self.guide)
         return Info(self.taken, seen, terms.kl + terms.l2 - seen, terms.kl, grown, moving, active)
 
     @torch.no_grad()

@@ -13,7 +13,6 @@ from __future__ import annotations
 import operator
 import traceback
 import warnings
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,7 +31,6 @@ from espalier.distributions.priors import FlatNormal
 from espalier.guides.masked import MaskedGuide
 from espalier.likelihoods import Categorical, is_soft, matched
 from espalier.network import BayesianNetwork
-from espalier.randomness import forked
 from espalier.sparse.trial import unmoved
 
 NO_LABEL = -(1 << 62)
@@ -55,24 +53,12 @@ class _Alone(Messenger):
         )
 
 
-class _Drawn(Messenger):
-    """Keeps the weights that were drawn."""
-
-    weights: Tensor | None = None
-
-    def _pyro_post_sample(self, msg: Any) -> None:
-        if msg["name"] == "weights":
-            self.weights = msg["value"]
-
-
 class Terms(NamedTuple):
-    """-log-likelihood, KL (times kl_scale) and L2: nats per example, without their graphs. outputs: what the network said of the
-    whole batch under each of the step's draws, where that was to be heard; without its graph too."""
+    """-log-likelihood, KL (times kl_scale) and L2: nats per example, without their graphs."""
 
     fit: Tensor
     kl: Tensor
     l2: Tensor
-    outputs: Sequence[Any] = ()
 
     @property
     def loss(self) -> Tensor:
@@ -104,31 +90,24 @@ def _is_as_written(program: BayesianNetwork | MaskedGuide) -> bool:
 
 
 def by_pyro(
-    model: BayesianNetwork, guide: MaskedGuide, x: Any, y: Tensor, autocast: AbstractContextManager[Any], *, heard: bool = False
+    model: BayesianNetwork, guide: MaskedGuide, x: Any, y: Tensor, autocast: AbstractContextManager[Any]
 ) -> Terms:
-    """The terms of a step's draws, their gradient added to the parameters'. heard: and what the network said, by a forward pass
-    more for each, since what Pyro has seen is gone; of a network with noise of its own, under fresh noise."""
-    given, num_data, found, outputs = model.num_data, model.num_data or len(y), [], list[Any]()
+    """The terms of a step's draws, their gradient added to the parameters'."""
+    given, num_data, found = model.num_data, model.num_data or len(y), []
     try:
         model.num_data = num_data  # of a part it would be the part
         for rows, labels, share in passes(guide, x, y):
-            with autocast, _Drawn() as drawn:
+            with autocast:
                 loss = TraceMeanField_ELBO().differentiable_loss(model, guide, rows, labels) * (share / num_data)
             backward(loss)
             found.append(loss.detach())
-            if heard:
-                if drawn.weights is None:
-                    raise ValueError("expected a program whose site is named weights, to hear what the network says under them")
-                state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-                with torch.no_grad(), autocast, forked(drawn.weights.device):  # the training goes as it would unheard
-                    outputs.append(model.evaluate(drawn.weights, rows, state))
     finally:
         model.num_data = given
     loss = torch.stack(found).sum()
     with torch.no_grad():
         kl = guide.kl_scale * kl_divergence(guide.distribution(), model.prior()) / num_data
         l2 = model.l2() if model.weight_decay else torch.zeros_like(kl)
-        return Terms(loss - kl - l2, kl, l2, _by_draw(guide, outputs))
+        return Terms(loss - kl - l2, kl, l2)
 
 
 def closed_form(
@@ -137,28 +116,23 @@ def closed_form(
     x: Any,
     y: Tensor,
     autocast: AbstractContextManager[Any] = nullcontext(),  # noqa: B008 - of no state
-    *,
-    heard: bool = False,
 ) -> Terms:
     """The same."""
     num_data = model.num_data or len(y)
-    found, outputs = [], list[Any]()
+    found = []
     for rows, labels, share in passes(guide, x, y):
         with autocast, _Alone():
             weights = guide.draw()
-            output = model.evaluate(weights, rows)
-            fit = negative_log_likelihood(model, output, labels)
+            fit = negative_log_likelihood(model, model.evaluate(weights, rows), labels)
             if model.loss is not None and (beside := model.loss.beside(weights, rows, model)) is not None:
                 fit = fit + beside.mean()
             fit = fit * share
         if fit.requires_grad:
             backward(fit)
         found.append(fit.detach())
-        if heard:
-            outputs.append(nested.each(_without_graph, output))
     kl = _with_gradient_of_kl(model, guide, num_data)
     l2 = _with_gradient_of_l2(model) if model.weight_decay else torch.zeros_like(kl)
-    return Terms(torch.stack(found).sum(), kl, l2, _by_draw(guide, outputs))
+    return Terms(torch.stack(found).sum(), kl, l2)
 
 
 def passes(guide: MaskedGuide, x: Any, y: Tensor) -> list[tuple[Any, Tensor, float]]:
@@ -183,12 +157,6 @@ def backward(loss: Tensor) -> None:
         ) from error
 
 
-def _by_draw(guide: MaskedGuide, outputs: Sequence[Any]) -> list[Any]:
-    """Those of a step's passes, of the whole batch for each draw."""
-    of_one = max(1, len(outputs) // guide.num_particles)  # a move has one
-    return [nested.joined(outputs[first : first + of_one]) for first in range(0, len(outputs), of_one)]
-
-
 def parts(count: int, *batch: Any) -> list[tuple[Any, ...]]:
     """A batch in `count` parts of equal size, to a row; of fewer rows, as many parts as rows."""
     rows = nested.num_rows(batch)
@@ -197,10 +165,6 @@ def parts(count: int, *batch: Any) -> list[tuple[Any, ...]]:
         return [batch]
     cuts = [slice(rows * number // count, rows * (number + 1) // count) for number in range(count)]
     return [nested.each(operator.itemgetter(cut), batch) for cut in cuts]
-
-
-def _without_graph(leaf: Any) -> Any:
-    return leaf.detach() if isinstance(leaf, Tensor) else leaf
 
 
 def cast(precision: str, device: torch.device) -> AbstractContextManager[Any]:

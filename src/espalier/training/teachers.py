@@ -3,6 +3,9 @@
 Of random masks these are the average over the pairs under a fresh Z; of a fit that has none, one of its pairs: a draw of its
 Gaussian (mean-field), a state of its chain (Korattikara et al. 2015, *Bayesian dark knowledge*). Of several fits the draws are of
 their even mixture; without masks that is Hinton et al. 2015, *Distilling the knowledge in a neural network*, at temperature 1.
+
+Or not from draws: from what all of a fit's networks say `together`, by one pass of means and variances (`propagation.py`). Such a
+teacher has no noise, so that a student may take longer steps, and fewer.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from espalier.contracts import Rows
 from espalier.guides.masked import draw_mask
 from espalier.likelihoods import plain
 from espalier.network import evaluating
+from espalier.prediction import propagation
 from espalier.prediction.fit import Fit
 from espalier.prediction.pairs import State, gaussian
 from espalier.prediction.predict import sent
@@ -26,6 +30,8 @@ from espalier.training import objective
 
 MASKS = 8
 """Draws by which networks are compared with their teachers."""
+POINTS = 8
+"""Outputs that are laid out evenly for what a teacher's networks say together: other ones at every step."""
 
 
 class Teacher:
@@ -42,9 +48,13 @@ class Teacher:
         return self.fit.masked or not self.fit.pairs.equal
 
     def ticket(self) -> tuple[Tensor, State]:
-        """The network that a student begins as."""
+        """The network that a student is to be better than."""
         pairs = self.fit.pairs
         return (pairs.values * pairs.keep).mean(0).mul(self.factor), self.state
+
+    def mean(self) -> tuple[Tensor, State]:
+        """The network that a student begins as: of the mean weights under all masks."""
+        return self.values * self.fit.probs, self.state
 
     @torch.no_grad()
     def says(self, x: Any, stream: torch.Generator) -> dist.TorchDistribution:
@@ -52,8 +62,14 @@ class Teacher:
         values, state = self.draw(stream)
         return self.fit.model.outcome(self.fit.dense(values), x, copied(state))
 
+    @torch.no_grad()
+    def together(self, x: Any, seed: int = 0) -> list[dist.TorchDistribution]:
+        """Of x, by all of its networks at once: distributions whose even mixture it is; of labels one, of their mean chances.
+        seed: of the points at which outputs are laid out."""
+        return even([*propagation.outcomes(self.fit, [x], count=POINTS, seed=seed, on_device=True)])
+
     def plainly(self, x: Any) -> dist.TorchDistribution:
-        """The kind of thing that it says of rows x, by what a student would begin as."""
+        """The kind of thing that it says of rows x."""
         values, state = self.ticket()
         return plain(self.fit.model.outcome(self.fit.dense(values), x, copied(state)))
 
@@ -86,6 +102,11 @@ class Teachers:
         return len(self.all) > 1 or self.first.differ
 
     @property
+    def have_moments(self) -> bool:
+        """Can each of them say what all its networks say together?"""
+        return all("moments" in teacher.fit.ways for teacher in self.all)
+
+    @property
     def device(self) -> torch.device:
         return self.first.values.device
 
@@ -93,6 +114,12 @@ class Teachers:
         """Networks in training mode, which batch norm looks at; or out of it."""
         for teacher in self.all:
             teacher.fit.model.train(mode)
+
+    def tell(self, x: Any, stream: torch.Generator, masks: int, step: int) -> list[dist.TorchDistribution]:
+        """What a student is told of x at a step, an even mixture: `masks` draws, or of 0 what all networks say together."""
+        if masks:
+            return [self.says(x, stream) for _ in range(masks)]
+        return [told for teacher in self.all for told in teacher.together(x, step)]
 
     def says(self, x: Any, stream: torch.Generator) -> dist.TorchDistribution:
         """Of x, each of its parts by one draw of one of them: evenly, as far as there are parts."""
@@ -164,6 +191,15 @@ def cross_entropy(teacher: dist.TorchDistribution, student: dist.TorchDistributi
         return torch.nn.functional.binary_cross_entropy_with_logits(student.logits, teacher.probs, reduction="none")
     odd = student if type(student) not in (dist.Categorical, dist.Normal, dist.Bernoulli) else teacher
     raise ValueError(f"expected a categorical, Bernoulli or normal likelihood to distill, got {type(odd).__name__}")
+
+
+def even(outcomes: Sequence[dist.TorchDistribution]) -> list[dist.TorchDistribution]:
+    """The even mixture of several outcomes, as few as it takes: of labels one, of normals all."""
+    every = [plain(outcome) for outcome in outcomes]
+    if isinstance(every[0], dist.Categorical | dist.Bernoulli):
+        chances = torch.stack([one.probs for one in every]).mean(0)
+        return [type(every[0])(probs=chances, validate_args=False)]
+    return every
 
 
 def joined(outcomes: Sequence[dist.TorchDistribution]) -> dist.TorchDistribution:

@@ -135,7 +135,8 @@ def train(
     fit.record |= ending(history, stopped, training.epochs)
     for follower in followers:
         follower.end(fit, data)
-    propagation.equip(fit, data)
+    if "moments" not in fit.record:  # a look at the rate has found its factors
+        propagation.equip(fit, data)
     return fit
 
 

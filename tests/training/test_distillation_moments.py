@@ -1,0 +1,84 @@
+"""Claims about what a student is told by default, and for how long: what all masks say together, a share of the training."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from espalier.prediction.fit import Fit
+from espalier.prediction.propagation import equip, normals
+from espalier.training.distillation import STREAM, Lessons
+from espalier.training.streams import Streams
+from espalier.training.teachers import POINTS, Teacher
+from rounding import close
+from taught import Replay, masked_fit, once, student_of
+from toys import BATCH, CPU, P, toy
+from watches import Recorder
+
+pytestmark = pytest.mark.usefixtures("own_store")
+
+
+@pytest.mark.usefixtures("float64")
+def test_by_moments_it_is_told_what_all_masks_say_together() -> None:
+    """Of one step, the mean softmax over outputs laid out by their means and variances: here written out in plain torch."""
+    fit = masked_fit()
+    data, x = toy(), toy().train.x
+    fit.record |= {"shape": [3], "num_outputs": 3, "target": (0.0, 1.0), "batchnorm": "running"}
+    equip(fit, data)
+    *factors, last = fit.record["moments"]["factors"]
+    replay, positions, values = Replay(fit), fit.topology.positions, fit.pairs.values[-1]
+    loc, var = torch.zeros(24), torch.zeros(24)
+    loc[positions], var[positions] = P * values, P * (1 - P) * values**2
+    b1, b2 = fit.pairs.state(-1)["net.0.bias"], fit.pairs.state(-1)["net.2.bias"]
+    h, h_var = F.linear(x, loc[:12].reshape(4, 3), b1), F.linear(x**2, var[:12].reshape(4, 3)) * factors[0]
+    nodes, weights = (torch.from_numpy(each) for each in np.polynomial.hermite_e.hermegauss(80))
+    weights = weights / weights.sum()
+    at = torch.tanh(h.unsqueeze(-1) + h_var.sqrt().unsqueeze(-1) * nodes)
+    mean = (at * weights).sum(-1)
+    mean_var = (at.square() * weights).sum(-1) - mean**2
+    w, v = loc[12:].reshape(3, 4), var[12:].reshape(3, 4)
+    out, out_var = F.linear(mean, w, b2), (F.linear(mean_var, w**2) + F.linear(mean**2 + mean_var, v)) * factors[1] * last
+    wanted = torch.stack([(out + out_var.sqrt() * point).softmax(-1) for point in normals(POINTS, 3, seed=0)]).mean(0)
+    (told,) = Teacher(fit).together(x)
+    torch.testing.assert_close(told.probs, wanted, rtol=0, atol=2e-3)  # tanh is by a rule of few nodes
+    order = torch.randperm(BATCH, generator=Streams([5, STREAM], CPU).order)
+    loss = replay.loss(x[order], Teacher(fit).together(x[order])[0].probs)
+    gradients = torch.autograd.grad(loss, replay.student)
+    once(fit, data, masks=0)
+    for after, before, gradient in zip(student_of(fit), replay.student, gradients, strict=True):
+        assert gradient.abs().max() > 1e-4
+        close(after, before - 0.1 * 1.9 * gradient)
+    assert fit.record["distilled"]["masks"] == 0
+
+
+def test_a_share_of_training_is_taken_where_no_epochs_are_said() -> None:
+    """By moments a fiftieth, of draws a tenth; a hundred steps at least, but no more than a fifth."""
+    for trained, by_moments, by_draws in ((20000, 400, 2000), (2000, 100, 200), (800, 100, 100), (300, 60, 60), (3, 1, 1)):
+        assert Lessons().steps(7, trained) == by_moments
+        assert Lessons(masks=2).steps(7, trained) == by_draws
+        assert Lessons(epochs=3, masks=2).steps(7, trained) == 21
+    fit = masked_fit()  # without factors of moments: one draw a step, at the rate for that
+    fit.history = [{"epoch": 1, "step": 35}]
+    once(fit, toy(5 * BATCH), rate=None, epochs=0, masks=0)
+    told = fit.record["distilled"]
+    assert {name: told[name] for name in ("steps", "epochs", "masks", "learning_rate")} == {
+        "steps": 7, "epochs": 2, "masks": 1, "learning_rate": 0.02,
+    }  # fmt: skip
+    assert [row["step"] for row in fit.history] == [35, 40, 42]  # an epoch, and a part of one
+
+
+def test_within_an_epoch_that_is_cut_short_it_resumes_bit_for_bit() -> None:
+    def taught(watch: Recorder) -> Fit:
+        fit = masked_fit()
+        fit.history = [{"epoch": 1, "step": 60}]
+        return once(fit, toy(5 * BATCH), rate=None, epochs=0, masks=2, watch=watch)
+
+    whole = taught(first := Recorder())
+    assert len(first.checkpoints) == 4
+    for saved in first.checkpoints[1:]:
+        again = taught(watch := Recorder(saved))
+        assert watch.steps == 12 - saved.facts["step"]
+        assert all(torch.equal(mine, theirs) for mine, theirs in zip(student_of(again), student_of(whole), strict=True))
+        assert again.history == whole.history
