@@ -64,8 +64,10 @@ STREAM = 12
 """Of random numbers: those of a distillation do not depend on where the training's stand, so that it can begin later as well."""
 SHARE, RATE = (0.02, 0.1), (0.1, 0.02)
 """Of a training's steps, and of learning: told by moments, and by draws."""
-FEWEST, MOST = 100, 0.2
+FEWEST, MOST = 40, 0.2
 """Steps at least, but for a short training: a share of it at most."""
+TOGETHER = 8
+"""Batches that a student is told of at once."""
 SHOWN = 512
 """Training rows by which the end of distillation is compared with its beginning."""
 WORSE = 0.05
@@ -212,9 +214,11 @@ def _distill(
         with ExitStack() as nets:
             for teacher in teachers.all:
                 nets.enter_context(distributed.synchronised(teacher.fit.model.net, streams.device))
-            for x in islice(mingled(sources, training, streams), steps - student.taken):
-                losses.append(student.learn(x, teachers.tell(x, streams.mask, lessons.masks, student.taken), fit.dense))
-                watch.on_step(Info(before["step"] + student.taken, losses[-1], -losses[-1], torch.zeros(()), 0))
+            running = islice(mingled(sources, training, streams), steps - student.taken)
+            while some := [*islice(running, TOGETHER)]:
+                for x, told in zip(some, teachers.tell(some, streams.mask, lessons.masks, student.taken), strict=True):
+                    losses.append(student.learn(x, told, fit.dense))
+                    watch.on_step(Info(before["step"] + student.taken, losses[-1], -losses[-1], torch.zeros(()), 0))
         student.finite.settle()
         row = {"epoch": number, "step": before["step"] + student.taken, "loss": float(torch.stack(losses).mean()),
                "learning_rate": student.rate(student.taken), "density": fit.topology.density, "exchanged": 0}  # fmt: skip

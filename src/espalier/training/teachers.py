@@ -18,6 +18,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from espalier import nested
 from espalier.contracts import Rows
 from espalier.guides.masked import draw_mask
 from espalier.likelihoods import plain
@@ -30,7 +31,7 @@ from espalier.training import objective
 
 MASKS = 8
 """Draws by which networks are compared with their teachers."""
-POINTS = 8
+POINTS = 4
 """Outputs that are laid out evenly for what a teacher's networks say together: other ones at every step."""
 
 
@@ -115,11 +116,16 @@ class Teachers:
         for teacher in self.all:
             teacher.fit.model.train(mode)
 
-    def tell(self, x: Any, stream: torch.Generator, masks: int, step: int) -> list[dist.TorchDistribution]:
-        """What a student is told of x at a step, an even mixture: `masks` draws, or of 0 what all networks say together."""
+    def tell(
+        self, batches: Sequence[Any], stream: torch.Generator, masks: int, step: int
+    ) -> list[list[dist.TorchDistribution]]:
+        """What a student is told of each of these batches, an even mixture: `masks` draws, or of 0 what all networks say together,
+        of all batches at once."""
         if masks:
-            return [self.says(x, stream) for _ in range(masks)]
-        return [told for teacher in self.all for told in teacher.together(x, step)]
+            return [[self.says(x, stream) for _ in range(masks)] for x in batches]
+        x, rows = nested.joined([*batches]), [nested.num_rows(batch) for batch in batches]
+        told = [parted(told, rows) for teacher in self.all for told in teacher.together(x, step)]
+        return [*map(list, zip(*told, strict=True))]
 
     def says(self, x: Any, stream: torch.Generator) -> dist.TorchDistribution:
         """Of x, each of its parts by one draw of one of them: evenly, as far as there are parts."""
@@ -207,8 +213,20 @@ def joined(outcomes: Sequence[dist.TorchDistribution]) -> dist.TorchDistribution
     if len(outcomes) == 1:
         return outcomes[0]
     every = [plain(outcome) for outcome in outcomes]
-    names = ("loc", "scale") if isinstance(every[0], dist.Normal) else ("logits",)
-    return type(every[0])(**{name: torch.cat([getattr(one, name) for one in every]) for name in names})
+    parameters = {name: torch.cat([getattr(one, name) for one in every]) for name in _parameters(every[0])}
+    return type(every[0])(**parameters, validate_args=False)
+
+
+def parted(outcome: dist.TorchDistribution, rows: Sequence[int]) -> list[dist.TorchDistribution]:
+    """One's rows, so many each: what `joined` puts together."""
+    outcome = plain(outcome)
+    parts = {name: getattr(outcome, name).split([*rows]) for name in _parameters(outcome)}
+    each = [dict(zip(parts, values, strict=True)) for values in zip(*parts.values(), strict=True)]
+    return [type(outcome)(**parameters, validate_args=False) for parameters in each]
+
+
+def _parameters(outcome: dist.TorchDistribution) -> tuple[str, ...]:
+    return ("loc", "scale") if isinstance(outcome, dist.Normal) else ("logits",)
 
 
 def copied(state: State) -> State:
