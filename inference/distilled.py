@@ -43,13 +43,13 @@ def infer(
     watch: Watches = None,
 ) -> Fit:
     """CigL's Algorithm 1, and then one net on the same support that learns what the masked ones predict together, without labels,
-    in a fiftieth of the training's steps. The way to predict `distilled` is one pass.
+    in a twenty-fifth of the training's steps. The way to predict `distilled` is one pass.
 
     drop_rate: P(Z = 0), or auto: found on validation rows while training; auto-kind and auto-layer find several. rescale: weights
     are Z * u / keep_prob instead of Z * u. mask: one Z per weight, per input unit, or per filter. num_particles: masks a step.
     microbatches: parts of a batch, a mask each, at the price of one step. rule: how the topology moves.
     distill_masks: draws whose mean it is told at a step, at a forward pass each; 0: by moments, what all of them say.
-    distill_epochs: passes over the training inputs; 0: 2 % of the training's steps, or 10 % where it is told draws.
+    distill_epochs: passes over the training inputs; 0: 4 % of the training's steps, or 10 % where it is told draws.
     distill_rate: peak of its learning rate; null: .1, or .02 where it is told draws.
     """
     streams = opened(model, data, training, seed)

@@ -94,7 +94,7 @@ BENCHMARKS = {
     "uci.py": ["--help"],
     "variable_selection.py": ["--help"],
     "versions.py": ["--help"],
-    "woven_students.py": ["--data={small}", "--rows=150", "--epochs=12", "--seeds=0", "--out={out}"],
+    "lessons.py": ["--data={small}", "--rows=150", "--epochs=12", "--seeds=0", "--out={out}"],
 }
 
 

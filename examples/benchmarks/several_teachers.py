@@ -86,7 +86,7 @@ def world(given: argparse.Namespace, data: Data, seed: int) -> dict[str, Row]:
     found["four CigL posteriors, 8 masks each"] = scored(Ensemble(fits), data, "redraw", DRAWS // MEMBERS)
     for name, others in {"student of its own": [], "student of all four": fits[1:]}.items():
         taught = distill(
-            fits[0], data, training=training, seed=seed, epochs=given.taught, learning_rate=given.rate,
+            fits[0], data, training=training, seed=seed, epochs=given.taught, learning_rate=given.rate, masks=given.masks,
             microbatches=given.parts, others=others,
         )  # fmt: skip
         found[name] = scored(taught, data, "distilled")
@@ -125,6 +125,7 @@ def main() -> None:
     parser.add_argument("--microbatches", type=int, default=1, help="of the training by CigL")
     parser.add_argument("--taught", type=int, default=30, help="epochs of a student")
     parser.add_argument("--rate", type=float, default=0.05, help="peak of its learning rate")
+    parser.add_argument("--masks", type=int, default=1, help="draws whose mean it is told at a step; 0: by moments")
     parser.add_argument("--parts", type=int, default=4, help="of its batches, a teacher and a mask each")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("runs/several-teachers"))

@@ -54,8 +54,10 @@ def test_by_moments_it_is_told_what_all_masks_say_together() -> None:
 
 
 def test_a_share_of_training_is_taken_where_no_epochs_are_said() -> None:
-    """By moments a fiftieth, of draws a tenth; forty steps at least, but no more than a fifth."""
-    for trained, by_moments, by_draws in ((20000, 400, 2000), (2000, 40, 200), (1000, 40, 100), (300, 40, 40), (150, 30, 30), (3, 1, 1)):
+    """By moments a twenty-fifth, of draws a tenth; forty steps at least, but no more than a fifth."""
+    for trained, by_moments, by_draws in (
+        (20000, 800, 2000), (2000, 80, 200), (900, 40, 90), (300, 40, 40), (150, 30, 30), (3, 1, 1)
+    ):  # fmt: skip
         assert Lessons().steps(7, trained) == by_moments
         assert Lessons(masks=2).steps(7, trained) == by_draws
         assert Lessons(epochs=3, masks=2).steps(7, trained) == 21

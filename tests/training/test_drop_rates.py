@@ -260,3 +260,11 @@ def test_of_a_published_validation_split_that_lies_class_by_class_all_classes_ar
 def test_a_rate_may_be_a_number_of_any_kind() -> None:
     model, _, data = tiny()
     assert begin(np.float32(0.25), model, data, Training(), seed=0) == (0.75, [])  # type: ignore[arg-type]
+
+
+def test_a_long_training_looks_less_often() -> None:
+    """Four per cent of the work, 8/3 steps each; up to eight, for sixty looks at each rate; and no more in the shortest."""
+    assert [period(128, steps) for steps in (0, 500, 2040, 3000, 4020, 100000)] == [34, 34, 34, 50, 67, 67]
+    assert [period(128, 4020, rates) for rates in (1, 2, 3)] == [67, 34, 34]
+    assert period(64, 100000) == 134 == 2 * period(128, 100000)
+    assert Found(digits(), 128, 3000, seed=0).every == 50

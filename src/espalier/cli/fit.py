@@ -91,7 +91,7 @@ def distil(words: list[str]) -> int:
                         help="on whose topology it stands; and others of the same data, that teach too")  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, metavar="NEW", help="new folder: the run, with the net in it")
     parser.add_argument("--epochs", type=int, default=0,
-                        help="passes over the training inputs (default 0: 2 %% of training, 10 %% with --masks)")  # fmt: skip
+                        help="passes over the training inputs (default 0: 4 %% of training, 10 %% with --masks)")  # fmt: skip
     parser.add_argument("--rate", type=float, help="peak of their learning rate (default 0.1, or 0.02 with --masks)")
     parser.add_argument("--masks", type=int, default=0,
                         help="draws whose mean it is told at a step (default 0: what all of them say, by moments)")  # fmt: skip

@@ -21,8 +21,7 @@ watch.py          who looks on, and may end it: a bar, a log, a file of checkpoi
 stopping.py       patience on a score of the validation split
 phases.py         several trainings in one run that resumes bit for bit
 distillation.py   the posterior predictive, taught to one network
-teachers.py       whose predictive that is: the draws of a fit, or of several
-woven.py          the same, while the training still runs
+teachers.py       whose predictive that is: what a fit's networks say, or those of several
 distributed.py    one network on several processes
 """
 

@@ -5,7 +5,7 @@ From the mean network, on the ticket's frozen support, minimise over w
     L(w) = (1/N) sum_n CE( E_Z softmax f(x_n; Z * u),  softmax f(x_n; w) )
 
 (of several labels a row, their mean). What a student is told at a step is the teacher's expectation itself, by one pass of means
-and variances (`Teacher.together`), at the rate that was found last; a teacher without noise allows long steps, and 2 % of the
+and variances (`Teacher.together`), at the rate that was found last; a teacher without noise allows long steps, and 4 % of the
 training's are enough. Or it is told draws of Z: cross-entropy is linear in its first argument, so that one gives an unbiased
 gradient, and the mean of several a less noisy one, at a forward pass each. Measured beside each other, and beside a student that
 learned from the training's own masks on the way, in `examples/benchmarks/RESULTS.md`. Who may teach, teachers.py says.
@@ -62,7 +62,7 @@ from espalier.training.watch import Watch, Watches, as_one
 
 STREAM = 12
 """Of random numbers: those of a distillation do not depend on where the training's stand, so that it can begin later as well."""
-SHARE, RATE = (0.02, 0.1), (0.1, 0.02)
+SHARE, RATE = (0.04, 0.1), (0.1, 0.02)
 """Of a training's steps, and of learning: told by moments, and by draws."""
 FEWEST, MOST = 40, 0.2
 """Steps at least, but for a short training: a share of it at most."""

@@ -58,8 +58,8 @@ HALF_WIDTH = 0.06
 """Of the difference, in phi."""
 DRAWS, ROWS, POOL = 4, 128, 1000
 """Masks and validation rows of one estimate, and rows that these are taken from."""
-SHARE = 0.08
-"""Of the work of training, that estimates may take."""
+SHARE, MOST, LOOKS = 0.04, 0.08, 60
+"""Of the work of training, that estimates take; and at most, where it is too short for so many of each rate."""
 STEP, LAST_STEP, TURN = 0.03, 0.0075, 0.6
 """Of phi: until the fraction `TURN` of training, and at its end."""
 DECAY, SQUARE_DECAY = 0.8, 0.95
@@ -116,9 +116,11 @@ def loss_of(log_probs: Tensor) -> Tensor:
     return torch.maximum(count * loss - (count - 1) * without, -log_probs.amax(0))
 
 
-def period(batch_size: int) -> int:
-    """Steps between two estimates, so that they take `SHARE` of the work: a step is three forward passes of its batch."""
-    return math.ceil(2 * DRAWS * ROWS / (3 * batch_size * SHARE))
+def period(batch_size: int, steps: int = 0, rates: int = 1) -> int:
+    """Steps between two estimates, so that they take `SHARE` of the work, or up to `MOST` where there would be fewer than `LOOKS`
+    of each rate: a step is three forward passes of its batch. steps: of the training."""
+    work = 2 * DRAWS * ROWS / (3 * batch_size)
+    return min(math.ceil(work / SHARE), max(math.ceil(work / MOST), steps // (LOOKS * rates)))
 
 
 def begin(
@@ -146,7 +148,7 @@ def begin(
         )
         return effective_keep_prob(1 - FALLBACK), []
     batch_size = min(training.batch_size, len(data.train.y))
-    if (first := period(batch_size)) > training.steps(data):
+    if (first := period(batch_size, training.steps(data))) > training.steps(data):
         warnings.warn(
             f"the drop rate stays at {START}, where it begins: it is looked at every {first} steps, and there are "
             f"{training.steps(data)}. Train longer, in larger batches, or give a number",
@@ -175,8 +177,9 @@ class Found(Follower):
         self.x, self.y = data.validation
         self.pool = min(POOL, len(self.y))
         self.chosen = some(len(self.y), POOL, own_stream(seed, CHOICE))
-        self.every, self.steps, self.rule, self.of = period(batch_size), steps, rule, shares(rule, shapes)
+        self.steps, self.rule, self.of = steps, rule, shares(rule, shapes)
         self.states = [init() for _ in range(max(self.of) + 1)]
+        self.every = period(batch_size, steps, len(self.states))
         self.told, self.prior = init().rate, list[float]()
         self.generator, self.seed = own_stream(seed, STREAM), seed
         self.keeps_prior = False

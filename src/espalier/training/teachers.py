@@ -119,8 +119,8 @@ class Teachers:
     def tell(
         self, batches: Sequence[Any], stream: torch.Generator, masks: int, step: int
     ) -> list[list[dist.TorchDistribution]]:
-        """What a student is told of each of these batches, an even mixture: `masks` draws, or of 0 what all networks say together,
-        of all batches at once."""
+        """What a student is told of each of these batches, an even mixture: `masks` draws, or of 0 what all networks say
+        together, of all batches at once."""
         if masks:
             return [[self.says(x, stream) for _ in range(masks)] for x in batches]
         x, rows = nested.joined([*batches]), [nested.num_rows(batch) for batch in batches]
