@@ -12,9 +12,10 @@ from espalier.prediction import Fit
 from espalier.topology import initial, schedules
 from espalier.topology.options import Allocation, DeltaT, DropFraction, Freeze, Sparsity, Start
 from espalier.training import Phase, Training, Watches, opened, prepare
-from espalier.training.distillation import Lessons, Refused, check, distill
+from espalier.training.distillation import Lessons, check, distill
 from espalier.training.drop_rates import DropRate, begin
 from espalier.training.options import AverageFrom, Seed
+from espalier.training.student import Refused
 from espalier.training.train import train
 
 

@@ -23,7 +23,8 @@ from espalier import Data, Training, load_data
 from espalier.inference import cigl
 from espalier.store import Ledger
 from espalier.training import distill
-from espalier.training.distillation import Lessons, Refused
+from espalier.training.distillation import Lessons
+from espalier.training.student import Refused
 
 MASKS = 64
 ARMS = {

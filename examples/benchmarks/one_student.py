@@ -2,8 +2,8 @@
 
     python examples/benchmarks/one_student.py --data-dir DATA --out runs/one-student                       (it resumes)
 
-A network is trained with its drop rate found, and a student beside it; then others stand on its support and begin as its ticket.
-Told one mask a batch, each is the product's own. Told the mean of 64 masks of every input, it has a teacher without noise; with
+A network is trained with its drop rate found, and taught a student by moments; then others stand on its support and begin as its
+ticket, told one mask a batch. Told the mean of 64 masks of every input, one has a teacher without noise; with
 all weights free, one that is not sparse; of more inputs, all training rows of the set, without labels. Scores are of validation
 rows, which the drop rate looks at too: this is for understanding, and for choosing. Given several seeds, ± is half the 95 % t
 interval.
@@ -28,7 +28,7 @@ from espalier.prediction.pairs import State
 from espalier.prediction.predict import outcome_of
 from espalier.store import Ledger
 from espalier.training import rates
-from espalier.training.distillation import Student
+from espalier.training.student import Student
 from espalier.training.teachers import Teachers
 
 MASKS, BATCH = 64, 128
@@ -79,15 +79,14 @@ def taught(fit: Fit, inputs: Tensor, told: Tensor, arm: Arm, steps: int, seed: i
     def place(weights: Tensor) -> Tensor:
         return weights if arm.free else fit.dense(weights)
 
-    teachers.train()
     whole = len(inputs) // BATCH
-    for step in range(steps):
-        if not step % whole:
-            order = torch.randperm(len(inputs), generator=stream)
-        rows = order[step % whole * BATCH :][:BATCH]
-        x = inputs[rows]
-        student.learn(x, [dist.Categorical(told[rows]) if arm.told else teachers.says(x, stream)], place)
-    teachers.train(False)
+    with teachers.training():
+        for step in range(steps):
+            if not step % whole:
+                order = torch.randperm(len(inputs), generator=stream)
+            rows = order[step % whole * BATCH :][:BATCH]
+            x = inputs[rows]
+            student.learn(x, [dist.Categorical(told[rows]) if arm.told else teachers.says(x, stream)], place)
     values, state = student.network()
     return place(values), state
 
@@ -101,7 +100,7 @@ def world(given: argparse.Namespace, data: Data, more: Data, seed: int) -> dict[
         return three(probs.double().numpy(), y)
 
     found = {"ticket": scores(fit.predict(held, "ticket")[0]), f"{MASKS} masks": scores(mean_of(fit, held))}
-    found["student on the way"] = scores(fit.predict(held, "distilled")[0])
+    found["the product's own"] = scores(fit.predict(held, "distilled")[0])
     own, every = (part.train.x[torch.arange(len(part.train.y))] for part in (data, more))
     told = {False: mean_of(fit, own), True: mean_of(fit, every)}
     for name, arm in ARMS.items():

@@ -1,4 +1,4 @@
-"""What a whole training costs with the drop rate found on the way and a student taught on the way, over RigL's. CPU seconds.
+"""What a whole training costs with the drop rate found on the way and a student taught after it, over RigL's. CPU seconds.
 
     python examples/benchmarks/total_time.py [CELL ...] [--rounds 3] [--epochs 12]
 

@@ -38,7 +38,7 @@ def looks(runs: list[Path]) -> list[Look]:
 
 @pytest.fixture(scope="package")
 def distilled_look(folder: Path) -> Look:
-    """A network that was taught on the way, at a rate that was found."""
+    """A network that was taught at a rate that was found."""
     words = ("--hidden", "24", "--sparsity", "0.8", "--epochs", "20", "--train_size", "400", "--delta_t", "10")
     assert fit(folder / "distilled", *words, inference="distilled") == 0
     return look_at(folder / "distilled", num_samples=4)

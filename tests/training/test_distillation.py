@@ -89,7 +89,8 @@ def test_distillation_is_nesterov_s_sgd_on_that_loss_under_a_cosine(mask: str) -
     for number, row in enumerate(fit.history[1:]):
         assert row["loss"] == pytest.approx(sum(losses[5 * number : 5 * number + 5]) / 5, rel=1e-10)
     facts = {name: fact for name, fact in fit.record["distilled"].items() if name != "information"}
-    assert facts == {"epochs": 4, "learning_rate": 0.2, "masks": 1, "loss": fit.history[-1]["loss"], "steps": 20}
+    assert facts == {"epochs": 4, "learning_rate": 0.2, "masks": 1, "loss": fit.history[-1]["loss"], "steps": 20,
+                     "num_teachers": 1, "temperature": 1.0}  # fmt: skip
 
 
 @pytest.mark.usefixtures("float64")

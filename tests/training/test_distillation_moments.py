@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import numpy as np
+import pyro.distributions as dist
 import pytest
 import torch
 import torch.nn.functional as F
 
+from espalier.inference import distilled
+from espalier.network import BayesianNetwork
 from espalier.prediction.fit import Fit
 from espalier.prediction.propagation import equip, normals
 from espalier.training.distillation import STREAM, Lessons
+from espalier.training.options import Training
 from espalier.training.streams import Streams
-from espalier.training.teachers import POINTS, Teacher
+from espalier.training.teachers import POINTS, Teacher, Teachers, cross_entropy, even
+from fitted import digits
 from rounding import close
 from taught import Replay, masked_fit, once, student_of
 from toys import BATCH, CPU, P, toy
@@ -84,3 +92,58 @@ def test_within_an_epoch_that_is_cut_short_it_resumes_bit_for_bit() -> None:
         assert watch.steps == 12 - saved.facts["step"]
         assert all(torch.equal(mine, theirs) for mine, theirs in zip(student_of(again), student_of(whole), strict=True))
         assert again.history == whole.history
+
+
+class InParts(torch.nn.Module):
+    """A network that goes by the number of rows: more than 128 are asked for in parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 16), torch.nn.ReLU(), torch.nn.Linear(16, 10))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([self.net(part) for part in x.split(128)])
+
+
+def test_moments_that_fail_at_a_batch_cost_no_training() -> None:
+    training = Training(epochs=3, batch_size=100, device="cpu")
+    options: dict[str, Any] = {"drop_rate": 0.2, "delta_t": 5, "training": training}
+    with pytest.warns(UserWarning, match="the fit has no distilled net: moments of a batch failed .*: say how many draws"):
+        fit = distilled.infer(BayesianNetwork(InParts()), digits(), **options)
+    assert "moments" in fit.ways
+    assert "distilled" not in fit.ways
+    assert not fit.model.training
+    assert "distilled" in distilled.infer(BayesianNetwork(InParts()), digits(), distill_masks=1, **options).ways
+
+
+@pytest.mark.parametrize("rate", [1e20, 1e38])
+def test_a_step_an_epoch_that_runs_away_costs_none_either(rate: float) -> None:
+    """What is not finite is seen when it is validated."""
+    training = Training(epochs=6, batch_size=2000, device="cpu")
+    model = BayesianNetwork(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)))
+    with pytest.warns(UserWarning, match="the fit has no distilled net: .*lower the distill_rate"):
+        fit = distilled.infer(model, digits(), drop_rate=0.2, delta_t=2, training=training, distill_rate=rate)
+    assert not fit.model.training
+
+
+def test_a_class_that_is_ruled_out_stays_so() -> None:
+    """Of the mean over points its chance is 0 and not almost."""
+    chances = [torch.tensor([[0.0, 0.25, 0.75]]), torch.tensor([[0.0, 0.5, 0.5]])]
+    (told,) = even([dist.Categorical(logits=each.log()) for each in chances])
+    assert torch.equal(told.probs, torch.tensor([[0.0, 0.375, 0.625]]))
+    own = dist.Categorical(logits=torch.tensor([[-math.inf, 0.3, 0.1]]))
+    expected = -(0.375 * own.logits[0, 1] + 0.625 * own.logits[0, 2])
+    torch.testing.assert_close(cross_entropy(told, own), expected.reshape(1))
+
+
+def test_what_is_told_of_several_batches_is_what_is_told_of_each() -> None:
+    fit, data = masked_fit(), toy(3 * BATCH)
+    fit.record |= {"shape": [3], "num_outputs": 3, "target": (0.0, 1.0), "batchnorm": "running"}
+    equip(fit, data)
+    teachers, batches = Teachers([fit, fit]), [*data.train.x.split([BATCH, BATCH - 2, 2 + BATCH])]
+    told = teachers.tell(batches, torch.Generator(), 0, 5)
+    assert [len(one) for one in told] == [2, 2, 2]  # a teacher each
+    for x, one in zip(batches, told, strict=True):
+        for own in one:
+            torch.testing.assert_close(own.probs, Teacher(fit).together(x, 5)[0].probs)

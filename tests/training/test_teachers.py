@@ -14,8 +14,9 @@ from espalier.network import BayesianNetwork
 from espalier.prediction.fit import Fit
 from espalier.prediction.pairs import Pair, Pairs
 from espalier.topology.masks import initial
-from espalier.training.distillation import Student, distill
+from espalier.training.distillation import distill
 from espalier.training.options import Training
+from espalier.training.student import Student
 from espalier.training.teachers import Teacher, Teachers, cross_entropy, joined
 from toys import net, toy
 

@@ -171,7 +171,7 @@ def costs(
     student = record.get("distilled", {}) if how == "distilled" else {}
     # Three passes of the student a step, and those of its teacher: draws, or one of moments; on the way, as earlier versions
     # taught it, these had been done.
-    told = student.get("masks", 1) or propagation.products(fit)
+    told = student.get("masks", 1) or propagation.products(fit) * student.get("num_teachers", 1)
     apart = student.get("steps", student.get("epochs", 0) * max(1, record["num_data"] // record["batch_size"]))
     units += sparse * ((3 + told) * apart + 3 * student.get("woven_steps", 0))
     # To find the drop rate; at a snapshot; at context points; for factors of moments. For layers' shares every candidate

@@ -22,6 +22,8 @@ stopping.py       patience on a score of the validation split
 phases.py         several trainings in one run that resumes bit for bit
 distillation.py   the posterior predictive, taught to one network
 teachers.py       whose predictive that is: what a fit's networks say, or those of several
+student.py        the network that learns it
+tempered.py       how sure a student may be, from its teachers
 distributed.py    one network on several processes
 """
 

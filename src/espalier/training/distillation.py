@@ -10,7 +10,8 @@ training's are enough. Or it is told draws of Z: cross-entropy is linear in its 
 gradient, and the mean of several a less noisy one, at a forward pass each. Measured beside each other, and beside a student that
 learned from the training's own masks on the way, in `examples/benchmarks/RESULTS.md`. Who may teach, teachers.py says.
 
-It sees training inputs only, no labels and no held-out data. Sources: Korattikara et al. 2015, *Bayesian dark knowledge*; Bulo
+It learns on training inputs only, without labels; how sure it may be elsewhere it is told at inputs of the validation split
+(`tempered.py`), without labels too. Sources: Korattikara et al. 2015, *Bayesian dark knowledge*; Bulo
 et al. 2016, *Dropout distillation*. Related: Malinin et al. 2020, *Ensemble distribution distillation* (the spread of the draws
 too); Vejendla et al. 2025 (arXiv 2505.11731: a Bayesian language model on its training set alone). Ours: sparse, on the teacher's
 own support, from moments or from fresh masks at every step, at a rate found on the way.
@@ -24,7 +25,7 @@ precision ends at its optimum given the means, the inverse mean of (f_Z - f)^2 +
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from itertools import islice
@@ -40,23 +41,23 @@ from espalier import nested, store
 from espalier.contracts import Data, Rows, Split
 from espalier.data.unlabelled import check_rows, digest_of
 from espalier.guides.masked import MOST_PARTICLES
-from espalier.likelihoods import Normal, plain
 from espalier.network import BayesianNetwork, evaluating, under
 from espalier.prediction import batchnorm, one_pass
 from espalier.prediction.ensemble import check_members
 from espalier.prediction.fit import Fit
 from espalier.prediction.pairs import State
-from espalier.prediction.predict import outcome_of, to_device
-from espalier.randomness import forked
+from espalier.prediction.predict import NUMBERS, outcome_of, to_device
+from espalier.randomness import forked, own_stream
 from espalier.store import Bundle
-from espalier.training import distributed, objective, rates
+from espalier.training import distributed, rates
 from espalier.training.batches import batches
-from espalier.training.finite import Finite
 from espalier.training.loop import Info
 from espalier.training.options import MOST_EPOCHS, Training
 from espalier.training.stopping import ending
 from espalier.training.streams import Streams, find_device, one_at_a_time
-from espalier.training.teachers import Teachers, copied, cross_entropy
+from espalier.training.student import Refused, Student
+from espalier.training.teachers import Teachers, cross_entropy
+from espalier.training.tempered import temper
 from espalier.training.train import check_asked, validation_scores
 from espalier.training.watch import Watch, Watches, as_one
 
@@ -66,8 +67,8 @@ SHARE, RATE = (0.04, 0.1), (0.1, 0.02)
 """Of a training's steps, and of learning: told by moments, and by draws."""
 FEWEST, MOST = 40, 0.2
 """Steps at least, but for a short training: a share of it at most."""
-TOGETHER = 8
-"""Batches that a student is told of at once."""
+TOGETHER = 1024
+"""Rows that a student is told of at once."""
 SHOWN = 512
 """Training rows by which the end of distillation is compared with its beginning."""
 WORSE = 0.05
@@ -188,7 +189,8 @@ def _distill(
     fit, asked_for, lessons = teachers.first.fit, lessons.asked(), lessons.of(teachers)
     sources = [data] if inputs is None else [data, unlabelled(data, inputs)]
     earlier = fit.record.get("distilled", {}).get("epochs", 0)  # rows of another student
-    trained = fit.history[: len(fit.history) - earlier]
+    own = fit.history[: len(fit.history) - earlier]
+    trained = [{name: value for name, value in row.items() if name != "distill_loss"} for row in own]  # of an earlier version
     before = trained[-1]
     per_epoch = sum(training.steps_per_epoch(source) for source in sources)
     steps = lessons.steps(per_epoch, before["step"])
@@ -197,7 +199,6 @@ def _distill(
              "taught_by": [store.tensor_digest(teacher.values)[:12] for teacher in teachers.all]}  # fmt: skip
     assert lessons.learning_rate is not None
     student = Student(fit.model, *teachers.first.mean(), rates.cosine(lessons.learning_rate, steps), training.precision)
-    teachers.train()  # batch norm by the batch, or its parts, for the student, and for draws alike
     history: list[dict[str, Any]] = []
     stopped = ""
     streams.seed_default()
@@ -212,11 +213,12 @@ def _distill(
         losses, number = [], before["epoch"] + len(history) + 1
         streams.part_ways(number)
         with ExitStack() as nets:
+            nets.enter_context(teachers.training())  # batch norm by the batch, for the student, and for draws alike
             for teacher in teachers.all:
                 nets.enter_context(distributed.synchronised(teacher.fit.model.net, streams.device))
             running = islice(mingled(sources, training, streams), steps - student.taken)
-            while some := [*islice(running, TOGETHER)]:
-                for x, told in zip(some, teachers.tell(some, streams.mask, lessons.masks, student.taken), strict=True):
+            while some := [*islice(running, together(data, training))]:
+                for x, told in zip(some, _told(teachers, some, streams, lessons.masks, student.taken), strict=True):
                     losses.append(student.learn(x, told, fit.dense))
                     watch.on_step(Info(before["step"] + student.taken, losses[-1], -losses[-1], torch.zeros(()), 0))
         student.finite.settle()
@@ -232,10 +234,29 @@ def _distill(
             "lower the distill_rate"
         )
     fit.history = [*trained, *history]
-    facts = {**lessons._asdict(), "epochs": len(history), "loss": history[-1]["loss"], "steps": student.taken}
+    facts = {**lessons._asdict(), "epochs": len(history), "loss": history[-1]["loss"], "steps": student.taken,
+             "num_teachers": len(teachers.all)}  # fmt: skip
     facts |= {"unlabelled": len(inputs)} if inputs is not None else {}
     hand_out(fit, data, student, facts | ending(history, stopped, math.ceil(steps / per_epoch)), teachers)
     return fit
+
+
+def together(data: Data, training: Training) -> int:
+    """Batches that a student is told of at once: of `TOGETHER` rows, and no more numbers than a prediction takes."""
+    numbers = sum(int(leaf.numel()) for leaf in nested.leaves(data.example()))
+    return max(1, min(TOGETHER, NUMBERS // max(1, numbers)) // training.batch_size)
+
+
+def _told(
+    teachers: Teachers, batches: Sequence[Any], streams: Streams, masks: int, step: int
+) -> list[list[dist.TorchDistribution]]:
+    """`Teachers.tell`. Raises Refused where moments fail there: a network may go by the number of rows."""
+    try:
+        return teachers.tell(batches, streams.mask, masks, step)
+    except (ValueError, RuntimeError) as why:
+        if masks:
+            raise
+        raise Refused(f"moments of a batch failed ({why}): say how many draws it is told of, in distill_masks") from why
 
 
 def unlabelled(data: Data, inputs: Rows) -> Data:
@@ -263,109 +284,19 @@ def settle(teachers: Teachers, data: Data, student: Student) -> tuple[float, flo
             nets.enter_context(batchnorm.by_the_batch(teacher.fit.model))
         student.match_precision(teachers, rows)
         reached, ticket = teachers.distances(rows, student.network(), teachers.first.ticket())
-    teachers.train(False)
     return reached, ticket
 
 
 def hand_out(fit: Fit, data: Data, student: Student, facts: dict[str, Any], teachers: Teachers) -> None:
-    """The student as the fit's way to predict `distilled`; of classes, with what its logits say of the teachers' disagreement."""
+    """The student as the fit's way to predict `distilled`; of classes, no surer than its teachers, and with what its logits say
+    of their disagreement."""
     fit.record |= {"distilled": facts}
     values, state = student.network()
     fit.student = (values, batchnorm.estimate(fit.model, fit.dense(values), state, fit.inputs) if fit.inputs else state)
     if one_pass.has_level(fit.model):
+        facts["temperature"] = temper(fit, data, teachers, not facts["masks"], own_stream(0, STREAM))
         rows = data.train.x[torch.arange(min(SHOWN, len(data.train.y)))]
         facts["information"] = list(one_pass.fitted(one_pass.energy(fit, rows), teachers.probs(rows), sampled=teachers.sampled))
-
-
-def _variance(outcome: dist.TorchDistribution) -> float | Tensor:
-    """Of a normal student, the mean over the batch; 1 for labels."""
-    outcome = plain(outcome)
-    return outcome.scale.detach().square().mean() if isinstance(outcome, dist.Normal) else 1.0
-
-
-class Refused(RuntimeError):
-    """A student that is not handed out: its loss is no number, or it ended farther from its teachers than their ticket."""
-
-
-class Student:
-    """The one network that learns, and its optimiser. values: of the active weights, `(k,)`; state: all else, by name."""
-
-    def __init__(
-        self, model: BayesianNetwork, values: Tensor, state: State, rate: rates.Rate, precision: str = "float32"
-    ) -> None:
-        self.model, self.rate, self.precision, self.taken = model, rate, precision, 0
-        self.finite = Finite(lambda _: Refused("the distillation's loss stopped being finite: lower the distill_rate"))
-        self.state = copied(state)
-        trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-        self.values = values.detach().clone().requires_grad_()
-        self.own = {n: t.detach().clone().requires_grad_() for n, t in state.items() if n in trained}
-        self.optimizer = torch.optim.SGD([self.values, *self.own.values()], lr=0.0, momentum=0.9, nesterov=True)
-
-    def learn(self, x: Any, told: Sequence[dist.TorchDistribution], dense: Callable[[Tensor], Tensor]) -> Tensor:
-        """One step towards the even mixture of what is told of x. dense: places values of the active weights among all. Returns
-        the cross-entropy, nats per label. Raises Refused where that is no number."""
-        self.taken += 1
-        with objective.cast(self.precision, self.values.device):
-            output = self.model.evaluate(dense(self.values), x, {**copied(self.state), **self.own})
-        outcome = self.model.says(nested.each(in_full, output), self.own)
-        loss = torch.stack([cross_entropy(one, outcome).mean() for one in told]).mean()
-        unit = _variance(outcome)
-        seen = distributed.mean(loss.detach())
-        self.finite.see(self.taken, seen)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rate(self.taken)
-        self.optimizer.zero_grad()
-        objective.backward(loss * unit)
-        distributed.average_gradients(self.optimizer)
-        self.optimizer.step()
-        return seen
-
-    @torch.no_grad()
-    def match_precision(self, teachers: Teachers, x: Any) -> None:
-        """Of a normal likelihood with one learned precision: its optimum, given the means at rows x."""
-        learned = self.own.get("likelihood.log_precision")
-        if learned is None or not isinstance(self.model.likelihood, Normal):
-            return
-        values, state = self.network()
-        own = plain(self.model.outcome(teachers.first.fit.dense(values), x, copied(state)))
-        spread = []
-        for told in map(plain, teachers.each(x)):
-            spread.append((told.scale.square() + (told.loc - own.loc).square()).mean())
-        learned.copy_(-torch.stack(spread).mean().log())
-
-    def network(self) -> tuple[Tensor, State]:
-        """Values `(k,)` and the other parameters and buffers."""
-        own = {name: tensor.detach().clone() for name, tensor in self.own.items()}
-        return self.values.detach().clone(), {**copied(self.state), **own}
-
-    def bundle(self) -> Bundle:
-        """What its next step depends on."""
-        tensors = {"values": self.values.detach(), **{f"own.{name}": t.detach() for name, t in self.own.items()}}
-        tensors |= {f"state.{name}": tensor for name, tensor in self.state.items()}
-        for name, parameter in self._parameters():
-            if (momentum := self.optimizer.state[parameter].get("momentum_buffer")) is not None:  # the output depends on it
-                tensors[f"momentum.{name}"] = momentum
-        return Bundle(tensors, {"step": self.taken})
-
-    def restore(self, saved: Bundle) -> None:
-        self.taken = saved.facts["step"]
-        self.values.data.copy_(saved.tensors["values"])
-        for name, tensor in self.own.items():
-            tensor.data.copy_(saved.tensors[f"own.{name}"])
-        for name, tensor in self.state.items():
-            tensor.copy_(saved.tensors.get(f"state.{name}", tensor))
-        for name, parameter in self._parameters():
-            if f"momentum.{name}" in saved.tensors:
-                self.optimizer.state[parameter]["momentum_buffer"] = saved.tensors[f"momentum.{name}"].to(parameter.device)
-
-    def _parameters(self) -> list[tuple[str, Tensor]]:
-        """By name: a file does not keep their order."""
-        return [("values", self.values), *((f"own.{name}", tensor) for name, tensor in self.own.items())]
-
-
-def in_full(leaf: Any) -> Any:
-    """What autocast made short, in float32: likelihoods are not for eight bits."""
-    return leaf.float() if isinstance(leaf, Tensor) and leaf.dtype in (torch.bfloat16, torch.float16) else leaf
 
 
 def _checkpoint(
@@ -379,4 +310,7 @@ def _checkpoint(
 def _validate(fit: Fit, data: Data, values: Tensor, state: State) -> dict[str, float]:
     if not len(data.validation.y):
         return {}
-    return validation_scores(outcome_of(fit.model, fit.dense(values), data.validation.x, state), data)
+    try:
+        return validation_scores(outcome_of(fit.model, fit.dense(values), data.validation.x, state), data)
+    except RuntimeError as why:
+        raise Refused("the distilled net's outputs stopped being finite: lower the distill_rate") from why

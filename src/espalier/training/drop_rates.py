@@ -168,8 +168,7 @@ def shares(rule: str, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
 
 class Found(Follower):
     """The rate of one training, or those of its layers. data: whose validation split is looked at. batch_size: of the training;
-    steps: of all of it. rule: `auto`, or by kind or layer, of which there are `shapes`: several rates are estimated in turn,
-    at the same share of the work."""
+    steps: of all of it. rule: `auto`, or by kind or layer, of which there are `shapes`: several rates are estimated in turn."""
 
     def __init__(
         self, data: Data, batch_size: int, steps: int, seed: int, rule: str = "auto", shapes: Sequence[tuple[int, ...]] = ((),)
@@ -245,7 +244,8 @@ class Found(Follower):
 
     def bundle(self) -> Bundle:
         """What the next estimate depends on."""
-        facts = {"drop_rate": [*map(list, self.states)], "drop_rate.told": self.told, "drop_rate.prior": self.prior}
+        facts = {"drop_rate": [*map(list, self.states)], "drop_rate.told": self.told, "drop_rate.prior": self.prior,
+                 "drop_rate.every": self.every}  # fmt: skip
         return Bundle({"drop_rate.stream": self.generator.get_state()}, facts)
 
     def asked(self) -> dict[str, Any]:
@@ -268,6 +268,7 @@ class Found(Follower):
 
     def restore(self, saved: Bundle, model: BayesianNetwork, guide: MaskedGuide) -> None:
         self.states = [State(phi, mean, square, int(taken)) for phi, mean, square, taken in saved.facts["drop_rate"]]
+        self.every = saved.facts.get("drop_rate.every", self.every)
         self.generator.set_state(saved.tensors["drop_rate.stream"])
         self.begin(model, guide)
         # A topology that has moved since has another mean rate, which the unbroken run learns of at its next estimate.

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pyro.distributions as dist
@@ -95,7 +96,7 @@ class Teachers:
     def __init__(self, fits: Sequence[Fit], microbatches: int = 1) -> None:
         self.all, self.microbatches = [Teacher(fit) for fit in fits], microbatches
         self.first = self.all[0]
-        """Whose support the student stands on, and whose ticket it begins as."""
+        """Whose support the student stands on, and whose mean it begins as."""
 
     @property
     def differ(self) -> bool:
@@ -111,10 +112,16 @@ class Teachers:
     def device(self) -> torch.device:
         return self.first.values.device
 
-    def train(self, mode: bool = True) -> None:
-        """Networks in training mode, which batch norm looks at; or out of it."""
-        for teacher in self.all:
-            teacher.fit.model.train(mode)
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """Networks in training mode, which batch norm looks at; and out of it, whatever happens."""
+        try:
+            for teacher in self.all:
+                teacher.fit.model.train()
+            yield
+        finally:
+            for teacher in self.all:
+                teacher.fit.model.eval()
 
     def tell(
         self, batches: Sequence[Any], stream: torch.Generator, masks: int, step: int
@@ -204,7 +211,9 @@ def even(outcomes: Sequence[dist.TorchDistribution]) -> list[dist.TorchDistribut
     every = [plain(outcome) for outcome in outcomes]
     if isinstance(every[0], dist.Categorical | dist.Bernoulli):
         chances = torch.stack([one.probs for one in every]).mean(0)
-        return [type(every[0])(probs=chances, validate_args=False)]
+        if isinstance(every[0], dist.Categorical):  # of a class that is ruled out the log is -inf, and is to stay so
+            return [dist.Categorical(logits=chances.log(), validate_args=False)]
+        return [dist.Bernoulli(probs=chances, validate_args=False)]
     return every
 
 

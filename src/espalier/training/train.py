@@ -53,7 +53,7 @@ def train(
 ) -> Fit:
     """Train the guide and return its fit.
 
-    followers: go along, and leave their traces in the history and the fit (the drop rate that is found, a student).
+    followers: go along, and leave their traces in the history and the fit (the drop rate that is found).
     A pair (Z, u, other parameters) is collected at the end of every epoch after the fraction `average_from` of training,
     and of the last epoch in any case: of the one, too, at whose end `training.patience` is over or a watch ends it. (Where a
     pruning rule has not reached its sparsity then, training goes on until it has.)
@@ -273,6 +273,8 @@ def check_asked(facts: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
     before = facts.get("asked", asked)
     if other := [name for name, value in before.items() if asked.get(name) != value]:  # older ones were not asked for all
         name = other[0]
+        if name not in asked:
+            raise ValueError(f"expected a checkpoint of this version, got one with {name}, which there is no more: begin anew")
         raise ValueError(
             f"expected the training that the checkpoint is of, with {name} {before[name]}, got {asked.get(name)}: begin "
             "anew in another file, or say what was said then"
