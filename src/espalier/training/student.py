@@ -1,4 +1,4 @@
-"""The one network that learns what others say: Nesterov SGD on the cross-entropy from what it is told."""
+"""The one network that learns what others say: Nesterov SGD, of clipped gradients, on the cross-entropy from what it is told."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ from espalier.store import Bundle
 from espalier.training import distributed, objective, rates
 from espalier.training.finite import Finite
 from espalier.training.teachers import Teachers, copied, cross_entropy
+
+LONGEST = 1.0
+"""Of a gradient (Pascanu et al. 2013), nats: without an end, a long first step on few weights may kill a network's ReLUs."""
 
 
 def _variance(outcome: dist.TorchDistribution) -> float | Tensor:
@@ -59,6 +62,7 @@ class Student:
         self.optimizer.zero_grad()
         objective.backward(loss * unit)
         distributed.average_gradients(self.optimizer)
+        torch.nn.utils.clip_grad_norm_([self.values, *self.own.values()], LONGEST)
         self.optimizer.step()
         return seen
 
