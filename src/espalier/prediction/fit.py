@@ -196,7 +196,8 @@ class Fit(Predictor):
             for values in self.redrawn(num_samples, seed):
                 yield values, self._with_statistics(values, state)
         else:
-            raise ValueError(f"expected a way to predict by networks, got {how}: take redraw")
+            way_out = "`espalier distil` teaches one" if how == "distilled" else "take redraw"
+            raise ValueError(f"expected a way to predict by networks, got {how}, of which there is none: {way_out}")
 
     def redrawn(self, num_samples: int, seed: int = 0) -> Iterator[Tensor]:
         """The active weights `(k,)` of the draws of `redraw`: the last u under a fresh Z, or a fresh draw of N(u, sigma^2)."""
