@@ -13,6 +13,7 @@ from torch import nn
 from espalier import BayesianNetwork, Fit, Training, shelf
 from espalier.training import Checkpoints
 from espalier.training.distillation import distill
+from espalier.training.train import check_asked
 from fitted import digits
 from watches import Recorder
 
@@ -138,6 +139,11 @@ def test_rounds_that_go_back_to_the_network_as_it_was_want_the_same_one() -> Non
     whole = run("lottery", early, rounds=1, rewind_epochs=1)  # which is in the checkpoint
     again = run("lottery", Recorder(early.checkpoints[-2]), start=5, rounds=1, rewind_epochs=1)
     assert torch.equal(again.pairs.values, whole.pairs.values)
+
+
+def test_a_checkpoint_with_a_student_on_the_way_is_of_an_earlier_version() -> None:
+    with pytest.raises(ValueError, match="got one with a student on the way: begin anew"):
+        check_asked({"asked": {"kind": "training", "distill_from": 9}}, {"kind": "training"})
 
 
 def test_a_distillation_asks_for_its_teachers_and_its_numbers() -> None:
