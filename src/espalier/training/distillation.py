@@ -209,6 +209,7 @@ def _distill(
         student.restore(saved)
         streams.restore(under("stream.", saved.tensors))
     watch.on_begin(history)
+    at_once = batches_at_once(data, training)
     while student.taken < steps and not stopped:
         losses, number = [], before["epoch"] + len(history) + 1
         streams.part_ways(number)
@@ -217,7 +218,7 @@ def _distill(
             for teacher in teachers.all:
                 nets.enter_context(distributed.synchronised(teacher.fit.model.net, streams.device))
             running = islice(mingled(sources, training, streams), steps - student.taken)
-            while some := [*islice(running, together(data, training))]:
+            while some := [*islice(running, at_once)]:
                 for x, told in zip(some, _told(teachers, some, streams, lessons.masks, student.taken), strict=True):
                     losses.append(student.learn(x, told, fit.dense))
                     watch.on_step(Info(before["step"] + student.taken, losses[-1], -losses[-1], torch.zeros(()), 0))
@@ -241,7 +242,7 @@ def _distill(
     return fit
 
 
-def together(data: Data, training: Training) -> int:
+def batches_at_once(data: Data, training: Training) -> int:
     """Batches that a student is told of at once: of `TOGETHER` rows, and no more numbers than a prediction takes."""
     numbers = sum(int(leaf.numel()) for leaf in nested.leaves(data.example()))
     return max(1, min(TOGETHER, NUMBERS // max(1, numbers)) // training.batch_size)

@@ -62,7 +62,7 @@ class Student:
         self.optimizer.zero_grad()
         objective.backward(loss * unit)
         distributed.average_gradients(self.optimizer)
-        torch.nn.utils.clip_grad_norm_([self.values, *self.own.values()], LONGEST)
+        torch.nn.utils.clip_grad_norm_(self.optimizer.param_groups[0]["params"], LONGEST)
         self.optimizer.step()
         return seen
 

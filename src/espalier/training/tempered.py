@@ -82,8 +82,9 @@ def divided(fit: Fit, values: Tensor, state: State, by: float, x: Any) -> tuple[
 
 
 def _logits(fit: Fit, values: Tensor, state: State, x: Any) -> Tensor:
+    """Logs of the probabilities, as a categorical has its logits."""
     logits: Tensor = plain(fit.model.outcome(fit.dense(values), x, copied(state))).logits
-    return logits.log_softmax(-1)
+    return logits
 
 
 def _scaled(
