@@ -33,8 +33,8 @@ class Follower:
         """Before the optimiser takes step `taken`, on x and y: gradients of the mean loss per example are in `.grad`, the
         mean over all processes, and what is written there is what the optimiser sees. Moves of the topology have no such."""
 
-    def after(self, taken: int, x: Any, model: BayesianNetwork, guide: MaskedGuide) -> None:
-        """After step `taken`, on x."""
+    def after(self, taken: int, model: BayesianNetwork, guide: MaskedGuide) -> None:
+        """After step `taken`."""
 
     def asked(self) -> Mapping[str, Any]:
         """What it was asked for, JSON-able: a checkpoint of another training is not gone on from."""

@@ -370,7 +370,7 @@ class Loss(Follower):
         """See `Remembering`."""
         return self.function.beside(weights, x, model) if isinstance(self.function, Remembering) else None
 
-    def after(self, taken: int, x: Any, model: BayesianNetwork, guide: MaskedGuide) -> None:
+    def after(self, taken: int, model: BayesianNetwork, guide: MaskedGuide) -> None:
         self.progress = self.progress._replace(taken=taken)
         if isinstance(self.function, Remembering):
             self.function.told(self.progress, model, guide)

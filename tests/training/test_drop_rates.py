@@ -146,7 +146,7 @@ def test_the_rate_goes_to_where_the_predictive_is_best() -> None:
     model.weight_decay = 1e-3
     found = Found(data, 64, 400 * 67, seed=1)
     for number in range(1, 401):
-        found.after(number * found.every, None, model, guide)
+        found.after(number * found.every, model, guide)
     grid = np.linspace(0.001, 0.5, 200)
     best = grid[np.argmin([enumerated(model, guide, data, rate) for rate in grid])]
     assert 1 - guide.keep_prob == pytest.approx(best, abs=0.03)

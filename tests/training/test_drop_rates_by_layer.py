@@ -110,7 +110,7 @@ def test_each_goes_its_own_way_to_where_the_predictive_is_best() -> None:
     data = data._replace(validation=data.validation._replace(y=torch.tensor([2, 0, 0, 0, 1, 2])))
     found = Found(data, 64, 900 * 67, 1, "auto-layer", model.shapes)
     for number in range(1, 901):
-        found.after(number * found.every, None, model, guide)
+        found.after(number * found.every, model, guide)
     best = min(itertools.product((0.001, 0.25, 0.5), repeat=2), key=lambda rates: enumerated(model, guide, data, rates))
     assert best == (0.001, 0.5)
     assert isinstance(guide.keep_prob, tuple)

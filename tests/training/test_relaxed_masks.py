@@ -68,7 +68,7 @@ def test_the_search_keeps_the_first_values_of_which_few_are_above_the_threshold(
     search.begin(model, guide)
     for number, left in enumerate([20, 6, 5, 0], 1):
         guide.relaxed.data = torch.zeros(20).index_fill(0, torch.arange(left), 1.0 / number)
-        search.after(number, None, model, guide)
+        search.after(number, model, guide)
         assert search.row() == {ABOVE: max(left, 5)}
     assert search.relaxed.tolist() == pytest.approx([1 / 3] * 5 + [0.0] * 15)
     again = Search(5, 0.1)

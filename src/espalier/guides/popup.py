@@ -81,7 +81,7 @@ class Chosen(Follower):
             self.seen = torch.zeros(model.num_weights, dtype=torch.bool, device=guide.positions.device)
             self.seen[guide.positions] = True
 
-    def after(self, taken: int, x: Any, model: BayesianNetwork, guide: MaskedGuide) -> None:
+    def after(self, taken: int, model: BayesianNetwork, guide: MaskedGuide) -> None:
         self.guide.settle()
         assert self.seen is not None
         self.seen[guide.positions] = True

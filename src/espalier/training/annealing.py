@@ -39,7 +39,7 @@ class KLWarmup(Follower):
         self.full = guide.kl_scale
         self._ready(0, guide)
 
-    def after(self, taken: int, x: Any, model: BayesianNetwork, guide: MaskedGuide) -> None:
+    def after(self, taken: int, model: BayesianNetwork, guide: MaskedGuide) -> None:
         self._ready(taken, guide)
 
     def _ready(self, taken: int, guide: MaskedGuide) -> None:
@@ -203,7 +203,7 @@ class PriorAnnealing(Noise):
     def begin(self, model: BayesianNetwork, guide: MaskedGuide) -> None:
         self._ready(0, model, guide)
 
-    def after(self, taken: int, x: Any, model: BayesianNetwork, guide: MaskedGuide) -> None:
+    def after(self, taken: int, model: BayesianNetwork, guide: MaskedGuide) -> None:
         self._ready(taken, model, guide)
 
     def _ready(self, taken: int, model: BayesianNetwork, guide: MaskedGuide) -> None:

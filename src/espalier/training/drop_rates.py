@@ -202,8 +202,8 @@ class Found(Follower):
         else:
             model.prior_scale = prior_scale_of(model.weight_decay, model.num_data, mean, rescale=False)
 
-    def after(self, taken: int, x: Any, model: BayesianNetwork, guide: MaskedGuide) -> None:
-        """Most steps do nothing. The batch is not looked at: validation rows are."""
+    def after(self, taken: int, model: BayesianNetwork, guide: MaskedGuide) -> None:
+        """Most steps do nothing. Validation rows are looked at, not the batch."""
         if taken % self.every:
             return
         number = taken // self.every % len(self.states)

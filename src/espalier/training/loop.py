@@ -111,7 +111,7 @@ class Loop:
                 follower.before(self.taken, x, y, self.model, self.guide)
             self.optimizer.step()
         for follower in self.followers:
-            follower.after(self.taken, x, self.model, self.guide)
+            follower.after(self.taken, self.model, self.guide)
         return Info(self.taken, seen, terms.kl + terms.l2 - seen, terms.kl, grown, moving, active)
 
     @torch.no_grad()

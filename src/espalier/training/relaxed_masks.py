@@ -82,7 +82,7 @@ class Search(Follower):
         """m `(k,)`, of that step or of now."""
         return self.guide.get_parameter("relaxed").detach() if self.reached is None else self.reached
 
-    def after(self, taken: int, x: Any, model: BayesianNetwork, guide: MaskedGuide) -> None:
+    def after(self, taken: int, model: BayesianNetwork, guide: MaskedGuide) -> None:
         if self.reached is None and above(self.relaxed) <= self.count:
             self.reached = self.relaxed.clone()
 
