@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from espalier import BayesianNetwork, Training
 from espalier.inference import cigl
 from espalier.prediction.fit import WAYS
-from espalier.prediction.predict import is_valid
+from espalier.prediction.predict import at_once, is_valid
 from fitted import TOLERANCE, digits, trained
 
 
@@ -22,6 +22,13 @@ def test_prediction_does_not_depend_on_how_rows_are_batched() -> None:
     assert len(x) > 1000  # several batches
     parts = torch.cat([fit.predict(part, "pairs") for part in x.split(333)], 1)
     torch.testing.assert_close(fit.predict(x, "pairs"), parts, rtol=0, atol=TOLERANCE)
+
+
+def test_rows_at_once_are_few_enough_for_a_cache_and_for_memory() -> None:
+    """Of tabular rows, of images, of large ones and of what hardly fits; more on a GPU."""
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert [at_once(numbers, cpu) for numbers in (1, 524, 3072, 3 * 224**2, 1 << 23)] == [500, 500, 85, 16, 1]
+    assert [at_once(numbers, gpu) for numbers in (1, 3072, 3 * 224**2, 1 << 23)] == [4000, 4000, 216, 1]
 
 
 def test_prediction_changes_nothing_in_the_model() -> None:

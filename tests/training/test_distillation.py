@@ -310,9 +310,9 @@ def test_a_regression_is_distilled_with_its_noise() -> None:
     assert fit.history[-1]["loss"] == pytest.approx(float(loss.detach()), rel=1e-12)
 
 
-@pytest.mark.parametrize("epochs", [0, 3])
-def test_the_precision_is_that_of_predictions_and_not_of_a_networks_own_dropout(epochs: int) -> None:
-    """Its optimum given the means that the student predicts, by the masks that it was compared with."""
+@pytest.mark.parametrize(("masks", "epochs"), [(0, 0), (0, 3), (1, 3)])
+def test_the_precision_is_that_of_predictions_and_not_of_a_networks_own_dropout(masks: int, epochs: int) -> None:
+    """Its optimum given the means that the student predicts, by what it was compared with: moments, or masks."""
     stream = torch.Generator().manual_seed(4)
     x = torch.randn(64, 3, generator=stream)
     data = toy(classes=None)._replace(train=Split(x, x.sum(1)))
@@ -320,15 +320,20 @@ def test_the_precision_is_that_of_predictions_and_not_of_a_networks_own_dropout(
     layers = [nn.Linear(3, 16), nn.Tanh(), nn.Dropout(0.5), nn.Linear(16, 1), nn.Dropout(0.5)]
     model = BayesianNetwork(nn.Sequential(*layers), likelihood="normal")
     training = Training(epochs=10, batch_size=16, learning_rate=0.02, device="cpu")
-    fit = distilled.infer(model, data, sparsity=0.25, drop_rate=0.2, delta_t=2, distill_epochs=epochs, training=training, seed=1)
+    own = {"distill_epochs": epochs, "distill_masks": masks}
+    fit = distilled.infer(model, data, sparsity=0.25, drop_rate=0.2, delta_t=2, training=training, seed=1, **own)
     assert fit.student is not None
-    means, masks = fit.predict(x, "distilled")[0, :, 0], torch.Generator().manual_seed(0)
-    teacher, spread = Teacher(fit), []
-    for _ in range(8):
-        values, state = teacher.draw(masks)
-        told = outcome_of(fit.model, fit.dense(values), x, state)
-        spread.append((told.stddev.square() + (told.mean - means) ** 2).mean())
-    assert float(fit.student[1]["likelihood.log_precision"]) == pytest.approx(-float(torch.stack(spread).mean().log()), abs=1e-5)
+    means, stream = fit.predict(x, "distilled")[0, :, 0], torch.Generator().manual_seed(0)
+    if masks:
+        teacher, told = Teacher(fit), []
+        for _ in range(8):
+            values, state = teacher.draw(stream)
+            outcome = outcome_of(fit.model, fit.dense(values), x, state)
+            told.append(torch.stack([outcome.mean, outcome.stddev], -1))
+    else:
+        told = [*fit.predict(x, "moments", num_samples=8)]
+    spread = torch.stack([one[:, 1].square() + (one[:, 0] - means) ** 2 for one in told]).mean()
+    assert float(fit.student[1]["likelihood.log_precision"]) == pytest.approx(-float(spread.log()), abs=1e-5)
 
 
 def test_a_one_logit_network_is_distilled_like_the_same_network_with_two() -> None:

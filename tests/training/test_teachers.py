@@ -132,7 +132,7 @@ def test_a_precision_of_several_is_that_of_their_even_mixture() -> None:
         fits.append(regression(seed, log_precision))
     rows = toy().train.x
     student = Student(fits[0].model, *Teacher(fits[0]).ticket(), lambda _: 0.0)
-    student.match_precision(Teachers(fits), rows)
+    student.match_precision([*Teachers(fits).each(rows)], rows, fits[0].dense)
     means = [fit.model.evaluate(fit.dense(fit.pairs.values[0]), rows, fit.pairs.state(0)).squeeze(-1) for fit in fits]
     wanted = (1 + math.exp(-4.0) + (means[0] - means[1]).square().mean()) / 2
     assert float(student.own["likelihood.log_precision"].detach()) == pytest.approx(-math.log(float(wanted)), rel=1e-9)

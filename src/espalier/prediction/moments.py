@@ -26,6 +26,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from espalier.sparse.unwritten import Unwritten, unwritten
+
 NODES = 16
 """Of Gauss-Hermite quadrature."""
 LEAST = 1e-12
@@ -142,9 +144,13 @@ def _product(of: Callable[[Tensor, Tensor, Tensor | None], Tensor], x: Any, weig
     second = a.square() if b is None else torch.addcmul(b, a, a)
     if weight.ratio is not None:
         second = second * weight.ratio if b is None else second.mul_(weight.ratio).add_(b)
-        return Moments(loc, of(second, m.square(), None))
+        return Moments(loc, of(second, _squared(m), None))
     variance = of(second, v, None)
-    return Moments(loc, variance if b is None else variance + of(b, m.square(), None))
+    return Moments(loc, variance if b is None else variance + of(b, _squared(m), None))
+
+
+def _squared(m: Tensor) -> Tensor:
+    return unwritten(m.active.square(), m.of) if isinstance(m, Unwritten) and m.written is None else m.square()
 
 
 @rule("relu")
@@ -257,6 +263,10 @@ def _averaged(func: Any, x: Moments, *args: Any, **named: Any) -> Moments:
       "index_select", "pixel_shuffle", "channel_shuffle")  # fmt: skip
 def _moved(func: Any, x: Moments, *args: Any, **named: Any) -> Any:
     """Only where they are changes."""
+    if func is Tensor.view:
+        if args == (x.shape,):
+            return x
+        x = Moments(x.loc.contiguous(), x.variance.contiguous(), x.ratio)  # of a sparse product they are not
     loc, variance = func(x.loc, *args, **named), func(x.variance, *args, **named)
     if isinstance(loc, Tensor):
         return Moments(loc, variance, x.ratio)
@@ -266,7 +276,8 @@ def _moved(func: Any, x: Moments, *args: Any, **named: Any) -> Any:
 @rule("split")
 def _layers(func: Any, x: Moments, *args: Any, **named: Any) -> tuple[Moments, ...]:
     """Of the flat vector of weights every layer."""
-    parts = func(x.loc, *args, **named), func(x.variance, *args, **named)
+    both = x.loc, x.variance  # laid out over active weights alone, they are matrices already
+    parts = [own.layers() if isinstance(own, Unwritten) else func(own, *args, **named) for own in both]
     ratios = x.ratio if isinstance(x.ratio, tuple) and len(x.ratio) == len(parts[0]) else [None] * len(parts[0])
     return tuple(Moments(*part) for part in zip(*parts, ratios, strict=True))
 

@@ -36,7 +36,6 @@ from espalier.prediction.moments import NORMS, PRODUCTS, Moments, Unknown
 from espalier.prediction.pairs import State
 from espalier.prediction.predict import NUMBERS, exact, parameters_of, sent, to_device
 from espalier.randomness import forked
-from espalier.sparse import scatter
 from espalier.sparse.trial import alone
 
 if TYPE_CHECKING:
@@ -100,17 +99,15 @@ def by_factors(factors: Sequence[float]) -> AtLayers:
 
 def of_weights(fit: Fit) -> tuple[Moments, State]:
     """Of the flat weight vector `(num_weights,)` under all draws of `redraw`, with the other state that the mean network has."""
-    positions, counts, _ = fit.topology
-    last, total = fit.pairs.values[-1], fit.topology.num_weights
-    probs, factor = fit.probs, fit.scale
+    last, probs, factor = fit.pairs.values[-1], fit.probs, fit.scale
     state = {**fit.pairs.state(-1), **fit.statistics["mean"]}
     if fit.pairs.scales is not None:
         values, spread = last * factor, (fit.pairs.scales[-1] * factor).square()
-        return Moments(scatter(values, positions, total), scatter(spread, positions, total)), state
-    each = fit.keep_prob if isinstance(fit.keep_prob, tuple) else (fit.keep_prob,) * len(counts)
+        return Moments(fit.dense(values), fit.dense(spread)), state
+    each = fit.keep_prob if isinstance(fit.keep_prob, tuple) else (fit.keep_prob,) * len(fit.topology.counts)
     values = last * (probs * factor)
     spread = (last * factor).square() * (probs * (1 - probs))
-    return Moments(scatter(values, positions, total), scatter(spread, positions, total), tuple((1 - p) / p for p in each)), state
+    return Moments(fit.dense(values), fit.dense(spread), tuple((1 - p) / p for p in each)), state
 
 
 def products(fit: Fit) -> int:
@@ -154,7 +151,7 @@ def _factors(fit: Fit, x: Any) -> list[float]:
     """Of every product and normalisation, and last of the output: by its variance, which sums and products of what is independent
     have less of than the rules say, and then of classes by what is predicted."""
     weights, state = of_weights(fit)
-    _check(fit.model, weights, nested.each(lambda leaf: leaf[:2], x), state)
+    _check(fit, weights, nested.each(lambda leaf: leaf[:2], x), state)
     by_batch = batchnorm.has_batchnorm(fit.model) and fit.record.get("batchnorm") != "running"
     (*told, at_output), predicted = _drawn(fit, x, by_batch)
     if by_batch:  # as the masks were
@@ -193,13 +190,14 @@ def trust(weight: Moments | None) -> float:
     return EXPECTED**2 / (EXPECTED**2 + noise)
 
 
-def _check(model: BayesianNetwork, weights: Moments, x: Any, state: State) -> None:
+def _check(fit: Fit, weights: Moments, x: Any, state: State) -> None:
     """Raises Unknown where a function has no rule, and where without variance something else comes out than of the mean network:
     it may write into views, say."""
-    still = Moments(weights.loc, torch.zeros_like(weights.variance), weights.ratio and (0.0,) * len(weights.ratio))
-    found = propagate(model, still, x, state, scaled(lambda *_: 1.0)).loc
-    with evaluating(model), uncompiled(model):
-        told = model.evaluate(weights.loc, x, state)
+    nothing = fit.dense(torch.zeros_like(fit.pairs.values[-1]))
+    still = Moments(weights.loc, nothing, weights.ratio and (0.0,) * len(weights.ratio))
+    found = propagate(fit.model, still, x, state, scaled(lambda *_: 1.0)).loc
+    with evaluating(fit.model), uncompiled(fit.model):
+        told = fit.model.evaluate(weights.loc, x, state)
     if not isinstance(told, Tensor) or not torch.allclose(found, told, rtol=1e-3, atol=1e-4 * (1 + float(told.abs().max()))):
         raise Unknown("something that is not a function of its layers alone")
 
@@ -251,9 +249,8 @@ def _drawn(fit: Fit, x: Any, by_batch: bool) -> tuple[list[Tensor], Tensor | Non
         squares[place] += (off * (own - means[place])).sum()
         return output
 
-    positions, total = fit.topology.positions, fit.topology.num_weights
     for values in fit.redrawn(MASKS):
-        number, weights = number + 1, scatter(values, positions, total)
+        number, weights = number + 1, fit.dense(values)
         state = {name: tensor.clone() for name, tensor in fit.pairs.state(-1).items()}
         layers = AtLayers(visit)
         with batchnorm.by_the_batch(fit.model) if by_batch else evaluating(fit.model), uncompiled(fit.model), layers:

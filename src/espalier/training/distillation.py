@@ -46,7 +46,7 @@ from espalier.prediction import batchnorm, one_pass
 from espalier.prediction.ensemble import check_members
 from espalier.prediction.fit import Fit
 from espalier.prediction.pairs import State
-from espalier.prediction.predict import NUMBERS, outcome_of, to_device
+from espalier.prediction.predict import at_once, outcome_of, to_device
 from espalier.randomness import forked, own_stream
 from espalier.store import Bundle
 from espalier.training import distributed, rates
@@ -67,8 +67,6 @@ SHARE, RATE = (0.04, 0.1), (0.1, 0.02)
 """Of a training's steps, and of learning: told by moments, and by draws."""
 FEWEST, MOST = 40, 0.2
 """Steps at least, but for a short training: a share of it at most."""
-TOGETHER = 1024
-"""Rows that a student is told of at once."""
 SHOWN = 512
 """Training rows by which the end of distillation is compared with its beginning."""
 WORSE = 0.05
@@ -209,7 +207,7 @@ def _distill(
         student.restore(saved)
         streams.restore(under("stream.", saved.tensors))
     watch.on_begin(history)
-    at_once = batches_at_once(data, training)
+    together = batches_at_once(data, training, streams.device)
     while student.taken < steps and not stopped:
         losses, number = [], before["epoch"] + len(history) + 1
         streams.part_ways(number)
@@ -218,7 +216,7 @@ def _distill(
             for teacher in teachers.all:
                 nets.enter_context(distributed.synchronised(teacher.fit.model.net, streams.device))
             running = islice(mingled(sources, training, streams), steps - student.taken)
-            while some := [*islice(running, at_once)]:
+            while some := [*islice(running, together)]:
                 for x, told in zip(some, _told(teachers, some, streams, lessons.masks, student.taken), strict=True):
                     losses.append(student.learn(x, told, fit.dense))
                     watch.on_step(Info(before["step"] + student.taken, losses[-1], -losses[-1], torch.zeros(()), 0))
@@ -228,7 +226,7 @@ def _distill(
         history.append(row | _validate(fit, data, *student.network()))
         stopped = distributed.first_said(watch.on_epoch(history[-1]))
         watch.keep(partial(_checkpoint, student, streams, history, stopped, asked))
-    reached, ticket = settle(teachers, data, student)
+    reached, ticket = settle(teachers, data, student, not lessons.masks)
     if not reached <= ticket + WORSE * max(1.0, abs(ticket)):
         raise Refused(
             f"the distilled net ended farther from its teacher than the ticket, {reached:.4g} against {ticket:.4g} nats: "
@@ -242,10 +240,10 @@ def _distill(
     return fit
 
 
-def batches_at_once(data: Data, training: Training) -> int:
-    """Batches that a student is told of at once: of `TOGETHER` rows, and no more numbers than a prediction takes."""
+def batches_at_once(data: Data, training: Training, device: torch.device) -> int:
+    """Batches that a student is told of at once: of as many rows as a prediction takes."""
     numbers = sum(int(leaf.numel()) for leaf in nested.leaves(data.example()))
-    return max(1, min(TOGETHER, NUMBERS // max(1, numbers)) // training.batch_size)
+    return max(1, at_once(numbers, device) // training.batch_size)
 
 
 def _told(
@@ -276,15 +274,16 @@ def mingled(sources: Sequence[Data], training: Training, streams: Streams) -> It
         yield next(running[place])[0]
 
 
-def settle(teachers: Teachers, data: Data, student: Student) -> tuple[float, float]:
+def settle(teachers: Teachers, data: Data, student: Student, by_moments: bool = False) -> tuple[float, float]:
     """Give a learned precision its optimum; the cross-entropy from the teachers to the student and to the ticket, nats, at
     the first training rows."""
     rows = to_device(data.train.x[torch.arange(min(SHOWN, len(data.train.y)))], teachers.device)
     with ExitStack() as nets:  # no dropout of the networks' own, which no prediction has
         for teacher in teachers.all:
             nets.enter_context(batchnorm.by_the_batch(teacher.fit.model))
-        student.match_precision(teachers, rows)
-        reached, ticket = teachers.distances(rows, student.network(), teachers.first.ticket())
+        told = [*teachers.each(rows, by_moments)]
+        student.match_precision(told, rows, teachers.first.fit.dense)
+        reached, ticket = teachers.distances(told, rows, student.network(), teachers.first.ticket())
     return reached, ticket
 
 
@@ -295,9 +294,11 @@ def hand_out(fit: Fit, data: Data, student: Student, facts: dict[str, Any], teac
     values, state = student.network()
     fit.student = (values, batchnorm.estimate(fit.model, fit.dense(values), state, fit.inputs) if fit.inputs else state)
     if one_pass.has_level(fit.model):
-        facts["temperature"] = temper(fit, data, teachers, not facts["masks"], own_stream(0, STREAM))
+        by_moments = not facts["masks"]
+        facts["temperature"] = temper(fit, data, teachers, by_moments, own_stream(0, STREAM))
         rows = data.train.x[torch.arange(min(SHOWN, len(data.train.y)))]
-        facts["information"] = list(one_pass.fitted(one_pass.energy(fit, rows), teachers.probs(rows), sampled=teachers.sampled))
+        told, sampled = teachers.probs(rows, by_moments), teachers.sampled and not by_moments
+        facts["information"] = list(one_pass.fitted(one_pass.energy(fit, rows), told, sampled=sampled))
 
 
 def _checkpoint(

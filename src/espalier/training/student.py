@@ -16,7 +16,7 @@ from espalier.prediction.pairs import State
 from espalier.store import Bundle
 from espalier.training import distributed, objective, rates
 from espalier.training.finite import Finite
-from espalier.training.teachers import Teachers, copied, cross_entropy
+from espalier.training.teachers import copied, cross_entropy
 
 LONGEST = 1.0
 """Of a gradient (Pascanu et al. 2013), nats: without an end, a long first step on few weights may kill a network's ReLUs."""
@@ -67,16 +67,16 @@ class Student:
         return seen
 
     @torch.no_grad()
-    def match_precision(self, teachers: Teachers, x: Any) -> None:
-        """Of a normal likelihood with one learned precision: its optimum, given the means at rows x."""
+    def match_precision(
+        self, told: Sequence[dist.TorchDistribution], x: Any, dense: Callable[[Tensor], Tensor]
+    ) -> None:
+        """Of a normal likelihood with one learned precision: its optimum, given the means at rows x and what is told of them."""
         learned = self.own.get("likelihood.log_precision")
         if learned is None or not isinstance(self.model.likelihood, Normal):
             return
         values, state = self.network()
-        own = plain(self.model.outcome(teachers.first.fit.dense(values), x, copied(state)))
-        spread = []
-        for told in map(plain, teachers.each(x)):
-            spread.append((told.scale.square() + (told.loc - own.loc).square()).mean())
+        own = plain(self.model.outcome(dense(values), x, copied(state)))
+        spread = [(one.scale.square() + (one.loc - own.loc).square()).mean() for one in map(plain, told)]
         learned.copy_(-torch.stack(spread).mean().log())
 
     def network(self) -> tuple[Tensor, State]:

@@ -140,8 +140,13 @@ class Teachers:
         turns = [0] if len(self.all) == 1 else torch.randperm(len(self.all), generator=stream, device=stream.device).tolist()
         return joined([self.all[turns[place % len(turns)]].says(rows, stream) for place, (rows,) in enumerate(cuts)])
 
-    def each(self, x: Any) -> Iterator[dist.TorchDistribution]:
-        """Of x, by `MASKS` draws or as many as there are of them, evenly: the same draws whenever it is asked."""
+    def each(self, x: Any, by_moments: bool = False) -> Iterator[dist.TorchDistribution]:
+        """Of x, by `MASKS` draws or as many as there are of them, evenly, the same draws whenever it is asked; or by_moments
+        what each of them says together."""
+        if by_moments:
+            for teacher in self.all:
+                yield from teacher.together(x)
+            return
         stream = torch.Generator().manual_seed(0)
         for place in range(len(self.all) * math.ceil(MASKS / len(self.all))):
             yield self.all[place % len(self.all)].says(x, stream)
@@ -160,11 +165,13 @@ class Teachers:
                 raise ValueError(f"expected teachers of one kind of outcome, {what[0]}, but run {place} has {what[1]}")
 
     @torch.no_grad()
-    def distances(self, x: Any, *networks: tuple[Tensor, State]) -> list[float]:
-        """Mean cross-entropy from their draws to the outcome at rows x of each network on the first one's support, nats."""
+    def distances(
+        self, told: Sequence[dist.TorchDistribution], x: Any, *networks: tuple[Tensor, State]
+    ) -> list[float]:
+        """Mean cross-entropy from what is told of rows x to the outcome there of each network on the first one's support, nats."""
         fit = self.first.fit
         outcomes = [fit.model.outcome(fit.dense(values), x, copied(state)) for values, state in networks]
-        found = [torch.stack([cross_entropy(told, outcome).mean() for outcome in outcomes]) for told in self.each(x)]
+        found = [torch.stack([cross_entropy(one, outcome).mean() for outcome in outcomes]) for one in told]
         return [float(each) for each in torch.stack(found).mean(0)]
 
     @property
@@ -172,10 +179,14 @@ class Teachers:
         """Are their draws a random sample, and not all that there are?"""
         return not all(teacher.fit.is_one("redraw") for teacher in self.all)
 
-    def probs(self, x: Rows | Any) -> Tensor:
-        """Of classes, `(S, n, C)` at rows x, as they predict: as many draws of each; of a chain, states from all of it."""
+    def probs(self, x: Rows | Any, by_moments: bool = False) -> Tensor:
+        """Of classes, `(S, n, C)` at rows x, as they predict: as many draws of each; of a chain, states from all of it; or
+        by_moments outputs that are laid out."""
         share, draws = math.ceil(MASKS / len(self.all)), []
         for fit in (teacher.fit for teacher in self.all):
+            if by_moments:
+                draws.append(fit.predict(x, "moments", num_samples=share))
+                continue
             if not fit.is_one("redraw"):
                 draws.append(fit.predict(x, "redraw", num_samples=share))
                 continue

@@ -41,9 +41,7 @@ def temper(fit: Fit, data: Data, teachers: Teachers, by_moments: bool, stream: t
     if not len(data.validation.y):
         return 1.0
     x = selected(data.validation.x, some(len(data.validation.y), ROWS, stream))
-    every = [teacher.fit.predict(x, "moments", num_samples=1).mean(0) for teacher in teachers.all] if by_moments else []
-    said = torch.stack(every) if every else teachers.probs(x)
-    found = temperature(said.mean(0), fit.predict(x, "distilled")[0])
+    found = temperature(teachers.probs(x, by_moments).mean(0), fit.predict(x, "distilled")[0])
     found = float(distributed.mean(torch.tensor(found, dtype=torch.float64)))
     few = to_device(data.validation.x[torch.arange(min(FEW, len(data.validation.y)))], fit.topology.positions.device)
     assert fit.student is not None
