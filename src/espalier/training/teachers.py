@@ -168,7 +168,7 @@ class Teachers:
     def distances(
         self, told: Sequence[dist.TorchDistribution], x: Any, *networks: tuple[Tensor, State]
     ) -> list[float]:
-        """Mean cross-entropy from what is told of rows x to the outcome there of each network on the first one's support, nats."""
+        """Mean cross-entropy, nats, from what is told of rows x to what each network says there, on the first one's support."""
         fit = self.first.fit
         outcomes = [fit.model.outcome(fit.dense(values), x, copied(state)) for values, state in networks]
         found = [torch.stack([cross_entropy(one, outcome).mean() for outcome in outcomes]) for one in told]
