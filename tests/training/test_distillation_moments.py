@@ -49,10 +49,10 @@ def test_by_moments_it_is_told_what_all_masks_say_together() -> None:
     w, v = loc[12:].reshape(3, 4), var[12:].reshape(3, 4)
     out, out_var = F.linear(mean, w, b2), (F.linear(mean_var, w**2) + F.linear(mean**2 + mean_var, v)) * factors[1] * last
     wanted = torch.stack([(out + out_var.sqrt() * point).softmax(-1) for point in normals(POINTS, 3, seed=0)]).mean(0)
-    (told,) = Teacher(fit).together(x)
+    (told,) = Teacher(fit).together([x])
     torch.testing.assert_close(told.probs, wanted, rtol=0, atol=2e-3)  # tanh is by a rule of few nodes
     order = torch.randperm(BATCH, generator=Streams([5, STREAM], CPU).order)
-    loss = replay.loss(x[order], Teacher(fit).together(x[order])[0].probs)
+    loss = replay.loss(x[order], Teacher(fit).together([x[order]])[0].probs)
     gradients = torch.autograd.grad(loss, replay.student)
     once(fit, data, masks=0)
     for after, before, gradient in zip(student_of(fit), replay.student, gradients, strict=True):
@@ -146,4 +146,4 @@ def test_what_is_told_of_several_batches_is_what_is_told_of_each() -> None:
     assert [len(one) for one in told] == [2, 2, 2]  # a teacher each
     for x, one in zip(batches, told, strict=True):
         for own in one:
-            torch.testing.assert_close(own.probs, Teacher(fit).together(x, 5)[0].probs)
+            torch.testing.assert_close(own.probs, Teacher(fit).together([x], 5)[0].probs)

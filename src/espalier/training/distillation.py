@@ -46,7 +46,7 @@ from espalier.prediction import batchnorm, one_pass
 from espalier.prediction.ensemble import check_members
 from espalier.prediction.fit import Fit
 from espalier.prediction.pairs import State
-from espalier.prediction.predict import at_once, outcome_of, to_device
+from espalier.prediction.predict import NUMBERS, outcome_of, to_device
 from espalier.randomness import forked, own_stream
 from espalier.store import Bundle
 from espalier.training import distributed, rates
@@ -67,6 +67,8 @@ SHARE, RATE = (0.04, 0.1), (0.1, 0.02)
 """Of a training's steps, and of learning: told by moments, and by draws."""
 FEWEST, MOST = 40, 0.2
 """Steps at least, but for a short training: a share of it at most."""
+TOGETHER = 1024
+"""Rows that a student is told of at once."""
 SHOWN = 512
 """Training rows by which the end of distillation is compared with its beginning."""
 WORSE = 0.05
@@ -207,7 +209,7 @@ def _distill(
         student.restore(saved)
         streams.restore(under("stream.", saved.tensors))
     watch.on_begin(history)
-    together = batches_at_once(data, training, streams.device)
+    together = batches_at_once(data, training)
     while student.taken < steps and not stopped:
         losses, number = [], before["epoch"] + len(history) + 1
         streams.part_ways(number)
@@ -240,10 +242,10 @@ def _distill(
     return fit
 
 
-def batches_at_once(data: Data, training: Training, device: torch.device) -> int:
-    """Batches that a student is told of at once: of as many rows as a prediction takes."""
+def batches_at_once(data: Data, training: Training) -> int:
+    """Batches that a student is told of at once: of `TOGETHER` rows, and no more numbers than a prediction takes."""
     numbers = sum(int(leaf.numel()) for leaf in nested.leaves(data.example()))
-    return max(1, at_once(numbers, device) // training.batch_size)
+    return max(1, min(TOGETHER, NUMBERS // max(1, numbers)) // training.batch_size)
 
 
 def _told(

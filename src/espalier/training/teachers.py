@@ -27,7 +27,7 @@ from espalier.network import evaluating
 from espalier.prediction import propagation
 from espalier.prediction.fit import Fit
 from espalier.prediction.pairs import State, gaussian
-from espalier.prediction.predict import sent
+from espalier.prediction.predict import at_once, sent
 from espalier.training import objective
 
 MASKS = 8
@@ -65,10 +65,10 @@ class Teacher:
         return self.fit.model.outcome(self.fit.dense(values), x, copied(state))
 
     @torch.no_grad()
-    def together(self, x: Any, seed: int = 0) -> list[dist.TorchDistribution]:
-        """Of x, by all of its networks at once: distributions whose even mixture it is; of labels one, of their mean chances.
-        seed: of the points at which outputs are laid out."""
-        return even([*propagation.outcomes(self.fit, [x], count=POINTS, seed=seed, on_device=True)])
+    def together(self, batches: Sequence[Any], seed: int = 0) -> list[dist.TorchDistribution]:
+        """Of all rows of these batches, by all of its networks at once: distributions whose even mixture it is; of labels one, of
+        their mean chances. seed: of the points at which outputs are laid out."""
+        return even([*propagation.outcomes(self.fit, batches, count=POINTS, seed=seed, on_device=True)])
 
     def plainly(self, x: Any) -> dist.TorchDistribution:
         """The kind of thing that it says of rows x."""
@@ -130,8 +130,8 @@ class Teachers:
         together, of all batches at once."""
         if masks:
             return [[self.says(x, stream) for _ in range(masks)] for x in batches]
-        x, rows = nested.joined([*batches]), [nested.num_rows(batch) for batch in batches]
-        told = [parted(told, rows) for teacher in self.all for told in teacher.together(x, step)]
+        rows, fewer = [nested.num_rows(batch) for batch in batches], regrouped(batches, self.device)
+        told = [parted(told, rows) for teacher in self.all for told in teacher.together(fewer, step)]
         return [*map(list, zip(*told, strict=True))]
 
     def says(self, x: Any, stream: torch.Generator) -> dist.TorchDistribution:
@@ -145,7 +145,7 @@ class Teachers:
         what each of them says together."""
         if by_moments:
             for teacher in self.all:
-                yield from teacher.together(x)
+                yield from teacher.together([x])
             return
         stream = torch.Generator().manual_seed(0)
         for place in range(len(self.all) * math.ceil(MASKS / len(self.all))):
@@ -226,6 +226,14 @@ def even(outcomes: Sequence[dist.TorchDistribution]) -> list[dist.TorchDistribut
             return [dist.Categorical(logits=chances.log(), validate_args=False)]
         return [dist.Bernoulli(probs=chances, validate_args=False)]
     return every
+
+
+def regrouped(batches: Sequence[Any], device: torch.device) -> list[Any]:
+    """The same rows, as few batches as a pass takes at once."""
+    rows = nested.num_rows(batches[0])
+    numbers = sum(leaf.numel() for leaf in nested.leaves(batches[0])) // rows
+    size = max(1, at_once(numbers, device) // rows)
+    return [nested.joined(batches[first : first + size]) for first in range(0, len(batches), size)]
 
 
 def joined(outcomes: Sequence[dist.TorchDistribution]) -> dist.TorchDistribution:
