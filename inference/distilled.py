@@ -74,5 +74,6 @@ def infer(
             fit, data, training=training, seed=streams.seed, microbatches=microbatches, watch=first.next(), **lessons._asdict()
         )
     except Refused as why:  # the training is over, and stays
+        fit.record["refused"] = str(why)
         warnings.warn(f"the fit has no distilled net: {why}", stacklevel=2)
     return fit

@@ -15,7 +15,7 @@ from espalier.inference import distilled
 from espalier.network import BayesianNetwork
 from espalier.prediction.fit import Fit
 from espalier.prediction.propagation import equip, normals
-from espalier.training.distillation import STREAM, Lessons
+from espalier.training.distillation import STREAM, Lessons, distill
 from espalier.training.options import Training
 from espalier.training.streams import Streams
 from espalier.training.teachers import POINTS, Teacher, Teachers, cross_entropy, even
@@ -114,7 +114,10 @@ def test_moments_that_fail_at_a_batch_cost_no_training() -> None:
     assert "moments" in fit.ways
     assert "distilled" not in fit.ways
     assert not fit.model.training
-    assert "distilled" in distilled.infer(BayesianNetwork(InParts()), digits(), distill_masks=1, **options).ways
+    with pytest.raises(ValueError, match="expected one of .*, got 'distilled': moments of a batch failed .*: say how many draws"):
+        fit.predict(digits().test.x, "distilled")
+    assert "distilled" in distill(fit, digits(), training=training, seed=0, masks=1).ways
+    assert "refused" not in fit.record
 
 
 @pytest.mark.parametrize("rate", [1e20, 1e38])

@@ -87,8 +87,9 @@ def scaled(factor: Callable[[int, Tensor], float]) -> AtLayers:
 
 
 def why_not(fit: Fit, how: str) -> str:
-    """Why a fit does not predict by `moments`, as far as it is known."""
-    reason = fit.record.get("moments", {}).get("unknown", "") if how == "moments" else ""
+    """Why a fit does not predict by `moments` or `distilled`, as far as it is known."""
+    known = {"moments": fit.record.get("moments", {}).get("unknown", ""), "distilled": fit.record.get("refused", "")}
+    reason = known.get(how, "")
     return f": {reason}" if reason else ""
 
 

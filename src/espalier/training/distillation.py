@@ -292,6 +292,7 @@ def settle(teachers: Teachers, data: Data, student: Student, by_moments: bool = 
 def hand_out(fit: Fit, data: Data, student: Student, facts: dict[str, Any], teachers: Teachers) -> None:
     """The student as the fit's way to predict `distilled`; of classes, no surer than its teachers, and with what its logits say
     of their disagreement."""
+    fit.record.pop("refused", None)
     fit.record |= {"distilled": facts}
     values, state = student.network()
     fit.student = (values, batchnorm.estimate(fit.model, fit.dense(values), state, fit.inputs) if fit.inputs else state)
