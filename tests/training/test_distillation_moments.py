@@ -144,8 +144,8 @@ def test_what_is_told_of_several_batches_is_what_is_told_of_each() -> None:
     fit, data = masked_fit(), toy(3 * BATCH)
     fit.record |= {"shape": [3], "num_outputs": 3, "target": (0.0, 1.0), "batchnorm": "running"}
     equip(fit, data)
-    teachers, batches = Teachers([fit, fit]), [*data.train.x.split([BATCH, BATCH - 2, 2 + BATCH])]
-    told = teachers.tell(batches, torch.Generator(), 0, 5)
+    teachers, batches = Teachers([fit, fit], masks=0), [*data.train.x.split([BATCH, BATCH - 2, 2 + BATCH])]
+    told = teachers.tell(batches, torch.Generator(), 5)
     assert [len(one) for one in told] == [2, 2, 2]  # a teacher each
     for x, one in zip(batches, told, strict=True):
         for own in one:

@@ -86,8 +86,7 @@ class Lessons(NamedTuple):
 
     def of(self, teachers: Teachers) -> Lessons:
         """With these teachers."""
-        masks = self.masks if self.masks or teachers.have_moments else 1
-        return self._replace(masks=masks, learning_rate=self.learning_rate or RATE[masks > 0])
+        return self._replace(masks=teachers.masks, learning_rate=self.learning_rate or RATE[teachers.masks > 0])
 
     def steps(self, per_epoch: int, trained: int) -> int:
         """How many there are, after a training of so many."""
@@ -156,7 +155,7 @@ def check_later(
         check_members([fit, *others])
     if microbatches < 1:
         raise ValueError(f"expected at least 1 of microbatches, parts of a batch, got {microbatches}")
-    teachers = Teachers([fit, *others], microbatches)
+    teachers = Teachers([fit, *others], microbatches, lessons.masks)
     check(fit.model, data, teachers.differ, lessons)
     teachers.check(to_device(data.train.x[torch.arange(min(2, len(data.train.y)))], teachers.device))
     return teachers
@@ -219,7 +218,7 @@ def _distill(
                 nets.enter_context(distributed.synchronised(teacher.fit.model.net, streams.device))
             running = islice(mingled(sources, training, streams), steps - student.taken)
             while some := [*islice(running, together)]:
-                for x, told in zip(some, _told(teachers, some, streams, lessons.masks, student.taken), strict=True):
+                for x, told in zip(some, _told(teachers, some, streams, student.taken), strict=True):
                     losses.append(student.learn(x, told, fit.dense))
                     watch.on_step(Info(before["step"] + student.taken, losses[-1], -losses[-1], torch.zeros(()), 0))
         student.finite.settle()
@@ -228,7 +227,7 @@ def _distill(
         history.append(row | _validate(fit, data, *student.network()))
         stopped = distributed.first_said(watch.on_epoch(history[-1]))
         watch.keep(partial(_checkpoint, student, streams, history, stopped, asked))
-    reached, ticket = settle(teachers, data, student, not lessons.masks)
+    reached, ticket = settle(teachers, data, student)
     if not reached <= ticket + WORSE * max(1.0, abs(ticket)):
         raise Refused(
             f"the distilled net ended farther from its teacher than the ticket, {reached:.4g} against {ticket:.4g} nats: "
@@ -248,14 +247,12 @@ def batches_at_once(data: Data, training: Training) -> int:
     return max(1, min(TOGETHER, NUMBERS // max(1, numbers)) // training.batch_size)
 
 
-def _told(
-    teachers: Teachers, batches: Sequence[Any], streams: Streams, masks: int, step: int
-) -> list[list[dist.TorchDistribution]]:
+def _told(teachers: Teachers, batches: Sequence[Any], streams: Streams, step: int) -> list[list[dist.TorchDistribution]]:
     """`Teachers.tell`. Raises Refused where moments fail there: a network may go by the number of rows."""
     try:
-        return teachers.tell(batches, streams.mask, masks, step)
+        return teachers.tell(batches, streams.mask, step)
     except (ValueError, RuntimeError) as why:
-        if masks:
+        if teachers.masks:
             raise
         raise Refused(f"moments of a batch failed ({why}): say how many draws it is told of, in distill_masks") from why
 
@@ -276,14 +273,14 @@ def mingled(sources: Sequence[Data], training: Training, streams: Streams) -> It
         yield next(running[place])[0]
 
 
-def settle(teachers: Teachers, data: Data, student: Student, by_moments: bool = False) -> tuple[float, float]:
+def settle(teachers: Teachers, data: Data, student: Student) -> tuple[float, float]:
     """Give a learned precision its optimum; the cross-entropy from the teachers to the student and to the ticket, nats, at
     the first training rows."""
     rows = to_device(data.train.x[torch.arange(min(SHOWN, len(data.train.y)))], teachers.device)
     with ExitStack() as nets:  # no dropout of the networks' own, which no prediction has
         for teacher in teachers.all:
             nets.enter_context(batchnorm.by_the_batch(teacher.fit.model))
-        told = [*teachers.each(rows, by_moments)]
+        told = [*teachers.each(rows)]
         student.match_precision(told, rows, teachers.first.fit.dense)
         reached, ticket = teachers.distances(told, rows, student.network(), teachers.first.ticket())
     return reached, ticket
@@ -297,11 +294,9 @@ def hand_out(fit: Fit, data: Data, student: Student, facts: dict[str, Any], teac
     values, state = student.network()
     fit.student = (values, batchnorm.estimate(fit.model, fit.dense(values), state, fit.inputs) if fit.inputs else state)
     if one_pass.has_level(fit.model):
-        by_moments = not facts["masks"]
-        facts["temperature"] = temper(fit, data, teachers, by_moments, own_stream(0, STREAM))
+        facts["temperature"] = temper(fit, data, teachers, own_stream(0, STREAM))
         rows = data.train.x[torch.arange(min(SHOWN, len(data.train.y)))]
-        told, sampled = teachers.probs(rows, by_moments), teachers.sampled and not by_moments
-        facts["information"] = list(one_pass.fitted(one_pass.energy(fit, rows), told, sampled=sampled))
+        facts["information"] = list(one_pass.fitted(one_pass.energy(fit, rows), teachers.probs(rows), sampled=teachers.sampled))
 
 
 def _checkpoint(

@@ -91,10 +91,12 @@ class Teacher:
 
 
 class Teachers:
-    """Those of several fits, evenly. microbatches: parts of a batch, each told of by a draw of its own."""
+    """Those of several fits, evenly. microbatches: parts of a batch, each told of by a draw of its own. masks: draws whose mean
+    is told; 0: by moments, or one where a network has none."""
 
-    def __init__(self, fits: Sequence[Fit], microbatches: int = 1) -> None:
+    def __init__(self, fits: Sequence[Fit], microbatches: int = 1, masks: int = 1) -> None:
         self.all, self.microbatches = [Teacher(fit) for fit in fits], microbatches
+        self.masks = masks or int(not all("moments" in fit.ways for fit in fits))
         self.first = self.all[0]
         """Whose support the student stands on, and whose mean it begins as."""
 
@@ -102,11 +104,6 @@ class Teachers:
     def differ(self) -> bool:
         """Is there more than one network to learn from?"""
         return len(self.all) > 1 or self.first.differ
-
-    @property
-    def have_moments(self) -> bool:
-        """Can each of them say what all its networks say together?"""
-        return all("moments" in teacher.fit.ways for teacher in self.all)
 
     @property
     def device(self) -> torch.device:
@@ -123,13 +120,11 @@ class Teachers:
             for teacher in self.all:
                 teacher.fit.model.eval()
 
-    def tell(
-        self, batches: Sequence[Any], stream: torch.Generator, masks: int, step: int
-    ) -> list[list[dist.TorchDistribution]]:
-        """What a student is told of each of these batches, an even mixture: `masks` draws, or of 0 what all networks say
-        together, of all batches at once."""
-        if masks:
-            return [[self.says(x, stream) for _ in range(masks)] for x in batches]
+    def tell(self, batches: Sequence[Any], stream: torch.Generator, step: int) -> list[list[dist.TorchDistribution]]:
+        """What a student is told of each of these batches, an even mixture: draws, or what all networks say together, of all
+        batches at once."""
+        if self.masks:
+            return [[self.says(x, stream) for _ in range(self.masks)] for x in batches]
         rows, fewer = [nested.num_rows(batch) for batch in batches], regrouped(batches, self.device)
         told = [parted(told, rows) for teacher in self.all for told in teacher.together(fewer, step)]
         return [*map(list, zip(*told, strict=True))]
@@ -140,10 +135,10 @@ class Teachers:
         turns = [0] if len(self.all) == 1 else torch.randperm(len(self.all), generator=stream, device=stream.device).tolist()
         return joined([self.all[turns[place % len(turns)]].says(rows, stream) for place, (rows,) in enumerate(cuts)])
 
-    def each(self, x: Any, by_moments: bool = False) -> Iterator[dist.TorchDistribution]:
-        """Of x, by `MASKS` draws or as many as there are of them, evenly, the same draws whenever it is asked; or by_moments
-        what each of them says together."""
-        if by_moments:
+    def each(self, x: Any) -> Iterator[dist.TorchDistribution]:
+        """Of x, by `MASKS` draws or as many as there are of them, evenly, the same draws whenever it is asked; or what each of
+        them says together."""
+        if not self.masks:
             for teacher in self.all:
                 yield from teacher.together([x])
             return
@@ -176,15 +171,15 @@ class Teachers:
 
     @property
     def sampled(self) -> bool:
-        """Are their draws a random sample, and not all that there are?"""
-        return not all(teacher.fit.is_one("redraw") for teacher in self.all)
+        """Are their draws a random sample, and not all that there are, or laid out?"""
+        return self.masks > 0 and not all(teacher.fit.is_one("redraw") for teacher in self.all)
 
-    def probs(self, x: Rows | Any, by_moments: bool = False) -> Tensor:
-        """Of classes, `(S, n, C)` at rows x, as they predict: as many draws of each; of a chain, states from all of it; or
-        by_moments outputs that are laid out."""
+    def probs(self, x: Rows | Any) -> Tensor:
+        """Of classes, `(S, n, C)` at rows x, as they predict: as many draws of each; of a chain, states from all of it; or of
+        moments outputs that are laid out."""
         share, draws = math.ceil(MASKS / len(self.all)), []
         for fit in (teacher.fit for teacher in self.all):
-            if by_moments:
+            if not self.masks:
                 draws.append(fit.predict(x, "moments", num_samples=share))
                 continue
             if not fit.is_one("redraw"):

@@ -36,12 +36,12 @@ FEW, CLOSE = 8, 1e-4
 
 
 @torch.no_grad()
-def temper(fit: Fit, data: Data, teachers: Teachers, by_moments: bool, stream: torch.Generator) -> float:
+def temper(fit: Fit, data: Data, teachers: Teachers, stream: torch.Generator) -> float:
     """Give the fit's student, of classes, its temperature, which is returned."""
     if not len(data.validation.y):
         return 1.0
     x = selected(data.validation.x, some(len(data.validation.y), ROWS, stream))
-    found = temperature(teachers.probs(x, by_moments).mean(0), fit.predict(x, "distilled")[0])
+    found = temperature(teachers.probs(x).mean(0), fit.predict(x, "distilled")[0])
     found = float(distributed.mean(torch.tensor(found, dtype=torch.float64)))
     few = to_device(data.validation.x[torch.arange(min(FEW, len(data.validation.y)))], fit.topology.positions.device)
     assert fit.student is not None
