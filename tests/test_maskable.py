@@ -34,6 +34,13 @@ def test_a_weight_normed_layer_stays_dense_and_says_so():
     assert all(not torch.equal(before[key], value) for key, value in model.net.named_parameters())
 
 
+def test_a_complex_layer_stays_dense_and_says_so():
+    net = nn.Sequential(nn.Linear(5, 4, dtype=torch.cfloat), nn.Linear(4, 3))
+    with pytest.warns(UserWarning, match="^0.weight stay dense: what is not floating cannot be masked$"):
+        model = BayesianNetwork(net)
+    assert [weight.name for weight in model.weights] == ["1.weight"]
+
+
 @pytest.mark.parametrize("pattern", ["0.weight", "0.parametrizations.weight.original1", "0.*"])
 def test_naming_a_weight_normed_layer_is_refused(pattern):
     with pytest.raises(ValueError, match=r"^0\.\S+ cannot be masked: .* leave it dense$"):

@@ -51,9 +51,11 @@ def maskable_weights(net: nn.Module, patterns: Sequence[str] | None) -> Iterator
             raise ValueError(f"expected an initialised network, but {name} has no shape yet: call the network once first")
     if patterns is None:
         chosen = [name for name in candidates if name in plain and plain[name].requires_grad]
-        left = [name for name in candidates if name not in plain]
-        if left:
-            warnings.warn(f"{', '.join(left)} stay dense: a parametrised weight cannot be masked", stacklevel=3)
+        odd = {name for name in chosen if not plain[name].is_floating_point()}
+        chosen = [name for name in chosen if name not in odd]
+        for left, why in (({*candidates} - {*plain}, "a parametrised weight"), (odd, "what is not floating")):
+            if left:
+                warnings.warn(f"{', '.join(sorted(left))} stay dense: {why} cannot be masked", stacklevel=3)
     else:
         known = list(dict.fromkeys([*plain, *candidates]))
         chosen = [name for name in known if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from espalier import BayesianNetwork, Training, shelf
 from espalier.prediction import Fit
 from espalier.prediction.moments import Moments
-from espalier.prediction.propagation import of_weights, propagate, scaled
+from espalier.prediction.propagation import of_weights, propagate, scaled, trust
 from espalier.sparse import Unwritten, unwritten
 from fitted import digits, zeros_but
 
@@ -59,3 +59,25 @@ def test_moments_over_active_weights_are_those_over_all(
         torch.testing.assert_close(getattr(found, one), getattr(told, one), rtol=1e-4, atol=1e-6)
     times = 2 if inference == "cigl" else 3
     assert multiplied == [(300, 64)] * 2 + [(60, 300)] * times  # the last layer is too small to gain by it
+
+
+def test_how_far_a_factor_is_believed_is_asked_of_active_weights_alone() -> None:
+    fit = fitted("cigl", 0.3)
+    weights, _ = of_weights(fit)
+    written = Moments(zeros_but(fit, weights.loc.active), zeros_but(fit, weights.variance.active), weights.ratio[0])
+    weights.ratio = weights.ratio[0]
+    assert trust(weights) == pytest.approx(trust(written), rel=1e-9)
+    assert weights.variance.written is None
+
+
+def test_a_network_that_has_predicted_nothing_yet_has_moments() -> None:
+    """Without a validation split nothing was: sparse products are first tried, on few rows, and that is no layer of a pass."""
+    data = digits()
+    torch.manual_seed(3)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 300), nn.ReLU(), nn.Linear(300, 10))
+    empty = data.validation._replace(x=data.validation.x[:0], y=data.validation.y[:0])
+    training = Training(epochs=1, batch_size=64, learning_rate=0.1, device="cpu")
+    fit = shelf.load("inference", "cigl")(
+        BayesianNetwork(net), data._replace(validation=empty), sparsity=0.9, drop_rate=0.2, delta_t=5, training=training, seed=1
+    )
+    assert "moments" in fit.ways

@@ -357,6 +357,14 @@ def test_relocated_values_travel_with_their_weight_and_grown_ones_are_zero():
     assert masks.relocate(rows, torch.tensor([-1, 1])).tolist() == [[0, 0], [2, 3]]
 
 
+def test_scores_that_are_no_numbers_are_refused_and_short_ones_are_ranked():
+    """Of a NaN no count can be kept; bfloat16 is what NumPy does not know."""
+    with pytest.raises(ValueError, match="expected scores that are numbers, of which 3 are to be the largest, got NaN among 8"):
+        masks.keep_top(torch.full((8,), math.nan), 3)
+    score = torch.randn(50, generator=torch.Generator().manual_seed(0)).bfloat16()
+    assert torch.equal(masks.keep_top(score, 20), masks.keep_top(score.double(), 20))
+
+
 # ----------------------------------------------------------------------------------------------------------------- bits
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -57,10 +58,17 @@ def test_a_gradual_schedule_keeps_no_state_of_its_own() -> None:
         assert one.move(initial(SHAPES, 0.0), evidence_of(initial(SHAPES, 0.0), step)).topology.counts == seen[step].counts
 
 
-@pytest.mark.parametrize(("delta_t", "last"), [(100, 100), (100, 50), (5, 1), (5, 0), (0, 50), (-3, 50)])
+@pytest.mark.parametrize(("delta_t", "last"), [(100, 100), (100, 50), (5, 1), (5, 0), (math.inf, 50)])
 def test_gradual_pruning_without_a_move_is_refused(delta_t: int, last: int) -> None:
     with pytest.raises(ValueError, match=f"expected a delta_t below the freeze at step {last}, got {delta_t}: nothing"):
         schedules.gradual((5, 5), delta_t, last)
+
+
+@pytest.mark.parametrize(("delta_t", "why"), [(0, "at least 1 step"), (-3, "at least 1 step"), (30.5, "whole steps")])
+def test_gradual_pruning_is_by_whole_steps(delta_t: Any, why: str) -> None:
+    """By others the last move would not be where the counts are reached."""
+    with pytest.raises(ValueError, match=f"expected .*{why}, got {delta_t}"):
+        schedules.gradual((5, 5), delta_t, 100)
 
 
 @pytest.mark.parametrize("at", [1, 17])

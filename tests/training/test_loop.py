@@ -6,6 +6,7 @@ forward pass, the loss and the L2 are spelled with `torch.nn.functional`.
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -219,3 +220,35 @@ def test_rescaling_is_a_reparametrisation() -> None:
     fresh, plain = bayesian(case, keep_prob=p)
     Loop(fresh, plain, schedules.static(), constant(0.2)).step(*batch_of(case))
     assert (unscaled.values / p - plain.values).abs().max() > 1e-3
+
+
+class Rooted(torch.autograd.Function):
+    """Whose value is a number, and whose gradient is none."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient * math.nan
+
+
+class Broken(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 9, bias=False), nn.Linear(9, 5, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(Rooted.apply(self.first(x)))  # type: ignore[no-untyped-call]
+
+
+def test_a_topology_does_not_move_by_a_gradient_that_is_no_number() -> None:
+    """It would lose weights: at a move there is no step whose loss would show it."""
+    case = Case(Broken, (6,), (), _bare_by_hand)
+    model, guide = bayesian(case, keep_prob=0.9)
+    loop = Loop(model, guide, schedules.rigl(1, 10, 0.3), constant(0.1))
+    before = guide.topology.positions.clone()
+    with pytest.raises(RuntimeError, match="the gradient stopped being finite at step 1: lower the learning_rate"):
+        loop.step(*batch_of(case))
+    assert torch.equal(guide.topology.positions, before)

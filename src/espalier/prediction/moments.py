@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from espalier.sparse.layout import Layout
 from espalier.sparse.unwritten import Unwritten, unwritten
 
 NODES = 16
@@ -41,16 +42,17 @@ class Unknown(NotImplementedError):
 class Moments(Tensor):
     """A tensor of independent numbers by their means `loc` and variances `variance`, of its shape. Torch's functions of it that
     are in `RULES` give another; any other raises Unknown. ratio: of masked weights of one layer variance / loc^2, which saves a
-    product; of the flat vector each layer's."""
+    product; of the flat vector each layer's. source: of a function of each number, whose means these were, and the function."""
 
     loc: Tensor
     variance: Tensor
     ratio: Any
+    source: tuple[Tensor, Callable[[Tensor], Tensor]] | None
 
     @staticmethod
     def __new__(cls, loc: Tensor, variance: Tensor, ratio: Any = None) -> Moments:
         self: Moments = Tensor._make_wrapper_subclass(cls, loc.shape, dtype=loc.dtype, device=loc.device)
-        self.loc, self.variance, self.ratio = loc, variance, ratio
+        self.loc, self.variance, self.ratio, self.source = loc, variance, ratio, None
         return self
 
     def __repr__(self) -> str:  # type: ignore[override]
@@ -75,7 +77,8 @@ class Moments(Tensor):
             if not isinstance(args[0], Moments):
                 raise Unknown(f"{name} of what is random into what is not")
             found = rule(func, *args, **kwargs)
-            args[0].loc, args[0].variance = found.loc, found.variance  # for all who hold it
+            for what in ("loc", "variance", "ratio", "source"):  # for all who hold it
+                setattr(args[0], what, getattr(found, what))
             return args[0]
         return rule(func, *args, **kwargs)
 
@@ -135,12 +138,15 @@ def _by_letters(func: Any, equation: str, *operands: Any) -> Moments:
     return _product(lambda a, w, _: func(equation, a, w), own[0], own[1], None)
 
 
-def _product(of: Callable[[Tensor, Tensor, Tensor | None], Tensor], x: Any, weight: Any, bias: Tensor | None) -> Moments:
+def _product(of: Callable[[Tensor, Tensor, Tensor | None], Tensor], x: Any, weight: Any, bias: Any) -> Moments:
     """Of a masked weight the two products of variances are one."""
+    if isinstance(bias, Moments):
+        found, places = _product(of, x, weight, bias.loc), (-1, *[1] * (len(weight.shape) - 2))
+        return Moments(found.loc, found.variance + bias.variance.view(places))
     (a, b), (m, v) = _split(x), _split(weight)
     loc = of(a, m, bias)
     if v is None:
-        return Moments(loc, of(b, m.square(), None))
+        return Moments(loc, torch.zeros_like(loc) if b is None else of(b, m.square(), None))
     second = a.square() if b is None else torch.addcmul(b, a, a)
     if weight.ratio is not None:
         second = second * weight.ratio if b is None else second.mul_(weight.ratio).add_(b)
@@ -175,13 +181,18 @@ def _of_each(func: Any, x: Moments, *args: Any, **named: Any) -> Moments:
     shares = [float(weight) for weight in weights / weights.sum()]
     loc = sum(share * value for share, value in zip(shares, values, strict=True))
     variance = sum(share * (value - loc).square() for share, value in zip(shares, values, strict=True))
-    return Moments(loc, variance)
+    found = Moments(loc, variance)
+    found.source = x.loc, lambda value: func(value, *args, **named)
+    return found
 
 
 @rule("pow")
 def _power(func: Any, x: Any, exponent: Any) -> Moments:
     if isinstance(exponent, Moments):
         raise Unknown("a power that is random")
+    powers = torch.as_tensor(exponent)
+    if (powers != powers.round()).any() or (powers < 0).any():  # nodes of what is never negative may lie below 0
+        raise Unknown("a power that is not 0, 1, 2, ...")
     found: Moments = _of_each(func, x, exponent)
     return found
 
@@ -276,8 +287,12 @@ def _moved(func: Any, x: Moments, *args: Any, **named: Any) -> Any:
 @rule("split")
 def _layers(func: Any, x: Moments, *args: Any, **named: Any) -> tuple[Moments, ...]:
     """Of the flat vector of weights every layer."""
-    both = x.loc, x.variance  # laid out over active weights alone, they are matrices already
-    parts = [own.layers() if isinstance(own, Unwritten) else func(own, *args, **named) for own in both]
+
+    def of(own: Tensor) -> Any:
+        whole = isinstance(own, Unwritten) and isinstance(own.of, Layout)  # whose layers have their shapes already
+        return own.layers() if whole else func(own, *args, **named)  # type: ignore[attr-defined]
+
+    parts = of(x.loc), of(x.variance)
     ratios = x.ratio if isinstance(x.ratio, tuple) and len(x.ratio) == len(parts[0]) else [None] * len(parts[0])
     return tuple(Moments(*part) for part in zip(*parts, ratios, strict=True))
 
@@ -306,7 +321,9 @@ def _embedding(func: Any, ids: Tensor, weight: Moments, *args: Any, **named: Any
 
 
 @rule("add", "radd", "iadd", "sub", "rsub", "isub")
-def _sum(func: Any, x: Any, y: Any) -> Moments:
+def _sum(func: Any, x: Any, y: Any, *, alpha: float = 1.0) -> Moments:
+    """alpha: of the second one, as torch has it."""
+    y = y if alpha == 1 else y * alpha
     if x is y:  # not independent
         return Moments(func(x.loc, x.loc), func(x.variance.sqrt(), x.variance.sqrt()).square())
     (a, b), (c, d) = _split(x), _split(y)
@@ -324,6 +341,11 @@ def _scaled(_: Any, x: Any, y: Any) -> Moments:
     if x is y:
         squared: Moments = _of_each(torch.square, x)
         return squared
+    for one, other in ((x, y), (y, x)):  # x sigmoid(x) is a function of x
+        if isinstance(one, Moments) and isinstance(other, Moments) and other.source and other.source[0] is one.loc:
+            gate = other.source[1]
+            gated: Moments = _of_each(lambda value: value * gate(value), one)  # noqa: B023 - called at once
+            return gated
     (a, b), (c, d) = _split(x), _split(y)
     parts = [] if b is None else [b * c**2]
     parts += [] if d is None else [d * a**2]

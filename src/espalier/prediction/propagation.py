@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pyro
 import pyro.distributions as dist
 import torch
 from scipy.optimize import minimize_scalar
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from espalier import nested
@@ -36,6 +37,7 @@ from espalier.prediction.moments import NORMS, PRODUCTS, Moments, Unknown
 from espalier.prediction.pairs import State
 from espalier.prediction.predict import NUMBERS, exact, parameters_of, sent, to_device
 from espalier.randomness import forked
+from espalier.sparse import Unwritten, scatter
 from espalier.sparse.trial import alone
 
 if TYPE_CHECKING:
@@ -69,7 +71,7 @@ class AtLayers(TorchFunctionMode):
             return found
         self.seen += 1
         masked = [own for own in args if isinstance(own, Moments) and own.ratio is not None]
-        self.weight = masked[-1] if masked else self.weight
+        self.weight = max(masked, key=Moments.numel) if masked else self.weight  # not its bias
         if isinstance(found, tuple):  # and weights of the attention
             return self.visit(self.seen - 1, found[0]), *found[1:]
         return self.visit(self.seen - 1, found)
@@ -121,11 +123,24 @@ def products(fit: Fit) -> int:
 def propagate(model: BayesianNetwork, weights: Moments, x: Any, state: Mapping[str, Tensor], layers: AtLayers) -> Moments:
     """The network's output `(n, ...)` by its moments, of one batch. Raises Unknown where it has a function without a rule, or
     gives something else than one tensor."""
-    with evaluating(model), uncompiled(model), layers:
+    with evaluating(model), uncompiled(model), _as_it_was(model.net), layers:
         output = model.evaluate(weights, x, state)
     if not isinstance(output, Moments):
         raise Unknown("an output without masks" if isinstance(output, Tensor) else "several outputs")
     return output
+
+
+@contextmanager
+def _as_it_was(net: nn.Module) -> Iterator[None]:
+    """A network that keeps what it computed, keeps none of it: moments cannot be copied with it."""
+    before = [(module, dict(vars(module))) for module in net.modules()]
+    try:
+        yield
+    finally:
+        for module, kept in before:
+            for name in [name for name, value in vars(module).items() if isinstance(value, Moments)]:
+                vars(module).pop(name)
+                vars(module).update({name: kept[name]} if name in kept else {})
 
 
 def equip(fit: Fit, data: Data) -> None:
@@ -170,6 +185,8 @@ def _factors(fit: Fit, x: Any) -> list[float]:
     output = propagate(fit.model, weights, x, state, layers)
     if layers.seen != len(told) or not all(map(math.isfinite, factors)):
         raise Unknown("layers that are not the same ones at each call")
+    if not (output.loc.isfinite().all() and output.variance.isfinite().all()):
+        raise Unknown("outputs that are no numbers")
     computed = float(_some(output.variance).sum())
     # 1 but where sums or products follow the last layer, of whose own factor not all may be believed.
     last = float(at_output) / computed * (factors[-1] / measured[-1]) if computed > 0 and measured[-1] > 0 else 1.0
@@ -185,7 +202,8 @@ def trust(weight: Moments | None) -> float:
     if weight is None:
         return 1.0
     p = 1 / (1 + float(weight.ratio))
-    squares = weight.variance.double()
+    own = weight.variance
+    squares = (own.active if isinstance(own, Unwritten) else own).double()  # zeros count for nothing
     count = float(squares.sum() ** 2 / squares.square().sum().clamp_min(torch.finfo(torch.float64).tiny))
     noise = max(0.0, 1 / max(p * (1 - p), 1e-12) - 6) / (MASKS * max(count, 1.0))
     return EXPECTED**2 / (EXPECTED**2 + noise)
@@ -250,8 +268,9 @@ def _drawn(fit: Fit, x: Any, by_batch: bool) -> tuple[list[Tensor], Tensor | Non
         squares[place] += (off * (own - means[place])).sum()
         return output
 
+    positions, total = fit.topology.positions, fit.topology.num_weights
     for values in fit.redrawn(MASKS):
-        number, weights = number + 1, fit.dense(values)
+        number, weights = number + 1, scatter(values, positions, total)  # written out, or it would be tried under our eyes
         state = {name: tensor.clone() for name, tensor in fit.pairs.state(-1).items()}
         layers = AtLayers(visit)
         with batchnorm.by_the_batch(fit.model) if by_batch else evaluating(fit.model), uncompiled(fit.model), layers:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from espalier.contracts import Move, Topology, counts_of
@@ -166,8 +168,8 @@ def keep_top(score: Tensor, count: int, among: Tensor | None = None) -> Tensor:
         kept[first + start] = True
         missing -= len(first)
         if not missing:
-            break
-    return kept
+            return kept
+    raise ValueError(f"expected scores that are numbers, of which {count} are to be the largest, got NaN among {len(score)}")
 
 
 def _kth_largest(scores: Tensor, count: int, among: Tensor | None) -> Tensor:
@@ -177,10 +179,10 @@ def _kth_largest(scores: Tensor, count: int, among: Tensor | None) -> Tensor:
         pool = scores if among is None else scores[among]
         return pool.kthvalue(len(pool) - count + 1).values
     size = max(count, PIECE)
-    numbers, allowed = scores.numpy(), None if among is None else among.numpy()
-    best = numbers[:0]
-    for start in range(0, len(numbers), size):
-        piece = numbers[start : start + size]
+    allowed = None if among is None else among.numpy()
+    best = _numbers(scores[:0])
+    for start in range(0, len(scores), size):
+        piece = _numbers(scores[start : start + size])
         if allowed is not None:
             piece = piece[allowed[start : start + size]]
         if len(best) == count:
@@ -192,6 +194,11 @@ def _kth_largest(scores: Tensor, count: int, among: Tensor | None) -> Tensor:
         if len(best) == count:
             best.partition(0)
     return torch.as_tensor(best[0])
+
+
+def _numbers(scores: Tensor) -> NDArray[Any]:
+    """As NumPy has them, which knows no bfloat16: their order is that of floats."""
+    return (scores.float() if scores.dtype == torch.bfloat16 else scores).numpy()
 
 
 def candidates(topology: Topology, drop_score: Tensor, fraction: float) -> Tensor:

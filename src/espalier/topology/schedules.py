@@ -79,11 +79,7 @@ def drop_and_grow_every(
 
     Raises ValueError for a delta_t below 1 or a drop_fraction outside [0, 1]; warns where there is no such t.
     """
-    if not delta_t >= 1:
-        raise ValueError(f"expected delta_t of at least 1 step, got {delta_t}")
-    if math.isfinite(delta_t) and delta_t % 1:
-        raise ValueError(f"expected a delta_t of whole steps, got {delta_t}")
-    delta_t = int(delta_t) if math.isfinite(delta_t) else delta_t  # a number of NumPy's is none that JSON has
+    delta_t = _whole(delta_t)
     if not 0 <= drop_fraction <= 1:
         raise ValueError(f"expected drop_fraction in [0, 1], got {drop_fraction}")
     if 0 < last <= delta_t < math.inf:
@@ -104,6 +100,15 @@ def drop_and_grow_every(
     often = delta_t if math.isfinite(delta_t) else "never"
     asked = {"delta_t": often, "drop_fraction": drop_fraction, "drop": named(drop), "grow": named(grow), "accept": named(accept)}
     return Schedule(last=last, due=lambda step: step % delta_t == 0 and step < last, move=move, asked=asked)
+
+
+def _whole(delta_t: float) -> Any:
+    """As an int, or infinity. A number of NumPy's is none that JSON has."""
+    if not delta_t >= 1:
+        raise ValueError(f"expected delta_t of at least 1 step, got {delta_t}")
+    if math.isfinite(delta_t) and delta_t % 1:
+        raise ValueError(f"expected a delta_t of whole steps, got {delta_t}")
+    return int(delta_t) if math.isfinite(delta_t) else delta_t
 
 
 def named(score: Callable[..., Any] | None) -> str:
@@ -140,7 +145,8 @@ def gradual(counts: Sequence[int], delta_t: int, last: int, *, drop: DropScore =
 
     Raises ValueError where there is no such step.
     """
-    end = (last - 1) // delta_t * delta_t if delta_t >= 1 else 0
+    delta_t = _whole(delta_t)
+    end = (last - 1) // delta_t * delta_t if math.isfinite(delta_t) else 0
     if end < 1:
         raise ValueError(f"expected a delta_t below the freeze at step {last}, got {delta_t}: nothing would be pruned")
 
@@ -150,7 +156,7 @@ def gradual(counts: Sequence[int], delta_t: int, last: int, *, drop: DropScore =
         return prune(topology, drop(evidence), left)
 
     return Schedule(last=last, due=lambda step: step % delta_t == 0 and step <= end, move=move, reached=end,
-                    asked={"delta_t": int(delta_t), "drop": named(drop), "grow": "gradual"})  # fmt: skip
+                    asked={"delta_t": delta_t, "drop": named(drop), "grow": "gradual"})  # fmt: skip
 
 
 def one_shot(counts: Sequence[int], at: int, *, drop: DropScore = magnitude) -> Schedule:

@@ -95,6 +95,10 @@ class Loop:
         if moving:
             self.finite.settle()
             gradient = distributed.mean(self.guide.gradient())
+            if not torch.isfinite(gradient.sum(dtype=torch.float64)):  # of a finite loss it need not be
+                raise RuntimeError(
+                    f"the gradient stopped being finite at step {self.taken}: lower the learning_rate or add warmup"
+                )
             evidence = Evidence(
                 self.taken, self.guide.values.data, gradient, self.topology_stream, self.guide.scales(),
                 partial(self._loss_with, x, y),
