@@ -87,20 +87,34 @@ def test_a_line_of_a_ledger_that_a_kill_cut_short_is_written_anew(tmp_path: Path
     for end in range(len('["a", 1]\n'), len(whole)):
         file.write_text(whole[:end])
         book = store.Ledger(file)
-        assert book.known == {"a": 1}
+        there = end == len(whole) - 1  # all but its end
+        assert book.known == {"a": 1, **({"b": {"x": 2}} if there else {})}
         assert file.read_text() == whole[:end]  # reading changes nothing
         book.of("b", lambda: {"x": 2})
         book.of("c", lambda: 3)
         assert file.read_text() == whole + '["c", 3]\n'
 
 
-@pytest.mark.parametrize("text", ["a diary", "a diary\n", '["a", 1]\n{"b": 2}\n["c", 3]\n', '["a", 1, 2]\n', '["a", 1]\n\xff\n'])
+@pytest.mark.parametrize(
+    "text",
+    ['[{"weights": [1, 2]}, "a year"]', '["a", 1]\n[1, 2, 3]', "[1, 2]", "a diary", "a diary\n",
+     '["a", 1]\n{"b": 2}\n["c", 3]\n', '["a", 1, 2]\n', '["a", 1]\n\xff\n'],
+)  # fmt: skip
 def test_a_file_that_is_no_ledger_is_refused_and_left_alone(text: str, tmp_path: Path) -> None:
     file = tmp_path / "diary.txt"
     file.write_text(text, encoding="latin-1")
     with pytest.raises(ValueError, match=r"expected lines \[name, result\] in .*diary.txt, got .*: mend it, or"):
         store.Ledger(file)
     assert file.read_text(encoding="latin-1") == text
+
+
+def test_a_whole_last_line_without_an_end_is_a_result(tmp_path: Path) -> None:
+    file = tmp_path / "results.jsonl"
+    file.write_text('["a", 1]\n["b", 2]')
+    book = store.Ledger(file)
+    assert book.known == {"a": 1, "b": 2}
+    book.of("c", lambda: 3)
+    assert file.read_text() == '["a", 1]\n["b", 2]\n["c", 3]\n'
 
 
 def test_the_temporary_file_of_a_living_process_is_its_own(tmp_path: Path) -> None:

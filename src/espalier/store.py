@@ -193,17 +193,20 @@ class Ledger:
     """Results by name, a line of JSON each, on the disk as soon as each is there: what a long study goes on from.
 
     file: None keeps them for this process. A last line that a kill cut short counts as not written. Raises ValueError for a file
-    with any other line that is not a name and a result.
+    with any other line that is not a name and a result, a whole one without an end too: it is not ours to be cut off.
     """
 
     def __init__(self, file: Path | None) -> None:
         self.file, self.known = file, dict[str, Any]()
         text = file.read_bytes() if file is not None and file.is_file() else b""
         *lines, self.torn = text.split(b"\n")
-        foreign = bool(self.torn) and not self.torn.startswith(b"[")  # then not ours, and not to be cut off
-        for line in [*lines, self.torn] if foreign else lines:
+        if self.torn and not (self.torn.startswith(b'["'[: len(self.torn)]) and not _is_json(self.torn)):
+            lines, self.torn = [*lines, self.torn], b""
+        for line in lines:
             try:
                 name, result = json.loads(line)
+                if not isinstance(name, str):
+                    raise ValueError("a name is a word")
             except (ValueError, TypeError) as error:
                 raise ValueError(
                     f"expected lines [name, result] in {file}, got {ascii(line[:60])}: mend it, or choose another file"
@@ -230,7 +233,18 @@ class Ledger:
             if self.torn and out.read() == self.torn:  # else another process has written since
                 out.truncate(end)
             self.torn = b""
-            out.write(f"{line}\n".encode())
+            end = out.seek(0, os.SEEK_END)
+            out.seek(max(0, end - 1))
+            ended = out.read() in (b"", b"\n")
+            out.write(f"{line}\n".encode() if ended else f"\n{line}\n".encode())
+
+
+def _is_json(text: bytes) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
 
 
 def signed(facts: Mapping[str, Any]) -> dict[str, Any]:

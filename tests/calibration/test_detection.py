@@ -153,7 +153,7 @@ def test_two_perfect_scores_may_differ_and_no_false_positive_may_be_one():
 
 
 def test_of_perfect_separation_the_precision_is_no_surer_than_the_area() -> None:
-    """The least average precision at the AUROC's lower end, of 20,000 scores of either kind; the most, of perfect confusion."""
+    """Near that of 20,000 scores of the AUROC's lower end, others first of all, and no more; the most, of perfect confusion."""
     rng = np.random.default_rng(0)
     inside, outside = rng.normal(size=40), 10 + rng.normal(size=20)
     found = detection_summary(inside, outside)
@@ -163,7 +163,10 @@ def test_of_perfect_separation_the_precision_is_no_surer_than_the_area() -> None
         first = np.where(many < 1 - area, -1.0, 2.0)  # others that come before all that are sought, and those after
         count = round(20_000 / odds)
         probe = aupr_in(np.linspace(0, 1, count), first)
-        assert found[f"{name}_interval"] == pytest.approx([probe, 1.0], abs=2e-3)
+        low, high = found[f"{name}_interval"]
+        assert high == 1.0
+        assert 0.85 * probe < low < probe + 2e-3
+        assert low == pytest.approx(detection._at_area(area, odds, least=True))
     swapped = detection_summary(outside, inside)
     area = swapped["auroc_interval"][1]
     late = np.where(many < area, many, 3.0)
@@ -210,3 +213,21 @@ def test_a_false_positive_rate_of_few_inside_is_covered():
         found = detection.detection_summary(inside, outside, num_resamples=50, seed=seed)
         missed += not found["false_positive_rate_interval"][0] <= rate <= found["false_positive_rate_interval"][1]
     assert_at_most(missed, 100, 0.05)
+
+
+@pytest.mark.parametrize(("area", "odds"), [(0.9, 1.0), (0.7, 10.0), (0.69, 50.0), (0.16, 1.0), (0.16, 50.0), (0.99, 3.0)])
+def test_no_order_of_that_area_has_less_precision(area: float, odds: float) -> None:
+    """Beside powers of t, capped at 1, and steps: the shares passed, never falling, of the same integral."""
+    t = (np.arange(20_000) + 0.5) / 20_000
+
+    def precision(rise: Array) -> float:
+        low, high = 0.0, 1e9
+        for _ in range(100):
+            middle = (low + high) / 2
+            low, high = (middle, high) if np.minimum(1, middle * rise).mean() < 1 - area else (low, middle)
+        return float((t / (t + odds * np.minimum(1, high * rise))).mean())
+
+    others = [precision(t**power) for power in np.linspace(0, 3, 31)] + [precision(t + shift) for shift in (0.05, 0.3, 1.0)]
+    least = detection._at_area(area, odds, least=True)
+    assert least <= min(others) + 1e-4
+    assert least == pytest.approx(min(others), rel=0.11)

@@ -38,6 +38,9 @@ def test_means_by_group_are_means_with_the_wings_own_interval() -> None:
     found = means_by_group(x, groups)
     for k in (0, 1):
         assert found[str(k)] == (pytest.approx(x[k::2].mean()), calibration.bootstrap_interval(x[k::2]))
+    low, high = means_by_group([1, 1, 1, 0, 1, 1.0], list("aaabbb"))["a"].interval  # three hits of three
+    z = 1.959963984540054
+    assert (low, high) == (pytest.approx(3 / (3 + z**2)), pytest.approx(1.0))
 
 
 def test_the_largest_gap_names_its_two_groups() -> None:
@@ -171,12 +174,13 @@ def test_what_does_not_fit_is_refused() -> None:
     assert groups_differ(x, ["a", "a", "a", "b"], num_permutations=9).p_value > 0, "a single example is a group, too"
 
 
-def test_a_gap_of_skewed_scores_covers_a_true_zero_where_a_group_is_small():
-    """One example in twenty is a surprise, and of ten most groups show none."""
+@pytest.mark.parametrize("size", [10, 30, 50, 100])
+def test_a_gap_of_skewed_scores_covers_a_true_zero_where_a_group_is_small(size):
+    """One example in fifty is a surprise, and of a hundred many groups show none."""
     hits, worlds = 0, 150
     for world in range(worlds):
         rng = np.random.default_rng([11, world])
-        scores = np.where(rng.random(510) < 0.05, rng.exponential(5, 510), 0.01)
-        found = calibration.largest_gap(scores, np.repeat([0, 1], [10, 500]), num_resamples=300)
+        scores = np.where(rng.random(500 + size) < 0.02, rng.exponential(5, 500 + size), 0.01)
+        found = calibration.largest_gap(scores, np.repeat([0, 1], [size, 500]), num_resamples=300)
         hits += found.interval[0] <= 0
     assert hits >= 0.9 * worlds

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -168,3 +169,33 @@ def test_weights_that_are_an_archive_are_refused(run: Path, tmp_path: Path) -> N
     np.savez(tmp_path / "w.npz", w=np.ones(700))
     with pytest.raises(ValueError, match="expected an .npy file of numbers as weights, got an archive of several arrays"):
         Settings(weights=str(tmp_path / "w.npz")).read_weights(700)
+
+
+def test_a_risk_without_labels_needs_none_and_labels_that_are_there_are_one_each(run: Path) -> None:
+    data, fit = runs.data_of(run), runs.load(run)
+    without = Settings(risks=("disagreement",), alphas=(0.12,))
+    rows, none = data.calibration.x, data.calibration.y[:0]
+    own, bare = certify_fit(fit, data.calibration, without), certify_fit(fit, Split(rows, none), without)
+    assert (bare.facts["n"], bare.facts["lambda"]) == (own.facts["n"], own.facts["lambda"])
+    assert own.facts["n"] == len(rows)
+    for settings, some in ((without, data.calibration.y[:60]), (Settings(alphas=(0.12,)), none)):
+        with pytest.raises(ValueError, match=f"expected a label for each of {len(rows)} calibration inputs, got {len(some)}"):
+            certify_fit(fit, Split(rows, some), settings)
+
+
+def test_a_test_is_each_risks_own_where_none_is_named() -> None:
+    both = Settings(risks=("error", "brier"), alphas=(0.15, 0.25)).promises()
+    assert both == Settings(risks=("error", "brier"), alphas=(0.15, 0.25), tests=("", "")).promises()
+    with pytest.raises(ValueError, match="got 3 risks, 3 alphas and 2 tests"):
+        Settings(risks=("error", "brier", "gap"), alphas=(0.1, 0.1, 0.1), tests=("", "wsr")).promises()
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [({"costs": [1.0]}, "expected a finite cost for each of 2 candidates, got shape"), ({"promises": []}, "and 0 promises"),
+     ({"costs": [1.0, np.nan]}, "expected a finite cost"), ({"delta": 5.0}, r"expected delta in \(0, 1\), got 5")],
+)  # fmt: skip
+def test_a_pareto_test_of_what_does_not_fit_is_refused_at_once(change: dict[str, Any], why: str) -> None:
+    given = {"costs": [1.0, 2.0], "promises": [Promise(named("error"), 0.2)], "delta": 0.1} | change
+    with pytest.raises(ValueError, match=why):
+        certificate.pareto([np.zeros((2, 50))], **given)

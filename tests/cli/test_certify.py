@@ -37,7 +37,7 @@ REFUSED = {
         "expected no procedure with abstain",
     ),
     "no alpha": (["--delta", "0.1"], "expected --alpha"),
-    "two alphas": (["--alpha", "0.1", "--alpha", "0.2"], "expected an alpha for every risk, got 1 risks and 2 alphas"),
+    "two alphas": (["--alpha", "0.1", "--alpha", "0.2"], "expected an alpha for every risk, and a test for each or none"),
     "training": (["--alpha", "0.1", "--split", "train"], "train guided training or a choice"),
     "validation": (["--alpha", "0.1", "--split", "validation"], "validation guided training or a choice"),
     "unknown risk": (["--alpha", "0.1", "--risk", "loss"], "expected a risk of error"),

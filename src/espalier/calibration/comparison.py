@@ -47,7 +47,7 @@ class Scores(NamedTuple):
         """Of one seed, `(1, n)`: predictive distributions `(n, C)` of class labels `(n,)`."""
         scores = (
             calibration.accuracy_scores(probs, labels),
-            np.clip(probs.max(1), 0, 1),
+            np.clip(array(probs).max(1), 0, 1),
             calibration.nll_scores(probs, labels),
             calibration.brier_scores(probs, labels),
         )

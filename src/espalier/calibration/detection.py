@@ -20,6 +20,7 @@ from espalier.calibration.scores import LEVEL, NUM_RESAMPLES, SEED, Floats, Inte
 
 ACCEPTED = 0.95
 """Share of `inside` that is accepted, at least, where the false positive rate is read."""
+_STEPS = 4000  # of an integral over what is sought
 FEW_REJECTED = 5
 """Of `inside`, below which the threshold of that rate is known by its order statistics alone."""
 
@@ -90,12 +91,24 @@ def _precision(wanted: Floats, other: Floats) -> Floats:
 def _at_area(area: float, odds: float, *, least: bool) -> float:
     """The least, or the largest, average precision at an AUROC, of many, `odds` others to one that is sought. With x(t) the share
     of others passed when t of those sought are found it is the integral of t / (t + odds x(t)), convex in x, the integral of x
-    1 - area: least where all those others come first, x constant; largest where they come last, x 0 up to t = area and the rest
-    of those sought tied [derived]."""
-    if least:
-        c = odds * (1 - area)
-        return 1 - c * float(np.log1p(1 / c))
-    return area + (1 - area) / (1 + odds)
+    1 - area: largest where those others come last, x 0 up to t = area and the rest of those sought tied. Least where exchanging x
+    among the t does not help, t odds / (t + odds x)^2 the same 1 / m at all of them; x = (sqrt(m t odds) - t) / odds falls again,
+    which no share passed does, so from a t on it is a constant, with that mean over the rest; and 1 at most [derived]."""
+    if not least:
+        return area + (1 - area) / (1 + odds)
+    t = (np.arange(_STEPS) + 0.5) / _STEPS
+
+    def shares(m: float) -> Floats:
+        free = np.sqrt(m * t * odds) - t
+        mean = odds * (np.log((1 + free) / (t + free)) + free / (1 + free) - free / (t + free)) / (1 - t)
+        start = int(np.argmax(mean <= 1 / m)) if (mean <= 1 / m).any() else _STEPS - 1
+        return np.clip(np.where(np.arange(_STEPS) < start, free, free[start]) / odds, 0.0, 1.0)
+
+    low, high = 0.0, 4 * (1 + odds) ** 2 / odds / t[0]  # at which all are 1
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if shares(middle).mean() < 1 - area else (low, middle)
+    return float((t / (t + odds * shares(high))).mean())
 
 
 def _false_positives(inside: Floats, outside: Floats, accepted: float) -> Floats:

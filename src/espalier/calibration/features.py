@@ -255,8 +255,7 @@ class LaplaceScore(NamedTuple):
         classes, size = self.weights.shape
         mean = x @ self.weights.T + self.biases
         if self.factor.ndim == 1:
-            variance = x**2 @ (1 / self.factor).reshape(classes, size).T
-            return mean, np.eye(classes) * variance[:, :, None]
+            return mean, np.eye(classes) * self._variances(x)[:, :, None]
         covariance = cho_solve((self.factor, True), np.eye(classes * size)).reshape(classes, size, classes, size)
         found = np.empty((len(x), classes, classes))
         for c in range(classes):
@@ -266,11 +265,20 @@ class LaplaceScore(NamedTuple):
 
     def draws(self, features: ArrayLike, num_samples: int = 32, seed: int = 0) -> Floats:
         """Class probabilities `(S, n, C)` of logits drawn from the Gaussian, as a stack of networks would give them."""
-        mean, covariance = self.logits(features)
+        x, rng = _matrix(features, self.weights.shape[1]), np.random.default_rng(seed)
+        if self.factor.ndim == 1:  # there is nothing to decompose
+            mean = x @ self.weights.T + self.biases
+            off = np.sqrt(self._variances(x)) * rng.normal(size=(num_samples, *mean.shape))
+            return np.asarray(np.exp(log_softmax(mean + off, axis=-1)))
+        mean, covariance = self.logits(x)
         values, vectors = np.linalg.eigh(covariance)
         root = vectors * np.sqrt(np.maximum(values, 0))[:, None, :]
-        noise = np.random.default_rng(seed).normal(size=(num_samples, *mean.shape))
+        noise = rng.normal(size=(num_samples, *mean.shape))
         return np.asarray(np.exp(log_softmax(mean + np.einsum("ncd,snd->snc", root, noise), axis=-1)))
+
+    def _variances(self, x: Floats) -> Floats:
+        """Of each row's logits `(n, C)`, where only the diagonal is known."""
+        return np.asarray(x**2 @ (1 / self.factor).reshape(self.weights.shape).T)
 
     def uncertainties(self, features: ArrayLike, num_samples: int = 32, seed: int = 0) -> dict[str, Floats]:
         """`laplace_mutual_information`, nats; some rows at a time, with noise of their own, as their covariances are large."""

@@ -33,12 +33,12 @@ from espalier.calibration.scores import (
     require,
     top_label,
 )
-from espalier.calibration.summaries import bootstrap_interval, classification_summary
+from espalier.calibration.summaries import bootstrap_interval, classification_summary, wilson
 
 NUM_PERMUTATIONS = 999
 """Of a test: with the order at hand 1000."""
 _HELD = 4_000_000  # permuted scores held at once
-_FEW, _MANY = 30, 2_000  # examples that may show too little spread; and of which a mean is normal enough
+_MANY = 2_000  # examples of which a mean is normal enough
 
 
 class Gap(NamedTuple):
@@ -76,11 +76,14 @@ def by_group(
 def means_by_group(
     scores: ArrayLike, groups: ArrayLike, level: float = LEVEL, seed: int = SEED
 ) -> dict[str, Estimate]:
-    """The mean of `scores` `(n,)` in each group, with `bootstrap_interval`s, of shares within 0 and 1."""
+    """The mean of `scores` `(n,)` in each group, with `bootstrap_interval`s; of scores that are all 0 or 1 with Wilson's."""
     x = vector(scores, "scores")
-    members, bounds = _members(groups, len(x)), (0.0, 1.0) if x.min() >= 0 and x.max() <= 1 else (-np.inf, np.inf)
-    return {name: Estimate(float(x[own].mean()), bootstrap_interval(x[own], level, seed=seed, bounds=bounds))
-            for name, own in members.items()}  # fmt: skip
+    members, shares = _members(groups, len(x)), bool(np.isin(x, (0, 1)).all())
+    found = {}
+    for name, own in members.items():
+        interval = wilson(x[own], level) if shares else bootstrap_interval(x[own], level, seed=seed)
+        found[name] = Estimate(float(x[own].mean()), interval)
+    return found
 
 
 def largest_gap(
@@ -93,9 +96,9 @@ def largest_gap(
     quantile of that range, cut at 0 [derived]. It covers a true 0 and is conservative where few groups carry the gap. Of
     scores that are 0 or 1 the deviations are those of binomials with two more of each, as a group without an error shows no
     spread (Agresti & Coull 1998); of others, of resamples within groups, widened by sqrt(n / (n - 1)) and by Student's t
-    over the normal's, as a bootstrap of few is too narrow (Hesterberg 2015), and no narrower than if groups of fewer than 30
-    had the spread of all examples about their groups' means: of skewed scores such a one may lack the rare large ones, and
-    with them its spread. Raises ValueError for a single group, or one of a single example, which shows no spread.
+    over the normal's, as a bootstrap of few is too narrow (Hesterberg 2015), and no narrower than if every group
+    had the spread of all examples about their groups' means: of skewed scores one of a hundred may lack the rare large ones,
+    and with them its spread. Raises ValueError for a single group, or one of a single example, which shows no spread.
     """
     x = vector(scores, "scores")
     members = _members(groups, len(x))
@@ -121,9 +124,8 @@ def largest_gap(
         spread = resampled(deviation, tuple(sizes.tolist()), num_resamples, seed)
         pooled = np.concatenate([each - mean for each, mean in zip(own, means, strict=True)])
         alike = []
-        for place, (each, mean) in enumerate(zip(own, means, strict=True), 1):
-            of = pooled if len(each) < _FEW else each - mean
-            alike.append(_means_of(of, len(each), num_resamples, seed + place))
+        for place, each in enumerate(own, 1):
+            alike.append(_means_of(pooled, len(each), num_resamples, seed + place))
         spread = np.maximum(np.sort(spread), np.sort(np.ptp(np.stack(alike, axis=1), axis=1)))
     half = float(np.quantile(spread, level))
     names, value = list(members), float(np.ptp(means))

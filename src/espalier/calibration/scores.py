@@ -35,8 +35,9 @@ def require(holds: bool, expected: str, got: object, remedy: str) -> None:
 
 
 def array(values: ArrayLike, dtype: type | None = None) -> NDArray[Any]:
-    """As NumPy has it; a tensor that carries a gradient gives its values."""
-    return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values, dtype=dtype)
+    """As NumPy has it; a tensor that carries a gradient gives its values, of bfloat16, which NumPy does not know, in float32."""
+    own: Any = values.detach().cpu() if hasattr(values, "detach") else values
+    return np.asarray(own.float() if str(getattr(own, "dtype", "")) == "torch.bfloat16" else own, dtype=dtype)
 
 
 def tail_of(level: float) -> float:

@@ -171,7 +171,9 @@ def selective_summary(
     """What a record keeps, ready for JSON: `aurc`, `excess_aurc`, `augrc`, `risk_at_coverage` and `coverage_at_risk`, each
     with its neighbour `NAME_interval`, a percentile bootstrap over examples (Efron 1979). Of losses that are 0 or 1 where all
     accepted ones are alike, which no resample tells from certain, that of the risk is `clopper_pearson`'s, and where all are
-    alike the others are what its error rates allow under any uncertainty. With an error or two they are too narrow."""
+    alike the others are what its error rates allow under any uncertainty. With few errors they are too narrow: of a calibrated
+    classifier with about 4, 11 and 38 of them 95 % intervals of the AURC cover .76, .84 and .93 of the time, mostly by being too
+    low."""
     statistic, x = _statistic(uncertainty, losses, coverage, risk), vector(losses, "losses")
     n, found = len(x), estimates(statistic, (len(x),), level, num_resamples, seed)
     if np.isin(x, (0, 1)).all() and x.min() == x.max():

@@ -92,7 +92,7 @@ def loss_intervals(
     return found
 
 
-def _wilson(hits: Floats, level: float) -> Interval:
+def wilson(hits: Floats, level: float) -> Interval:
     """The score interval of Wilson 1927, which stays open at 0 and 1, where a bootstrap has width 0."""
     found = binomtest(int(hits.sum()), hits.size).proportion_ci(1 - 2 * tail_of(level), method="wilson")
     return float(found.low), float(found.high)
@@ -110,7 +110,7 @@ def classification_summary(probs: ArrayLike, labels: ArrayLike, *, level: float 
     values |= {f"ece_{bins}_floor": ece_floor(p, bins, seed=seed) for bins in (10, 15)}
     intervals = loss_intervals(probs, y, level, seed)
     intervals |= {f"ece_{bins}": ece_interval(p, y, bins, level, seed) for bins in (10, 15)}
-    intervals["accuracy"] = _wilson(scores["accuracy"], level)
+    intervals["accuracy"] = wilson(scores["accuracy"], level)
     intervals["adaptive_ece"] = adaptive_ece_interval(p, y, NUM_BINS, level, seed)
     if p.shape[1] <= MANY_CLASSES:
         intervals["classwise_ece"] = classwise_ece_interval(p, y, NUM_BINS, level, seed)
@@ -136,7 +136,7 @@ def summary_of(scores: dict[str, Floats], covered: Floats, *, level: float = LEV
                  for name, score in scores.items()}  # fmt: skip
     shares = not np.isin(covered, (0, 1)).all()
     within = 0.0, 1.0
-    intervals[coverage] = bootstrap_interval(covered, level, seed=seed, bounds=within) if shares else _wilson(covered, level)
+    intervals[coverage] = bootstrap_interval(covered, level, seed=seed, bounds=within) if shares else wilson(covered, level)
     intervals["rmse"] = (intervals["rmse"][0] ** 0.5, intervals["rmse"][1] ** 0.5)
     out: Summary = {"num_examples": len(covered), **values, "rmse": values["rmse"] ** 0.5}
     return out | {f"{name}_interval": list(ends) for name, ends in intervals.items()}

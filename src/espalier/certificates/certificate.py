@@ -160,6 +160,12 @@ def pareto(
     front of (p-value, cost) is found and ordered from the safest; the rest of the examples tests it as a fixed sequence.
     Returns the cheapest certified candidate or None, the order, and its p-values (NaN after the stop).
     """
+    if not len(promises) == len(losses) > 0:
+        raise ValueError(f"expected losses of each promise, one or more, got {len(losses)} and {len(promises)} promises")
+    if np.shape(costs) != (len(losses[0]),) or not np.isfinite(np.asarray(costs, np.float64)).all():
+        raise ValueError(f"expected a finite cost for each of {len(losses[0])} candidates, got shape {np.shape(costs)}")
+    if not 0 < delta < 1:
+        raise ValueError(f"expected delta in (0, 1), got {delta:g}")
     first, second = selection.halves(losses[0].shape[1], seed, share)
 
     def p_value(place: int, rows: NDArray[np.int64]) -> float:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from espalier import runs
@@ -55,13 +56,14 @@ class Settings(NamedTuple):
 
     def promises(self) -> list[Promise]:
         """Raises ValueError for a risk that is not there, or lists that do not fit each other."""
-        if isinstance(self.risks, str) or not all(isinstance(own, Sized) for own in (self.risks, self.alphas, self.tests)):
-            got = f"{self.risks!r} and {self.alphas!r}"
-            raise ValueError(f"expected risks and alphas in tuples, ('error',) and (0.1,) say, got {got}")
-        if not len(self.risks) == len(self.alphas) == len(self.tests):
-            raise ValueError(
-                f"expected an alpha for every risk, got {len(self.risks)} risks and {len(self.alphas)} alphas"
-            )
+        lists = self.risks, self.alphas, self.tests, self.abstain
+        if isinstance(self.risks, str) or not all(isinstance(own, Sized) for own in lists):
+            got = f"{self.risks!r}, {self.alphas!r} and {self.abstain!r}"
+            raise ValueError(f"expected risks, alphas and abstain in tuples, ('error',), (0.1,) and (0.5,) say, got {got}")
+        tests = self.tests if len(self.tests) != 1 or self.tests[0] else self.tests * len(self.risks)  # each its own
+        if not len(self.risks) == len(self.alphas) == len(tests):
+            got = f"{len(self.risks)} risks, {len(self.alphas)} alphas and {len(tests)} tests"
+            raise ValueError(f"expected an alpha for every risk, and a test for each or none, got {got}")
         if self.procedure not in selection.PROCEDURES:
             raise ValueError(f"expected a procedure of {', '.join(selection.PROCEDURES)}, got {self.procedure!r}")
         if not 0 <= self.seed < 2**63 or not 1 <= self.num_samples <= 10_000:
@@ -89,7 +91,7 @@ class Settings(NamedTuple):
         if not 0 < self.delta < 1:
             raise ValueError(f"expected delta in (0, 1), got {self.delta:g}")
         found = [
-            Promise(risks.named(n), a, t or None) for n, a, t in zip(self.risks, self.alphas, self.tests, strict=True)
+            Promise(risks.named(n), a, t or None) for n, a, t in zip(self.risks, self.alphas, tests, strict=True)
         ]
         if self.weights:
             weights = self.read_weights()
@@ -147,11 +149,23 @@ def certify_fit(fit: Fit, calibration: Split, settings: Settings, data: Data | N
 
 def certify_fits(fits: Sequence[Fit], calibration: Split, settings: Settings, data: Data | None = None) -> Certified:
     """Choose among fits of growing sparsity that were trained separately, by the same test: the grid is their sparsity."""
-    if not len(calibration.y):
-        raise ValueError("expected calibration examples to certify by, got none: keep a split of them")
+    if not fits:
+        raise ValueError("expected a fit to certify, or several, got none")
+    calibration = _labelled(calibration, settings)
     if data is not None:
         check_unseen(data, calibration)
     return decided(candidates_of(fits, settings, data), calibration, settings)
+
+
+def _labelled(calibration: Split, settings: Settings) -> Split:
+    """With a label for each input, of risks that look at none made up. Raises ValueError where some are missing."""
+    rows, labels = len(calibration.x), len(calibration.y)
+    if not rows:
+        raise ValueError("expected calibration examples to certify by, got none: keep a split of them")
+    unasked = not labels and settings.anchor is None and not any(own.risk.needs_labels for own in settings.promises())
+    if labels != rows and not unasked:
+        raise ValueError(f"expected a label for each of {rows} calibration inputs, got {labels}: disagreement needs none at all")
+    return calibration._replace(y=torch.zeros(rows, dtype=torch.int64)) if unasked else calibration
 
 
 Floats = NDArray[np.float64]

@@ -169,6 +169,8 @@ def layerwise(base: Frozen, fractions: Sequence[float]) -> Frozen:
     `certificate.pareto`. A network without batch norm, whose statistics would have to follow."""
     if len(fractions) != len(base.topology.counts):
         raise ValueError(f"expected a fraction for each of {len(base.topology.counts)} layers, got {len(fractions)}")
+    if not all(0 <= fraction <= 1 for fraction in fractions):
+        raise ValueError(f"expected fractions in [0, 1], got {', '.join(f'{fraction:g}' for fraction in fractions)}")
     if batchnorm.has_batchnorm(base.model):
         raise ValueError("expected a network without batch norm for layer-wise fractions: use family")
     parts = zip(base.values.mean(0).abs().split(list(base.topology.counts)), fractions, strict=True)

@@ -58,7 +58,7 @@ from espalier.training.streams import Streams, find_device, one_at_a_time
 from espalier.training.student import Refused, Student
 from espalier.training.teachers import Teachers, cross_entropy
 from espalier.training.tempered import temper
-from espalier.training.train import check_asked, validation_scores
+from espalier.training.train import check_asked, prepared_as, validation_scores
 from espalier.training.watch import Watch, Watches, as_one
 
 STREAM = 12
@@ -195,6 +195,7 @@ def _distill(
     steps = lessons.steps(per_epoch, before["step"])
     asked = {"kind": "distillation", **training.said(), **asked_for, "microbatches": teachers.microbatches,
              "seed": streams.default, "inputs": "" if inputs is None else digest_of(inputs), "teachers": len(teachers.all),
+             "data": store.sha256(store.canonical(data.hashes).encode())[:12], "preparation of the data": prepared_as(data),
              "taught_by": [store.tensor_digest(teacher.values)[:12] for teacher in teachers.all]}  # fmt: skip
     assert lessons.learning_rate is not None
     student = Student(fit.model, *teachers.first.mean(), rates.cosine(lessons.learning_rate, steps), training.precision)

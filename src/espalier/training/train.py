@@ -259,7 +259,13 @@ def _restore(
         )
     check_asked(saved.facts, asked)
     saved = Bundle({name: tensor.clone() for name, tensor in saved.tensors.items()}, saved.facts)  # it may be asked for twice
-    loop.restore(saved)
+    try:
+        loop.restore(saved)
+    except KeyError as missing:
+        raise ValueError(
+            f"expected the training that the checkpoint is of, but it knows of no {missing.args[0]}: begin anew in another file, "
+            "or say what was said then"
+        ) from missing
     streams.restore(under("stream.", saved.tensors))
     pairs = []
     for index in range(saved.facts["pairs"]):
