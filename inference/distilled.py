@@ -56,7 +56,7 @@ def infer(
     streams = opened(model, data, training, seed)
     keep_prob, followers = begin(drop_rate, model, data, training, seed=streams.seed, rescale=rescale)
     model = prepare(model, data, training, keep_prob=keep_prob, rescale=rescale)
-    lessons = Lessons(distill_epochs, distill_rate, distill_masks)
+    lessons = Lessons(distill_epochs, distill_rate, distill_masks).plain()
     check(model, data, keep_prob < 1, lessons)
     topology = initial(model.shapes, sparsity, allocation, start, model.initial, streams.topology)
     guide = MaskedGuide(

@@ -65,3 +65,5 @@ __getattr__, __dir__ = lazily(
         "training.train": "train",
     },
 )
+
+__all__ = sorted(__dir__())  # noqa: PLE0605 - of names that are loaded when asked for

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -104,6 +104,11 @@ class Data(NamedTuple):
             return self.num_classes
         return self.train.y.shape[1] if self.train.y.dim() == 2 else 1
 
+    def __repr__(self) -> str:
+        rows = " / ".join(str(len(getattr(self, part).y)) for part in PARTS)
+        kind = f"{self.num_classes} classes" if self.num_classes is not None else "a regression"
+        return f"Data({self.name}: {rows} rows ({', '.join(PARTS)}) of {nested.plain(self.shape)}, {kind})"
+
     def in_units(self, y: Tensor) -> Tensor:
         """Targets of a split in the user's units, float64."""
         units: Tensor = y.double() * torch.as_tensor(self.target_scale, dtype=torch.float64)
@@ -186,6 +191,16 @@ class Data(NamedTuple):
     def example(self) -> Any:
         """One of training, if there is one, in a batch of its own: its dtype is what the network takes."""
         return self.train.x[torch.arange(min(1, len(self.train.x)))]
+
+
+def number(value: Any, kind: type[int] | type[float], what: str) -> Any:
+    """As Python's own: NumPy's is none that a record has, and 2.0 is a whole one. Raises ValueError for what is no number."""
+    own: Any = value.item() if isinstance(value, Tensor | np.ndarray | np.generic) and value.ndim == 0 else value
+    own = int(own) if kind is int and isinstance(own, float) and own.is_integer() else own
+    if isinstance(own, bool) or not isinstance(own, Integral if kind is int else Real):
+        raise ValueError(f"expected {what} as a {'whole ' if kind is int else ''}number, got {value!r}")
+    plain: Any = own
+    return kind(plain)
 
 
 def dtype_of(name: str) -> torch.dtype:

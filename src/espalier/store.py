@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
@@ -37,7 +38,14 @@ class Bundle(NamedTuple):
 
 def canonical(value: Any) -> str:
     """JSON with one spelling: sorted keys, indent 2, no NaN; equal values give equal text."""
-    return json.dumps(value, sort_keys=True, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    return json.dumps(value, sort_keys=True, indent=2, allow_nan=False, ensure_ascii=False, default=_own) + "\n"
+
+
+def _own(value: Any) -> Any:
+    """A number of NumPy's as Python has it."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
 
 
 def sha256(data: bytes) -> str:
@@ -147,7 +155,7 @@ def name_of(digest: str) -> str:
 
 def _bytes_of(bundle: Bundle) -> bytes:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(bundle.tensors.items())}
-    return save(_unshared(tensors), metadata={"facts": json.dumps(bundle.facts, sort_keys=True, allow_nan=False)})
+    return save(_unshared(tensors), metadata={"facts": json.dumps(bundle.facts, sort_keys=True, allow_nan=False, default=_own)})
 
 
 def read_bundle(path: Path) -> Bundle:
@@ -219,7 +227,7 @@ class Ledger:
     def of(self, name: str, work: Callable[[], Any]) -> Any:
         """What is known of `name`; else what `work` gives, as JSON has it, which is known from then on."""
         if name not in self.known:
-            line = json.dumps([name, work()])
+            line = json.dumps([name, work()], default=_own)
             if self.file is not None:
                 self._append(self.file, line)
             self.known[name] = json.loads(line)[1]

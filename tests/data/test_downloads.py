@@ -96,14 +96,17 @@ def test_get_stores_what_load_reads_and_downloads_nothing_twice(tmp_path: Path, 
     assert len(stored(tmp_path / "here")) == 4
 
 
-def test_a_file_that_is_there_but_wrong_is_replaced(tmp_path: Path, server: str) -> None:
+def test_a_file_that_is_there_but_wrong_is_replaced_and_kept_aside(tmp_path: Path, server: str) -> None:
     (tmp_path / "set").mkdir()
     serve("/a.gz", gzip.compress(b"right"))
     source = {"a": (Download(f"{server}/a.gz", {"set/a.gz": digest(b"right")}, 5),)}
-    for wrong in (gzip.compress(b"wrong"), gzip.compress(b"right")[:-3], b"wrong"):
+    for number, wrong in enumerate((gzip.compress(b"wrong"), gzip.compress(b"right")[:-3], b"wrong"), 1):
         (tmp_path / "set/a.gz").write_bytes(wrong)
-        assert "stored in" in downloads.get("a", tmp_path, sources=source)[0]
+        said = downloads.get("a", tmp_path, sources=source)[0]
+        assert "stored in" in said
+        assert said.endswith(f"what stood there is now a.gz.other-{number}")  # it may be someone's own
         assert gzip.decompress((tmp_path / "set/a.gz").read_bytes()) == b"right"
+        assert (tmp_path / f"set/a.gz.other-{number}").read_bytes() == wrong
 
 
 def test_a_failed_download_leaves_nothing_behind(tmp_path: Path, server: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -62,6 +62,10 @@ def from_arrays(
             "standardise": standardise, "classes": classes, "channels": channels,
         }  # fmt: skip
         return _several(x, y, x_test, y_test, name, options)
+    if channels not in (None, *get_args(Channels)):
+        raise ValueError(f"expected channels of {', '.join(get_args(Channels))}, got {channels!r}")
+    if y is None:
+        raise ValueError("expected a y for every x, got none: to predict alone, a fit takes x itself")
     _aligned(x, y, "x and y")
     classes = None if classes is None else list(classes)
     features = features_of(x)

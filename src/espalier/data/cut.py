@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from espalier.contracts import Data, Rows, Split
+from espalier.contracts import Data, Rows, Split, number
 from espalier.data.readers import Array, Raw, checked, fold_rows
 from espalier.data.streamed import Streamed
 
@@ -41,6 +41,9 @@ def as_data(
     Raises ValueError where an option is out of range, nothing is left to train on, or the rows of `raw` or `test` are not what
     `readers.checked` takes, and of one shape.
     """
+    validation, calibration = number(validation, float, "validation"), number(calibration, float, "calibration")
+    split_seed, fold = number(split_seed, int, "split_seed"), number(fold, int, "fold")
+    train_size = None if train_size is None else number(train_size, int, "train_size")
     raw = checked(name, raw)
     if test is not None:
         test = checked(f"{name} (test)", test._replace(num_classes=raw.num_classes))

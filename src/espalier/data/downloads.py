@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import tempfile
 from collections.abc import Callable, Mapping
@@ -120,6 +121,7 @@ def _obtain(download: Download, root: Path, progress: Progress | None) -> str:
         return f"{what}: already there, SHA-256 as expected"
     beside = (root / next(iter(files))).parent
     beside.mkdir(parents=True, exist_ok=True)
+    aside: list[str] = []
     with tempfile.TemporaryDirectory(dir=beside, prefix=".get-") as staging:
         arrived = Path(staging) / download.url.rpartition("/")[2]
         _fetch(download.url, arrived, download.size + _SLACK, progress)
@@ -133,8 +135,20 @@ def _obtain(download: Download, root: Path, progress: Progress | None) -> str:
         for file, path in staged.items():
             with path.open("rb+") as written:
                 os.fsync(written.fileno())
+            aside += [_set_aside(root / file)] if (root / file).exists() else []
             path.replace(root / file)
-    return f"{what}: stored in {root}, SHA-256 as expected"
+    kept = f"; what stood there is now {', '.join(aside)}" if aside else ""
+    return f"{what}: stored in {root}, SHA-256 as expected{kept}"
+
+
+def _set_aside(path: Path) -> str:
+    """Another file of that name, which may be someone's own, under a name that is free."""
+    for number in itertools.count(1):
+        other = path.with_name(f"{path.name}.other-{number}")
+        if not other.exists():
+            break
+    path.rename(other)
+    return other.name
 
 
 def _fetch(url: str, to: Path, most: int, progress: Progress | None) -> None:

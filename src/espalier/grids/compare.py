@@ -59,9 +59,14 @@ class Plan(NamedTuple):
 
 def plan(grid: Grid, out: Path) -> Plan:
     """What is not finished in OUT: a finished cell needs its runs no more."""
-    cells = tuple(cell for cell in grid.cells if not (out / "cells" / f"{cell.name}.json").is_file())
+    cells = tuple(cell for cell in grid.cells if not _is_scored(out, cell))
     needed = dict.fromkeys(name for cell in cells for name in cell.runs)
     return Plan({name: grid.runs[name] for name in needed if not runs.finished(out / "runs" / name)}, cells)
+
+
+def _is_scored(out: Path, cell: Cell) -> bool:
+    """Its facts and its arrays."""
+    return all((out / "cells" / f"{cell.name}.{ending}").is_file() for ending in ("json", "npz"))
 
 
 def compare(

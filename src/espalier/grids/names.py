@@ -13,6 +13,9 @@ from espalier.data.noise import file_of
 from espalier.nested import plain
 from espalier.runs.recipes import Recipe, options
 
+LONGEST = 150
+"""Letters of a name before its seed and digest: a file system allows 255, with what a temporary file adds."""
+
 
 def run_name(recipe: Recipe, sparsity: float) -> str:
     """Readable, and told apart by all that the run depends on and that is not at its default, so that an option which a later
@@ -61,5 +64,5 @@ def digest_of(value: Any) -> str:
 
 
 def slug(text: str) -> str:
-    """Lower case, digits, dots and hyphens: good in a file's name."""
-    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")
+    """Lower case, digits, dots and hyphens: good in a file's name, and no longer than leaves room for what is added to it."""
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower())[:LONGEST].strip("-.")

@@ -16,7 +16,7 @@ from pyro.infer import SVI
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from espalier.contracts import Move, Topology, counts_of
+from espalier.contracts import Move, Topology, counts_of, number
 from espalier.distributions.masked import KeepProb, MaskedWeights, draw_keep, effective, in_use, per_weight
 from espalier.network import BayesianNetwork
 from espalier.sparse import Layout, Tap, Unwritten, scatter
@@ -133,9 +133,11 @@ class MaskedGuide(PyroModule):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        if not 1 <= num_particles <= MOST_PARTICLES or num_particles != int(num_particles):
+        num_particles, microbatches = number(num_particles, int, "num_particles"), number(microbatches, int, "microbatches")
+        rescale, kl_scale = bool(rescale), number(kl_scale, float, "kl_scale")
+        if not 1 <= num_particles <= MOST_PARTICLES:
             raise ValueError(f"expected num_particles of 1 to {MOST_PARTICLES}, masks a step, got {num_particles}")
-        if microbatches < 1 or microbatches != int(microbatches):
+        if microbatches < 1:
             raise ValueError(f"expected at least 1 of microbatches, parts of a batch, got {microbatches}")
         if topology.sizes != model.sizes:
             raise ValueError(f"expected a topology over layers of {model.sizes} weights, got {topology.sizes}")
@@ -152,7 +154,7 @@ class MaskedGuide(PyroModule):
             )
         self.keep_prob = effective(keep_prob)
         self.rescale, self.kl_scale, self.generator = rescale, kl_scale, generator
-        self.num_particles, self.microbatches = int(num_particles), int(microbatches)
+        self.num_particles, self.microbatches = num_particles, microbatches
         self.register_buffer("positions", topology.positions.to(model.initial.device, copy=True))
         self.values = nn.Parameter(model.initial[self.positions].clone())
         self.keep: Tensor | None = None

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from espalier.contracts import Move, Topology, counts_of
+from espalier.contracts import Move, Topology, counts_of, number
 
 Shapes = Sequence[tuple[int, ...]]
 PIECE = 1 << 20
@@ -129,6 +129,7 @@ def initial(
 
     allocation: 'erk' or 'uniform'; start: 'random', or 'magnitude' of `weights` `(num_weights,)`.
     """
+    sparsity = number(sparsity, float, "sparsity")
     if start not in ("random", "magnitude"):
         raise ValueError(f"expected a start of random, magnitude, got {start!r}")
     counts = allocated(shapes, 1 - sparsity, allocation)

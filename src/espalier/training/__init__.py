@@ -13,6 +13,7 @@ ratios.py         how many weights each layer of a trained network keeps: search
 walks.py          a walk over the layers that removes weights from each, and the multiplier of its budget
 constrained.py    an agent that learns to walk so, by PPO
 options.py        Training: how long, how fast, where; `prepare`: the prior that a weight decay is
+checks.py         do network, likelihood and data fit together?
 batches.py        the batches of an epoch: shuffled, shared, augmented, softened
 finite.py         losses that have to be numbers, looked at without a wait
 rates.py          learning rates by step

@@ -38,7 +38,7 @@ import torch
 from torch import Tensor
 
 from espalier import nested, store
-from espalier.contracts import Data, Rows, Split
+from espalier.contracts import Data, Rows, Split, number
 from espalier.data.unlabelled import check_rows, digest_of
 from espalier.guides.masked import MOST_PARTICLES
 from espalier.network import BayesianNetwork, evaluating, under
@@ -84,6 +84,11 @@ class Lessons(NamedTuple):
     learning_rate: float | None = None
     masks: int = 0
 
+    def plain(self) -> Lessons:
+        """In Python's own numbers. Raises ValueError for what is none."""
+        rate = None if self.learning_rate is None else number(self.learning_rate, float, "distill_rate")
+        return Lessons(number(self.epochs, int, "distill_epochs"), rate, number(self.masks, int, "distill_masks"))
+
     def of(self, teachers: Teachers) -> Lessons:
         """With these teachers."""
         return self._replace(masks=teachers.masks, learning_rate=self.learning_rate or RATE[teachers.masks > 0])
@@ -121,7 +126,7 @@ def distill(
     Raises ValueError where all that there is to learn from is one network, where members make no ensemble, or for a likelihood
     that is not categorical, Bernoulli or normal, for inputs of another shape, and for a checkpoint of another distillation.
     """
-    lessons, inputs = Lessons(epochs, learning_rate, masks), None if inputs is None else nested.rows_of(inputs)
+    lessons, inputs = Lessons(epochs, learning_rate, masks).plain(), None if inputs is None else nested.rows_of(inputs)
     teachers = check_later(fit, data, lessons, microbatches, others, inputs)
     return teach(teachers, data, lessons, training=training, seed=seed, inputs=inputs, watch=watch)
 
@@ -153,6 +158,7 @@ def check_later(
         check_rows(inputs, data)
     if others:
         check_members([fit, *others])
+    microbatches = number(microbatches, int, "microbatches")
     if microbatches < 1:
         raise ValueError(f"expected at least 1 of microbatches, parts of a batch, got {microbatches}")
     teachers = Teachers([fit, *others], microbatches, lessons.masks)

@@ -5,26 +5,22 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, fields
-from numbers import Integral, Real
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-import numpy as np
-import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
 from espalier import compiled, losses, nested
-from espalier.contracts import Data
+from espalier.contracts import Data, number
 from espalier.data.streamed import seeded
 from espalier.distributions.priors import prior_scale_of, weight_decay_of
-from espalier.likelihoods import Categorical, matched, plain
+from espalier.likelihoods import Categorical
 from espalier.network import BayesianNetwork, copied, evaluating
-from espalier.prediction.mixture import check_support
 from espalier.prediction.predict import to_device
 from espalier.randomness import forked
 from espalier.training import rates
+from espalier.training.checks import check_buffers, check_fit
 from espalier.training.stopping import check_patience
 from espalier.training.streams import Streams, find_device, one_at_a_time
 
@@ -125,12 +121,7 @@ class Training:
         kind = int if int in kinds else float if float in kinds else None
         if kind is None or value is None:
             return
-        value = value.item() if isinstance(value, Tensor | np.ndarray) and value.ndim == 0 else value
-        value = int(value) if kind is int and isinstance(value, float) and value.is_integer() else value
-        if isinstance(value, bool) or not isinstance(value, Integral if kind is int else Real):
-            raise ValueError(f"expected {name} as a {'whole ' if kind is int else ''}number, got {value!r}")
-        number: Any = value
-        object.__setattr__(self, name, kind(number))
+        object.__setattr__(self, name, number(value, kind, name))
 
     def steps_per_epoch(self, data: Data) -> int:
         """Whole batches of the training split; a split smaller than a batch is one batch."""
@@ -244,13 +235,13 @@ def prepare(
     flat = any(isinstance(part, nn.BatchNorm1d) for part in model.net.modules())  # of one row others have a value a pixel
     if min(training.batch_size, len(data.train.y)) == 1 and flat and len(data.shape) == 1:
         raise ValueError("expected batches of two examples or more for batch norm, got one: raise batch_size")
-    _check_buffers(model, data)
+    check_buffers(model, data)
     for name, module in model.net.named_modules():
         if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse:
             raise ValueError(f"expected a network of dense gradients, but {name} gives sparse ones: build it with sparse=False")
     if data.num_classes is None and (training.label_smoothing or training.mixup):
         raise ValueError(f"expected labels to smooth or to mix, but {data.name} has real-valued targets")
-    _check_fit(model, data, soft=bool(training.label_smoothing or training.mixup))
+    check_fit(model, data, soft=bool(training.label_smoothing or training.mixup))
     if training.compile:
         compiled.check(model.net)
     loss = losses.named(training.loss)
@@ -288,98 +279,3 @@ def prepare(
             with torch.enable_grad():  # a loss may ask for gradients itself
                 model.loss.check(output.requires_grad_() if isinstance(output, Tensor) else output, y)
     return model.to(find_device(training.device))  # type: ignore[no-any-return]
-
-
-@torch.no_grad()
-def _check_buffers(model: BayesianNetwork, data: Data) -> None:
-    """Raises ValueError for a buffer that training moves and no file keeps: a fit that is loaded would predict otherwise."""
-    kept = model.net.state_dict().keys()
-    if not (before := {name: buffer.clone() for name, buffer in model.net.named_buffers() if name not in kept}):
-        return
-    x = to_device(data.train.x[torch.arange(min(2, len(data.train.y)))], model.initial.device)
-    twin, said = copied(model), []
-    with forked(model.initial.device), suppress(Exception):  # what it fails on is said where it is looked at
-        for _ in range(2):  # before it has been trained a step, and after
-            with evaluating(twin):
-                said.append(nested.leaves(twin.evaluate(twin.initial, x, model.state_dict())))
-            twin.net.train()
-            twin.evaluate(twin.initial, x)
-    moved = [name for name, buffer in twin.net.named_buffers() if name in before and buffer.shape == before[name].shape
-             and not torch.allclose(buffer, before[name], rtol=0, atol=0, equal_nan=True)]  # fmt: skip
-    if moved and len(said) == 2 and any(not torch.equal(one, other) for one, other in zip(*said, strict=True)):
-        raise ValueError(f"expected buffers that training moves in the network's state, but {moved[0]} is not: persistent=True")
-
-
-@torch.no_grad()
-def _check_fit(model: BayesianNetwork, data: Data, soft: bool = False) -> None:
-    """Do network, likelihood and data fit together? One forward pass of two examples tells, before any work."""
-    labels, y = data.num_classes, data.train.y
-    if isinstance(data.train.x, Tensor) and not torch.isfinite(data.train.x).all():
-        raise ValueError(f"expected finite inputs, but the training inputs of {data.name} hold NaN or infinity")
-    rows = torch.arange(min(2, len(y)))
-    x, y = to_device(data.train.x[rows], model.initial.device), y[rows]
-    before = [leaf._version for leaf in nested.leaves(x)]
-    output: Any = None
-    try:
-        with evaluating(model):
-            output = model.evaluate(model.initial, x)
-            outcome = plain(model.says(output))
-    except (RuntimeError, ValueError, TypeError, AttributeError, LookupError) as error:
-        reason = str(error).split("\n")[0]
-        if "view size is not compatible" in reason and any(leaf.dim() == 4 for leaf in nested.leaves(x)):
-            reason += " (inputs of four dimensions lie channels last in memory: reshape in place of view)"
-        what = f"network that takes inputs of shape {data.shape}" if output is None else "likelihood that takes its outputs"
-        raise ValueError(f"expected a {what}, but it fails on them: {reason}") from error
-    if before != [leaf._version for leaf in nested.leaves(x)]:
-        raise ValueError(
-            "expected a network that leaves its inputs as they are, but it writes into them, and so into the data: give its "
-            "first in-place operation a .clone()"
-        )
-    said = type(outcome).__name__
-    if not callable(getattr(outcome, "shape", None)):
-        kind = f"{type(outcome).__module__}.{said}"
-        raise ValueError(f"expected a distribution of pyro.distributions from the likelihood, got a {kind}: take Pyro's")
-    if labels is None and isinstance(outcome, dist.Categorical | dist.Bernoulli):
-        raise ValueError(
-            f"expected a likelihood for the real-valued targets of {data.name}, got {said}: choose likelihood normal, or "
-            "the model linear or deep_gp; where the targets are labels, give them as whole numbers, or say classes"
-        )
-    if labels is not None and not isinstance(outcome, dist.Categorical | dist.Bernoulli):
-        raise ValueError(
-            f"expected a likelihood for the {labels} classes of {data.name}, got {said}: choose categorical; where whole numbers "
-            "are targets, counts say, give floats, and standardise inputs alone"
-        )
-    if labels not in (None, 2) and isinstance(outcome, dist.Bernoulli):
-        raise ValueError(
-            f"expected two classes for a Bernoulli likelihood, but {data.name} has {labels}: choose categorical"
-        )
-    if outcome.shape() not in (y.shape, (*y.shape, 1)):
-        raise ValueError(
-            f"expected one outcome per target, {tuple(y.shape)}, but network and likelihood give {tuple(outcome.shape())}"
-        )
-    if labels is None:
-        for part in (data.train, data.validation, data.calibration, data.test):
-            check_support(outcome, part.y.view(len(part.y), *outcome.shape()[1:]), data.in_units(part.y))
-        _check_double(model, output, y)
-    if soft and not (isinstance(outcome, dist.Categorical) and outcome.probs.shape[-1] == labels):
-        raise ValueError(
-            f"expected a categorical likelihood with one output for each of {labels} classes, to smooth or mix their labels"
-        )
-    if isinstance(outcome, dist.Categorical) and outcome.probs.shape[-1] < (labels or 0):
-        raise ValueError(f"expected a network with {labels} outputs for {data.name}, got {outcome.probs.shape[-1]}")
-
-
-def _check_double(model: BayesianNetwork, output: Any, y: Tensor) -> None:
-    """Predictions are float64 from the network's output on. Raises ValueError for a likelihood whose constants do not follow."""
-    try:
-        found = model.says(nested.each(lambda part: part.double() if part.is_floating_point() else part, output))
-        found.log_prob(matched(y.double() if y.is_floating_point() else y, found))
-        with forked(model.initial.device):
-            found.sample()
-    except NotImplementedError:  # there are no draws of it: nobody will ask for any
-        return
-    except RuntimeError as error:
-        raise ValueError(
-            f"expected a likelihood that takes outputs in float64 too, as predictions are scored in, but it fails on them: "
-            f"{str(error).splitlines()[0]}; make its constants like the output, torch.eye(2).to(output), or buffers of a module"
-        ) from error

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from espalier import calibration, nested, store
-from espalier.contracts import Data, Schedule, Topology
+from espalier.contracts import Data, Schedule, Topology, number
 from espalier.followers import Follower
 from espalier.guides.masked import MaskedGuide
 from espalier.network import BayesianNetwork, under
@@ -151,7 +151,7 @@ def _asked(model: BayesianNetwork, guide: MaskedGuide, training: Training, strea
 
 def check_average_from(average_from: float) -> None:
     """Raises ValueError for what is no fraction of training: for programs whose last training has it, at once."""
-    if not 0 <= average_from <= 1:
+    if not 0 <= number(average_from, float, "average_from") <= 1:
         raise ValueError(f"expected average_from in [0, 1], got {average_from}: it is a fraction of training")
 
 
