@@ -183,7 +183,7 @@ def test_what_speaks_against_a_certificate_is_noted(run: Path) -> None:
     certified(run.parent / "twin")
     notes = certificate.notes(certified(run))
     assert "has scored the calibration split before" in notes[0]
-    assert "1 other runs in the same folder were certified on these examples" in notes[1]
+    assert "1 other run in the same folder had certificates on these examples" in notes[1]
     assert f"**Note:** {notes[1]}" in (run / "certificate.md").read_text()
     assert all(check.holds for check in verify(run / "certificate.json"))
 

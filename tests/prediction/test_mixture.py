@@ -156,6 +156,17 @@ def test_crps_is_the_integral_of_the_squared_distance_of_distribution_functions(
     assert_mean(scores, expected)
 
 
+def test_an_interval_is_that_of_the_mixture_in_units_of_the_target() -> None:
+    """Of two normals a third each way, beside the root of their distribution function."""
+    means, sds = torch.tensor([[0.0, 1.0], [2.0, 1.0]]).double(), torch.tensor([[1.0, 0.5], [0.5, 2.0]]).double()
+    mixture = Mixture([dist.Normal(mean, sd) for mean, sd in zip(means, sds, strict=True)], 10.0, 3.0)
+    for level in (0.9, 0.5):
+        for side, found in zip(((1 - level) / 2, (1 + level) / 2), mixture.interval(level=level), strict=True):
+            below = [np.mean([stats.norm.cdf((y - 10) / 3, m[row], s[row]) for m, s in zip(means, sds, strict=True)])
+                     for row, y in enumerate(found)]  # fmt: skip
+            assert below == pytest.approx([side] * 2, abs=4.5 * math.sqrt(0.25 / 2048))
+
+
 def test_the_summary_is_in_units_of_the_target() -> None:
     shift, scale = 40.0, 7.0
     law = dist.Laplace(torch.zeros(50, dtype=torch.float64), 0.8)

@@ -82,3 +82,16 @@ def test_a_number_is_kept_as_pythons(given: Any, kind: Any, own: float) -> None:
 def test_what_is_no_number_is_refused(given: Any, kind: Any) -> None:
     with pytest.raises(ValueError, match="expected it as a (whole )?number, got"):
         number(given, kind, "it")
+
+
+@pytest.mark.parametrize("norm", ["flat", "pixels"])
+def test_batch_norm_of_one_value_is_refused(norm: str) -> None:
+    """Of a batch of one image a convolution's has one a pixel."""
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 10))
+    pixels = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 10))
+    model, one = BayesianNetwork(flat if norm == "flat" else pixels), Training(epochs=1, batch_size=1, device="cpu")
+    if norm == "pixels":
+        prepare(model, digits(), one)
+        return
+    with pytest.raises(ValueError, match="expected batches of two examples or more for batch norm, got one: raise batch_size"):
+        prepare(model, digits(), one)

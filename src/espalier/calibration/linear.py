@@ -90,7 +90,8 @@ def matrix_objective(z: Floats, labels: Ints, strength: float) -> Objective:
 def minimised(objective: Objective, start: Floats, tolerance: float = TOLERANCE) -> Floats:
     """Where a convex objective's gradient has a norm of at most `tolerance`, by Newton steps within a trust region (Nocedal &
     Wright 2006, ch. 4): `vector_objective` has its Hessian, steps for `matrix_objective` are by conjugate gradients. Where
-    labels are separable no finite optimum exists: it stops where the slope is that small."""
+    labels are separable no finite optimum exists: it stops where the slope is that small. C x C weights of a hundred classes
+    take minutes."""
     value, curvature = objective
     options = {"gtol": tolerance, "maxiter": 2000}
     how = {"hess": curvature, "method": "trust-exact"} if start.ndim == 1 else {"hessp": curvature, "method": "trust-ncg"}

@@ -213,7 +213,7 @@ def notes(facts: dict[str, Any]) -> list[str]:
             f"`espalier evaluate` has scored the {facts['split']} split before: a choice made after that is not covered."
         )
     if found.get("siblings"):
-        said.append(f"{found['siblings']} other runs in the same folder were certified on these examples: choosing among them "
+        said.append(f"{_others(found['siblings'])} in the same folder had certificates on these examples: choosing among them "
                     "after the fact is not covered; certify them together, with --out.")  # fmt: skip
     return said
 
@@ -309,3 +309,7 @@ def page(facts: dict[str, Any]) -> str:
     parts += [line for said in shared(facts) for line in (said, "")]
     hashes = [f"- {name}: `{value}`" for name, value in sorted(facts["hashes"].items())]
     return "\n".join([*parts, "## Evidence", "", *lines, "", "## Hashes (SHA-256)", "", *hashes, ""])
+
+
+def _others(count: int) -> str:
+    return f"{count} other run{'' if count == 1 else 's'}"

@@ -109,7 +109,8 @@ def verify(words: list[str]) -> int:
         print(f"{'ok  ' if check.holds else 'FAIL'}  {check.what}: {check.says}")
     holds = all(check.holds for check in checks)
     path = arguments.certificate / "certificate.json" if arguments.certificate.is_dir() else arguments.certificate
-    certified = store.read_json(path).get("lambda") is not None
+    facts = store.read_json(path)
+    certified = isinstance(facts, dict) and facts.get("lambda") is not None
     held = "The certificate holds." if certified else "The record holds: it says that nothing was certified."
     print(f"\n{held}" if holds else "\nThe certificate does not hold.")
     if holds:

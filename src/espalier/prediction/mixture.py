@@ -66,6 +66,10 @@ class Mixture:
         """One y of every component, `(S, n, ...)`: posterior predictive draws."""
         return self.sample(len(self.distributions), seed)
 
+    def interval(self, *, level: float = LEVEL, seed: int = SEED) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Low and high `(n, ...)` of the central `level` of y given each row, in units of the target, by `NUM_DRAWS` draws."""
+        return _central(self.sample(NUM_DRAWS, seed).numpy(), level)
+
     def summary(self, y: Tensor, *, level: float = LEVEL, seed: int = SEED) -> Summary:
         """What a record keeps of a regression: nll, exact; rmse of the mean, or of the median where there is no mean; crps and
         `coverage_95` by `NUM_DRAWS` draws of each example. All in units of the target, with intervals over examples.
@@ -88,8 +92,7 @@ class Mixture:
         target, log_prob = y.double().numpy(), self.log_prob(y).numpy()
         count = int(np.clip(HELD // target.size, 256, NUM_DRAWS))
         drawn = np.sort(self.sample(count, seed).numpy(), axis=0)
-        # Between two of K draws that have j between them lies j / (K + 1) of the distribution (Weibull's plotting positions).
-        low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0, method="weibull")
+        low, high = _central(drawn, level)
         error, crps = (target - self.centre(drawn)) ** 2, crps_of_draws(drawn, target)
         covered = ((low <= target) & (target <= high)).astype(np.float64)
         return {"rmse": error, "nll": -log_prob, "crps": crps}, covered
@@ -109,6 +112,12 @@ class Mixture:
     def _flat(self, drawn: Tensor) -> Tensor:
         """`(S, n, 1)` of a likelihood that keeps a last column -> `(S, n)`, unless that is what its scales are of."""
         return drawn.squeeze(-1) if drawn.dim() == 3 and drawn.shape[-1] == 1 and not self.scale.dim() else drawn
+
+
+def _central(drawn: NDArray[np.float64], level: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Between two of K draws that have j between them lies j / (K + 1) of the distribution (Weibull's plotting positions)."""
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0, method="weibull")
+    return low, high
 
 
 def by_row(scores: dict[str, Floats], covered: Floats) -> tuple[dict[str, Floats], Floats]:

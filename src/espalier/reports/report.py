@@ -164,7 +164,8 @@ def rate_found(look: Look) -> str:
         return said
     return (
         f"{said} That is next to none: masks cost more here than they give, as they do where a network is far from fitting its "
-        "training rows, and in small regressions. The draws hardly differ, and what they disagree by says little; RigL is the "
+        "training rows, and in small regressions; or there were too few looks to tell, as in a "
+        "training of a thousand steps. The draws hardly differ, and what they disagree by says little; RigL is the "
         "same network at less work."
     )
 

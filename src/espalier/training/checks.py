@@ -14,6 +14,7 @@ from espalier import nested
 from espalier.contracts import Data
 from espalier.likelihoods import Categorical, matched, plain
 from espalier.network import BayesianNetwork, copied, evaluating
+from espalier.prediction import batchnorm
 from espalier.prediction.mixture import check_support
 from espalier.prediction.predict import to_device
 from espalier.randomness import forked
@@ -37,6 +38,20 @@ def check_buffers(model: BayesianNetwork, data: Data) -> None:
              and not torch.allclose(buffer, before[name], rtol=0, atol=0, equal_nan=True)]  # fmt: skip
     if moved and len(said) == 2 and any(not torch.equal(one, other) for one, other in zip(*said, strict=True)):
         raise ValueError(f"expected buffers that training moves in the network's state, but {moved[0]} is not: persistent=True")
+
+
+@torch.no_grad()
+def check_single(model: BayesianNetwork, data: Data) -> None:
+    """Raises ValueError for batch norm that has no more than one value, of batches of one example: an image may have more."""
+    if not batchnorm.has_batchnorm(model):
+        return
+    twin, x = copied(model), to_device(data.train.x[torch.arange(1)], model.initial.device)
+    with forked(model.initial.device):
+        try:
+            twin.train()
+            twin.evaluate(twin.initial, x)
+        except ValueError as error:
+            raise ValueError("expected batches of two examples or more for batch norm, got one: raise batch_size") from error
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from espalier.network import BayesianNetwork, copied, evaluating
 from espalier.prediction.predict import to_device
 from espalier.randomness import forked
 from espalier.training import rates
-from espalier.training.checks import check_buffers, check_fit
+from espalier.training.checks import check_buffers, check_fit, check_single
 from espalier.training.stopping import check_patience
 from espalier.training.streams import Streams, find_device, one_at_a_time
 
@@ -232,9 +232,8 @@ def prepare(
         raise ValueError(f"expected a network whose state is tensors, but {extra[0]} is none: take get_extra_state out of it")
     if training.mixup and not all(leaf.is_floating_point() for leaf in nested.leaves(data.example())):
         raise ValueError(f"expected inputs that are real numbers to mix, but {data.name} has whole ones: leave mixup at 0")
-    flat = any(isinstance(part, nn.BatchNorm1d) for part in model.net.modules())  # of one row others have a value a pixel
-    if min(training.batch_size, len(data.train.y)) == 1 and flat and len(data.shape) == 1:
-        raise ValueError("expected batches of two examples or more for batch norm, got one: raise batch_size")
+    if min(training.batch_size, len(data.train.y)) == 1:
+        check_single(model, data)
     check_buffers(model, data)
     for name, module in model.net.named_modules():
         if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse:

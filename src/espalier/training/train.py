@@ -222,7 +222,8 @@ def validation_scores(outcome: dist.TorchDistribution, data: Data) -> dict[str, 
         log_prob = said.log_prob(targets)
         error = targets.numpy() - said.centre(said.sample(256).numpy())
         nll = -float(log_prob.mean()) / targets[0].numel()  # of several targets a row, each
-        scores = {"validation_rmse": float(np.sqrt(np.mean(error**2))), "validation_nll": nll}
+        most = max(float(np.abs(error).max()), np.finfo(np.float64).tiny)  # in whose unit no square overflows
+        scores = {"validation_rmse": most * float(np.sqrt(np.mean((error / most) ** 2))), "validation_nll": nll}
         finite = all(np.isfinite(list(scores.values())))
     else:
         parameters, labels = parameters_of(outcome).flatten(0, -2).numpy(), data.validation.y.flatten().long().numpy()
