@@ -119,10 +119,10 @@ class Summary(NamedTuple):
 def example_counts(num_examples: int, num_resamples: int = NUM_RESAMPLES, seed: int = SEED) -> NDArray[np.float32]:
     """How often each example is in each resample of all, `(R, n)`: the same for every arm that is compared."""
     rng = np.random.default_rng(seed)
-    draws = (
-        np.bincount(rng.integers(num_examples, size=num_examples), minlength=num_examples) for _ in range(num_resamples)
-    )
-    return np.stack([draw.astype(np.float32) for draw in draws])
+    counts = np.empty((num_resamples, num_examples), np.float32)
+    for row in counts:
+        row[:] = np.bincount(rng.integers(num_examples, size=num_examples), minlength=num_examples)
+    return counts
 
 
 def values(scores: Scores | RegressionScores) -> dict[str, Floats]:
