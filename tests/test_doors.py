@@ -69,7 +69,7 @@ DOORS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a frame": (lambda _: trained("mlp")[0].predict(pd.DataFrame(X)), r"expected inputs as the network takes them, got a pand"),
     "no seed": (lambda _: begun(seed=-1), "expected a seed of 0 or more, a whole number, got -1"),
     "a seed in words": (lambda _: begun(seed="1"), "expected a seed of 0 or more, a whole number, got '1'"),
-    "half a particle": (lambda _: begun(num_particles=1.5), "expected num_particles of 1 to"),
+    "half a particle": (lambda _: begun(num_particles=1.5), "expected num_particles as a whole number, got 1.5"),
     "one row for batch norm": (lambda _: begun(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)), batch_size=1),
                                "expected batches of two examples or more for batch norm, got one"),
     "a batch in words": (lambda _: begun(batch_size="8"), "expected batch_size as a whole number, got '8'"),
@@ -108,7 +108,7 @@ DOORS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "an option twice": (lambda _: SparseBayesianClassifier(options={"sparsity": 0.5}).fit(X, Y),
                         "expected options without a parameter of the estimator's own, got 'sparsity': say it by that"),
     "no fraction": (lambda _: begun(infer=distilled, average_from=float("nan"), drop_rate=0.1), "expected average_from in"),
-    "half an epoch": (lambda _: begun(infer=distilled, distill_epochs=1.2, drop_rate=0.1), "expected whole distill_epochs"),
+    "half an epoch": (lambda _: begun(infer=distilled, distill_epochs=1.2, drop_rate=0.1), "expected distill_epochs as a whole"),
     "half a row": (lambda _: begun(infer=searched, search_rows=1.5), "expected whole rows and steps of at least 1"),
     "patience without rows, later": (lambda _: begun(infer=espn, form="rewind", patience=2, whole=True), "validation split"),
     "groups alone": (lambda _: by_groups({}, regression()[0], np.zeros(3)),  # type: ignore[arg-type]

@@ -30,7 +30,9 @@ MUTATIONS: dict[str, dict[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 CODE_MUTATIONS: Rewrites = {
-    "moments-products": {"known inputs": Rewrite(moments._product, " else variance + of(b, m.square(), None)", " else variance")},
+    "moments-products": {
+        "known inputs": Rewrite(moments._product, " else variance + of(b, _squared(m), None)", " else variance")
+    },
     "moments-relu": {"no density": Rewrite(moments._relu, ".mul_(1 / math.sqrt(2 * math.pi))", ".mul_(0.3)")},
 }  # fmt: skip
 

@@ -303,7 +303,11 @@ def test_a_network_whose_outputs_are_not_the_classes_is_refused_before_any_work(
 ) -> None:
     model, infer = BayesianNetwork(net(outputs), likelihood=likelihood), shelf.load("inference", "rigl")
     hard, soft = (Training(epochs=1, batch_size=BATCH, device="cpu", **own) for own in ({}, options))
-    infer(model, data(classes), training=hard, delta_t=2)  # hard labels it takes
+    if outputs == 1:
+        infer(model, data(classes), training=hard, delta_t=2)  # hard labels it takes
+    else:
+        with pytest.raises(ValueError, match="expected a network with 3 outputs for the classes of tiny, got 5: give it as many"):
+            infer(model, data(classes), training=hard, delta_t=2)
     with pytest.raises(ValueError, match=f"expected a categorical likelihood with one output for each of {classes} cla") as info:
         infer(model, data(classes), training=soft, delta_t=2)
     assert "Trace Shapes" not in str(info.value)  # Pyro adds this to what goes wrong inside a step

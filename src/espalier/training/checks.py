@@ -81,7 +81,7 @@ def check_fit(model: BayesianNetwork, data: Data, soft: bool = False) -> None:
             "expected a network that leaves its inputs as they are, but it writes into them, and so into the data: give its "
             "first in-place operation a .clone()"
         )
-    _check_depends(model, x)
+    _check_depends(copied(model), x)  # which may keep what it computes, and could not be copied with a graph
     said = type(outcome).__name__
     if not callable(getattr(outcome, "shape", None)):
         kind = f"{type(outcome).__module__}.{said}"
@@ -115,7 +115,8 @@ def check_fit(model: BayesianNetwork, data: Data, soft: bool = False) -> None:
     if isinstance(outcome, dist.Categorical) and (found := outcome.probs.shape[-1]) != labels and (
         found < (labels or 0) or type(model.likelihood) is Categorical
     ):
-        raise ValueError(f"expected a network with {labels} outputs for the classes of {data.name}, got {found}")
+        more = "" if found < (labels or 0) else ": give it as many, or name all that there may be in classes"
+        raise ValueError(f"expected a network with {labels} outputs for the classes of {data.name}, got {found}{more}")
     if type(model.likelihood) is Categorical and isinstance(output, Tensor) and _are_chances(output):
         warnings.warn(
             "the network's outputs are chances that sum to one, where the categorical likelihood takes logits: leave its softmax "

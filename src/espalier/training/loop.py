@@ -95,7 +95,7 @@ class Loop:
         if moving:
             self.finite.settle()
             gradient = distributed.mean(self.guide.gradient())
-            if not torch.isfinite(gradient.sum(dtype=torch.float64)):  # of a finite loss it need not be
+            if not torch.isfinite(gradient.sum()):  # of a finite loss it need not be
                 raise RuntimeError(
                     f"the gradient stopped being finite at step {self.taken}: lower the learning_rate or add warmup"
                 )
