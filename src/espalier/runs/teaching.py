@@ -54,7 +54,7 @@ def distil(
         more = found.prepared(data)
     _check_new(out, told)
     repeats = not others and more is None and recipe.inference in ("cigl", "distilled") and fits[0].masked
-    lessons = Lessons(epochs, learning_rate, masks)
+    lessons = Lessons(epochs, learning_rate, masks).plain()
     recipe = as_distilled(recipe, lessons) if repeats else recipe
     training = Training(**recipe.of("training"))
     for fit in fits:

@@ -26,14 +26,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import islice
-from numbers import Integral
 from typing import Any, NamedTuple
 
 import pyro
-import pyro.distributions as dist
 import torch
 from torch import Tensor
 
@@ -176,9 +174,9 @@ def check(model: BayesianNetwork, data: Data, several: bool, lessons: Lessons) -
             "expected a drop_rate above 0, or several runs: without random masks there is one network and nothing to distill"
         )
     epochs, learning_rate, masks = lessons
-    if not 0 <= epochs <= MOST_EPOCHS or epochs % 1 or not (learning_rate is None or 0 < learning_rate < math.inf):
+    if not 0 <= epochs <= MOST_EPOCHS or not (learning_rate is None or 0 < learning_rate < math.inf):
         raise ValueError(f"expected whole distill_epochs of at least 0 and a rate above 0, got {epochs} and {learning_rate}")
-    if isinstance(masks, bool) or not isinstance(masks, Integral) or not 0 <= int(masks) <= MOST_PARTICLES:
+    if not 0 <= masks <= MOST_PARTICLES:
         raise ValueError(
             f"expected distill_masks of 0, by moments, to {MOST_PARTICLES}, draws whose mean a student is told, got {masks}"
         )
@@ -225,7 +223,9 @@ def _distill(
                 nets.enter_context(distributed.synchronised(teacher.fit.model.net, streams.device))
             running = islice(mingled(sources, training, streams), steps - student.taken)
             while some := [*islice(running, together)]:
-                for x, told in zip(some, _told(teachers, some, streams, student.taken), strict=True):
+                with _refused(teachers):
+                    every = teachers.tell(some, streams.mask, student.taken)
+                for x, told in zip(some, every, strict=True):
                     losses.append(student.learn(x, told, fit.dense))
                     watch.on_step(Info(before["step"] + student.taken, losses[-1], -losses[-1], torch.zeros(()), 0))
         student.finite.settle()
@@ -234,7 +234,8 @@ def _distill(
         history.append(row | _validate(fit, data, *student.network()))
         stopped = distributed.first_said(watch.on_epoch(history[-1]))
         watch.keep(partial(_checkpoint, student, streams, history, stopped, asked))
-    reached, ticket = settle(teachers, data, student)
+    with _refused(teachers):
+        reached, ticket = settle(teachers, data, student)
     if not reached <= ticket + WORSE * max(1.0, abs(ticket)):
         raise Refused(
             f"the distilled net ended farther from its teacher than the ticket, {reached:.4g} against {ticket:.4g} nats: "
@@ -254,10 +255,11 @@ def batches_at_once(data: Data, training: Training) -> int:
     return max(1, min(TOGETHER, NUMBERS // max(1, numbers)) // training.batch_size)
 
 
-def _told(teachers: Teachers, batches: Sequence[Any], streams: Streams, step: int) -> list[list[dist.TorchDistribution]]:
-    """`Teachers.tell`. Raises Refused where moments fail there: a network may go by the number of rows."""
+@contextmanager
+def _refused(teachers: Teachers) -> Iterator[None]:
+    """Raises Refused where moments fail: a network may go by the number of rows."""
     try:
-        return teachers.tell(batches, streams.mask, step)
+        yield
     except (ValueError, RuntimeError) as why:
         if teachers.masks:
             raise
